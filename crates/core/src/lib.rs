@@ -1,1 +1,20 @@
-//! Table of contents.
+//! What Dispatch decides, without touching the world: no I/O, no async, no clock (I1).
+//! Same input, same output. Read the modules in this order.
+//!
+//! * [`id`] names; [`task`] what was asked; [`outcome`] how a run ends; [`run`] the table of life
+//! * event everything that can happen; state the fold of it
+//! * schedule who may start; verdict how a run ended; checks what must pass
+//! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
+//! * prompt what an agent is given; [`limits`] every limit; config the settings
+
+pub mod drivers;
+pub mod id;
+pub mod job;
+pub mod limits;
+pub mod outcome;
+pub mod run;
+pub mod task;
+pub mod update;
+
+/// Unix time in milliseconds. Core never reads a clock; the caller says what time it is.
+pub type Millis = u64;

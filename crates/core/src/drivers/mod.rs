@@ -1,0 +1,109 @@
+//! How to speak to a kind of agent: sans-I/O machines (I6). Lines in; updates and bytes out.
+//! Must not touch the world, read a clock or make ids up other than by counting: on re-attachment a
+//! fresh driver replays the whole output and must come to the same steps.
+//!
+//! To add one: a file with a `Driver`, a row in [`DriverKind`], a golden transcript in `testdata/`,
+//! an `[agents.*]` table in `defaults.toml`.
+
+mod plain;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    job::Stdin,
+    update::{Said, Update},
+};
+
+/// What a driver is asked to open.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    pub prompt: &'a str,
+    pub program: &'a str,
+    /// From the agent's table, put where the CLI takes options.
+    pub args: &'a [String],
+    /// The task's private home, for CLIs that have a variable of their own for it.
+    pub home: &'a str,
+    /// The session of an earlier run in the same workspace.
+    pub resume: Option<&'a str>,
+    /// `true` where no fence of ours stands around the job, so that the CLI's own must.
+    pub unfenced: bool,
+}
+
+/// How to start it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub stdin: Stdin,
+    /// For [`Stdin::Open`]: what is said first. Never in argv (I12).
+    pub first: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Whole, and kept in the log.
+    Said(Update),
+    /// For whoever is looking; nothing depends on it.
+    Live(String),
+    /// For its standard input.
+    Send(Vec<u8>),
+    CloseInput,
+    /// It has said its last word. The supervisor closes the input and sees that it leaves.
+    Done,
+}
+
+/// How to speak to one kind of agent. Owns protocol state, touches nothing, deterministic.
+pub trait Driver: Send + fmt::Debug {
+    fn open(&mut self, ask: &Ask<'_>) -> Opening;
+    /// One line of its standard output, without the line end.
+    fn hear(&mut self, line: &str) -> Vec<Step>;
+    /// A message for a running agent; `None`: it cannot be spoken to while it runs.
+    fn say(&mut self, text: &str) -> Option<Vec<u8>>;
+    /// Its last word: the second witness. Called once, after the exit.
+    fn close(&mut self) -> Said;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverKind {
+    Plain,
+}
+
+impl DriverKind {
+    #[must_use]
+    pub fn driver(self) -> Box<dyn Driver> {
+        match self {
+            Self::Plain => Box::<plain::Plain>::default(),
+        }
+    }
+}
+
+/// The last bytes of a text that keeps growing, cut at a character.
+#[derive(Debug, Default)]
+struct Tail(String);
+
+const TAIL_BYTES_MAX: usize = 4096;
+
+impl Tail {
+    fn push_line(&mut self, line: &str) {
+        let mut from = line.len().saturating_sub(TAIL_BYTES_MAX);
+        while !line.is_char_boundary(from) {
+            from += 1;
+        }
+        self.0.push_str(&line[from..]);
+        self.0.push('\n');
+        if self.0.len() > 2 * TAIL_BYTES_MAX {
+            let mut cut = self.0.len() - TAIL_BYTES_MAX;
+            while !self.0.is_char_boundary(cut) {
+                cut += 1;
+            }
+            self.0.drain(..cut);
+        }
+    }
+
+    fn text(&self) -> String {
+        self.0.trim().to_owned()
+    }
+}

@@ -1,0 +1,177 @@
+//! What a site can start and what can be told to it: plain data, no handle.
+//! Must not know agents, git or tasks.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Millis,
+    id::{BadId, CheckName, RunId},
+    limits::JobLimits,
+    outcome::Stop,
+};
+
+/// Which of a run's jobs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    Agent,
+    Check(CheckName),
+    /// Brings the agent's commits out of its repository as a bundle.
+    Seal,
+    Sidecar,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent => f.write_str("agent"),
+            Self::Check(name) => write!(f, "check.{name}"),
+            Self::Seal => f.write_str("seal"),
+            Self::Sidecar => f.write_str("sidecar"),
+        }
+    }
+}
+
+impl FromStr for Part {
+    type Err = BadId;
+
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        match text {
+            "agent" => Ok(Self::Agent),
+            "seal" => Ok(Self::Seal),
+            "sidecar" => Ok(Self::Sidecar),
+            other => match other.strip_prefix("check.") {
+                Some(name) => Ok(Self::Check(name.parse()?)),
+                None => Err(BadId {
+                    what: "a job's part",
+                    text: text.into(),
+                    rule: "agent, check.NAME, seal or sidecar",
+                }),
+            },
+        }
+    }
+}
+
+/// A started argv: the whole name of a job, on every site.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId {
+    pub run: RunId,
+    pub part: Part,
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.run, self.part)
+    }
+}
+
+/// What a job's standard input is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdin {
+    #[default]
+    Null,
+    /// These bytes, then end of file.
+    Bytes(Vec<u8>),
+    /// Open for [`Order::Say`], until [`Order::CloseInput`].
+    Open,
+}
+
+/// One argv with all it needs. Secrets are in `env` only, and named in `secrets` so that the
+/// keeper can mask their values in the output; it travels on a pipe, never on disk or in argv.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invocation {
+    pub argv: Vec<String>,
+    /// The whole environment: nothing is inherited.
+    pub env: BTreeMap<String, String>,
+    /// Names in `env` whose values are masked in the output.
+    pub secrets: Vec<String>,
+    pub cwd: PathBuf,
+    pub stdin: Stdin,
+    pub limits: JobLimits,
+}
+
+impl fmt::Debug for Invocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invocation")
+            .field("argv", &self.argv)
+            .field("env", &self.env.keys().collect::<Vec<_>>())
+            .field("cwd", &self.cwd)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far a reader has come in a job's output, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offset {
+    pub out: u64,
+    pub err: u64,
+    pub input: u64,
+}
+
+/// How the program itself ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+/// The keeper's whole account of an end; the content of the `exit` file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    pub exit: Exit,
+    /// Set when we ended it, so that the exit is not taken for a witness.
+    pub stopped: Option<Stop>,
+    pub started_at: Millis,
+    pub ended_at: Millis,
+    pub out_bytes: u64,
+    pub err_bytes: u64,
+    /// Processes that outlived the program and had to be killed.
+    pub leftovers: u32,
+    /// What could not be done as promised, for a person to read.
+    pub problems: Vec<String>,
+}
+
+/// What can be told to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Bytes for its standard input. The id makes it once-only: a keeper ignores one it has.
+    Say {
+        id: u64,
+        bytes: Vec<u8>,
+    },
+    CloseInput,
+    /// Ask it to end, and kill it when `grace_ms` are over.
+    Stop {
+        why: Stop,
+        grace_ms: u64,
+    },
+    Kill {
+        why: Stop,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_round_trip() {
+        let check: CheckName = "rust".parse().unwrap();
+        for part in [Part::Agent, Part::Check(check), Part::Seal, Part::Sidecar] {
+            assert_eq!(part.to_string().parse(), Ok(part));
+        }
+        assert!("check.../x".parse::<Part>().is_err());
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let job = Invocation {
+            env: BTreeMap::from([("KEY".into(), "hunter2".into())]),
+            ..Invocation::default()
+        };
+        assert!(!format!("{job:?}").contains("hunter2"));
+    }
+}

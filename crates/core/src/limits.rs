@@ -1,0 +1,83 @@
+//! Every limit, with its unit in its name. Defaults are in `defaults.toml`, not here.
+//! Must not enforce anything: the keeper, the engine and the doors do.
+
+use serde::{Deserialize, Serialize};
+
+/// What a keeper enforces for one job, even when the engine is dead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobLimits {
+    pub wall_clock_ms: u64,
+    /// Longest time without a byte of output.
+    pub idle_ms: u64,
+    /// Standard output and error together.
+    pub output_bytes: u64,
+    /// From the polite request to the kill.
+    pub grace_ms: u64,
+}
+
+/// `[limits]`: what no request can raise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    pub wall_clock_s: u64,
+    pub idle_s: u64,
+    pub output_bytes: u64,
+    pub grace_s: u64,
+    /// From an agent's last word to the stop ladder.
+    pub linger_s: u64,
+    pub check_wall_clock_s: u64,
+    pub queue_max: usize,
+    pub runs_max: u32,
+    pub task_bytes: usize,
+    pub updates_bytes: u64,
+    pub line_bytes: usize,
+    pub snapshot_bytes: u64,
+    pub snapshot_file_bytes: u64,
+    pub snapshot_files: usize,
+    pub diff_bytes: usize,
+    pub disk_free_min_bytes: u64,
+}
+
+impl Limits {
+    /// Problems with the numbers, each for a person to read.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let numbers = [
+            ("wall_clock_s", self.wall_clock_s),
+            ("idle_s", self.idle_s),
+            ("output_bytes", self.output_bytes),
+            ("check_wall_clock_s", self.check_wall_clock_s),
+            ("queue_max", self.queue_max as u64),
+            ("runs_max", u64::from(self.runs_max)),
+            ("task_bytes", self.task_bytes as u64),
+            ("line_bytes", self.line_bytes as u64),
+            ("snapshot_bytes", self.snapshot_bytes),
+            ("snapshot_files", self.snapshot_files as u64),
+        ];
+        let zero = |(name, value): &(&str, u64)| {
+            (*value == 0).then(|| {
+                format!("limits.{name} is 0; nothing could ever run: give a positive number")
+            })
+        };
+        numbers.iter().filter_map(zero).collect()
+    }
+
+    #[must_use]
+    pub fn agent_job(&self) -> JobLimits {
+        JobLimits {
+            wall_clock_ms: self.wall_clock_s * 1000,
+            idle_ms: self.idle_s * 1000,
+            output_bytes: self.output_bytes,
+            grace_ms: self.grace_s * 1000,
+        }
+    }
+
+    #[must_use]
+    pub fn check_job(&self) -> JobLimits {
+        JobLimits {
+            wall_clock_ms: self.check_wall_clock_s * 1000,
+            idle_ms: self.check_wall_clock_s * 1000,
+            ..self.agent_job()
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! How a run ends: enums with data, never a string or a bool.
+//! Must not decide which one applies; `verdict` does.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Millis;
+
+/// Why we ended a job, when it did not end by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    ByPerson,
+    WallClock {
+        limit_ms: u64,
+    },
+    Idle {
+        limit_ms: u64,
+    },
+    OutputBytes {
+        limit_bytes: u64,
+    },
+    Budget,
+    Shutdown,
+    /// It had said its last word and did not leave by itself.
+    Lingered,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ByPerson => f.write_str("stopped by a person"),
+            Self::WallClock { limit_ms } => {
+                write!(
+                    f,
+                    "ran longer than its wall clock limit of {} s",
+                    limit_ms / 1000
+                )
+            }
+            Self::Idle { limit_ms } => write!(f, "said nothing for {} s", limit_ms / 1000),
+            Self::OutputBytes { limit_bytes } => {
+                write!(f, "wrote more than its output limit of {limit_bytes} bytes")
+            }
+            Self::Budget => f.write_str("spent its budget"),
+            Self::Shutdown => f.write_str("stopped because Dispatch was told to shut down"),
+            Self::Lingered => f.write_str("did not leave after its last word"),
+        }
+    }
+}
+
+/// What went wrong, typed so that a retry can be decided without reading prose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    Prepare {
+        reason: String,
+    },
+    Start {
+        reason: String,
+    },
+    Exit {
+        code: i32,
+        said: String,
+    },
+    Signal {
+        signal: i32,
+    },
+    /// The provider said "not now"; `retry_at` is when it said to come back.
+    RateLimited {
+        retry_at: Option<Millis>,
+        said: String,
+    },
+    Auth {
+        said: String,
+    },
+    Model {
+        said: String,
+    },
+    /// The agent broke the protocol its driver speaks, its missing last word included.
+    Protocol {
+        reason: String,
+    },
+    /// It ended well, but a change was expected and none was made.
+    NothingChanged {
+        said: String,
+    },
+    /// It ended well, but a report was expected and nothing was said.
+    NothingSaid,
+    Checks {
+        failed: Vec<String>,
+    },
+    /// The result could not be kept.
+    Seal {
+        reason: String,
+    },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quote = |f: &mut fmt::Formatter<'_>, said: &str| {
+            if said.is_empty() {
+                Ok(())
+            } else {
+                write!(f, ": {said}")
+            }
+        };
+        match self {
+            Self::Prepare { reason } => write!(f, "could not prepare the workspace: {reason}"),
+            Self::Start { reason } => write!(f, "could not start the agent: {reason}"),
+            Self::Exit { code, said } => {
+                write!(f, "the agent exited with code {code}")?;
+                quote(f, said)
+            }
+            Self::Signal { signal } => write!(f, "the agent was killed by signal {signal}"),
+            Self::RateLimited { said, .. } => {
+                f.write_str("rate limited by the provider")?;
+                quote(f, said)
+            }
+            Self::Auth { said } => {
+                f.write_str("the agent could not log in")?;
+                quote(f, said)
+            }
+            Self::Model { said } => {
+                f.write_str("the model failed")?;
+                quote(f, said)
+            }
+            Self::Protocol { reason } => write!(f, "the agent broke its protocol: {reason}"),
+            Self::NothingChanged { said } => {
+                f.write_str("nothing changed in the workspace")?;
+                quote(f, said)?;
+                f.write_str(
+                    " (if no change was wanted, dispatch with --expects report or --expects either)",
+                )
+            }
+            Self::NothingSaid => f.write_str("the agent ended without saying anything"),
+            Self::Checks { failed } => write!(f, "check failed: {}", failed.join(", ")),
+            Self::Seal { reason } => write!(f, "the result could not be kept: {reason}"),
+        }
+    }
+}
+
+/// How a run ended. Unknown is never success: what was not seen is `Lost`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Completed {
+        summary: String,
+    },
+    Blocked {
+        question: String,
+    },
+    Failed(Failure),
+    Stopped(Stop),
+    /// The end was not seen: the keeper died without leaving an exit.
+    Lost,
+}
+
+impl Outcome {
+    /// The word used in JSON and on the screen.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Completed { .. } => "completed",
+            Self::Blocked { .. } => "blocked",
+            Self::Failed(_) => "failed",
+            Self::Stopped(_) => "stopped",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// One sentence for a person.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Completed { summary } => summary.clone(),
+            Self::Blocked { question } => question.clone(),
+            Self::Failed(failure) => failure.to_string(),
+            Self::Stopped(stop) => stop.to_string(),
+            Self::Lost => "the end was not seen: the process that kept the job died".into(),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What was asked: one typed request, correct by construction once it exists.
+//! Must not hold an `Option` that means "the default": defaults are applied before.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AgentName, CheckName, PoolName, SiteName, TaskId, WorkspaceName, slug};
+
+/// What a good end looks like: a coder changes something, a reviewer says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expects {
+    Change,
+    Report,
+    Either,
+}
+
+/// Where the work starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Base {
+    /// What the repository has checked out, or its default branch.
+    Head,
+    Branch {
+        name: String,
+    },
+}
+
+/// Which checks must pass after the agent is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChecksAsked {
+    /// By what lies in the base commit.
+    Detect,
+    Named(Vec<CheckName>),
+    None,
+}
+
+/// How a job is fenced. Until the cage lands there is one way, and every surface shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wrap {
+    /// No fence at all.
+    Host,
+}
+
+/// Sites to try in order, and the wrap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    pub sites: Vec<SiteName>,
+    pub wrap: Wrap,
+}
+
+impl Placement {
+    /// The word used in JSON and on the screen.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self.wrap {
+            Wrap::Host => "host",
+        }
+    }
+}
+
+/// Who the work is for, as the caller knows it; kept and shown, never interpreted here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Labels {
+    pub org: Option<String>,
+    pub issue: Option<u64>,
+    pub pr: Option<u64>,
+    pub tag: Option<String>,
+}
+
+/// What a person or an agent asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    pub title: String,
+    pub text: String,
+    /// An absolute path or a URL.
+    pub repo: String,
+    pub base: Base,
+    pub agent: AgentName,
+    pub pool: PoolName,
+    pub placement: Placement,
+    pub expects: Expects,
+    pub checks: ChecksAsked,
+    /// Asked for by name: two live tasks never share it.
+    pub workspace: Option<WorkspaceName>,
+    pub parent: Option<TaskId>,
+    pub labels: Labels,
+}
+
+const TITLE_CHARS_MAX: usize = 72;
+const SLUG_CHARS_MAX: usize = 24;
+
+/// The first line of a task's text, shortened for lists.
+#[must_use]
+pub fn title_of(text: &str) -> String {
+    let line = text
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("(no text)");
+    let clean: String = line.chars().filter(|c| !c.is_control()).collect();
+    if clean.chars().count() <= TITLE_CHARS_MAX {
+        return clean;
+    }
+    let cut: String = clean.chars().take(TITLE_CHARS_MAX - 1).collect();
+    format!("{}…", cut.trim_end())
+}
+
+impl TaskSpec {
+    /// The branch of the result. Its prefix of the id is fixed when the task is made.
+    #[must_use]
+    pub fn branch(&self, id_prefix: &str) -> String {
+        format!("dispatch/{}-{id_prefix}", slug(&self.title, SLUG_CHARS_MAX))
+    }
+
+    /// The folder of the workspace: the name asked for, else one that only this task has.
+    #[must_use]
+    pub fn workspace_name(&self, id_prefix: &str) -> String {
+        match &self.workspace {
+            Some(name) => name.to_string(),
+            None => format!("{}-{id_prefix}", slug(&self.title, SLUG_CHARS_MAX)),
+        }
+    }
+
+    /// A short name of the repository for people.
+    #[must_use]
+    pub fn repo_name(&self) -> &str {
+        let trimmed = self.repo.trim_end_matches('/');
+        let last = trimmed.rsplit(['/', ':']).next().unwrap_or(trimmed);
+        last.strip_suffix(".git").unwrap_or(last)
+    }
+}

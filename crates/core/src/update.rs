@@ -1,0 +1,108 @@
+//! What an agent says, in our words, whatever CLI it is.
+//! Must not hold anything a driver needs to go on; that stays in the driver.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Millis;
+
+/// Something an agent said, normalized and kept: stored by task and output offset, not folded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Update {
+    Session {
+        id: String,
+    },
+    Text {
+        text: String,
+    },
+    Thinking {
+        text: String,
+    },
+    ToolCall {
+        id: String,
+        name: String,
+        input: String,
+    },
+    ToolResult {
+        id: String,
+        output: String,
+        failed: bool,
+    },
+    /// It asked for permission; what was answered.
+    Asked {
+        tool: String,
+        input: String,
+        allowed: bool,
+    },
+    Usage(Usage),
+    /// The CLI is trying again by itself.
+    Retrying {
+        attempt: u32,
+        status: Option<u16>,
+        delay_ms: Option<u64>,
+        reason: String,
+    },
+    Notice {
+        text: String,
+    },
+}
+
+impl Update {
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Session { .. } => "session",
+            Self::Text { .. } => "text",
+            Self::Thinking { .. } => "thinking",
+            Self::ToolCall { .. } => "tool_call",
+            Self::ToolResult { .. } => "tool_result",
+            Self::Asked { .. } => "asked",
+            Self::Usage(_) => "usage",
+            Self::Retrying { .. } => "retrying",
+            Self::Notice { .. } => "notice",
+        }
+    }
+}
+
+/// Tokens and money of one run, as the agent reported them; absent is not zero.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    pub input_tokens: Option<u64>,
+    pub output_tokens: Option<u64>,
+    pub cache_read_tokens: Option<u64>,
+    pub cache_write_tokens: Option<u64>,
+    pub cost_usd: Option<f64>,
+    pub turns: Option<u32>,
+}
+
+/// What the agent said last: the second witness.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    pub last: LastWord,
+    /// Its final text, or the tail of its output where it has no such thing.
+    pub text: String,
+    pub session: Option<String>,
+    pub usage: Option<Usage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LastWord {
+    /// It has no way to say how it went (plain programs): the exit code must speak.
+    NoProtocol,
+    /// It said that it is done.
+    Done,
+    /// It asked something only a person can answer.
+    Asked {
+        question: String,
+    },
+    RateLimited {
+        retry_after_ms: Option<u64>,
+        retry_at: Option<Millis>,
+    },
+    Auth,
+    Model,
+    /// It stopped short of an end its protocol promises.
+    Missing {
+        expected: &'static str,
+    },
+}
