@@ -2,19 +2,26 @@
 //! Same input, same output. Read the modules in this order.
 //!
 //! * [`id`] names; [`task`] what was asked; [`outcome`] how a run ends; [`run`] the table of life
-//! * event everything that can happen; state the fold of it
-//! * schedule who may start; verdict how a run ended; checks what must pass
+//! * [`event`] everything that can happen; [`state`] the fold of it
+//! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
-//! * prompt what an agent is given; [`limits`] every limit; config the settings
+//! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
+pub mod checks;
+pub mod config;
 pub mod drivers;
+pub mod event;
 pub mod id;
 pub mod job;
 pub mod limits;
 pub mod outcome;
+pub mod prompt;
 pub mod run;
+pub mod schedule;
+pub mod state;
 pub mod task;
 pub mod update;
+pub mod verdict;
 
 /// Unix time in milliseconds. Core never reads a clock; the caller says what time it is.
 pub type Millis = u64;

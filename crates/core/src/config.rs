@@ -1,0 +1,522 @@
+//! The settings: layers of TOML in, one resolved `Config` or every problem at once out.
+//! Must not read files, the environment or HOME: the caller hands texts in. No default is in code.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use toml::{Table, Value};
+
+use crate::{
+    checks::Checks,
+    drivers::DriverKind,
+    id::{AgentName, PoolName, SiteName},
+    limits::Limits,
+    schedule::{Pool, Pools},
+    task::{Expects, Placement, Wrap},
+};
+
+/// The only place of defaults; also the reference manual.
+pub const DEFAULTS_TOML: &str = include_str!("defaults.toml");
+
+/// Something wrong in a layer, for a person to mend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Dotted path of the key or table, and the layer it came from.
+    pub at: String,
+    pub source: String,
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.source, self.at, self.what)
+    }
+}
+
+/// A value of an agent's environment.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Value")]
+pub enum EnvValue {
+    Literal(String),
+    /// From the environment of whoever dispatches; a secret as far as we know.
+    From {
+        var: String,
+        optional: bool,
+    },
+}
+
+impl TryFrom<Value> for EnvValue {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let rule = "a value is text, or { from = \"VAR\", optional = true }";
+        match value {
+            Value::String(text) => Ok(Self::Literal(text)),
+            Value::Table(mut table) => {
+                let var = match table.remove("from") {
+                    Some(Value::String(var)) if !var.is_empty() => var,
+                    _ => return Err(rule.into()),
+                };
+                let optional = match table.remove("optional") {
+                    None => false,
+                    Some(Value::Boolean(optional)) => optional,
+                    Some(_) => return Err(rule.into()),
+                };
+                if table.is_empty() {
+                    Ok(Self::From { var, optional })
+                } else {
+                    Err(rule.into())
+                }
+            }
+            _ => Err(rule.into()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlacementName {
+    Host,
+}
+
+impl PlacementName {
+    /// Nothing registered means this machine.
+    #[must_use]
+    pub fn resolve(self, sites: Vec<SiteName>) -> Placement {
+        match self {
+            Self::Host => Placement {
+                sites,
+                wrap: Wrap::Host,
+            },
+        }
+    }
+}
+
+/// One `[agents.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentProfile {
+    pub driver: DriverKind,
+    pub program: String,
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvValue>,
+    pub pool: PoolName,
+    pub placement: PlacementName,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PoolTable {
+    slots: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskDefaults {
+    pub agent: AgentName,
+    pub expects: Expects,
+}
+
+/// `[retention]`, in days; 0 means for ever.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    pub completed_d: u64,
+    pub failed_d: u64,
+    pub stopped_d: u64,
+    pub lost_d: u64,
+    pub blocked_d: u64,
+    pub snapshots_d: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Toolchains {
+    pub pass_env: Vec<String>,
+    pub home_default: BTreeMap<String, String>,
+}
+
+/// Everything resolved; no `Option` that means "the default".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub task: TaskDefaults,
+    pub limits: Limits,
+    pub retention: Retention,
+    pub toolchains: Toolchains,
+    pub pools: Pools,
+    pub agents: BTreeMap<AgentName, AgentProfile>,
+    pub checks: Checks,
+}
+
+/// One file, or what stands for one.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    pub source: &'a str,
+    pub text: &'a str,
+}
+
+/// A value in force and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sourced {
+    pub key: String,
+    pub value: String,
+    pub source: String,
+}
+
+/// The merged tables, before they are typed.
+#[derive(Debug)]
+struct Merged {
+    table: Table,
+    sources: BTreeMap<String, String>,
+}
+
+const TABLES: [&str; 7] = [
+    "task",
+    "limits",
+    "retention",
+    "toolchains",
+    "pools",
+    "agents",
+    "checks",
+];
+
+/// Lays later layers over earlier ones and types the whole.
+///
+/// # Errors
+/// Every problem of every layer, at once.
+pub fn load(layers: &[Layer<'_>]) -> Result<(Config, Vec<Sourced>), Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut merged = Merged {
+        table: Table::new(),
+        sources: BTreeMap::new(),
+    };
+    let defaults = Layer {
+        source: "defaults",
+        text: DEFAULTS_TOML,
+    };
+    for layer in std::iter::once(&defaults).chain(layers) {
+        match layer.text.parse::<Table>() {
+            Ok(table) => merge(&mut merged, "", table, layer.source),
+            Err(error) => problems.push(Problem {
+                at: "the file".into(),
+                source: layer.source.into(),
+                what: error.to_string().trim_end().to_owned(),
+            }),
+        }
+    }
+    let sourced = flatten(&merged);
+    let config = Typing {
+        merged,
+        problems: &mut problems,
+    }
+    .config();
+    match config {
+        Some(config) if problems.is_empty() => Ok((config, sourced)),
+        _ => Err(problems),
+    }
+}
+
+impl Config {
+    /// The defaults alone; a test holds that they are valid.
+    ///
+    /// # Panics
+    /// Never in a released build: `defaults.toml` is compiled in and tested.
+    #[must_use]
+    #[expect(
+        clippy::expect_used,
+        reason = "defaults.toml is compiled in and tested to be valid"
+    )]
+    pub fn defaults() -> Self {
+        load(&[]).expect("defaults.toml is valid").0
+    }
+}
+
+fn merge(into: &mut Merged, prefix: &str, table: Table, source: &str) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
+        let whole = is_leaf(&path, &value);
+        match value {
+            Value::Table(inner) if !whole => merge(into, &path, inner, source),
+            leaf => {
+                into.sources.insert(path.clone(), source.to_owned());
+                put(&mut into.table, &path, leaf);
+            }
+        }
+    }
+}
+
+/// `{ from = .. }` is one value, not a table to merge into.
+fn is_leaf(path: &str, value: &Value) -> bool {
+    let parts: Vec<&str> = path.split('.').collect();
+    !matches!(value, Value::Table(_))
+        || (parts.len() > 3 && parts[0] == "agents" && parts[2] == "env")
+}
+
+fn put(table: &mut Table, path: &str, leaf: Value) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), leaf);
+        }
+        Some((head, rest)) => {
+            let slot = table
+                .entry(head)
+                .or_insert_with(|| Value::Table(Table::new()));
+            if !slot.is_table() {
+                *slot = Value::Table(Table::new());
+            }
+            if let Value::Table(inner) = slot {
+                put(inner, rest, leaf);
+            }
+        }
+    }
+}
+
+fn flatten(merged: &Merged) -> Vec<Sourced> {
+    let value_at = |path: &str| {
+        let mut value = None;
+        let mut table = &merged.table;
+        for part in path.split('.') {
+            value = table.get(part);
+            if let Some(Value::Table(inner)) = value {
+                table = inner;
+            }
+        }
+        value.map(ToString::to_string).unwrap_or_default()
+    };
+    let row = |(key, source): (&String, &String)| Sourced {
+        key: key.clone(),
+        value: value_at(key),
+        source: source.clone(),
+    };
+    merged.sources.iter().map(row).collect()
+}
+
+/// Types each table on its own, so that one problem does not hide the next.
+struct Typing<'a> {
+    merged: Merged,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Typing<'_> {
+    fn config(mut self) -> Option<Config> {
+        let known: BTreeSet<&str> = TABLES.into();
+        let unknown: Vec<String> = self
+            .merged
+            .table
+            .keys()
+            .filter(|key| !known.contains(key.as_str()))
+            .cloned()
+            .collect();
+        for key in unknown {
+            let what = format!("unknown table; there are {}", TABLES.join(", "));
+            self.problem(&key, what);
+        }
+        let task = self.one::<TaskDefaults>("task");
+        let limits = self.one::<Limits>("limits");
+        let retention = self.one::<Retention>("retention");
+        let toolchains = self.one::<Toolchains>("toolchains");
+        let pools = self.many::<PoolName, PoolTable>("pools");
+        let agents = self.many::<AgentName, AgentProfile>("agents");
+        let checks = self.many("checks");
+        for what in limits.iter().flat_map(Limits::problems) {
+            self.problem("limits", what);
+        }
+        for (name, agent) in &agents {
+            if agent.program.is_empty() {
+                self.problem(&format!("agents.{name}.program"), "it is empty".into());
+            }
+            if !pools.contains_key(&agent.pool) {
+                let there = list(pools.keys());
+                let what = format!("pool {} is not configured; there are {there}", agent.pool);
+                self.problem(&format!("agents.{name}.pool"), what);
+            }
+        }
+        for (name, pool) in &pools {
+            if pool.slots == 0 {
+                let what = "0 slots: nothing in this pool could ever run".into();
+                self.problem(&format!("pools.{name}.slots"), what);
+            }
+        }
+        let task = task?;
+        if !agents.contains_key(&task.agent) {
+            let what = format!(
+                "agent {} is not configured; there are {}",
+                task.agent,
+                list(agents.keys())
+            );
+            self.problem("task.agent", what);
+        }
+        let pools = pools
+            .into_iter()
+            .map(|(name, p)| (name, Pool { slots: p.slots }))
+            .collect();
+        Some(Config {
+            task,
+            limits: limits?,
+            retention: retention?,
+            toolchains: toolchains?,
+            pools,
+            agents,
+            checks,
+        })
+    }
+
+    fn problem(&mut self, at: &str, what: String) {
+        let below = format!("{at}.");
+        let hit = |(key, _): &(&String, &String)| *key == at || key.starts_with(&below);
+        // The newest layer that touches the place is the one to mend.
+        let mut sources: Vec<&String> = self
+            .merged
+            .sources
+            .iter()
+            .filter(hit)
+            .map(|(_, source)| source)
+            .collect();
+        sources.sort_by_key(|source| *source == "defaults");
+        let source = sources
+            .first()
+            .map_or_else(|| "defaults".to_owned(), |s| (*s).clone());
+        self.problems.push(Problem {
+            at: at.to_owned(),
+            source,
+            what,
+        });
+    }
+
+    fn typed<T: DeserializeOwned>(&mut self, at: &str, value: Value) -> Option<T> {
+        match value.try_into::<T>() {
+            Ok(typed) => Some(typed),
+            Err(error) => {
+                self.problem(at, error.to_string().trim().replace('\n', " "));
+                None
+            }
+        }
+    }
+
+    fn one<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
+        let value = self
+            .merged
+            .table
+            .get(name)
+            .cloned()
+            .unwrap_or(Value::Table(Table::new()));
+        self.typed(name, value)
+    }
+
+    fn many<K, T>(&mut self, name: &str) -> BTreeMap<K, T>
+    where
+        K: Ord + std::str::FromStr<Err = crate::id::BadId>,
+        T: DeserializeOwned,
+    {
+        let mut out = BTreeMap::new();
+        let Some(Value::Table(table)) = self.merged.table.get(name).cloned() else {
+            return out;
+        };
+        for (key, value) in table {
+            let at = format!("{name}.{key}");
+            match key.parse::<K>() {
+                Err(error) => self.problem(&at, error.to_string()),
+                Ok(key) => {
+                    if let Some(typed) = self.typed(&at, value) {
+                        out.insert(key, typed);
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Names for a message.
+pub fn list<T: fmt::Display>(names: impl Iterator<Item = T>) -> String {
+    names
+        .map(|name| name.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        match load(&[Layer {
+            source: "dispatch.toml",
+            text,
+        }]) {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(problems(""), [""; 0]);
+        assert_eq!(Config::defaults().limits.wall_clock_s, 4 * 3600);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_and_lists_what_exists() {
+        let got = problems(
+            "[limits]\nwall_clock = 3\n[agents.x]\ndriver = \"plain\"\nprogram = \"\"\npool = \"nope\"\n\
+             placement = \"host\"\n[agents.y]\ndriver = \"telepathy\"\n[nonsense]\na = 1\n[pools.p]\nslots = 0\n",
+        );
+        let all = got.join("\n");
+        for part in [
+            "unknown field `wall_clock`, expected one of `wall_clock_s`",
+            "agents.x.program: it is empty",
+            "pool nope is not configured; there are anthropic, default",
+            "agents.y",
+            "expected one of `plain`",
+            "nonsense: unknown table; there are task",
+            "pools.p.slots: 0 slots",
+        ] {
+            assert!(all.contains(part), "{part} not in:\n{all}");
+        }
+        assert!(
+            got.iter().all(|line| line.starts_with("dispatch.toml: ")),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn layers_lay_over_each_other_key_by_key() {
+        let text = "[limits]\nidle_s = 7\n[agents.claude]\nargs = [\"--model\", \"x\"]\n\
+                    [agents.claude.env]\nA = { from = \"B\" }\n";
+        let (config, sourced) = load(&[Layer {
+            source: "mine",
+            text,
+        }])
+        .unwrap();
+        assert_eq!(
+            (config.limits.idle_s, config.limits.wall_clock_s),
+            (7, 14400)
+        );
+        let claude = &config.agents[&"claude".parse().unwrap()];
+        assert_eq!(claude.args, ["--model", "x"]);
+        assert_eq!(
+            claude.env["A"],
+            EnvValue::From {
+                var: "B".into(),
+                optional: false
+            }
+        );
+        assert!(claude.env.contains_key("ANTHROPIC_API_KEY"));
+        let idle = sourced.iter().find(|s| s.key == "limits.idle_s").unwrap();
+        assert_eq!((idle.value.as_str(), idle.source.as_str()), ("7", "mine"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_says_where() {
+        assert!(problems("[limits\n")[0].contains("line 1"));
+    }
+}

@@ -1,0 +1,279 @@
+//! Everything that can happen: durable, numbered, never changed afterwards.
+//! Must not carry a secret or a process handle.
+//!
+//! To add one: a variant here, an arm in `Kind::word`, `Kind::class` and `State::apply`, a raise of
+//! [`FORMAT_VERSION`] when an older reader could misread the log, a line in the golden log.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Millis,
+    drivers::DriverKind,
+    id::{CheckName, RunId, Seq, SiteName, TaskId},
+    job::{Exit, ExitReport},
+    outcome::{Outcome, Stop},
+    run::RunCause,
+    task::TaskSpec,
+    update::{Update, Usage},
+};
+
+/// Version of the log's content. A newer one than this is refused, never guessed at.
+pub const FORMAT_VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    pub seq: Seq,
+    pub at: Millis,
+    pub subject: Subject,
+    pub kind: Kind,
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    Engine,
+    Task(TaskId),
+    Run(RunId),
+}
+
+impl Subject {
+    #[must_use]
+    pub fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::Engine => None,
+            Self::Task(task) => Some(*task),
+            Self::Run(run) => Some(run.task),
+        }
+    }
+
+    #[must_use]
+    pub fn run(&self) -> Option<RunId> {
+        match self {
+            Self::Engine | Self::Task(_) => None,
+            Self::Run(run) => Some(*run),
+        }
+    }
+}
+
+/// Which events make the state, and which are only told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Folded into `State`; kept as long as the log.
+    Life,
+    /// What agents said: stored by task, not folded, kept for some days.
+    Update,
+}
+
+/// What the tree shows after a run: the third witness, and what was kept of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// The result: a commit in the vault. `None` when nothing changed.
+    pub commit: Option<String>,
+    pub files: u64,
+    pub insertions: u64,
+    pub deletions: u64,
+    /// Changed files that checks consist of, so that a passed check can be read with care.
+    pub checks_touched: Vec<String>,
+    /// What a person should know: history rewritten, files left out.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckState {
+    Running,
+    Passed,
+    Failed,
+    /// Not run, because its program is not there or an earlier one failed.
+    NotRun,
+}
+
+impl CheckState {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::NotRun => "not_run",
+        }
+    }
+}
+
+/// Whether checks vouch for the result. Unknown is said, never passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verified {
+    Yes,
+    No,
+    NotVerified,
+}
+
+impl Verified {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::NotVerified => "not_verified",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    EngineStarted {
+        version: String,
+    },
+    FrozenSet {
+        frozen: bool,
+    },
+
+    /// `short` is the prefix of the id that names the branch and the workspace.
+    TaskCreated {
+        spec: Box<TaskSpec>,
+        short: String,
+    },
+    Answered {
+        text: String,
+    },
+    /// The result was brought into a person's repository.
+    Applied {
+        repo: PathBuf,
+        branch: String,
+        commit: String,
+    },
+    /// The content of a workspace was kept under a ref before something destructive.
+    Snapshotted {
+        refname: String,
+        commit: String,
+        keep_until: Millis,
+    },
+    WorkspaceRemoved,
+    WorkspaceRestored,
+    /// A person put the task away; its events stay.
+    TaskRemoved,
+    TaskRestored,
+
+    RunQueued {
+        cause: RunCause,
+    },
+    Admitted,
+    WorkspaceReady {
+        path: PathBuf,
+        base: String,
+        base_branch: Option<String>,
+        how: String,
+    },
+    /// A site refused before anything ran; the next one is tried.
+    SiteRefused {
+        site: SiteName,
+        reason: String,
+    },
+    Started {
+        site: SiteName,
+        driver: DriverKind,
+        enforced: String,
+    },
+    SessionSeen {
+        session: String,
+    },
+    StopRequested {
+        why: Stop,
+    },
+    AgentEnded {
+        report: ExitReport,
+        usage: Option<Usage>,
+    },
+    WorkspaceSealed {
+        sealed: Sealed,
+    },
+    ChecksStarted {
+        checks: Vec<CheckName>,
+    },
+    CheckFinished {
+        check: CheckName,
+        state: CheckState,
+        exit: Option<Exit>,
+        note: String,
+    },
+    Finished {
+        outcome: Outcome,
+        verified: Verified,
+    },
+
+    /// Something a person should know that changes nothing.
+    Noted {
+        text: String,
+    },
+    Said {
+        update: Update,
+        out_offset: u64,
+    },
+}
+
+impl Kind {
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::EngineStarted { .. } => "engine_started",
+            Self::FrozenSet { .. } => "frozen_set",
+            Self::TaskCreated { .. } => "task_created",
+            Self::Answered { .. } => "answered",
+            Self::Applied { .. } => "applied",
+            Self::Snapshotted { .. } => "snapshotted",
+            Self::WorkspaceRemoved => "workspace_removed",
+            Self::WorkspaceRestored => "workspace_restored",
+            Self::TaskRemoved => "task_removed",
+            Self::TaskRestored => "task_restored",
+            Self::RunQueued { .. } => "run_queued",
+            Self::Admitted => "admitted",
+            Self::WorkspaceReady { .. } => "workspace_ready",
+            Self::SiteRefused { .. } => "site_refused",
+            Self::Started { .. } => "started",
+            Self::SessionSeen { .. } => "session_seen",
+            Self::StopRequested { .. } => "stop_requested",
+            Self::AgentEnded { .. } => "agent_ended",
+            Self::WorkspaceSealed { .. } => "workspace_sealed",
+            Self::ChecksStarted { .. } => "checks_started",
+            Self::CheckFinished { .. } => "check_finished",
+            Self::Finished { .. } => "finished",
+            Self::Noted { .. } => "noted",
+            Self::Said { .. } => "said",
+        }
+    }
+
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Said { .. } => Class::Update,
+            Self::EngineStarted { .. }
+            | Self::FrozenSet { .. }
+            | Self::TaskCreated { .. }
+            | Self::Answered { .. }
+            | Self::Applied { .. }
+            | Self::Snapshotted { .. }
+            | Self::WorkspaceRemoved
+            | Self::WorkspaceRestored
+            | Self::TaskRemoved
+            | Self::TaskRestored
+            | Self::RunQueued { .. }
+            | Self::Admitted
+            | Self::WorkspaceReady { .. }
+            | Self::SiteRefused { .. }
+            | Self::Started { .. }
+            | Self::SessionSeen { .. }
+            | Self::StopRequested { .. }
+            | Self::AgentEnded { .. }
+            | Self::WorkspaceSealed { .. }
+            | Self::ChecksStarted { .. }
+            | Self::CheckFinished { .. }
+            | Self::Finished { .. }
+            | Self::Noted { .. } => Class::Life,
+        }
+    }
+}
