@@ -1,0 +1,297 @@
+//! The keeper: our process outside the fence that owns one job. It holds the lock, starts the
+//! program, writes its output and its exit, enforces its limits and owns the stop ladder, all of it
+//! while the engine may be dead.
+//! Must stay std and rustix: no runtime, no thread but the reaper, so that a thousand are cheap.
+//! Must not know agents, git or tasks.
+//!
+//! `dispatch job DIR` is stage one: the leader of a new process group, which cannot become a
+//! session leader, so it starts stage two and leaves. Stage two is nobody's child but init's.
+
+mod processes;
+mod redact;
+mod serve;
+
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use dispatch_core::{
+    Millis,
+    job::{ExitReport, Invocation, Stdin},
+};
+use rustix::process::Pid;
+
+pub use processes::sweep;
+
+use crate::jobdir::{Group, JobDir, socket_path, write_whole};
+
+/// Set in every job's environment, so that its processes can be found after its keeper's death.
+pub const JOB_VARIABLE: &str = "DISPATCH_JOB";
+/// The argument that tells stage two from stage one.
+const STAGE_TWO: &str = "--kept";
+const INVOCATION_BYTES_MAX: u64 = 64 << 20;
+
+/// The keeper's `main`: the arguments behind `dispatch job`.
+#[must_use]
+pub fn main(args: &[OsString]) -> ExitCode {
+    match args {
+        [dir] => match stage_one(Path::new(dir)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refuse(&mut io::stderr(), &format!("start the keeper: {error}")),
+        },
+        [flag, dir] if flag == STAGE_TWO => stage_two(&JobDir::at(PathBuf::from(dir))),
+        _ => refuse(
+            &mut io::stderr(),
+            "start the keeper: its one argument is a job directory",
+        ),
+    }
+}
+
+/// Tells the engine that nothing ran and nothing will.
+fn refuse(report: &mut impl Write, reason: &str) -> ExitCode {
+    // Nobody to tell is no reason to run: the engine then reads the files.
+    match writeln!(report, "not-started {}", reason.replace('\n', " ")) {
+        Ok(()) => ExitCode::from(1),
+        Err(_) => ExitCode::from(2),
+    }
+}
+
+fn stage_one(dir: &Path) -> io::Result<()> {
+    let exe = if cfg!(target_os = "linux") {
+        PathBuf::from("/proc/self/exe")
+    } else {
+        std::env::current_exe()?
+    };
+    // All three descriptors pass on as they are: invocation, lock, report.
+    Command::new(exe)
+        .args(["job", STAGE_TWO])
+        .arg(dir)
+        .env_clear()
+        .spawn()?;
+    Ok(())
+}
+
+fn stage_two(dir: &JobDir) -> ExitCode {
+    // Only 0, 1 and 2 are ours; whatever the engine's parent left open must not reach the job.
+    let closed = processes::close_inherited();
+    let taken = closed.and_then(|()| take_descriptors());
+    let (lock, mut report) = match taken {
+        Ok(taken) => taken,
+        Err(error) => {
+            return refuse(
+                &mut io::stderr(),
+                &format!("take over descriptors: {error}"),
+            );
+        }
+    };
+    match keep(dir, &mut report) {
+        Ok(()) => {
+            drop(lock);
+            ExitCode::SUCCESS
+        }
+        Err(reason) => refuse(&mut report, &reason),
+    }
+}
+
+/// Moves lock and report out of the way of the job, to descriptors that close on exec.
+fn take_descriptors() -> io::Result<(OwnedFd, File)> {
+    rustix::process::setsid()?;
+    let lock = rustix::io::fcntl_dupfd_cloexec(io::stdout().as_fd(), 3)?;
+    let report = rustix::io::fcntl_dupfd_cloexec(io::stderr().as_fd(), 3)?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok((lock, File::from(report)))
+}
+
+/// A truncated invocation means no start: the length comes first.
+fn read_invocation() -> Result<Invocation, String> {
+    let mut bytes = Vec::new();
+    let mut input = io::stdin().lock().take(INVOCATION_BYTES_MAX);
+    input
+        .read_to_end(&mut bytes)
+        .map_err(|e| format!("read the invocation: {e}"))?;
+    let newline = bytes
+        .iter()
+        .position(|b| *b == b'\n')
+        .ok_or("read the invocation: cut short")?;
+    let (head, body) = bytes.split_at(newline);
+    let length = std::str::from_utf8(head)
+        .ok()
+        .and_then(|text| text.parse::<usize>().ok());
+    let body = &body[1..];
+    if length != Some(body.len()) {
+        return Err("read the invocation: cut short".into());
+    }
+    serde_json::from_slice(body).map_err(|e| format!("read the invocation: {e}"))
+}
+
+/// The bytes that [`main`] expects on its standard input.
+///
+/// # Errors
+/// When the invocation cannot be written as JSON.
+pub fn invocation_bytes(what: &Invocation) -> io::Result<Vec<u8>> {
+    let body = serde_json::to_vec(what).map_err(io::Error::other)?;
+    let mut bytes = format!("{}\n", body.len()).into_bytes();
+    bytes.extend(body);
+    Ok(bytes)
+}
+
+fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
+    let what = read_invocation()?;
+    let null = File::open("/dev/null").map_err(|e| format!("open /dev/null: {e}"))?;
+    rustix::stdio::dup2_stdin(&null).map_err(|e| format!("let go of the invocation: {e}"))?;
+    processes::become_subreaper().map_err(|e| format!("become a subreaper: {e}"))?;
+    let output = |name: &str| {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(dir.file(name))
+            .map_err(|e| format!("open {name} in the job directory: {e}"))
+    };
+    let files = serve::Files {
+        out: output("out")?,
+        err: output("err")?,
+        input: output("in")?,
+    };
+    let listener = listen(dir).map_err(|e| format!("listen on ctl: {e}"))?;
+    let marker = marker(dir);
+    let cgroup = processes::Cgroup::create(&marker);
+
+    let started_at = now();
+    let started = dir.file("started");
+    write_whole(&started, format!("{started_at}\n").as_bytes())
+        .map_err(|e| format!("write `started`: {e}"))?;
+    let spawned = spawn(&what, &marker, cgroup.as_ref());
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            let program = what.argv.first().map_or("(nothing)", String::as_str);
+            // Nothing ran; without this file the directory says so.
+            let undone = std::fs::remove_file(&started);
+            drop(cgroup);
+            let also = undone
+                .err()
+                .map_or(String::new(), |e| format!("; remove `started`: {e}"));
+            return Err(format!("run {program}: {error}{also}"));
+        }
+    };
+    let mut problems = Vec::new();
+    if let Err(error) = write_group(dir, &child, cgroup.as_ref()) {
+        problems.push(format!("write `group`: {error}"));
+    }
+    if let Err(error) = report.write_all(b"started\n") {
+        // The engine died; the files tell the next one.
+        problems.push(format!("report the start: {error}"));
+    }
+    let null = File::open("/dev/null").map_err(|e| format!("open /dev/null: {e}"))?;
+    let told = std::mem::replace(report, null);
+    drop(told);
+    let outcome = serve::Serve::new(&what, files, listener, &mut child, cgroup, problems)
+        .and_then(serve::Serve::run);
+    let ended = match outcome {
+        Ok(ended) => ended,
+        // A keeper that cannot go on must not leave the job running unwatched.
+        Err(error) => serve::give_up(&mut child, &error),
+    };
+    let exit = ExitReport {
+        exit: ended.exit,
+        stopped: ended.stopped,
+        started_at,
+        ended_at: now(),
+        out_bytes: ended.out_bytes,
+        err_bytes: ended.err_bytes,
+        leftovers: ended.leftovers,
+        problems: ended.problems,
+    };
+    let bytes = serde_json::to_vec(&exit).map_err(|e| format!("write `exit`: {e}"))?;
+    write_whole(&dir.file("exit"), &bytes).map_err(|e| format!("write `exit`: {e}"))?;
+    match std::fs::remove_file(dir.file("ctl")) {
+        // A stale socket refuses connections, which a reader understands as well.
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// `RUN/PART`, from the directory's own name.
+fn marker(dir: &JobDir) -> String {
+    let name = |path: Option<&Path>| {
+        path.and_then(Path::file_name)
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    format!("{}/{}", name(dir.path().parent()), name(Some(dir.path())))
+}
+
+fn listen(dir: &JobDir) -> io::Result<UnixListener> {
+    let (path, _open) = socket_path(dir.path(), "ctl")?;
+    match std::fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(&path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// From the main thread: a cage dies with the thread that started it.
+fn spawn(what: &Invocation, marker: &str, cgroup: Option<&processes::Cgroup>) -> io::Result<Child> {
+    let (program, args) = what
+        .argv
+        .split_first()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the argv is empty"))?;
+    let stdin = match what.stdin {
+        Stdin::Null => Stdio::null(),
+        Stdin::Bytes(_) | Stdin::Open => Stdio::piped(),
+    };
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .env_clear()
+        .envs(&what.env)
+        .env(JOB_VARIABLE, marker)
+        .current_dir(&what.cwd)
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    match cgroup {
+        Some(cgroup) => cgroup.around(|| command.spawn()),
+        None => command.spawn(),
+    }
+}
+
+fn write_group(dir: &JobDir, child: &Child, cgroup: Option<&processes::Cgroup>) -> io::Result<()> {
+    let pgid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    let group = Group {
+        boot_id: processes::boot_id()?,
+        keeper: rustix::process::getpid().as_raw_nonzero().get(),
+        pgid,
+        start_ticks: Pid::from_raw(pgid).map_or(Ok(0), processes::start_ticks)?,
+        cgroup: cgroup.map(|c| c.path().to_owned()),
+    };
+    write_whole(
+        &dir.file("group"),
+        &serde_json::to_vec(&group).map_err(io::Error::other)?,
+    )
+}
+
+fn now() -> Millis {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,59 @@
+//! Machines where a job directory can live: four verbs, and the reader they hand out.
+//! A site starts, follows and orders jobs; it must not know agents, git or tasks (I5).
+//!
+//! To add one: a file with a `Site`, and `conformance::all` over it in a test.
+
+pub mod conformance;
+pub mod fake;
+pub mod local;
+
+use std::{fmt, future::Future, io, path::Path, pin::Pin};
+
+use dispatch_core::job::{ExitReport, Invocation, JobId, Offset, Order};
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What came of a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    Started,
+    /// The site does not want it. Nothing ran and nothing will.
+    Declined(String),
+    /// It could not. Nothing ran and nothing will.
+    NotStarted(String),
+    /// It may be running. Only `follow` can tell; no other site may be tried.
+    Unknown(String),
+}
+
+/// What a follower hears, in order for each stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobEvent {
+    Out(Vec<u8>),
+    Err(Vec<u8>),
+    /// After the last byte.
+    Exited(ExitReport),
+    NeverStarted,
+    /// Its keeper died without leaving an exit; what it left running has been ended.
+    Gone,
+}
+
+/// A stream of what a job did, from an offset: first contact and re-attachment are the same call.
+pub trait Follow: Send {
+    /// After `Exited`, `NeverStarted` or `Gone` the same is answered again. Safe to cancel.
+    fn next(&mut self) -> BoxFuture<'_, io::Result<JobEvent>>;
+}
+
+/// A machine where a job directory can live. Nothing more. Public: an embedder may register its own.
+pub trait Site: Send + Sync + fmt::Debug {
+    /// Writes a file that a job will find.
+    fn put<'a>(&'a self, path: &'a Path, bytes: &'a [u8]) -> BoxFuture<'a, io::Result<()>>;
+    /// Create-once: a job that has a body never gets a second one.
+    fn start<'a>(&'a self, job: &'a JobId, what: &'a Invocation) -> BoxFuture<'a, Start>;
+    fn follow<'a>(
+        &'a self,
+        job: &'a JobId,
+        from: Offset,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Follow>>>;
+    /// An error of kind `NotFound` means that the job has ended.
+    fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>>;
+}

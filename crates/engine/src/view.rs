@@ -1,0 +1,97 @@
+//! What a reader sees of a task: the fold, and what only the job directory or the schedule knows.
+//! Must not hold a wire type: the doors convert.
+
+use std::path::PathBuf;
+
+use dispatch_core::{
+    event::Event,
+    id::{RunId, Seq, TaskId},
+    state::Task,
+};
+
+/// One task, true at `seq`.
+#[derive(Clone, Debug)]
+pub struct TaskView {
+    pub task: Task,
+    /// The shortest prefix of the id that no other task has.
+    pub short: String,
+    pub seq: Seq,
+    /// Why its queued run waits.
+    pub waits: Option<String>,
+    /// Per run, by index: what the job directory says.
+    pub jobs: Vec<JobView>,
+    /// The vault that holds its results.
+    pub vault: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct JobView {
+    /// The keeper's process, while it lives.
+    pub keeper_pid: Option<i32>,
+    /// The agent's standard output.
+    pub log: PathBuf,
+    /// The job has ended and no engine has judged it yet.
+    pub ended_not_judged: bool,
+}
+
+/// What a subscriber is told.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// Durable; none is left out and none comes twice.
+    Event(std::sync::Arc<Event>),
+    /// A line of a running agent; lossy, and nothing depends on it.
+    Live { run: RunId, text: String },
+}
+
+/// The result in a person's repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    pub repo: PathBuf,
+    pub branch: String,
+    pub commit: String,
+}
+
+/// How hard to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Force {
+    Ask,
+    Kill,
+}
+
+/// Why a verb was refused. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum VerbError {
+    #[error("find task {task}: there is none")]
+    NoSuchTask { task: TaskId },
+    #[error("queue the task: {max} tasks wait already (limits.queue_max); try again later")]
+    QueueFull { max: usize },
+    #[error(
+        "use workspace {name}: task {holder} has it; stop or remove that one, or give another name"
+    )]
+    WorkspaceTaken { name: String, holder: TaskId },
+    #[error("{verb} task {task}: it is {state}; {hint}")]
+    WrongState {
+        verb: &'static str,
+        task: TaskId,
+        state: &'static str,
+        hint: &'static str,
+    },
+    #[error("{verb} task {task}: {hint}")]
+    Nothing {
+        verb: &'static str,
+        task: TaskId,
+        hint: String,
+    },
+    #[error("{what}")]
+    BadInput { what: String },
+    #[error("start: less than {min_bytes} bytes are free on the disk of the data directory")]
+    DiskFull { min_bytes: u64 },
+    #[error("{doing}")]
+    Failed {
+        doing: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("reach the engine: it has ended")]
+    Gone,
+}
