@@ -82,6 +82,19 @@ pub async fn read_all(
     reason = "a conformance suite is a test; failing loudly is its job"
 )]
 pub async fn all(subject: &Subject<'_>) {
+    ends(subject).await;
+    stays(subject).await;
+}
+
+/// The part of the suite about jobs that end by themselves.
+///
+/// # Panics
+/// As [`all`].
+#[expect(
+    clippy::expect_used,
+    reason = "a conformance suite is a test; failing loudly is its job"
+)]
+pub async fn ends(subject: &Subject<'_>) {
     let site = subject.site;
 
     let never = job(0xc0);
