@@ -4,7 +4,7 @@
 use super::tools::{self, Offered};
 use serde_json::Value;
 
-const MAX_PROMPT_CHARS: usize = 4000;
+const MAX_PROMPT_CHARS: usize = 16_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -90,7 +90,7 @@ impl Ask {
             model: model.to_owned(),
             stream,
             directory: directory(body),
-            prompt: newest(body).chars().take(MAX_PROMPT_CHARS).collect(),
+            prompt: tail(newest(body)),
             tools,
             side,
         }
@@ -170,6 +170,14 @@ fn newest(body: &Value) -> String {
     found
 }
 
+/// Agents put their own reminders in front, so the end is what matters.
+fn tail(text: String) -> String {
+    match text.char_indices().rev().nth(MAX_PROMPT_CHARS - 1) {
+        Some((start, _)) => text[start..].to_owned(),
+        None => text,
+    }
+}
+
 fn push_line(into: &mut String, text: &str) {
     if !into.is_empty() {
         into.push('\n');
@@ -233,6 +241,14 @@ mod tests {
         assert_eq!(asked.directory.as_deref(), Some("/w/r"));
         assert_eq!(asked.prompt, "done");
         assert!(asked.stream);
+    }
+
+    #[test]
+    fn of_a_long_prompt_the_end_is_kept() {
+        let text = format!("{}end", "é".repeat(MAX_PROMPT_CHARS));
+        let kept = tail(text);
+        assert!(kept.ends_with("éend"));
+        assert_eq!(kept.chars().count(), MAX_PROMPT_CHARS);
     }
 
     #[test]
