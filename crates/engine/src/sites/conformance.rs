@@ -132,7 +132,15 @@ pub async fn ends(subject: &Subject<'_>) {
         site.start(&ends, &subject.ends).await,
         Start::Unknown(_)
     ));
+}
 
+/// The part of the suite about jobs that have to be stopped.
+///
+/// # Panics
+/// As [`all`].
+#[expect(clippy::expect_used, reason = "a conformance suite is a test; failing loudly is its job")]
+pub async fn stays(subject: &Subject<'_>) {
+    let site = subject.site;
     let stays = job(0xc2);
     assert_eq!(site.start(&stays, &subject.stays).await, Start::Started);
     assert!(matches!(
