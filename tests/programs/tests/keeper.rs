@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -22,6 +23,12 @@ use dispatch_engine::{
 
 const AGENT: &str = env!("CARGO_BIN_EXE_fake-agent");
 
+/// Processes are found by their job's mark, so tests that run beside each other must not share it.
+fn fresh() -> JobId {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    conformance::job((u64::from(std::process::id()) << 32) | NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 struct World {
     home: tempfile::TempDir,
     site: Local,
@@ -35,7 +42,7 @@ impl World {
         Self {
             home,
             site,
-            job: conformance::job(7),
+            job: fresh(),
         }
     }
 
@@ -420,7 +427,7 @@ async fn a_long_way_to_the_job_directory_is_no_problem() {
     let world = World {
         home,
         site,
-        job: conformance::job(8),
+        job: fresh(),
     };
     let what = world.agent(&["await go", "say x"]);
     assert_eq!(world.site.start(&world.job, &what).await, Start::Started);

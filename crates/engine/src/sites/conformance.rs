@@ -138,7 +138,10 @@ pub async fn ends(subject: &Subject<'_>) {
 ///
 /// # Panics
 /// As [`all`].
-#[expect(clippy::expect_used, reason = "a conformance suite is a test; failing loudly is its job")]
+#[expect(
+    clippy::expect_used,
+    reason = "a conformance suite is a test; failing loudly is its job"
+)]
 pub async fn stays(subject: &Subject<'_>) {
     let site = subject.site;
     let stays = job(0xc2);
