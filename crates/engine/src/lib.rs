@@ -1,1 +1,4 @@
 //! Table of contents.
+
+pub mod files;
+pub mod git;
