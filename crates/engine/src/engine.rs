@@ -88,17 +88,49 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
 
 /// Everything the actor can be told. Closed: this is all that can happen to an engine.
 pub(crate) enum Command {
-    Dispatch { spec: Box<TaskSpec>, secrets: Secrets, reply: Reply<RunId> },
-    Answer { task: TaskId, text: String, secrets: Secrets, reply: Reply<RunId> },
-    Stop { task: TaskId, force: Force, reply: Reply<()> },
-    Freeze { frozen: bool, reply: Reply<()> },
-    Provide { secrets: Secrets, reply: Reply<()> },
-    Needs { reply: Reply<Vec<String>> },
-    Tasks { reply: Reply<Vec<TaskView>> },
-    Task { task: TaskId, reply: Reply<TaskView> },
+    Dispatch {
+        spec: Box<TaskSpec>,
+        secrets: Secrets,
+        reply: Reply<RunId>,
+    },
+    Answer {
+        task: TaskId,
+        text: String,
+        secrets: Secrets,
+        reply: Reply<RunId>,
+    },
+    Stop {
+        task: TaskId,
+        force: Force,
+        reply: Reply<()>,
+    },
+    Freeze {
+        frozen: bool,
+        reply: Reply<()>,
+    },
+    Provide {
+        secrets: Secrets,
+        reply: Reply<()>,
+    },
+    Needs {
+        reply: Reply<Vec<String>>,
+    },
+    Tasks {
+        reply: Reply<Vec<TaskView>>,
+    },
+    Task {
+        task: TaskId,
+        reply: Reply<TaskView>,
+    },
     /// From a run or a verb: facts to record. Answered when they are durable.
-    Record { subject: Subject, kinds: Vec<Kind>, reply: Reply<()> },
-    Shutdown { reply: Reply<()> },
+    Record {
+        subject: Subject,
+        kinds: Vec<Kind>,
+        reply: Reply<()>,
+    },
+    Shutdown {
+        reply: Reply<()>,
+    },
 }
 
 /// What a running supervisor is told.
@@ -124,7 +156,9 @@ pub struct Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("data", &self.shared.settings.data).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("data", &self.shared.settings.data)
+            .finish_non_exhaustive()
     }
 }
 
@@ -143,8 +177,13 @@ impl Engine {
     /// As [`Engine::open`].
     pub async fn with_sites(settings: Settings, mut sites: Sites) -> Result<Self, OpenError> {
         let data = settings.data.clone();
-        let failed = |source| OpenError::Lock { data: data.clone(), source };
-        let lock = lock::take(&data).map_err(failed)?.ok_or(OpenError::Busy { data: data.clone() })?;
+        let failed = |source| OpenError::Lock {
+            data: data.clone(),
+            source,
+        };
+        let lock = lock::take(&data)
+            .map_err(failed)?
+            .ok_or(OpenError::Busy { data: data.clone() })?;
         let store = Store::open(&data)?;
         let state = fold(&store)?;
         if let Ok(name) = "local".parse::<SiteName>() {
@@ -188,12 +227,18 @@ impl Engine {
             trees,
             busy: Mutex::new(BTreeSet::new()),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, VerbError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.commands.send(command(reply)).await.map_err(|_| VerbError::Gone)?;
+        self.shared
+            .commands
+            .send(command(reply))
+            .await
+            .map_err(|_| VerbError::Gone)?;
         answer.await.map_err(|_| VerbError::Gone)?
     }
 
@@ -202,7 +247,12 @@ impl Engine {
     /// # Errors
     /// See [`VerbError`]; nothing has changed then.
     pub async fn dispatch(&self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
-        self.ask(|reply| Command::Dispatch { spec: Box::new(spec), secrets, reply }).await
+        self.ask(|reply| Command::Dispatch {
+            spec: Box::new(spec),
+            secrets,
+            reply,
+        })
+        .await
     }
 
     /// Answers the question of a blocked task: queues a run that goes on with it.
@@ -216,7 +266,13 @@ impl Engine {
         secrets: Secrets,
     ) -> Result<RunId, VerbError> {
         let _busy = self.hold("answer", task)?;
-        self.ask(|reply| Command::Answer { task, text, secrets, reply }).await
+        self.ask(|reply| Command::Answer {
+            task,
+            text,
+            secrets,
+            reply,
+        })
+        .await
     }
 
     /// Asks a task's run to end; a second time, or with force, it is killed.
@@ -266,7 +322,11 @@ impl Engine {
     /// History after `after`, then live: no gap, none twice.
     #[must_use]
     pub fn events(&self, after: Seq) -> EventStream {
-        EventStream::new(self.shared.settings.data.clone(), after, self.shared.told.subscribe())
+        EventStream::new(
+            self.shared.settings.data.clone(),
+            after,
+            self.shared.told.subscribe(),
+        )
     }
 
     /// Resolves when nothing is live, queued or waiting, or the engine has ended.
@@ -286,7 +346,12 @@ impl Engine {
     }
 
     pub(crate) async fn record(&self, subject: Subject, kinds: Vec<Kind>) -> Result<(), VerbError> {
-        self.ask(|reply| Command::Record { subject, kinds, reply }).await
+        self.ask(|reply| Command::Record {
+            subject,
+            kinds,
+            reply,
+        })
+        .await
     }
 
     pub(crate) fn trees(&self) -> Arc<Trees> {
@@ -302,10 +367,17 @@ impl Engine {
         let mut busy = self.shared.busy();
         if !busy.insert(task) {
             let hint = "another command works on it right now; try again when that one is done";
-            return Err(VerbError::Nothing { verb, task, hint: hint.into() });
+            return Err(VerbError::Nothing {
+                verb,
+                task,
+                hint: hint.into(),
+            });
         }
         drop(busy);
-        Ok(Busy { shared: Arc::clone(&self.shared), task })
+        Ok(Busy {
+            shared: Arc::clone(&self.shared),
+            task,
+        })
     }
 }
 
@@ -327,7 +399,10 @@ impl Drop for Busy {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the actor is the one task nobody waits for")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the actor is the one task nobody waits for"
+)]
 fn spawn_actor(actor: Actor) {
     tokio::spawn(actor.run());
 }
@@ -351,7 +426,9 @@ pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
 }
 
 pub(crate) fn now() -> Millis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -378,10 +455,16 @@ struct Actor {
 
 impl Actor {
     async fn run(mut self) {
-        self.put(Subject::Engine, Kind::EngineStarted { version: self.ctx.settings.version.clone() });
+        self.put(
+            Subject::Engine,
+            Kind::EngineStarted {
+                version: self.ctx.settings.version.clone(),
+            },
+        );
         let live: Vec<RunId> = self.state.live().collect();
         for run in live {
-            self.effects.push(Box::new(move |actor| actor.supervise(run, run::From::Log)));
+            self.effects
+                .push(Box::new(move |actor| actor.supervise(run, run::From::Log)));
         }
         let queued: Vec<RunId> = self.state.queue().collect();
         for run in queued {
@@ -403,7 +486,9 @@ impl Actor {
                 _ = clean.tick() => self.clean(),
             }
             for _ in 0..BATCH_MAX {
-                let Ok(command) = self.inbox.try_recv() else { break };
+                let Ok(command) = self.inbox.try_recv() else {
+                    break;
+                };
                 self.handle(command);
             }
             if !self.settle().await {
@@ -434,7 +519,13 @@ impl Actor {
                     self.runs.shutdown().await;
                     if let Some(reply) = self.shutdown.take() {
                         let doing = "end the engine".to_owned();
-                        answer(reply, Err(VerbError::Failed { doing, source: Box::new(error) }));
+                        answer(
+                            reply,
+                            Err(VerbError::Failed {
+                                doing,
+                                source: Box::new(error),
+                            }),
+                        );
                     }
                     return false;
                 }
@@ -453,7 +544,8 @@ impl Actor {
             }
         }
         let open = self.state.live().len() + self.state.queue().len();
-        self.open_now.send_if_modified(|now| std::mem::replace(now, open) != open);
+        self.open_now
+            .send_if_modified(|now| std::mem::replace(now, open) != open);
         true
     }
 
@@ -468,7 +560,9 @@ impl Actor {
         }
         for run in schedule::decide(&self.state, &self.ctx.settings.config.pools, &self.held) {
             self.put(Subject::Run(run), Kind::Admitted);
-            self.effects.push(Box::new(move |actor| actor.supervise(run, run::From::Start)));
+            self.effects.push(Box::new(move |actor| {
+                actor.supervise(run, run::From::Start)
+            }));
         }
     }
 
@@ -481,7 +575,12 @@ impl Actor {
     /// Applies an event in memory and keeps it for the commit. An illegal one is a bug: it is noted
     /// instead, and changes nothing.
     fn put(&mut self, subject: Subject, kind: Kind) -> bool {
-        let event = Event { seq: self.state.seq() + 1, at: now(), subject, kind };
+        let event = Event {
+            seq: self.state.seq() + 1,
+            at: now(),
+            subject,
+            kind,
+        };
         match self.state.apply(&event) {
             Ok(()) => {
                 self.pending.push(event);
@@ -493,7 +592,12 @@ impl Actor {
                     text.push_str(&format!(": {source}"));
                 }
                 let kind = Kind::Noted { text };
-                let note = Event { seq: self.state.seq() + 1, at: now(), subject: Subject::Engine, kind };
+                let note = Event {
+                    seq: self.state.seq() + 1,
+                    at: now(),
+                    subject: Subject::Engine,
+                    kind,
+                };
                 if self.state.apply(&note).is_ok() {
                     self.pending.push(note);
                 }
@@ -508,11 +612,20 @@ impl Actor {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Dispatch { spec, secrets, reply } => {
+            Command::Dispatch {
+                spec,
+                secrets,
+                reply,
+            } => {
                 let made = self.dispatch(*spec, secrets);
                 self.reply_later(reply, made);
             }
-            Command::Answer { task, text, secrets, reply } => {
+            Command::Answer {
+                task,
+                text,
+                secrets,
+                reply,
+            } => {
                 let queued = self.answer(task, text, secrets);
                 self.reply_later(reply, queued);
             }
@@ -535,20 +648,32 @@ impl Actor {
                 self.reply_later(reply, Ok(needs));
             }
             Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
-                let views = actor.state.tasks().map(|task| actor.view(task.id)).collect();
+                let views = actor
+                    .state
+                    .tasks()
+                    .map(|task| actor.view(task.id))
+                    .collect();
                 answer(reply, views);
             })),
             Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
                 let view = actor.view(task);
                 answer(reply, view);
             })),
-            Command::Record { subject, kinds, reply } => {
+            Command::Record {
+                subject,
+                kinds,
+                reply,
+            } => {
                 let mut good = true;
                 for kind in kinds {
                     good &= self.put(subject, kind);
                 }
                 let what = || "record what happened: see the log's last note".to_owned();
-                let result = if good { Ok(()) } else { Err(VerbError::BadInput { what: what() }) };
+                let result = if good {
+                    Ok(())
+                } else {
+                    Err(VerbError::BadInput { what: what() })
+                };
                 self.reply_later(reply, result);
             }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
@@ -580,7 +705,9 @@ impl Actor {
     fn dispatch(&mut self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
         let limits = &self.ctx.settings.config.limits;
         if self.state.queue().len() >= limits.queue_max {
-            return Err(VerbError::QueueFull { max: limits.queue_max });
+            return Err(VerbError::QueueFull {
+                max: limits.queue_max,
+            });
         }
         if spec.text.len() > limits.task_bytes {
             let what = format!(
@@ -595,7 +722,10 @@ impl Actor {
                 task.spec.workspace.as_ref() == Some(name)
                     && task.spec.repo == spec.repo
                     && !task.removed
-                    && task.workspace.as_ref().is_none_or(|workspace| !workspace.removed)
+                    && task
+                        .workspace
+                        .as_ref()
+                        .is_none_or(|workspace| !workspace.removed)
             };
             if let Some(holder) = self.state.tasks().find(same) {
                 let (name, holder) = (name.to_string(), holder.id);
@@ -607,7 +737,12 @@ impl Actor {
         let spec = Box::new(spec);
         self.put(Subject::Task(task), Kind::TaskCreated { spec, short });
         let run = RunId { task, n: 1 };
-        self.put(Subject::Run(run), Kind::RunQueued { cause: RunCause::Dispatched });
+        self.put(
+            Subject::Run(run),
+            Kind::RunQueued {
+                cause: RunCause::Dispatched,
+            },
+        );
         self.secrets.insert(task, secrets);
         self.look_for_secrets(run);
         Ok(run)
@@ -619,7 +754,10 @@ impl Actor {
             let n = rustix::rand::getrandom(&mut bits, rustix::rand::GetRandomFlags::empty());
             if let Err(error) = n {
                 let doing = "make a task id".to_owned();
-                return Err(VerbError::Failed { doing, source: Box::new(error) });
+                return Err(VerbError::Failed {
+                    doing,
+                    source: Box::new(error),
+                });
             }
             let id = TaskId::from_bits(u64::from_ne_bytes(bits));
             if self.state.task(id).is_none() {
@@ -628,21 +766,26 @@ impl Actor {
         }
     }
 
-    fn answer(
-        &mut self,
-        task: TaskId,
-        text: String,
-        secrets: Secrets,
-    ) -> Result<RunId, VerbError> {
+    fn answer(&mut self, task: TaskId, text: String, secrets: Secrets) -> Result<RunId, VerbError> {
         let limits = &self.ctx.settings.config.limits;
-        let found = self.state.task(task).ok_or(VerbError::NoSuchTask { task })?;
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
         let state = found.last_run().map_or("queued", |run| run.state.word());
-        let wrong = |hint| VerbError::WrongState { verb: "answer", task, state, hint };
+        let wrong = |hint| VerbError::WrongState {
+            verb: "answer",
+            task,
+            state,
+            hint,
+        };
         if !matches!(found.outcome(), Some(Outcome::Blocked { .. })) {
             return Err(wrong("only a blocked task has a question"));
         }
         if found.removed || found.workspace.as_ref().is_none_or(|w| w.removed) {
-            return Err(wrong("its workspace was removed; bring it back with `dispatch undo` first"));
+            return Err(wrong(
+                "its workspace was removed; bring it back with `dispatch undo` first",
+            ));
         }
         if found.runs.len() >= limits.runs_max as usize {
             return Err(wrong("it has had all its runs (limits.runs_max)"));
@@ -657,15 +800,25 @@ impl Actor {
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
-        self.put(Subject::Run(run), Kind::RunQueued { cause: RunCause::Answer { text } });
+        self.put(
+            Subject::Run(run),
+            Kind::RunQueued {
+                cause: RunCause::Answer { text },
+            },
+        );
         self.secrets.entry(task).or_default().extend(secrets);
         self.look_for_secrets(run);
         Ok(run)
     }
 
     fn stop(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
-        let found = self.state.task(task).ok_or(VerbError::NoSuchTask { task })?;
-        let Some(run) = found.last_run() else { return Err(VerbError::NoSuchTask { task }) };
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let Some(run) = found.last_run() else {
+            return Err(VerbError::NoSuchTask { task });
+        };
         let (id, state) = (RunId { task, n: run.n }, run.state.clone());
         match state {
             RunState::Finished(_) => Err(VerbError::WrongState {
@@ -679,7 +832,12 @@ impl Actor {
                 Ok(())
             }
             RunState::Preparing | RunState::Running | RunState::Checking => {
-                self.put(Subject::Run(id), Kind::StopRequested { why: Stop::ByPerson });
+                self.put(
+                    Subject::Run(id),
+                    Kind::StopRequested {
+                        why: Stop::ByPerson,
+                    },
+                );
                 self.tell_to_stop(id, force);
                 Ok(())
             }
@@ -716,15 +874,21 @@ impl Actor {
     /// What the run's agent takes from the dispatcher's environment and has not been given.
     fn lacks(&self, run: RunId) -> Vec<String> {
         let agents = &self.ctx.settings.config.agents;
-        let agent = self.state.task(run.task).and_then(|task| agents.get(&task.spec.agent));
+        let agent = self
+            .state
+            .task(run.task)
+            .and_then(|task| agents.get(&task.spec.agent));
         let have = self.secrets.get(&run.task);
         let lacking = |value: &EnvValue| match value {
-            EnvValue::From { var, optional: false } => {
-                (!have.is_some_and(|have| have.contains_key(var))).then(|| var.clone())
-            }
+            EnvValue::From {
+                var,
+                optional: false,
+            } => (!have.is_some_and(|have| have.contains_key(var))).then(|| var.clone()),
             EnvValue::From { .. } | EnvValue::Literal(_) => None,
         };
-        agent.map(|agent| agent.env.values().filter_map(lacking).collect()).unwrap_or_default()
+        agent
+            .map(|agent| agent.env.values().filter_map(lacking).collect())
+            .unwrap_or_default()
     }
 
     fn look_for_secrets(&mut self, run: RunId) {
@@ -732,7 +896,8 @@ impl Actor {
         if lacks.is_empty() {
             self.held.remove(&run);
         } else {
-            self.held.insert(run, format!("needs {} from you", lacks.join(", ")));
+            self.held
+                .insert(run, format!("needs {} from you", lacks.join(", ")));
         }
     }
 
@@ -748,20 +913,29 @@ impl Actor {
         for run in held {
             for var in self.lacks(run) {
                 if let Some(value) = secrets.get(&var) {
-                    self.secrets.entry(run.task).or_default().insert(var, value.clone());
+                    self.secrets
+                        .entry(run.task)
+                        .or_default()
+                        .insert(var, value.clone());
                 }
             }
             self.look_for_secrets(run);
             let waits = self.held.contains_key(&run);
-            let preparing = self.state.run(run).is_some_and(|r| r.state == RunState::Preparing);
+            let preparing = self
+                .state
+                .run(run)
+                .is_some_and(|r| r.state == RunState::Preparing);
             if !waits && preparing && !self.orders.contains_key(&run) {
-                self.effects.push(Box::new(move |actor| actor.supervise(run, run::From::Log)));
+                self.effects
+                    .push(Box::new(move |actor| actor.supervise(run, run::From::Log)));
             }
         }
     }
 
     fn supervise(&mut self, run: RunId, from: run::From) {
-        let Some(task) = self.state.task(run.task).cloned() else { return };
+        let Some(task) = self.state.task(run.task).cloned() else {
+            return;
+        };
         let recorded = match from {
             run::From::Start => 0,
             run::From::Log => self.store.recorded_offset(run).unwrap_or(0),
@@ -775,9 +949,17 @@ impl Actor {
             }
         }
         self.orders.insert(run, orders);
-        let job = run::Supervised { task, run, recorded, secrets, complete, from };
+        let job = run::Supervised {
+            task,
+            run,
+            recorded,
+            secrets,
+            complete,
+            from,
+        };
         let ctx = self.ctx.clone();
-        self.runs.spawn(async move { (run, run::supervise(ctx, job, told).await) });
+        self.runs
+            .spawn(async move { (run, run::supervise(ctx, job, told).await) });
     }
 
     fn ended(&mut self, joined: Result<(RunId, Ended), tokio::task::JoinError>) {
@@ -818,18 +1000,31 @@ impl Actor {
         };
         let now = now();
         let over = |task: &&dispatch_core::state::Task| {
-            let Some((outcome, run)) = task.outcome().zip(task.last_run()) else { return false };
+            let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
+                return false;
+            };
             let keep_ms = days(outcome).saturating_mul(DAY_MS);
             let ended = run.ended_at.unwrap_or(now);
             keep_ms > 0
                 && now.saturating_sub(ended) > keep_ms
-                && task.workspace.as_ref().is_some_and(|workspace| !workspace.removed)
+                && task
+                    .workspace
+                    .as_ref()
+                    .is_some_and(|workspace| !workspace.removed)
         };
-        let over: Vec<TaskId> = self.state.tasks().filter(over).map(|task| task.id).collect();
+        let over: Vec<TaskId> = self
+            .state
+            .tasks()
+            .filter(over)
+            .map(|task| task.id)
+            .collect();
         for task in over {
             if let Some(task) = self.state.task(task).cloned() {
                 let ctx = self.ctx.clone();
-                let run = RunId { task: task.id, n: 0 };
+                let run = RunId {
+                    task: task.id,
+                    n: 0,
+                };
                 self.runs.spawn(async move {
                     crate::verbs::retire(&ctx, &task).await;
                     (run, Ended::Judged)

@@ -26,7 +26,13 @@ pub struct EventStream {
 impl EventStream {
     /// Subscribed before the log is read, so that nothing falls between.
     pub(crate) fn new(data: PathBuf, after: Seq, live: Receiver<Told>) -> Self {
-        Self { data, after, history: VecDeque::new(), behind: true, live }
+        Self {
+            data,
+            after,
+            history: VecDeque::new(),
+            behind: true,
+            live,
+        }
     }
 
     /// `None` when the engine has ended or its log cannot be read any more.

@@ -20,7 +20,12 @@ pub(crate) struct Lines {
 
 impl Lines {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { held: Vec::new(), at: 0, bytes_max, cut: false }
+        Self {
+            held: Vec::new(),
+            at: 0,
+            bytes_max,
+            cut: false,
+        }
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<Line> {
@@ -43,14 +48,24 @@ impl Lines {
 
     /// What the output ended with, without a line end.
     pub(crate) fn finish(&mut self) -> Option<Line> {
-        if self.held.is_empty() { None } else { self.take() }
+        if self.held.is_empty() {
+            None
+        } else {
+            self.take()
+        }
     }
 
     fn take(&mut self) -> Option<Line> {
         let bytes = std::mem::take(&mut self.held);
         let cut = std::mem::take(&mut self.cut);
-        let text = String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned();
-        Some(Line { text, end: self.at, cut })
+        let text = String::from_utf8_lossy(&bytes)
+            .trim_end_matches('\r')
+            .to_owned();
+        Some(Line {
+            text,
+            end: self.at,
+            cut,
+        })
     }
 }
 
@@ -65,7 +80,12 @@ mod tests {
             let mut lines = Lines::new(8);
             let mut got: Vec<(String, u64, bool)> = Vec::new();
             for piece in text.chunks(size) {
-                got.extend(lines.push(piece).into_iter().map(|l| (l.text, l.end, l.cut)));
+                got.extend(
+                    lines
+                        .push(piece)
+                        .into_iter()
+                        .map(|l| (l.text, l.end, l.cut)),
+                );
             }
             got.extend(lines.finish().map(|l| (l.text, l.end, l.cut)));
             let want = [
@@ -75,7 +95,10 @@ mod tests {
                 ("long lon", 27, true),
                 ("end", 30, false),
             ];
-            let want: Vec<_> = want.into_iter().map(|(t, e, c)| (t.to_owned(), e, c)).collect();
+            let want: Vec<_> = want
+                .into_iter()
+                .map(|(t, e, c)| (t.to_owned(), e, c))
+                .collect();
             assert_eq!(got, want, "pieces of {size}");
         }
     }

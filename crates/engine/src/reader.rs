@@ -32,8 +32,15 @@ impl Reader {
     /// # Errors
     /// When there is a log and it cannot be read.
     pub fn open(data: &Path) -> Result<Self, ReadError> {
-        let store = if Store::exists(data) { Some(Store::read_only(data)?) } else { None };
-        Ok(Self { store, data: data.to_owned() })
+        let store = if Store::exists(data) {
+            Some(Store::read_only(data)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            store,
+            data: data.to_owned(),
+        })
     }
 
     /// All tasks, oldest first, removed ones too.
@@ -41,15 +48,22 @@ impl Reader {
     /// # Errors
     /// When the log cannot be read.
     pub fn tasks(&self) -> Result<Vec<TaskView>, ReadError> {
-        let Some(store) = &self.store else { return Ok(Vec::new()) };
+        let Some(store) = &self.store else {
+            return Ok(Vec::new());
+        };
         let state = fold(store)?;
-        Ok(state.tasks().filter_map(|task| view(&state, &self.data, task.id)).collect())
+        Ok(state
+            .tasks()
+            .filter_map(|task| view(&state, &self.data, task.id))
+            .collect())
     }
 
     /// # Errors
     /// When the log cannot be read.
     pub fn events(&self, after: Seq, limit: usize) -> Result<Vec<Event>, ReadError> {
-        let Some(store) = &self.store else { return Ok(Vec::new()) };
+        let Some(store) = &self.store else {
+            return Ok(Vec::new());
+        };
         Ok(store.read(after, limit)?)
     }
 }
@@ -61,9 +75,17 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         let dir = agent_dir(data, RunId { task, n: run.n });
         let open = !matches!(run.state, RunState::Finished(_) | RunState::Queued);
         // A directory that cannot be asked is shown as one that says nothing.
-        let probe = if open { dir.probe().unwrap_or(Probe::NeverStarted) } else { Probe::NeverStarted };
+        let probe = if open {
+            dir.probe().unwrap_or(Probe::NeverStarted)
+        } else {
+            Probe::NeverStarted
+        };
         let alive = matches!(probe, Probe::Alive | Probe::Starting);
-        let group = if alive { dir.group().unwrap_or(None) } else { None };
+        let group = if alive {
+            dir.group().unwrap_or(None)
+        } else {
+            None
+        };
         JobView {
             keeper_pid: group.map(|group| group.keeper),
             log: dir.file("out"),

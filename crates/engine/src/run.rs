@@ -29,7 +29,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     lines::{Line, Lines},
-    sites::{Follow, JobEvent, Site, Start},
+    sites::{JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told},
 };
@@ -99,7 +99,12 @@ pub(crate) async fn supervise(
     orders: mpsc::Receiver<StopOrder>,
 ) -> Ended {
     let run = job.run;
-    let mut walk = Walk { ctx, job, orders, stop: None };
+    let mut walk = Walk {
+        ctx,
+        job,
+        orders,
+        stop: None,
+    };
     let (outcome, verified) = match walk.walk().await {
         Ok(ended) => ended,
         Err(Stopped::Outcome(outcome)) => (outcome, Verified::NotVerified),
@@ -130,16 +135,26 @@ struct Heard {
 
 impl Walk {
     fn id(&self, part: Part) -> JobId {
-        JobId { run: self.job.run, part }
+        JobId {
+            run: self.job.run,
+            part,
+        }
     }
 
     fn run(&self) -> Option<&Run> {
-        self.job.task.runs.get((self.job.run.n as usize).checked_sub(1)?)
+        self.job
+            .task
+            .runs
+            .get((self.job.run.n as usize).checked_sub(1)?)
     }
 
     async fn record(&self, subject: Subject, kinds: Vec<Kind>) -> Result<(), Cut> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Record { subject, kinds, reply };
+        let command = Command::Record {
+            subject,
+            kinds,
+            reply,
+        };
         self.ctx.commands.send(command).await.map_err(|_| Cut)?;
         match answer.await {
             // A refused event is a bug that the actor has noted; the run goes on to its end.
@@ -158,7 +173,9 @@ impl Walk {
         work: impl FnOnce(&Trees, &Task) -> T + Send + 'static,
     ) -> Result<T, Cut> {
         let (trees, task) = (Arc::clone(&self.ctx.trees), self.job.task.clone());
-        tokio::task::spawn_blocking(move || work(&trees, &task)).await.map_err(|_| Cut)
+        tokio::task::spawn_blocking(move || work(&trees, &task))
+            .await
+            .map_err(|_| Cut)
     }
 
     async fn walk(&mut self) -> Result<(Outcome, Verified), Stopped> {
@@ -194,10 +211,16 @@ impl Walk {
 
     fn profile(&self) -> Result<AgentProfile, Stopped> {
         let name = &self.job.task.spec.agent;
-        self.ctx.settings.config.agents.get(name).cloned().ok_or_else(|| {
-            let reason = format!("agent {name} is not configured any more");
-            Failure::Prepare { reason }.into()
-        })
+        self.ctx
+            .settings
+            .config
+            .agents
+            .get(name)
+            .cloned()
+            .ok_or_else(|| {
+                let reason = format!("agent {name} is not configured any more");
+                Failure::Prepare { reason }.into()
+            })
     }
 
     /// The sites of the placement; nothing registered means this machine.
@@ -252,9 +275,15 @@ impl Walk {
         driver: &mut dyn Driver,
         profile: &AgentProfile,
     ) -> Result<Arc<dyn Site>, Stopped> {
-        let ready = self.blocking(Trees::prepare).await?.map_err(prepare_failed)?;
+        let ready = self
+            .blocking(Trees::prepare)
+            .await?
+            .map_err(prepare_failed)?;
         if let Some(old) = ready.old_question {
-            let text = format!("{} of an earlier run was moved out: {old}", prompt::BLOCKED_FILE);
+            let text = format!(
+                "{} of an earlier run was moved out: {old}",
+                prompt::BLOCKED_FILE
+            );
             self.tell(Kind::Noted { text }).await?;
         }
         let workspace = Kind::WorkspaceReady {
@@ -287,11 +316,21 @@ impl Walk {
             self.tell(Kind::SiteRefused { site: name, reason }).await?;
         }
         if refused.is_empty() {
-            let asked: Vec<String> =
-                self.job.task.spec.placement.sites.iter().map(ToString::to_string).collect();
+            let asked: Vec<String> = self
+                .job
+                .task
+                .spec
+                .placement
+                .sites
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             refused.push(format!("no site named {} is registered", asked.join(", ")));
         }
-        Err(Failure::Start { reason: refused.join("; ") }.into())
+        Err(Failure::Start {
+            reason: refused.join("; "),
+        }
+        .into())
     }
 
     fn asked_to_stop(&mut self) -> Result<(), Stopped> {
@@ -309,11 +348,7 @@ impl Walk {
         drop(tokio::task::spawn_blocking(move || trees.refill(&task)));
     }
 
-    async fn tell_started(
-        &self,
-        site: &Arc<dyn Site>,
-        profile: &AgentProfile,
-    ) -> Result<(), Cut> {
+    async fn tell_started(&self, site: &Arc<dyn Site>, profile: &AgentProfile) -> Result<(), Cut> {
         let same = |other: &&(SiteName, Arc<dyn Site>)| Arc::ptr_eq(&other.1, site);
         match self.sites().iter().find(same) {
             Some((name, _)) => self.tell_started_at(name, profile).await,
@@ -325,7 +360,11 @@ impl Walk {
         let enforced = match self.job.task.spec.placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
         };
-        let started = Kind::Started { site: site.clone(), driver: profile.driver, enforced };
+        let started = Kind::Started {
+            site: site.clone(),
+            driver: profile.driver,
+            enforced,
+        };
         self.tell(started).await
     }
 
@@ -337,7 +376,9 @@ impl Walk {
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
-        let cause = self.run().map_or(RunCause::Dispatched, |run| run.cause.clone());
+        let cause = self
+            .run()
+            .map_or(RunCause::Dispatched, |run| run.cause.clone());
         let earlier = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
         let session = earlier.filter_map(|run| run.session.as_deref()).next();
         let resume = match cause {
@@ -385,7 +426,11 @@ impl Walk {
     }
 
     fn workspace(&self) -> PathBuf {
-        self.job.task.workspace.as_ref().map_or_else(|| "/".into(), |w| w.path.clone())
+        self.job
+            .task
+            .workspace
+            .as_ref()
+            .map_or_else(|| "/".into(), |w| w.path.clone())
     }
 
     /// What agents and checks get: the engine's list, and a home of the task's own.
@@ -393,7 +438,12 @@ impl Walk {
         // Beside the home, because some CLIs refuse a home below the temporary directory.
         let name = home.file_name().unwrap_or_default().to_string_lossy();
         let temporary = home.with_file_name(format!("{name}-tmp"));
-        for dir in [home, &home.join(".claude"), &home.join(".codex"), &temporary] {
+        for dir in [
+            home,
+            &home.join(".claude"),
+            &home.join(".codex"),
+            &temporary,
+        ] {
             std::fs::create_dir_all(dir)
                 .map_err(|error| format!("make the private home {}: {error}", dir.display()))?;
         }
@@ -437,7 +487,10 @@ impl Walk {
             Force::Kill => 0,
         };
         self.stop = Some(force);
-        let order = Order::Stop { why: Stop::ByPerson, grace_ms };
+        let order = Order::Stop {
+            why: Stop::ByPerson,
+            grace_ms,
+        };
         match site.order(&self.id(part), &order).await {
             // It has ended by itself; the verdict still says that a person wanted the end.
             Ok(()) | Err(_) => {}
@@ -507,7 +560,11 @@ impl Walk {
                 let known = self.run().is_some_and(|run| run.report.is_some());
                 if let (Some(report), false) = (&report, known) {
                     let usage = said.usage.clone();
-                    self.tell(Kind::AgentEnded { report: report.clone(), usage }).await?;
+                    self.tell(Kind::AgentEnded {
+                        report: report.clone(),
+                        usage,
+                    })
+                    .await?;
                 }
                 return Ok(Heard { said, report });
             }
@@ -537,7 +594,9 @@ impl Walk {
                         if let Update::Session { id } = &update {
                             if ear.session.as_ref() != Some(id) {
                                 ear.session = Some(id.clone());
-                                facts.push(Some(Kind::SessionSeen { session: id.clone() }));
+                                facts.push(Some(Kind::SessionSeen {
+                                    session: id.clone(),
+                                }));
                             }
                         }
                         if fresh {
@@ -546,7 +605,10 @@ impl Walk {
                     }
                     Step::Live(text) => {
                         if fresh {
-                            let told = Told::Live { run: self.job.run, text };
+                            let told = Told::Live {
+                                run: self.job.run,
+                                text,
+                            };
                             match self.ctx.told.send(told) {
                                 Ok(_) | Err(_) => {}
                             }
@@ -592,10 +654,18 @@ impl Walk {
             Ok(sealed) => sealed,
             Err(reason) => return Err(Failure::Seal { reason }.into()),
         };
-        let tree = Tree { changed: sealed.commit.is_some(), question };
+        let tree = Tree {
+            changed: sealed.commit.is_some(),
+            question,
+        };
         let ended_at = heard.report.as_ref().map_or(0, |report| report.ended_at);
-        let outcome =
-            verdict::verdict(heard.report.as_ref(), &heard.said, &tree, spec.expects, ended_at);
+        let outcome = verdict::verdict(
+            heard.report.as_ref(),
+            &heard.said,
+            &tree,
+            spec.expects,
+            ended_at,
+        );
         if self.stop.is_some() {
             return Ok((Outcome::Stopped(Stop::ByPerson), Verified::NotVerified));
         }
@@ -620,7 +690,11 @@ impl Walk {
             .blocking(move |trees, task| trees.root_files(task, &checks::marker_files(&config)))
             .await?
             .map_err(prepare_failed)?;
-        Ok(checks::plan(&self.ctx.settings.config.checks, &asked, &root))
+        Ok(checks::plan(
+            &self.ctx.settings.config.checks,
+            &asked,
+            &root,
+        ))
     }
 
     /// The agent's commits come out by a job in the task's own placement, the rest by a snapshot.
@@ -652,7 +726,9 @@ impl Walk {
         Ok(match sealed {
             Ok((mut sealed, question)) => {
                 sealed.notes.extend(notes);
-                let kind = Kind::WorkspaceSealed { sealed: sealed.clone() };
+                let kind = Kind::WorkspaceSealed {
+                    sealed: sealed.clone(),
+                };
                 self.tell(kind).await?;
                 Ok((sealed, question))
             }
@@ -678,7 +754,11 @@ impl Walk {
         };
         let ended = self.job_to_its_end(site, Part::Seal, &what).await?;
         Ok(match ended {
-            Ok(ExitReport { exit: Exit::Code(0), stopped: None, .. }) => {
+            Ok(ExitReport {
+                exit: Exit::Code(0),
+                stopped: None,
+                ..
+            }) => {
                 let job = self.id(Part::Seal);
                 let dir = crate::jobdir::JobDir::of(&self.ctx.settings.data, &job);
                 Ok(dir.file("out"))
@@ -699,7 +779,17 @@ impl Walk {
         if let Start::Declined(reason) | Start::NotStarted(reason) = site.start(&job, what).await {
             return Ok(Err(reason));
         }
-        let mut follow = match site.follow(&job, Offset { out: u64::MAX / 2, err: u64::MAX / 2, input: 0 }).await {
+        let mut follow = match site
+            .follow(
+                &job,
+                Offset {
+                    out: u64::MAX / 2,
+                    err: u64::MAX / 2,
+                    input: 0,
+                },
+            )
+            .await
+        {
             Ok(follow) => follow,
             Err(error) => return Ok(Err(format!("follow it: {error}"))),
         };
@@ -728,14 +818,16 @@ impl Walk {
         outcome: Outcome,
     ) -> Result<(Outcome, Verified), Stopped> {
         let home = self.ctx.trees.check_home(&self.job.task);
-        let base_env = self.job_env(&home).map_err(|reason| Failure::Start { reason })?;
+        let base_env = self
+            .job_env(&home)
+            .map_err(|reason| Failure::Start { reason })?;
         let mut verified = Verified::Yes;
         let mut failed = Vec::new();
         for check in planned {
             if self.stop.is_some() {
                 return Ok((Outcome::Stopped(Stop::ByPerson), Verified::NotVerified));
             }
-            let mut ended = |state, exit, note: String| Kind::CheckFinished {
+            let ended = |state, exit, note: String| Kind::CheckFinished {
                 check: check.name.clone(),
                 state,
                 exit,
@@ -800,19 +892,31 @@ impl Walk {
         let mut name = check.name.clone();
         // A check whose keeper died has shown nothing: it may run once more, under a new name.
         for _ in 0..2 {
-            let ended = self.job_to_its_end(site, Part::Check(name.clone()), what).await?;
+            let ended = self
+                .job_to_its_end(site, Part::Check(name.clone()), what)
+                .await?;
             let report = match ended {
                 Ok(report) => report,
                 Err(reason) if reason == "its keeper died" => {
-                    let Ok(again) = format!("{}.again", check.name).parse() else { break };
+                    let Ok(again) = format!("{}.again", check.name).parse() else {
+                        break;
+                    };
                     name = again;
                     continue;
                 }
                 Err(reason) => return Ok((CheckState::Failed, None, reason)),
             };
-            let note = report.stopped.as_ref().map(ToString::to_string).unwrap_or_default();
+            let note = report
+                .stopped
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             let passed = report.exit == Exit::Code(0) && report.stopped.is_none();
-            let state = if passed { CheckState::Passed } else { CheckState::Failed };
+            let state = if passed {
+                CheckState::Passed
+            } else {
+                CheckState::Failed
+            };
             return Ok((state, Some(report.exit), note));
         }
         Ok((CheckState::Failed, None, "its keeper died twice".into()))
@@ -840,21 +944,28 @@ impl Ear {
         self.bytes_left = self.bytes_left.saturating_sub(size.max(1));
         if self.bytes_left == 0 {
             let text = "it has said more than limits.updates_bytes; the rest is in its output only";
-            return Some(Kind::Said { update: Update::Notice { text: text.into() }, out_offset });
+            return Some(Kind::Said {
+                update: Update::Notice { text: text.into() },
+                out_offset,
+            });
         }
         Some(Kind::Said { update, out_offset })
     }
 }
 
 fn prepare_failed(error: TreeError) -> Stopped {
-    Failure::Prepare { reason: error.to_string() }.into()
+    Failure::Prepare {
+        reason: error.to_string(),
+    }
+    .into()
 }
 
 /// The program's full path, found on the job's own PATH.
 fn find_program(program: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
     let runnable = |path: &Path| {
         use std::os::unix::fs::PermissionsExt;
-        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        path.metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
     if program.contains('/') {
         let path = Path::new(program);
@@ -870,5 +981,7 @@ fn find_program(program: &str, env: &BTreeMap<String, String>) -> Result<String,
         .map(|dir| Path::new(dir).join(program))
         .find(|candidate| runnable(candidate))
         .map(|found| found.to_string_lossy().into_owned())
-        .ok_or_else(|| format!("the program {program} is not on PATH; `dispatch doctor` tells more"))
+        .ok_or_else(|| {
+            format!("the program {program} is not on PATH; `dispatch doctor` tells more")
+        })
 }

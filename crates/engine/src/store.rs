@@ -37,7 +37,11 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     #[error("read event {seq} of the log at {}: {what}", path.display())]
-    Row { path: PathBuf, seq: Seq, what: String },
+    Row {
+        path: PathBuf,
+        seq: Seq,
+        what: String,
+    },
     #[error("write event {seq} to the log: {source}")]
     Encode {
         seq: Seq,
@@ -55,9 +59,10 @@ impl StoreError {
     #[must_use]
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Sqlite { source: rusqlite::Error::SqliteFailure(failure, _), .. } => {
-                failure.code == rusqlite::ErrorCode::DiskFull
-            }
+            Self::Sqlite {
+                source: rusqlite::Error::SqliteFailure(failure, _),
+                ..
+            } => failure.code == rusqlite::ErrorCode::DiskFull,
             _ => false,
         }
     }
@@ -77,7 +82,10 @@ impl Store {
     /// # Errors
     /// When it cannot be opened, is damaged or of a newer format.
     pub fn open(data: &Path) -> Result<Self, StoreError> {
-        Self::with(data, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)
+        Self::with(
+            data,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+        )
     }
 
     /// Opens the log for reading only.
@@ -97,10 +105,15 @@ impl Store {
         let path = data.join(FILE);
         let failed = |doing| {
             let path = path.clone();
-            move |source| StoreError::Sqlite { doing, path, source }
+            move |source| StoreError::Sqlite {
+                doing,
+                path,
+                source,
+            }
         };
-        let connection = Connection::open_with_flags(&path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .map_err(failed("open"))?;
+        let connection =
+            Connection::open_with_flags(&path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+                .map_err(failed("open"))?;
         connection.busy_timeout(BUSY_WAIT).map_err(failed("open"))?;
         let found: u32 = connection
             .query_row("PRAGMA user_version", [], |row| row.get(0))
@@ -136,9 +149,15 @@ impl Store {
                 .map_err(failed("set up"))?;
         }
         let last: i64 = connection
-            .query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))
+            .query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| {
+                row.get(0)
+            })
             .map_err(failed("read the end of"))?;
-        Ok(Self { connection, path, last: from_sql(last) })
+        Ok(Self {
+            connection,
+            path,
+            last: from_sql(last),
+        })
     }
 
     #[must_use]
@@ -152,7 +171,11 @@ impl Store {
     /// When they do not follow the last one, or cannot be written.
     pub fn append(&mut self, events: &[Event]) -> Result<(), StoreError> {
         let path = &self.path;
-        let failed = |source| StoreError::Sqlite { doing: "append to", path: path.clone(), source };
+        let failed = |source| StoreError::Sqlite {
+            doing: "append to",
+            path: path.clone(),
+            source,
+        };
         let mut last = self.last;
         let transaction = self.connection.transaction().map_err(failed)?;
         {
@@ -163,10 +186,16 @@ impl Store {
                 .map_err(failed)?;
             for event in events {
                 if event.seq != last + 1 {
-                    return Err(StoreError::Gap { last, found: event.seq });
+                    return Err(StoreError::Gap {
+                        last,
+                        found: event.seq,
+                    });
                 }
-                let kind = serde_json::to_string(&event.kind)
-                    .map_err(|source| StoreError::Encode { seq: event.seq, source })?;
+                let kind =
+                    serde_json::to_string(&event.kind).map_err(|source| StoreError::Encode {
+                        seq: event.seq,
+                        source,
+                    })?;
                 insert
                     .execute(params![
                         to_sql(event.seq),
@@ -206,7 +235,11 @@ impl Store {
     /// # Errors
     /// When the log cannot be read.
     pub fn recorded_offset(&self, run: RunId) -> Result<u64, StoreError> {
-        let failed = |source| StoreError::Sqlite { doing: "read", path: self.path.clone(), source };
+        let failed = |source| StoreError::Sqlite {
+            doing: "read",
+            path: self.path.clone(),
+            source,
+        };
         let mut query = self
             .connection
             .prepare_cached(
@@ -214,21 +247,30 @@ impl Store {
                  ORDER BY seq DESC LIMIT 1",
             )
             .map_err(failed)?;
-        let mut rows = query.query(params![run.task.to_string(), run.n]).map_err(failed)?;
-        let Some(row) = rows.next().map_err(failed)? else { return Ok(0) };
-        let (seq, kind): (i64, String) =
-            (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+        let mut rows = query
+            .query(params![run.task.to_string(), run.n])
+            .map_err(failed)?;
+        let Some(row) = rows.next().map_err(failed)? else {
+            return Ok(0);
+        };
+        let (seq, kind): (i64, String) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
         match serde_json::from_str(&kind) {
             Ok(Kind::Said { out_offset, .. }) => Ok(out_offset),
             Ok(_) => Ok(0),
-            Err(source) => {
-                Err(StoreError::Event { path: self.path.clone(), seq: from_sql(seq), source })
-            }
+            Err(source) => Err(StoreError::Event {
+                path: self.path.clone(),
+                seq: from_sql(seq),
+                source,
+            }),
         }
     }
 
     fn select(&self, which: &str, after: Seq, limit: usize) -> Result<Vec<Event>, StoreError> {
-        let failed = |source| StoreError::Sqlite { doing: "read", path: self.path.clone(), source };
+        let failed = |source| StoreError::Sqlite {
+            doing: "read",
+            path: self.path.clone(),
+            source,
+        };
         let text = format!(
             "SELECT seq, at, task, run, kind FROM events WHERE {which} ORDER BY seq LIMIT ?2"
         );
@@ -241,7 +283,9 @@ impl Store {
             let task: Option<String> = row.get(2).map_err(failed)?;
             let run: Option<u32> = row.get(3).map_err(failed)?;
             let kind = row.get_ref(4).map_err(failed)?;
-            let kind = kind.as_str().map_err(|error| self.row(seq, error.to_string()))?;
+            let kind = kind
+                .as_str()
+                .map_err(|error| self.row(seq, error.to_string()))?;
             let subject = match task {
                 None => Subject::Engine,
                 Some(text) => {
@@ -253,15 +297,22 @@ impl Store {
                 seq,
                 at: from_sql(row.get(1).map_err(failed)?),
                 subject,
-                kind: serde_json::from_str(kind)
-                    .map_err(|source| StoreError::Event { path: self.path.clone(), seq, source })?,
+                kind: serde_json::from_str(kind).map_err(|source| StoreError::Event {
+                    path: self.path.clone(),
+                    seq,
+                    source,
+                })?,
             });
         }
         Ok(events)
     }
 
     fn row(&self, seq: Seq, what: String) -> StoreError {
-        StoreError::Row { path: self.path.clone(), seq, what }
+        StoreError::Row {
+            path: self.path.clone(),
+            seq,
+            what,
+        }
     }
 }
 
@@ -278,8 +329,15 @@ mod tests {
     use super::*;
 
     fn event(seq: Seq) -> Event {
-        let kind = Kind::Noted { text: format!("n{seq}") };
-        Event { seq, at: 1, subject: Subject::Engine, kind }
+        let kind = Kind::Noted {
+            text: format!("n{seq}"),
+        };
+        Event {
+            seq,
+            at: 1,
+            subject: Subject::Engine,
+            kind,
+        }
     }
 
     #[test]
@@ -287,7 +345,10 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let mut store = Store::open(data.path()).unwrap();
         store.append(&[event(1), event(2)]).unwrap();
-        assert!(matches!(store.append(&[event(4)]), Err(StoreError::Gap { last: 2, found: 4 })));
+        assert!(matches!(
+            store.append(&[event(4)]),
+            Err(StoreError::Gap { last: 2, found: 4 })
+        ));
         assert!(store.append(&[event(3), event(5)]).is_err());
         assert_eq!(store.last(), 2);
         drop(store);
@@ -300,9 +361,15 @@ mod tests {
     fn a_newer_format_is_refused() {
         let data = tempfile::tempdir().unwrap();
         let store = Store::open(data.path()).unwrap();
-        store.connection.execute_batch("PRAGMA user_version = 99").unwrap();
+        store
+            .connection
+            .execute_batch("PRAGMA user_version = 99")
+            .unwrap();
         drop(store);
-        assert!(matches!(Store::open(data.path()), Err(StoreError::Newer { found: 99, .. })));
+        assert!(matches!(
+            Store::open(data.path()),
+            Err(StoreError::Newer { found: 99, .. })
+        ));
     }
 
     #[test]
@@ -310,6 +377,9 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         std::fs::write(data.path().join(FILE), vec![b'x'; 8192]).unwrap();
         let error = Store::open(data.path()).unwrap_err().to_string();
-        assert!(error.contains("log.sqlite") && error.contains("not a database"), "{error}");
+        assert!(
+            error.contains("log.sqlite") && error.contains("not a database"),
+            "{error}"
+        );
     }
 }

@@ -21,7 +21,10 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 
 fn failed(doing: &str, task: TaskId) -> impl FnOnce(TreeError) -> VerbError {
     let doing = format!("{doing} task {task}");
-    move |source| VerbError::Failed { doing, source: Box::new(source) }
+    move |source| VerbError::Failed {
+        doing,
+        source: Box::new(source),
+    }
 }
 
 impl Engine {
@@ -31,7 +34,9 @@ impl Engine {
         work: impl FnOnce(&Trees, &Task) -> T + Send + 'static,
     ) -> Result<T, VerbError> {
         let trees = self.trees();
-        tokio::task::spawn_blocking(move || work(&trees, &task)).await.map_err(|_| VerbError::Gone)
+        tokio::task::spawn_blocking(move || work(&trees, &task))
+            .await
+            .map_err(|_| VerbError::Gone)
     }
 
     /// Stops a live task, keeps what its workspace holds, removes the workspace, puts the task away.
@@ -52,23 +57,41 @@ impl Engine {
         if let Some(kinds) = self.put_away(view.task).await? {
             self.record(Subject::Task(task), kinds).await?;
         }
-        self.record(Subject::Task(task), vec![Kind::TaskRemoved]).await
+        self.record(Subject::Task(task), vec![Kind::TaskRemoved])
+            .await
     }
 
     /// Keeps and removes the workspace. `None`: there was none.
     async fn put_away(&self, task: Task) -> Result<Option<Vec<Kind>>, VerbError> {
         let id = task.id;
-        if task.workspace.as_ref().is_none_or(|workspace| workspace.removed) {
+        if task
+            .workspace
+            .as_ref()
+            .is_none_or(|workspace| workspace.removed)
+        {
             return Ok(None);
         }
-        let kept = self.blocking(task.clone(), Trees::keep).await?.map_err(failed("keep", id))?;
+        let kept = self
+            .blocking(task.clone(), Trees::keep)
+            .await?
+            .map_err(failed("keep", id))?;
         let keep_ms = self.config().retention.snapshots_d.saturating_mul(DAY_MS);
-        let keep_until = if keep_ms == 0 { u64::MAX } else { now().saturating_add(keep_ms) };
+        let keep_until = if keep_ms == 0 {
+            u64::MAX
+        } else {
+            now().saturating_add(keep_ms)
+        };
         let (refname, commit) = kept;
         // Durable before the removal: whoever starts after a crash knows where the content is.
-        let snapshotted = Kind::Snapshotted { refname, commit, keep_until };
+        let snapshotted = Kind::Snapshotted {
+            refname,
+            commit,
+            keep_until,
+        };
         self.record(Subject::Task(id), vec![snapshotted]).await?;
-        self.blocking(task, Trees::remove).await?.map_err(failed("remove", id))?;
+        self.blocking(task, Trees::remove)
+            .await?
+            .map_err(failed("remove", id))?;
         Ok(Some(vec![Kind::WorkspaceRemoved]))
     }
 
@@ -99,17 +122,23 @@ impl Engine {
     pub async fn undo(&self, task: TaskId) -> Result<PathBuf, VerbError> {
         let _busy = self.hold("undo", task)?;
         let view = self.task(task).await?;
-        let nothing = |hint: &str| VerbError::Nothing { verb: "undo", task, hint: hint.into() };
+        let nothing = |hint: &str| VerbError::Nothing {
+            verb: "undo",
+            task,
+            hint: hint.into(),
+        };
         let workspace = view.task.workspace.clone();
         let workspace = match workspace {
             Some(workspace) if workspace.removed => workspace,
             Some(workspace) if view.task.removed => {
-                self.record(Subject::Task(task), vec![Kind::TaskRestored]).await?;
+                self.record(Subject::Task(task), vec![Kind::TaskRestored])
+                    .await?;
                 return Ok(workspace.path);
             }
             Some(_) => return Err(nothing("its workspace is there; nothing was removed")),
             None if view.task.removed => {
-                self.record(Subject::Task(task), vec![Kind::TaskRestored]).await?;
+                self.record(Subject::Task(task), vec![Kind::TaskRestored])
+                    .await?;
                 return Err(nothing("it is back in the list; it never had a workspace"));
             }
             None => return Err(nothing("it never had a workspace")),
@@ -161,19 +190,32 @@ impl Engine {
             None if view.task.spec.repo.starts_with('/') => PathBuf::from(&view.task.spec.repo),
             None => {
                 let hint = "its repository is a URL; say where to with --to PATH".to_owned();
-                return Err(VerbError::Nothing { verb: "apply", task, hint });
+                return Err(VerbError::Nothing {
+                    verb: "apply",
+                    task,
+                    hint,
+                });
             }
         };
         let (into, from) = (repo.clone(), commit.clone());
         let branch = view.task.branch();
         let applied = self
-            .blocking(view.task, move |trees, task| trees.apply(task, &into, &from))
+            .blocking(view.task, move |trees, task| {
+                trees.apply(task, &into, &from)
+            })
             .await?;
         applied.map_err(failed("apply the result of", task))?;
-        let kind =
-            Kind::Applied { repo: repo.clone(), branch: branch.clone(), commit: commit.clone() };
+        let kind = Kind::Applied {
+            repo: repo.clone(),
+            branch: branch.clone(),
+            commit: commit.clone(),
+        };
         self.record(Subject::Task(task), vec![kind]).await?;
-        Ok(Applied { repo, branch, commit })
+        Ok(Applied {
+            repo,
+            branch,
+            commit,
+        })
     }
 
     /// The result as a patch; of a live task, what its workspace shows now.
@@ -192,8 +234,12 @@ impl Engine {
             }
             None => view.task.result().and_then(|sealed| sealed.commit.clone()),
         };
-        let Some(commit) = commit else { return Ok(String::new()) };
-        let diff = self.blocking(view.task, move |trees, task| trees.diff(task, &commit)).await?;
+        let Some(commit) = commit else {
+            return Ok(String::new());
+        };
+        let diff = self
+            .blocking(view.task, move |trees, task| trees.diff(task, &commit))
+            .await?;
         diff.map_err(failed("show the changes of", task))
     }
 }
@@ -204,31 +250,53 @@ fn result_of(verb: &'static str, view: &TaskView) -> Result<String, VerbError> {
         return Err(VerbError::WrongState {
             verb,
             task,
-            state: view.task.last_run().map_or("queued", |run| run.state.word()),
+            state: view
+                .task
+                .last_run()
+                .map_or("queued", |run| run.state.word()),
             hint: "wait for its end, or stop it",
         });
     }
     let commit = view.task.result().and_then(|sealed| sealed.commit.clone());
-    commit.ok_or_else(|| VerbError::Nothing { verb, task, hint: "it changed nothing".into() })
+    commit.ok_or_else(|| VerbError::Nothing {
+        verb,
+        task,
+        hint: "it changed nothing".into(),
+    })
 }
 
 /// Retention of one task: its content is kept under a ref, its workspace removed. Told as events;
 /// what fails is noted and tried again at the next turn.
 pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
     let trees = Arc::clone(&ctx.trees);
-    let keep_ms = ctx.settings.config.retention.snapshots_d.saturating_mul(DAY_MS);
+    let keep_ms = ctx
+        .settings
+        .config
+        .retention
+        .snapshots_d
+        .saturating_mul(DAY_MS);
     let owned = task.clone();
     let kept = tokio::task::spawn_blocking(move || trees.keep(&owned)).await;
     let mut kinds = Vec::new();
     let mut remove = false;
     match kept {
         Ok(Ok((refname, commit))) => {
-            let keep_until = if keep_ms == 0 { u64::MAX } else { now().saturating_add(keep_ms) };
-            kinds.push(Kind::Snapshotted { refname, commit, keep_until });
+            let keep_until = if keep_ms == 0 {
+                u64::MAX
+            } else {
+                now().saturating_add(keep_ms)
+            };
+            kinds.push(Kind::Snapshotted {
+                refname,
+                commit,
+                keep_until,
+            });
             remove = true;
         }
         Ok(Err(error)) => {
-            kinds.push(Kind::Noted { text: format!("its old workspace stays: {error}") });
+            kinds.push(Kind::Noted {
+                text: format!("its old workspace stays: {error}"),
+            });
         }
         Err(_) => return,
     }
@@ -238,7 +306,9 @@ pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
     let (trees, owned) = (Arc::clone(&ctx.trees), task.clone());
     let kind = match tokio::task::spawn_blocking(move || trees.remove(&owned)).await {
         Ok(Ok(())) => Kind::WorkspaceRemoved,
-        Ok(Err(error)) => Kind::Noted { text: format!("its old workspace stays: {error}") },
+        Ok(Err(error)) => Kind::Noted {
+            text: format!("its old workspace stays: {error}"),
+        },
         Err(_) => return,
     };
     record(ctx, task.id, vec![kind]).await;
@@ -246,6 +316,10 @@ pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
 
 async fn record(ctx: &Ctx, task: TaskId, kinds: Vec<Kind>) -> bool {
     let (reply, answer) = oneshot::channel();
-    let command = Command::Record { subject: Subject::Task(task), kinds, reply };
+    let command = Command::Record {
+        subject: Subject::Task(task),
+        kinds,
+        reply,
+    };
     ctx.commands.send(command).await.is_ok() && matches!(answer.await, Ok(Ok(())))
 }
