@@ -57,12 +57,18 @@ pub(crate) fn main(input: &mut impl Read, output: &mut impl Write) -> ExitCode {
 
 fn follow(input: &mut impl Read, output: &mut impl Write) -> Result<(), ScriptError> {
     let mut prompt = String::new();
-    input.take(PROMPT_BYTES_MAX).read_to_string(&mut prompt).map_err(ScriptError::Prompt)?;
+    input
+        .take(PROMPT_BYTES_MAX)
+        .read_to_string(&mut prompt)
+        .map_err(ScriptError::Prompt)?;
     let answer = prompt.split_once(ANSWER_MARK).map(|(_, rest)| {
         let end = rest.find("\n\n").unwrap_or(rest.len());
         rest[..end].trim().to_owned()
     });
-    for line in prompt.lines().filter_map(|line| line.trim_start().strip_prefix("> ")) {
+    for line in prompt
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("> "))
+    {
         if obey(line, answer.as_deref(), output)? == Next::Stop {
             break;
         }
@@ -77,15 +83,23 @@ enum Next {
 }
 
 fn obey(line: &str, answer: Option<&str>, output: &mut impl Write) -> Result<Next, ScriptError> {
-    let failed = |source| ScriptError::Io { line: line.to_owned(), source };
-    let bad = |what| ScriptError::Bad { line: line.to_owned(), what };
+    let failed = |source| ScriptError::Io {
+        line: line.to_owned(),
+        source,
+    };
+    let bad = |what| ScriptError::Bad {
+        line: line.to_owned(),
+        what,
+    };
     let (order, rest) = line.split_once(' ').unwrap_or((line, ""));
     let (file, text) = rest.split_once(' ').unwrap_or((rest, ""));
     match order {
         "say" => writeln!(output, "{rest}").map_err(failed)?,
         "write" => fs::write(file, format!("{text}\n")).map_err(failed)?,
         "replace" => {
-            let (old, new) = text.split_once(" => ").ok_or_else(|| bad("it has no ` => `"))?;
+            let (old, new) = text
+                .split_once(" => ")
+                .ok_or_else(|| bad("it has no ` => `"))?;
             let before = fs::read_to_string(file).map_err(failed)?;
             if !before.contains(old) {
                 return Err(bad("the file does not hold that text"));
@@ -105,12 +119,18 @@ fn obey(line: &str, answer: Option<&str>, output: &mut impl Write) -> Result<Nex
             writeln!(output, "wrote {file}: {answer}").map_err(failed)?;
         }
         "count" => {
-            let mut counter =
-                OpenOptions::new().create(true).append(true).open(file).map_err(failed)?;
+            let mut counter = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(file)
+                .map_err(failed)?;
             writeln!(counter, "ran").map_err(failed)?;
         }
         "work" => {
-            let steps = rest.parse::<f64>().map_err(|_| bad("not a number of seconds"))? * 5.0;
+            let steps = rest
+                .parse::<f64>()
+                .map_err(|_| bad("not a number of seconds"))?
+                * 5.0;
             let mut done = 0.0;
             while done < steps {
                 done += 1.0;
@@ -120,7 +140,11 @@ fn obey(line: &str, answer: Option<&str>, output: &mut impl Write) -> Result<Nex
                 thread::sleep(STEP);
             }
         }
-        _ => return Err(bad("unknown order; there are say, write, replace, ask, answer-into, count, work")),
+        _ => {
+            return Err(bad(
+                "unknown order; there are say, write, replace, ask, answer-into, count, work",
+            ));
+        }
     }
     output.flush().map_err(failed)?;
     Ok(Next::Go)

@@ -6,11 +6,14 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
 
 const NAME: &str = "engine.lock";
+const TRIES_MAX: usize = 25;
+const TRY_AGAIN: Duration = Duration::from_millis(2);
 
 /// Held as long as this lives.
 #[derive(Debug)]
@@ -30,11 +33,12 @@ pub fn take(data: &Path) -> io::Result<Option<EngineLock>> {
         .write(true)
         .mode(0o600)
         .open(data.join(NAME))?;
-    // Whoever asks `is_held` has a shared lock for microseconds.
-    for _ in 0..50 {
+    // Whoever asks `is_held` has a shared lock for microseconds, and a child of the last engine may
+    // hold a copy between its fork and its exec.
+    for _ in 0..TRIES_MAX {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(EngineLock { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::yield_now(),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(TRY_AGAIN),
             Err(error) => return Err(error.into()),
         }
     }

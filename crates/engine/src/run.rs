@@ -34,6 +34,9 @@ use crate::{
     view::{Force, Told},
 };
 
+/// Behind any output: only the end is of interest. A file offset is a signed number.
+const FAR: u64 = 1 << 62;
+
 /// What every supervisor works with.
 #[derive(Clone)]
 pub(crate) struct Ctx {
@@ -783,8 +786,8 @@ impl Walk {
             .follow(
                 &job,
                 Offset {
-                    out: u64::MAX / 2,
-                    err: u64::MAX / 2,
+                    out: FAR,
+                    err: FAR,
                     input: 0,
                 },
             )

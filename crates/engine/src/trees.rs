@@ -30,7 +30,7 @@ const QUESTION_BYTES_MAX: u64 = 64 << 10;
 const NOTED_PATHS_MAX: usize = 20;
 
 #[derive(Debug, thiserror::Error)]
-pub enum TreeError {
+pub(crate) enum TreeError {
     #[error(transparent)]
     Git(#[from] GitError),
     #[error(transparent)]
