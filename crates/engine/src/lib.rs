@@ -1,9 +1,33 @@
 //! What Dispatch does: the log, the actor, runs, sites, the keeper. It never prints, never reads the
 //! environment or HOME, never hears of HTTP, MCP or a terminal (I7). Read in this order.
 //!
-//! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs live
+//! * [`engine`] commands in, events out; `run` one run, top to bottom; `verbs` what is done to a
+//!   finished one
+//! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
+//!   [`lock`] who is the engine; [`view`] what a reader sees
+//! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
+//!   live
+//! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
+//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task
 
+pub mod engine;
+pub mod events;
+mod files;
+pub mod git;
 pub mod jobdir;
 pub mod keeper;
+mod lines;
+pub mod lock;
+pub mod mirror;
+pub mod reader;
+mod run;
 pub mod sites;
+pub mod snapshot;
+pub mod store;
+#[cfg(test)]
+mod testing;
+mod trees;
+pub mod vault;
+mod verbs;
 pub mod view;
+pub mod workspace;

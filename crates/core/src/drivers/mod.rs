@@ -5,7 +5,12 @@
 //! To add one: a file with a `Driver`, a row in [`DriverKind`], a golden transcript in `testdata/`,
 //! an `[agents.*]` table in `defaults.toml`.
 
+mod claude;
+mod codex;
+#[cfg(test)]
+mod golden;
 mod plain;
+mod text;
 
 use std::fmt;
 
@@ -69,6 +74,8 @@ pub trait Driver: Send + fmt::Debug {
 #[serde(rename_all = "snake_case")]
 pub enum DriverKind {
     Plain,
+    Claude,
+    Codex,
 }
 
 impl DriverKind {
@@ -76,6 +83,8 @@ impl DriverKind {
     pub fn driver(self) -> Box<dyn Driver> {
         match self {
             Self::Plain => Box::<plain::Plain>::default(),
+            Self::Claude => Box::<claude::Claude>::default(),
+            Self::Codex => Box::<codex::Codex>::default(),
         }
     }
 }

@@ -96,7 +96,7 @@ struct Connection {
     closed: bool,
 }
 
-pub(super) struct Serve<'a> {
+pub(super) struct Serve {
     limits: JobLimits,
     out: Stream,
     err: Stream,
@@ -107,7 +107,6 @@ pub(super) struct Serve<'a> {
     said: BTreeSet<u64>,
     listener: UnixListener,
     connections: Vec<Connection>,
-    child: &'a mut Child,
     leader: Pid,
     cgroup: Option<Cgroup>,
     reaped: mpsc::Receiver<Reaped>,
@@ -164,12 +163,12 @@ fn nonblocking(fd: &impl AsFd) -> io::Result<()> {
     )?)
 }
 
-impl<'a> Serve<'a> {
+impl Serve {
     pub(super) fn new(
         what: &Invocation,
         files: Files,
         listener: UnixListener,
-        child: &'a mut Child,
+        child: &mut Child,
         cgroup: Option<Cgroup>,
         problems: Vec<String>,
     ) -> io::Result<Self> {
@@ -213,7 +212,6 @@ impl<'a> Serve<'a> {
             said: BTreeSet::new(),
             listener,
             connections: Vec::new(),
-            child,
             leader,
             cgroup,
             reaped,

@@ -82,6 +82,19 @@ pub async fn read_all(
     reason = "a conformance suite is a test; failing loudly is its job"
 )]
 pub async fn all(subject: &Subject<'_>) {
+    ends(subject).await;
+    stays(subject).await;
+}
+
+/// The part of the suite about jobs that end by themselves.
+///
+/// # Panics
+/// As [`all`].
+#[expect(
+    clippy::expect_used,
+    reason = "a conformance suite is a test; failing loudly is its job"
+)]
+pub async fn ends(subject: &Subject<'_>) {
     let site = subject.site;
 
     let never = job(0xc0);
@@ -119,7 +132,18 @@ pub async fn all(subject: &Subject<'_>) {
         site.start(&ends, &subject.ends).await,
         Start::Unknown(_)
     ));
+}
 
+/// The part of the suite about jobs that have to be stopped.
+///
+/// # Panics
+/// As [`all`].
+#[expect(
+    clippy::expect_used,
+    reason = "a conformance suite is a test; failing loudly is its job"
+)]
+pub async fn stays(subject: &Subject<'_>) {
+    let site = subject.site;
     let stays = job(0xc2);
     assert_eq!(site.start(&stays, &subject.stays).await, Start::Started);
     assert!(matches!(

@@ -181,10 +181,19 @@ impl Site for Local {
         let dir = JobDir::of(&self.data, job);
         Box::pin(async move {
             let late = || io::Error::new(io::ErrorKind::TimedOut, "the keeper did not answer");
-            tokio::time::timeout(ORDER_TIMEOUT, give(&dir, order))
-                .await
-                .map_err(|_| late())?
+            let given = tokio::time::timeout(ORDER_TIMEOUT, give(&dir, order));
+            given.await.map_err(|_| late())?.map_err(hung_up)
         })
+    }
+}
+
+/// A keeper that goes away in the middle of an order has no job any more.
+fn hung_up(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+            io::Error::new(io::ErrorKind::NotFound, "the job ended before it answered")
+        }
+        _ => error,
     }
 }
 
@@ -228,7 +237,9 @@ async fn connect(dir: &JobDir) -> io::Result<Option<UnixStream>> {
         Err(error)
             if matches!(
                 error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::ConnectionReset
             ) =>
         {
             Ok(None)

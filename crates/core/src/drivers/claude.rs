@@ -1,0 +1,604 @@
+//! Claude Code in stream-json, both ways: one process, message after message, its permission
+//! prompts answered over standard input.
+//! Must not take an exit code for an end (it exits 0 when interrupted), nor `subtype:"success"`
+//! for a success (API errors carry it too): only a `result` without an error is one.
+
+use serde_json::{Value, json};
+
+use super::{
+    Ask, Driver, Opening, Step, Tail,
+    text::{
+        AUTH_MARKS, LIMIT_MARKS, blocks, epoch_in, epoch_ms, has_any, kept_text, notice, plain,
+        questions, retry_after_ms, session_ok, status_at, str_at, tool_text, u32_at,
+    },
+};
+use crate::{
+    Millis,
+    job::Stdin,
+    update::{LastWord, Said, Update, Usage},
+};
+
+/// Its own count is 10, with waits of up to 40 s: the run would sit on its slot for minutes while
+/// the pool does not know that the provider said "not now". An agent's table may say otherwise.
+const RETRIES_MAX: &str = "3";
+/// How many denied calls are remembered, so that none is told twice.
+const DENIED_MAX: usize = 256;
+/// How many questions of one turn are remembered.
+const QUESTIONS_MAX: usize = 16;
+
+const NOBODY_THERE: &str = "No one can answer while you run; the question has been passed on. \
+    Stop here: end your turn now, without assuming an answer. You will be resumed with the answer.";
+
+const ASK_TOOL: &str = "AskUserQuestion";
+
+#[derive(Debug, Default)]
+pub(super) struct Claude {
+    session: Option<String>,
+    /// What it said last itself; its sub-agents do not count.
+    text: String,
+    /// Lines that are not of the protocol, for when nothing else was said.
+    tail: Tail,
+    usage: Option<Usage>,
+    questions: Vec<String>,
+    denied: Vec<String>,
+    /// When a rejected rate limit window opens again.
+    resets_at: Option<Millis>,
+    /// The wait before its own last attempt after a 429, in this turn.
+    backoff_ms: Option<u64>,
+    /// The kind of error its last message was, in the CLI's words; empty for none.
+    error: String,
+    /// Of the last `result`, the text it carries aside.
+    last: Option<LastWord>,
+}
+
+impl Driver for Claude {
+    fn open(&mut self, ask: &Ask<'_>) -> Opening {
+        let mut argv: Vec<String> = [
+            ask.program,
+            "-p",
+            "--input-format",
+            "stream-json",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+            "--permission-prompt-tool",
+            "stdio",
+            // Said aloud, so that no settings file in a repository can choose another. `manual`
+            // is its newer name, which older versions do not know.
+            "--permission-mode",
+            "default",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
+            argv.extend(["--resume".to_owned(), session.to_owned()]);
+        }
+        argv.extend(ask.args.iter().cloned());
+        Opening {
+            argv,
+            env: vec![
+                ("CLAUDE_CONFIG_DIR".into(), format!("{}/.claude", ask.home)),
+                ("CLAUDE_CODE_MAX_RETRIES".into(), RETRIES_MAX.into()),
+                ("DISABLE_AUTOUPDATER".into(), "1".into()),
+            ],
+            stdin: Stdin::Open,
+            first: Some(user_message(ask.prompt)),
+        }
+    }
+
+    fn hear(&mut self, line: &str) -> Vec<Step> {
+        if line.trim().is_empty() {
+            return Vec::new();
+        }
+        let event = match serde_json::from_str::<Value>(line) {
+            Ok(event) if event.is_object() => event,
+            Ok(_) | Err(_) => {
+                self.tail.push_line(line);
+                return vec![Step::Live(line.to_owned())];
+            }
+        };
+        match str_at(&event, "type") {
+            "system" => self.system(&event),
+            "assistant" => self.assistant(&event),
+            "user" => tool_results(&event),
+            "control_request" => self.control(&event),
+            "rate_limit_event" => self.rate_limit(&event["rate_limit_info"]),
+            "result" => self.result(&event),
+            _ => Vec::new(),
+        }
+    }
+
+    fn say(&mut self, text: &str) -> Option<Vec<u8>> {
+        Some(user_message(text))
+    }
+
+    fn close(&mut self) -> Said {
+        let last = match self.last.take() {
+            None => LastWord::Missing {
+                expected: "a result event",
+            },
+            // It asked and then ended its turn, well or not: a person has to answer first.
+            Some(_) if !self.questions.is_empty() => LastWord::Asked {
+                question: self.questions.join("\n\n"),
+            },
+            Some(last) => last,
+        };
+        let text = if self.text.is_empty() {
+            self.tail.text()
+        } else {
+            std::mem::take(&mut self.text)
+        };
+        Said {
+            last,
+            text,
+            session: self.session.take(),
+            usage: self.usage.take(),
+        }
+    }
+}
+
+impl Claude {
+    fn system(&mut self, event: &Value) -> Vec<Step> {
+        match str_at(event, "subtype") {
+            "init" => self.init(event),
+            "api_retry" => {
+                let status = status_at(event, "error_status");
+                let delay_ms = event["retry_delay_ms"].as_f64().map(|ms| ms as u64);
+                if status == Some(429) {
+                    self.backoff_ms = delay_ms;
+                }
+                vec![Step::Said(Update::Retrying {
+                    attempt: u32_at(event, "attempt").unwrap_or_default(),
+                    status,
+                    delay_ms,
+                    reason: kept_text(str_at(event, "error")),
+                })]
+            }
+            "permission_denied" => self.denied(
+                str_at(event, "tool_name"),
+                str_at(event, "tool_use_id"),
+                str_at(event, "message"),
+            ),
+            "informational" if str_at(event, "level") == "warning" => {
+                vec![Step::Said(notice(str_at(event, "content")))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Comes with every message it takes, not only with the first.
+    fn init(&mut self, event: &Value) -> Vec<Step> {
+        if self.last.take().is_some() {
+            self.questions.clear();
+            self.backoff_ms = None;
+            self.error.clear();
+        }
+        let id = str_at(event, "session_id");
+        if !session_ok(id) || self.session.as_deref() == Some(id) {
+            return Vec::new();
+        }
+        self.session = Some(id.to_owned());
+        vec![Step::Said(Update::Session { id: id.to_owned() })]
+    }
+
+    fn assistant(&mut self, event: &Value) -> Vec<Step> {
+        let ours = event["parent_tool_use_id"].is_null();
+        let synthetic = event["error"].is_string();
+        if ours {
+            self.error = str_at(event, "error").to_owned();
+        }
+        let mut steps = Vec::new();
+        for block in event["message"]["content"].as_array().into_iter().flatten() {
+            let text = str_at(block, "text");
+            match str_at(block, "type") {
+                "text" if text.is_empty() => {}
+                "text" if synthetic => steps.push(Step::Said(notice(text))),
+                "text" if ours => {
+                    self.text = kept_text(text);
+                    let text = self.text.clone();
+                    steps.push(Step::Said(Update::Text { text }));
+                }
+                "text" => steps.push(Step::Live(kept_text(text))),
+                "thinking" if ours && !str_at(block, "thinking").is_empty() => {
+                    let text = kept_text(str_at(block, "thinking"));
+                    steps.push(Step::Said(Update::Thinking { text }));
+                }
+                "tool_use" | "server_tool_use" | "mcp_tool_use" => {
+                    steps.push(Step::Said(Update::ToolCall {
+                        id: str_at(block, "id").to_owned(),
+                        name: str_at(block, "name").to_owned(),
+                        input: tool_text(&plain(&block["input"])),
+                    }));
+                }
+                _ => {}
+            }
+        }
+        steps
+    }
+
+    fn control(&mut self, event: &Value) -> Vec<Step> {
+        let request = &event["request"];
+        let id = &event["request_id"];
+        let subtype = str_at(request, "subtype");
+        if subtype != "can_use_tool" {
+            // Not answered at all it would wait for ever.
+            let error = format!("this client does not answer {subtype:?} requests");
+            let reply = json!({"subtype": "error", "request_id": id, "error": error});
+            return vec![
+                Step::Said(notice(&format!("a request was refused: {subtype}"))),
+                send(&control_response(&reply)),
+            ];
+        }
+        let tool = str_at(request, "tool_name");
+        let input = &request["input"];
+        let allowed = tool != ASK_TOOL;
+        let answer = if allowed {
+            json!({"behavior": "allow", "updatedInput": input})
+        } else {
+            if self.questions.len() < QUESTIONS_MAX {
+                self.questions.push(questions(input));
+            }
+            self.remember_denied(str_at(request, "tool_use_id"));
+            json!({"behavior": "deny", "message": NOBODY_THERE})
+        };
+        let reply = json!({"subtype": "success", "request_id": id, "response": answer});
+        vec![
+            Step::Said(Update::Asked {
+                tool: tool.to_owned(),
+                input: tool_text(&plain(input)),
+                allowed,
+            }),
+            send(&control_response(&reply)),
+        ]
+    }
+
+    fn rate_limit(&mut self, info: &Value) -> Vec<Step> {
+        let status = str_at(info, "status");
+        let resets_at = info["resetsAt"].as_u64().map(epoch_ms);
+        self.resets_at = resets_at.filter(|_| status == "rejected");
+        if matches!(status, "" | "allowed") {
+            return Vec::new();
+        }
+        let window = str_at(info, "rateLimitType");
+        let mut text = format!("rate limit: {status}");
+        if !window.is_empty() {
+            text = format!("{text} ({window})");
+        }
+        if let Some(at) = resets_at {
+            text = format!("{text}, resets at {}", at / 1000);
+        }
+        vec![Step::Said(notice(&text))]
+    }
+
+    fn result(&mut self, event: &Value) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for denial in event["permission_denials"].as_array().into_iter().flatten() {
+            steps.extend(self.denied(
+                str_at(denial, "tool_name"),
+                str_at(denial, "tool_use_id"),
+                "",
+            ));
+        }
+        let said = result_text(event);
+        if let Some(text) = &said {
+            self.text = kept_text(text);
+        }
+        let usage = self.add_usage(event);
+        steps.push(Step::Said(Update::Usage(usage)));
+        self.last = Some(self.last_word(event, &said.unwrap_or_default()));
+        // Messages it has taken and not begun: it goes on by itself, and says so again.
+        if event["queued_turn_count"].as_u64().unwrap_or(0) == 0 {
+            steps.push(Step::Done);
+        }
+        steps
+    }
+
+    fn last_word(&self, event: &Value, said: &str) -> LastWord {
+        let failed =
+            event["is_error"].as_bool() != Some(false) || str_at(event, "subtype") != "success";
+        // A hard limit ends the turn as if it were completed.
+        let blocked = str_at(event, "terminal_reason") == "blocking_limit";
+        if !failed && !blocked {
+            return LastWord::Done;
+        }
+        let lower = said.to_ascii_lowercase();
+        if blocked {
+            return self.limited(said);
+        }
+        match status_at(event, "api_error_status") {
+            Some(429) => self.limited(said),
+            Some(401 | 403) => LastWord::Auth,
+            Some(_) => LastWord::Model,
+            None if self.error == "rate_limit" => self.limited(said),
+            None if self.error == "authentication_failed" => LastWord::Auth,
+            None if has_any(&lower, AUTH_MARKS) => LastWord::Auth,
+            None if has_any(&lower, LIMIT_MARKS) => self.limited(said),
+            None => LastWord::Model,
+        }
+    }
+
+    /// The text is the provider's, the window the plan's, the backoff only the CLI's own guess.
+    fn limited(&self, said: &str) -> LastWord {
+        let retry_at = self.resets_at.or_else(|| epoch_in(said));
+        let guess = self.backoff_ms.filter(|_| retry_at.is_none());
+        LastWord::RateLimited {
+            retry_after_ms: retry_after_ms(said).or(guess),
+            retry_at,
+        }
+    }
+
+    fn denied(&mut self, tool: &str, id: &str, message: &str) -> Vec<Step> {
+        if self.denied.iter().any(|known| known == id) {
+            return Vec::new();
+        }
+        self.remember_denied(id);
+        let mut text = format!("permission denied: {tool}");
+        if !message.is_empty() {
+            text = format!("{text}: {message}");
+        }
+        vec![Step::Said(notice(&text))]
+    }
+
+    fn remember_denied(&mut self, id: &str) {
+        if self.denied.len() < DENIED_MAX {
+            self.denied.push(id.to_owned());
+        }
+    }
+
+    /// Over all results so far. `modelUsage` and the cost are sums of the process already, sub-agents
+    /// included; `usage` and `num_turns` are of one turn.
+    fn add_usage(&mut self, event: &Value) -> Usage {
+        let before = self.usage.clone().unwrap_or_default();
+        let turn = &event["usage"];
+        let models: Vec<&Value> = event["modelUsage"]
+            .as_object()
+            .into_iter()
+            .flat_map(|models| models.values())
+            .collect();
+        let tokens = |so_far: Option<u64>, of_turn: &str, of_model: &str| {
+            if models.is_empty() {
+                add(so_far, turn[of_turn].as_u64())
+            } else {
+                models
+                    .iter()
+                    .map(|model| model[of_model].as_u64())
+                    .fold(None, add)
+            }
+        };
+        let turns = add(before.turns.map(u64::from), event["num_turns"].as_u64());
+        let usage = Usage {
+            input_tokens: tokens(before.input_tokens, "input_tokens", "inputTokens"),
+            output_tokens: tokens(before.output_tokens, "output_tokens", "outputTokens"),
+            cache_read_tokens: tokens(
+                before.cache_read_tokens,
+                "cache_read_input_tokens",
+                "cacheReadInputTokens",
+            ),
+            cache_write_tokens: tokens(
+                before.cache_write_tokens,
+                "cache_creation_input_tokens",
+                "cacheCreationInputTokens",
+            ),
+            cost_usd: event["total_cost_usd"].as_f64().or(before.cost_usd),
+            turns: turns.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+        };
+        self.usage = Some(usage.clone());
+        usage
+    }
+}
+
+fn add(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.saturating_add(b)),
+        (one, None) | (None, one) => one,
+    }
+}
+
+/// Its own words for the end; errors that are no API errors come in a list instead.
+fn result_text(event: &Value) -> Option<String> {
+    let result = str_at(event, "result");
+    if !result.is_empty() {
+        return Some(result.to_owned());
+    }
+    let errors: Vec<&str> = event["errors"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    if !errors.is_empty() {
+        return Some(errors.join("\n"));
+    }
+    let subtype = str_at(event, "subtype");
+    subtype.starts_with("error").then(|| subtype.to_owned())
+}
+
+/// What its tools said. Everything else in a `user` event is our own words, or a sub-agent's prompt.
+fn tool_results(event: &Value) -> Vec<Step> {
+    if event["isReplay"].as_bool() == Some(true) {
+        return Vec::new();
+    }
+    event["message"]["content"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|block| str_at(block, "type") == "tool_result")
+        .map(|block| {
+            Step::Said(Update::ToolResult {
+                id: str_at(block, "tool_use_id").to_owned(),
+                output: tool_text(&blocks(&block["content"])),
+                failed: block["is_error"].as_bool() == Some(true),
+            })
+        })
+        .collect()
+}
+
+fn user_message(text: &str) -> Vec<u8> {
+    let content = json!([{"type": "text", "text": text}]);
+    line(&json!({"type": "user", "message": {"role": "user", "content": content}}))
+}
+
+fn control_response(reply: &Value) -> Value {
+    json!({"type": "control_response", "response": reply})
+}
+
+fn send(value: &Value) -> Step {
+    Step::Send(line(value))
+}
+
+fn line(value: &Value) -> Vec<u8> {
+    format!("{value}\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask<'a>(args: &'a [String], resume: Option<&'a str>) -> Ask<'a> {
+        Ask {
+            prompt: "-p; $(x)\n\"q\"",
+            program: "claude",
+            args,
+            home: "/h",
+            resume,
+            unfenced: false,
+        }
+    }
+
+    fn last_of(lines: &[&str]) -> (LastWord, String) {
+        let mut claude = Claude::default();
+        for line in lines {
+            claude.hear(line);
+        }
+        let said = claude.close();
+        (said.last, said.text)
+    }
+
+    #[test]
+    fn it_is_opened_for_talking_and_the_prompt_is_only_in_its_input() {
+        let args = ["--model".to_owned(), "opus".to_owned()];
+        let opening = Claude::default().open(&ask(&args, Some("abc-1")));
+        assert_eq!(
+            opening.argv.join(" "),
+            "claude -p --input-format stream-json --output-format stream-json --verbose \
+             --permission-prompt-tool stdio --permission-mode default --resume abc-1 --model opus"
+        );
+        assert_eq!(opening.stdin, Stdin::Open);
+        let first: Value = serde_json::from_slice(&opening.first.unwrap()).unwrap();
+        assert_eq!(first["message"]["content"][0]["text"], "-p; $(x)\n\"q\"");
+        assert!(
+            opening
+                .env
+                .contains(&("CLAUDE_CONFIG_DIR".into(), "/h/.claude".into()))
+        );
+    }
+
+    #[test]
+    fn a_session_that_is_no_name_is_not_resumed() {
+        let opening = Claude::default().open(&ask(&[], Some("--dangerously-skip-permissions")));
+        assert!(!opening.argv.iter().any(|arg| arg.starts_with("--resume")));
+        let init = r#"{"type":"system","subtype":"init","session_id":"--evil"}"#;
+        assert_eq!(Claude::default().hear(init), []);
+    }
+
+    #[test]
+    fn what_is_said_to_it_is_one_user_message_line() {
+        let bytes = Claude::default().say("go\non \u{e9}").unwrap();
+        assert_eq!(bytes.iter().filter(|b| **b == b'\n').count(), 1);
+        assert_eq!(bytes.last(), Some(&b'\n'));
+        let message: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(message["type"], "user");
+        assert_eq!(message["message"]["content"][0]["text"], "go\non \u{e9}");
+    }
+
+    #[test]
+    fn failures_are_typed() {
+        let limited = |retry_after_ms, retry_at| LastWord::RateLimited {
+            retry_after_ms,
+            retry_at,
+        };
+        for (fields, want) in [
+            (r#""is_error":false,"result":"ok""#, LastWord::Done),
+            (r#""result":"is_error is missing""#, LastWord::Model),
+            (r#""is_error":true,"result":"odd""#, LastWord::Model),
+            (
+                r#""is_error":true,"result":"Not logged in · Please run /login""#,
+                LastWord::Auth,
+            ),
+            (r#""is_error":true,"api_error_status":403"#, LastWord::Auth),
+            (r#""is_error":true,"api_error_status":401"#, LastWord::Auth),
+            (
+                r#""is_error":true,"api_error_status":500,"result":"try again in 5s, rate limit""#,
+                LastWord::Model,
+            ),
+            (
+                r#""is_error":true,"api_error_status":429,"result":"try again in 5 minutes""#,
+                limited(Some(300_000), None),
+            ),
+            (
+                r#""is_error":true,"result":"Claude AI usage limit reached|1760000000""#,
+                limited(None, Some(1_760_000_000_000)),
+            ),
+            (
+                r#""is_error":true,"result":"You've hit your session limit · resets 7pm""#,
+                limited(None, None),
+            ),
+            (
+                r#""is_error":false,"terminal_reason":"blocking_limit""#,
+                limited(None, None),
+            ),
+        ] {
+            let line = format!(r#"{{"type":"result","subtype":"success",{fields}}}"#);
+            assert_eq!(last_of(&[&line]).0, want, "{line}");
+        }
+        for subtype in ["error_max_turns", "error_during_execution", "new_and_odd"] {
+            let line = format!(r#"{{"type":"result","subtype":"{subtype}","is_error":false}}"#);
+            assert_eq!(last_of(&[&line]).0, LastWord::Model, "{line}");
+        }
+    }
+
+    #[test]
+    fn its_own_backoff_is_the_last_resort() {
+        let retry =
+            r#"{"type":"system","subtype":"api_retry","retry_delay_ms":2500,"error_status":429}"#;
+        let limit = r#"{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":1760000000}}"#;
+        let again = r#"{"type":"rate_limit_event","rate_limit_info":{"status":"allowed"}}"#;
+        let end = r#"{"type":"result","subtype":"success","is_error":true,"api_error_status":429}"#;
+        let limited = |retry_after_ms, retry_at| LastWord::RateLimited {
+            retry_after_ms,
+            retry_at,
+        };
+        let at = Some(1_760_000_000_000);
+        assert_eq!(last_of(&[retry, end]).0, limited(Some(2500), None));
+        assert_eq!(last_of(&[retry, limit, end]).0, limited(None, at));
+        assert_eq!(last_of(&[limit, again, end]).0, limited(None, None));
+    }
+
+    #[test]
+    fn without_a_result_the_end_is_missing_and_the_noise_is_its_text() {
+        let (last, text) = last_of(&["Error: no such thing", "", "42"]);
+        assert!(matches!(last, LastWord::Missing { .. }));
+        assert_eq!(text, "Error: no such thing\n42");
+    }
+
+    #[test]
+    fn a_question_is_forgotten_when_its_answer_is_taken() {
+        let question = r#"{"type":"control_request","request_id":"1","request":{"subtype":"can_use_tool","tool_name":"AskUserQuestion","input":{"questions":[{"question":"Which?"}]}}}"#;
+        let init = r#"{"type":"system","subtype":"init","session_id":"s"}"#;
+        let end = r#"{"type":"result","subtype":"success","is_error":false,"result":"fine"}"#;
+        let asked = LastWord::Asked {
+            question: "Which?".into(),
+        };
+        assert_eq!(last_of(&[init, question, end]).0, asked);
+        assert_eq!(last_of(&[init, question, end, init, end]).0, LastWord::Done);
+        // A new turn that does not end is not the end of the one before.
+        let (last, _) = last_of(&[init, end, init]);
+        assert!(matches!(last, LastWord::Missing { .. }));
+    }
+
+    #[test]
+    fn it_goes_on_while_messages_are_queued() {
+        let end = r#"{"type":"result","subtype":"success","is_error":false,"queued_turn_count":1}"#;
+        assert!(!Claude::default().hear(end).contains(&Step::Done));
+    }
+}

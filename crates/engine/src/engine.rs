@@ -1,0 +1,1046 @@
+//! The engine: a handle with verbs, and the actor behind it. The actor alone appends events (I2):
+//! it applies a batch in memory, commits it, and only then lets its effects out.
+//! Must not wait for anything but its channel and its disk; whatever takes long is a run's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use dispatch_core::{
+    Millis,
+    config::{Config, EnvValue},
+    event::{Event, Kind, Subject},
+    id::{RunId, Seq, SiteName, TaskId},
+    outcome::{Outcome, Stop},
+    run::{RunCause, RunState},
+    schedule::{self, Held},
+    state::State,
+    task::TaskSpec,
+};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    events::EventStream,
+    jobdir::JobDir,
+    lock::{self, EngineLock},
+    run::{self, Ctx, Ended},
+    sites::{
+        Site,
+        local::{Keeper, Local},
+    },
+    store::{Store, StoreError},
+    trees::Trees,
+    view::{Force, TaskView, Told, VerbError},
+};
+
+/// VAR to value; held in memory only.
+pub type Secrets = BTreeMap<String, String>;
+
+const COMMANDS_MAX: usize = 1024;
+const BATCH_MAX: usize = 512;
+const TOLD_MAX: usize = 4096;
+const FOLD_CHUNK: usize = 10_000;
+/// While nothing may start because the disk is full: the time between two looks at it.
+const DISK_LOOK: Duration = Duration::from_secs(20);
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// What an engine is made of. Nothing else reaches it: no environment, no HOME.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub data: PathBuf,
+    pub config: Config,
+    pub version: String,
+    pub git: PathBuf,
+    /// What every job gets: PATH, LANG, the toolchains' variables.
+    pub job_env: BTreeMap<String, String>,
+    pub keeper: Keeper,
+}
+
+/// Sites by name. `local` is always there.
+pub type Sites = BTreeMap<SiteName, Arc<dyn Site>>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("become the engine of {}: another one holds its lock", data.display())]
+    Busy { data: PathBuf },
+    #[error("become the engine of {}: {source}", data.display())]
+    Lock {
+        data: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("fold the log: {0}")]
+    Fold(#[from] dispatch_core::state::ApplyError),
+    #[error("set up the workspaces: {what}")]
+    Trees { what: String },
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
+
+/// Everything the actor can be told. Closed: this is all that can happen to an engine.
+pub(crate) enum Command {
+    Dispatch {
+        spec: Box<TaskSpec>,
+        secrets: Secrets,
+        reply: Reply<RunId>,
+    },
+    Answer {
+        task: TaskId,
+        text: String,
+        secrets: Secrets,
+        reply: Reply<RunId>,
+    },
+    Stop {
+        task: TaskId,
+        force: Force,
+        reply: Reply<()>,
+    },
+    Freeze {
+        frozen: bool,
+        reply: Reply<()>,
+    },
+    Provide {
+        secrets: Secrets,
+        reply: Reply<()>,
+    },
+    Needs {
+        reply: Reply<Vec<String>>,
+    },
+    Tasks {
+        reply: Reply<Vec<TaskView>>,
+    },
+    Task {
+        task: TaskId,
+        reply: Reply<TaskView>,
+    },
+    /// From a run or a verb: facts to record. Answered when they are durable.
+    Record {
+        subject: Subject,
+        kinds: Vec<Kind>,
+        reply: Reply<()>,
+    },
+    Shutdown {
+        reply: Reply<()>,
+    },
+}
+
+/// What a running supervisor is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StopOrder {
+    pub(crate) force: Force,
+}
+
+struct Shared {
+    settings: Settings,
+    commands: mpsc::Sender<Command>,
+    told: broadcast::Sender<Told>,
+    open: watch::Receiver<usize>,
+    trees: Arc<Trees>,
+    busy: Mutex<BTreeSet<TaskId>>,
+}
+
+/// The handle: cheap to clone, and all verbs there are.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("data", &self.shared.settings.data)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Takes the data directory's lock, folds the log and goes on with every open run.
+    ///
+    /// # Errors
+    /// When another engine is there, or the log cannot be read.
+    pub async fn open(settings: Settings) -> Result<Self, OpenError> {
+        Self::with_sites(settings, Sites::new()).await
+    }
+
+    /// The same with sites of the embedder beside `local`.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub async fn with_sites(settings: Settings, mut sites: Sites) -> Result<Self, OpenError> {
+        let data = settings.data.clone();
+        let failed = |source| OpenError::Lock {
+            data: data.clone(),
+            source,
+        };
+        let lock = lock::take(&data)
+            .map_err(failed)?
+            .ok_or(OpenError::Busy { data: data.clone() })?;
+        let store = Store::open(&data)?;
+        let state = fold(&store)?;
+        if let Ok(name) = "local".parse::<SiteName>() {
+            let local = Local::new(data.clone(), settings.keeper.clone());
+            sites.entry(name).or_insert_with(|| Arc::new(local));
+        }
+        let trees = Trees::new(&settings).map_err(|what| OpenError::Trees { what })?;
+        let trees = Arc::new(trees);
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let (told, _) = broadcast::channel(TOLD_MAX);
+        let (open_now, open) = watch::channel(usize::MAX);
+        let ctx = Ctx {
+            settings: Arc::new(settings.clone()),
+            sites: Arc::new(sites),
+            trees: Arc::clone(&trees),
+            commands: commands.clone(),
+            told: told.clone(),
+        };
+        let actor = Actor {
+            state,
+            store,
+            ctx,
+            inbox,
+            open_now,
+            runs: JoinSet::new(),
+            orders: HashMap::new(),
+            secrets: HashMap::new(),
+            held: Held::new(),
+            pending: Vec::new(),
+            effects: Vec::new(),
+            shutdown: None,
+            disk_full: false,
+            _lock: lock,
+        };
+        spawn_actor(actor);
+        let shared = Shared {
+            settings,
+            commands,
+            told,
+            open,
+            trees,
+            busy: Mutex::new(BTreeSet::new()),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, VerbError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared
+            .commands
+            .send(command(reply))
+            .await
+            .map_err(|_| VerbError::Gone)?;
+        answer.await.map_err(|_| VerbError::Gone)?
+    }
+
+    /// Queues a task. Durable when it returns.
+    ///
+    /// # Errors
+    /// See [`VerbError`]; nothing has changed then.
+    pub async fn dispatch(&self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+        self.ask(|reply| Command::Dispatch {
+            spec: Box::new(spec),
+            secrets,
+            reply,
+        })
+        .await
+    }
+
+    /// Answers the question of a blocked task: queues a run that goes on with it.
+    ///
+    /// # Errors
+    /// When the task is not blocked.
+    pub async fn answer(
+        &self,
+        task: TaskId,
+        text: String,
+        secrets: Secrets,
+    ) -> Result<RunId, VerbError> {
+        let _busy = self.hold("answer", task)?;
+        self.ask(|reply| Command::Answer {
+            task,
+            text,
+            secrets,
+            reply,
+        })
+        .await
+    }
+
+    /// Asks a task's run to end; a second time, or with force, it is killed.
+    ///
+    /// # Errors
+    /// When nothing of it runs or waits.
+    pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Stop { task, force, reply }).await
+    }
+
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn set_frozen(&self, frozen: bool) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Freeze { frozen, reply }).await
+    }
+
+    /// Gives what queued runs lack.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn provide(&self, secrets: Secrets) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Provide { secrets, reply }).await
+    }
+
+    /// Names of variables that runs lack.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn needs(&self) -> Result<Vec<String>, VerbError> {
+        self.ask(|reply| Command::Needs { reply }).await
+    }
+
+    /// All tasks, oldest first, removed ones too.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn tasks(&self) -> Result<Vec<TaskView>, VerbError> {
+        self.ask(|reply| Command::Tasks { reply }).await
+    }
+
+    /// # Errors
+    /// When there is no such task.
+    pub async fn task(&self, task: TaskId) -> Result<TaskView, VerbError> {
+        self.ask(|reply| Command::Task { task, reply }).await
+    }
+
+    /// History after `after`, then live: no gap, none twice.
+    #[must_use]
+    pub fn events(&self, after: Seq) -> EventStream {
+        EventStream::new(
+            self.shared.settings.data.clone(),
+            after,
+            self.shared.told.subscribe(),
+        )
+    }
+
+    /// Resolves when nothing is live, queued or waiting, or the engine has ended.
+    pub async fn idle(&self) {
+        let mut open = self.shared.open.clone();
+        match open.wait_for(|open| *open == 0).await {
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// Ends the engine; jobs live on with their keepers.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub async fn shutdown(&self) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Shutdown { reply }).await
+    }
+
+    pub(crate) async fn record(&self, subject: Subject, kinds: Vec<Kind>) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Record {
+            subject,
+            kinds,
+            reply,
+        })
+        .await
+    }
+
+    pub(crate) fn trees(&self) -> Arc<Trees> {
+        Arc::clone(&self.shared.trees)
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.settings.config
+    }
+
+    /// One verb at a time may touch a task's workspace.
+    pub(crate) fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
+        let mut busy = self.shared.busy();
+        if !busy.insert(task) {
+            let hint = "another command works on it right now; try again when that one is done";
+            return Err(VerbError::Nothing {
+                verb,
+                task,
+                hint: hint.into(),
+            });
+        }
+        drop(busy);
+        Ok(Busy {
+            shared: Arc::clone(&self.shared),
+            task,
+        })
+    }
+}
+
+impl Shared {
+    fn busy(&self) -> MutexGuard<'_, BTreeSet<TaskId>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets go of a task when dropped.
+pub(crate) struct Busy {
+    shared: Arc<Shared>,
+    task: TaskId,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.shared.busy().remove(&self.task);
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the actor is the one task nobody waits for"
+)]
+fn spawn_actor(actor: Actor) {
+    tokio::spawn(actor.run());
+}
+
+/// The state of a log.
+///
+/// # Errors
+/// When the log cannot be read, or is not one of ours.
+pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
+    let mut state = State::default();
+    loop {
+        let events = store.read_life(state.seq(), FOLD_CHUNK)?;
+        for event in &events {
+            state.apply(event)?;
+        }
+        if events.len() < FOLD_CHUNK {
+            state.step_over(store.last());
+            return Ok(state);
+        }
+    }
+}
+
+pub(crate) fn now() -> Millis {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+type Effect = Box<dyn FnOnce(&mut Actor) + Send>;
+
+struct Actor {
+    state: State,
+    store: Store,
+    ctx: Ctx,
+    inbox: mpsc::Receiver<Command>,
+    open_now: watch::Sender<usize>,
+    runs: JoinSet<(RunId, Ended)>,
+    orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
+    secrets: HashMap<TaskId, Secrets>,
+    held: Held,
+    /// Applied and not yet durable.
+    pending: Vec<Event>,
+    /// Let out when they are.
+    effects: Vec<Effect>,
+    shutdown: Option<Reply<()>>,
+    disk_full: bool,
+    _lock: EngineLock,
+}
+
+impl Actor {
+    async fn run(mut self) {
+        self.put(
+            Subject::Engine,
+            Kind::EngineStarted {
+                version: self.ctx.settings.version.clone(),
+            },
+        );
+        let live: Vec<RunId> = self.state.live().collect();
+        for run in live {
+            self.effects
+                .push(Box::new(move |actor| actor.supervise(run, run::From::Log)));
+        }
+        let queued: Vec<RunId> = self.state.queue().collect();
+        for run in queued {
+            self.look_for_secrets(run);
+        }
+        if !self.settle().await {
+            return;
+        }
+        let mut clean = tokio::time::interval(Duration::from_millis(DAY_MS / 24));
+        while self.shutdown.is_none() {
+            let look_at_disk = self.disk_full;
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(command) => self.handle(command),
+                    None => break,
+                },
+                Some(joined) = self.runs.join_next(), if !self.runs.is_empty() => self.ended(joined),
+                () = tokio::time::sleep(DISK_LOOK), if look_at_disk => {}
+                _ = clean.tick() => self.clean(),
+            }
+            for _ in 0..BATCH_MAX {
+                let Ok(command) = self.inbox.try_recv() else {
+                    break;
+                };
+                self.handle(command);
+            }
+            if !self.settle().await {
+                return;
+            }
+        }
+        // Supervisors are followers: dropping them leaves their jobs alone.
+        self.runs.shutdown().await;
+        if let Some(reply) = self.shutdown.take() {
+            drop(self.inbox);
+            drop(self.store);
+            drop(self._lock);
+            answer(reply, Ok(()));
+        }
+    }
+
+    /// Decides, commits and lets the effects out, until nothing follows. `false`: the log failed.
+    async fn settle(&mut self) -> bool {
+        loop {
+            self.decide();
+            if !self.pending.is_empty() {
+                let events = std::mem::take(&mut self.pending);
+                let appended = tokio::task::block_in_place(|| self.store.append(&events));
+                if let Err(error) = appended {
+                    // A failed commit ends the engine: what is in memory is not what is on disk.
+                    // Jobs live on, and the next engine starts from the log.
+                    self.effects.clear();
+                    self.runs.shutdown().await;
+                    if let Some(reply) = self.shutdown.take() {
+                        let doing = "end the engine".to_owned();
+                        answer(
+                            reply,
+                            Err(VerbError::Failed {
+                                doing,
+                                source: Box::new(error),
+                            }),
+                        );
+                    }
+                    return false;
+                }
+                for event in events {
+                    match self.ctx.told.send(Told::Event(Arc::new(event))) {
+                        // Nobody listens.
+                        Ok(_) | Err(_) => {}
+                    }
+                }
+            }
+            if self.effects.is_empty() {
+                break;
+            }
+            for effect in std::mem::take(&mut self.effects) {
+                effect(self);
+            }
+        }
+        let open = self.state.live().len() + self.state.queue().len();
+        self.open_now
+            .send_if_modified(|now| std::mem::replace(now, open) != open);
+        true
+    }
+
+    fn decide(&mut self) {
+        if self.state.queue().len() == 0 || self.shutdown.is_some() {
+            self.disk_full = false;
+            return;
+        }
+        self.disk_full = self.free_bytes() < self.ctx.settings.config.limits.disk_free_min_bytes;
+        if self.disk_full {
+            return;
+        }
+        for run in schedule::decide(&self.state, &self.ctx.settings.config.pools, &self.held) {
+            self.put(Subject::Run(run), Kind::Admitted);
+            self.effects.push(Box::new(move |actor| {
+                actor.supervise(run, run::From::Start)
+            }));
+        }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        // An answer we cannot get is no reason to stand still: the write that fails will tell.
+        rustix::fs::statvfs(&self.ctx.settings.data)
+            .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Applies an event in memory and keeps it for the commit. An illegal one is a bug: it is noted
+    /// instead, and changes nothing.
+    fn put(&mut self, subject: Subject, kind: Kind) -> bool {
+        let event = Event {
+            seq: self.state.seq() + 1,
+            at: now(),
+            subject,
+            kind,
+        };
+        match self.state.apply(&event) {
+            Ok(()) => {
+                self.pending.push(event);
+                true
+            }
+            Err(error) => {
+                let mut text = format!("bug: {error}");
+                if let Some(source) = std::error::Error::source(&error) {
+                    text.push_str(&format!(": {source}"));
+                }
+                let kind = Kind::Noted { text };
+                let note = Event {
+                    seq: self.state.seq() + 1,
+                    at: now(),
+                    subject: Subject::Engine,
+                    kind,
+                };
+                if self.state.apply(&note).is_ok() {
+                    self.pending.push(note);
+                }
+                false
+            }
+        }
+    }
+
+    fn reply_later<T: Send + 'static>(&mut self, reply: Reply<T>, value: Result<T, VerbError>) {
+        self.effects.push(Box::new(move |_| answer(reply, value)));
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Dispatch {
+                spec,
+                secrets,
+                reply,
+            } => {
+                let made = self.dispatch(*spec, secrets);
+                self.reply_later(reply, made);
+            }
+            Command::Answer {
+                task,
+                text,
+                secrets,
+                reply,
+            } => {
+                let queued = self.answer(task, text, secrets);
+                self.reply_later(reply, queued);
+            }
+            Command::Stop { task, force, reply } => {
+                let stopped = self.stop(task, force);
+                self.reply_later(reply, stopped);
+            }
+            Command::Freeze { frozen, reply } => {
+                if self.state.frozen() != frozen {
+                    self.put(Subject::Engine, Kind::FrozenSet { frozen });
+                }
+                self.reply_later(reply, Ok(()));
+            }
+            Command::Provide { secrets, reply } => {
+                self.provide(&secrets);
+                self.reply_later(reply, Ok(()));
+            }
+            Command::Needs { reply } => {
+                let needs = self.needs();
+                self.reply_later(reply, Ok(needs));
+            }
+            Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
+                let views = actor
+                    .state
+                    .tasks()
+                    .map(|task| actor.view(task.id))
+                    .collect();
+                answer(reply, views);
+            })),
+            Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
+                let view = actor.view(task);
+                answer(reply, view);
+            })),
+            Command::Record {
+                subject,
+                kinds,
+                reply,
+            } => {
+                let mut good = true;
+                for kind in kinds {
+                    good &= self.put(subject, kind);
+                }
+                let what = || "record what happened: see the log's last note".to_owned();
+                let result = if good {
+                    Ok(())
+                } else {
+                    Err(VerbError::BadInput { what: what() })
+                };
+                self.reply_later(reply, result);
+            }
+            Command::Shutdown { reply } => self.shutdown = Some(reply),
+        }
+    }
+
+    fn view(&self, task: TaskId) -> Result<TaskView, VerbError> {
+        let pools = &self.ctx.settings.config.pools;
+        let mut view = crate::reader::view(&self.state, &self.ctx.settings.data, task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        if let Some(run) = view.task.last_run() {
+            let id = RunId { task, n: run.n };
+            if run.state == RunState::Queued {
+                view.waits = schedule::waits_for(&self.state, pools, &self.held, id);
+                if self.disk_full {
+                    view.waits = Some("the disk of the data directory is full".into());
+                }
+            } else {
+                view.waits = self.held.get(&id).cloned();
+            }
+            // While we live, we judge.
+            for job in &mut view.jobs {
+                job.ended_not_judged = false;
+            }
+        }
+        Ok(view)
+    }
+
+    fn dispatch(&mut self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+        let limits = &self.ctx.settings.config.limits;
+        if self.state.queue().len() >= limits.queue_max {
+            return Err(VerbError::QueueFull {
+                max: limits.queue_max,
+            });
+        }
+        if spec.text.len() > limits.task_bytes {
+            let what = format!(
+                "take the task: its text has {} bytes, and limits.task_bytes is {}",
+                spec.text.len(),
+                limits.task_bytes
+            );
+            return Err(VerbError::BadInput { what });
+        }
+        if let Some(name) = &spec.workspace {
+            let same = |task: &&dispatch_core::state::Task| {
+                task.spec.workspace.as_ref() == Some(name)
+                    && task.spec.repo == spec.repo
+                    && !task.removed
+                    && task
+                        .workspace
+                        .as_ref()
+                        .is_none_or(|workspace| !workspace.removed)
+            };
+            if let Some(holder) = self.state.tasks().find(same) {
+                let (name, holder) = (name.to_string(), holder.id);
+                return Err(VerbError::WorkspaceTaken { name, holder });
+            }
+        }
+        let task = self.fresh_id()?;
+        let short = self.state.short(task);
+        let spec = Box::new(spec);
+        self.put(Subject::Task(task), Kind::TaskCreated { spec, short });
+        let run = RunId { task, n: 1 };
+        self.put(
+            Subject::Run(run),
+            Kind::RunQueued {
+                cause: RunCause::Dispatched,
+            },
+        );
+        self.secrets.insert(task, secrets);
+        self.look_for_secrets(run);
+        Ok(run)
+    }
+
+    fn fresh_id(&self) -> Result<TaskId, VerbError> {
+        loop {
+            let mut bits = [0; 8];
+            let n = rustix::rand::getrandom(&mut bits, rustix::rand::GetRandomFlags::empty());
+            if let Err(error) = n {
+                let doing = "make a task id".to_owned();
+                return Err(VerbError::Failed {
+                    doing,
+                    source: Box::new(error),
+                });
+            }
+            let id = TaskId::from_bits(u64::from_ne_bytes(bits));
+            if self.state.task(id).is_none() {
+                return Ok(id);
+            }
+        }
+    }
+
+    fn answer(&mut self, task: TaskId, text: String, secrets: Secrets) -> Result<RunId, VerbError> {
+        let limits = &self.ctx.settings.config.limits;
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let state = found.last_run().map_or("queued", |run| run.state.word());
+        let wrong = |hint| VerbError::WrongState {
+            verb: "answer",
+            task,
+            state,
+            hint,
+        };
+        if !matches!(found.outcome(), Some(Outcome::Blocked { .. })) {
+            return Err(wrong("only a blocked task has a question"));
+        }
+        if found.removed || found.workspace.as_ref().is_none_or(|w| w.removed) {
+            return Err(wrong(
+                "its workspace was removed; bring it back with `dispatch undo` first",
+            ));
+        }
+        if found.runs.len() >= limits.runs_max as usize {
+            return Err(wrong("it has had all its runs (limits.runs_max)"));
+        }
+        if text.trim().is_empty() || text.len() > limits.task_bytes {
+            let what = format!(
+                "answer task {task}: an answer has 1 to {} bytes (limits.task_bytes)",
+                limits.task_bytes
+            );
+            return Err(VerbError::BadInput { what });
+        }
+        let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
+        let run = RunId { task, n };
+        self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
+        self.put(
+            Subject::Run(run),
+            Kind::RunQueued {
+                cause: RunCause::Answer { text },
+            },
+        );
+        self.secrets.entry(task).or_default().extend(secrets);
+        self.look_for_secrets(run);
+        Ok(run)
+    }
+
+    fn stop(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let Some(run) = found.last_run() else {
+            return Err(VerbError::NoSuchTask { task });
+        };
+        let (id, state) = (RunId { task, n: run.n }, run.state.clone());
+        match state {
+            RunState::Finished(_) => Err(VerbError::WrongState {
+                verb: "stop",
+                task,
+                state: state.word(),
+                hint: "nothing of it runs or waits",
+            }),
+            RunState::Queued => {
+                self.finish(id, Outcome::Stopped(Stop::ByPerson));
+                Ok(())
+            }
+            RunState::Preparing | RunState::Running | RunState::Checking => {
+                self.put(
+                    Subject::Run(id),
+                    Kind::StopRequested {
+                        why: Stop::ByPerson,
+                    },
+                );
+                self.tell_to_stop(id, force);
+                Ok(())
+            }
+            // The second time is a kill.
+            RunState::Stopping { .. } => {
+                self.tell_to_stop(id, Force::Kill);
+                Ok(())
+            }
+        }
+    }
+
+    fn tell_to_stop(&mut self, run: RunId, force: Force) {
+        if self.held.remove(&run).is_some() && !self.orders.contains_key(&run) {
+            // It waits for a key and nothing of it runs.
+            self.finish(run, Outcome::Stopped(Stop::ByPerson));
+            return;
+        }
+        self.effects.push(Box::new(move |actor| {
+            if let Some(orders) = actor.orders.get(&run) {
+                match orders.try_send(StopOrder { force }) {
+                    // A full queue of stops says the same.
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        }));
+    }
+
+    fn finish(&mut self, run: RunId, outcome: Outcome) {
+        let verified = dispatch_core::event::Verified::NotVerified;
+        self.put(Subject::Run(run), Kind::Finished { outcome, verified });
+        self.held.remove(&run);
+    }
+
+    /// What the run's agent takes from the dispatcher's environment and has not been given.
+    fn lacks(&self, run: RunId) -> Vec<String> {
+        let agents = &self.ctx.settings.config.agents;
+        let agent = self
+            .state
+            .task(run.task)
+            .and_then(|task| agents.get(&task.spec.agent));
+        let have = self.secrets.get(&run.task);
+        let lacking = |value: &EnvValue| match value {
+            EnvValue::From {
+                var,
+                optional: false,
+            } => (!have.is_some_and(|have| have.contains_key(var))).then(|| var.clone()),
+            EnvValue::From { .. } | EnvValue::Literal(_) => None,
+        };
+        agent
+            .map(|agent| agent.env.values().filter_map(lacking).collect())
+            .unwrap_or_default()
+    }
+
+    fn look_for_secrets(&mut self, run: RunId) {
+        let lacks = self.lacks(run);
+        if lacks.is_empty() {
+            self.held.remove(&run);
+        } else {
+            self.held
+                .insert(run, format!("needs {} from you", lacks.join(", ")));
+        }
+    }
+
+    fn needs(&self) -> Vec<String> {
+        let mut needs: Vec<String> = self.held.keys().flat_map(|run| self.lacks(*run)).collect();
+        needs.sort();
+        needs.dedup();
+        needs
+    }
+
+    fn provide(&mut self, secrets: &Secrets) {
+        let held: Vec<RunId> = self.held.keys().copied().collect();
+        for run in held {
+            for var in self.lacks(run) {
+                if let Some(value) = secrets.get(&var) {
+                    self.secrets
+                        .entry(run.task)
+                        .or_default()
+                        .insert(var, value.clone());
+                }
+            }
+            self.look_for_secrets(run);
+            let waits = self.held.contains_key(&run);
+            let preparing = self
+                .state
+                .run(run)
+                .is_some_and(|r| r.state == RunState::Preparing);
+            if !waits && preparing && !self.orders.contains_key(&run) {
+                self.effects
+                    .push(Box::new(move |actor| actor.supervise(run, run::From::Log)));
+            }
+        }
+    }
+
+    fn supervise(&mut self, run: RunId, from: run::From) {
+        let Some(task) = self.state.task(run.task).cloned() else {
+            return;
+        };
+        let recorded = match from {
+            run::From::Start => 0,
+            run::From::Log => self.store.recorded_offset(run).unwrap_or(0),
+        };
+        let complete = self.lacks(run).is_empty();
+        let secrets = self.secrets.get(&run.task).cloned().unwrap_or_default();
+        let (orders, told) = mpsc::channel(4);
+        if let Some(RunState::Stopping { .. }) = self.state.run(run).map(|run| &run.state) {
+            match orders.try_send(StopOrder { force: Force::Ask }) {
+                Ok(()) | Err(_) => {}
+            }
+        }
+        self.orders.insert(run, orders);
+        let job = run::Supervised {
+            task,
+            run,
+            recorded,
+            secrets,
+            complete,
+            from,
+        };
+        let ctx = self.ctx.clone();
+        self.runs
+            .spawn(async move { (run, run::supervise(ctx, job, told).await) });
+    }
+
+    fn ended(&mut self, joined: Result<(RunId, Ended), tokio::task::JoinError>) {
+        match joined {
+            Ok((run, ended)) => {
+                self.orders.remove(&run);
+                match ended {
+                    Ended::Judged => {}
+                    Ended::NeedsSecrets => self.look_for_secrets(run),
+                    // The engine is going away; the next one goes on.
+                    Ended::Cut => {}
+                }
+            }
+            Err(error) => {
+                // A supervisor that panicked is a bug of ours; its run must not hang for ever.
+                let text = format!("bug: a supervisor ended: {error}");
+                self.put(Subject::Engine, Kind::Noted { text });
+                let supervised: Vec<RunId> = self.orders.keys().copied().collect();
+                for run in supervised {
+                    if self.orders.get(&run).is_some_and(mpsc::Sender::is_closed) {
+                        self.orders.remove(&run);
+                        self.finish(run, Outcome::Lost);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Retention: workspaces whose time is over are snapshotted and removed, old snapshots dropped.
+    fn clean(&mut self) {
+        let retention = &self.ctx.settings.config.retention;
+        let days = |outcome: &Outcome| match outcome {
+            Outcome::Completed { .. } => retention.completed_d,
+            Outcome::Blocked { .. } => retention.blocked_d,
+            Outcome::Failed(_) => retention.failed_d,
+            Outcome::Stopped(_) => retention.stopped_d,
+            Outcome::Lost => retention.lost_d,
+        };
+        let now = now();
+        let over = |task: &&dispatch_core::state::Task| {
+            let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
+                return false;
+            };
+            let keep_ms = days(outcome).saturating_mul(DAY_MS);
+            let ended = run.ended_at.unwrap_or(now);
+            keep_ms > 0
+                && now.saturating_sub(ended) > keep_ms
+                && task
+                    .workspace
+                    .as_ref()
+                    .is_some_and(|workspace| !workspace.removed)
+        };
+        let over: Vec<TaskId> = self
+            .state
+            .tasks()
+            .filter(over)
+            .map(|task| task.id)
+            .collect();
+        for task in over {
+            if let Some(task) = self.state.task(task).cloned() {
+                let ctx = self.ctx.clone();
+                let run = RunId {
+                    task: task.id,
+                    n: 0,
+                };
+                self.runs.spawn(async move {
+                    crate::verbs::retire(&ctx, &task).await;
+                    (run, Ended::Judged)
+                });
+            }
+        }
+    }
+}
+
+fn answer<T>(reply: Reply<T>, value: Result<T, VerbError>) {
+    // Whoever asked may have gone.
+    drop(reply.send(value));
+}
+
+/// For a reader: whether the run's agent has ended without being judged.
+pub(crate) fn agent_dir(data: &std::path::Path, run: RunId) -> JobDir {
+    let part = dispatch_core::job::Part::Agent;
+    JobDir::of(data, &dispatch_core::job::JobId { run, part })
+}

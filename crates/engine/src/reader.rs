@@ -1,0 +1,103 @@
+//! The log without an engine: for verbs that only look. Must not write, and must not judge: a job
+//! that has ended is said to have ended.
+
+use std::path::Path;
+
+use dispatch_core::{
+    event::Event,
+    id::{RunId, Seq, TaskId},
+    run::RunState,
+    state::State,
+};
+
+use crate::{
+    engine::{OpenError, agent_dir, fold},
+    jobdir::Probe,
+    store::Store,
+    trees,
+    view::{JobView, TaskView},
+};
+
+pub type ReadError = OpenError;
+
+#[derive(Debug)]
+pub struct Reader {
+    store: Option<Store>,
+    data: std::path::PathBuf,
+}
+
+impl Reader {
+    /// A data directory without a log is an empty one.
+    ///
+    /// # Errors
+    /// When there is a log and it cannot be read.
+    pub fn open(data: &Path) -> Result<Self, ReadError> {
+        let store = if Store::exists(data) {
+            Some(Store::read_only(data)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            store,
+            data: data.to_owned(),
+        })
+    }
+
+    /// All tasks, oldest first, removed ones too.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn tasks(&self) -> Result<Vec<TaskView>, ReadError> {
+        let Some(store) = &self.store else {
+            return Ok(Vec::new());
+        };
+        let state = fold(store)?;
+        Ok(state
+            .tasks()
+            .filter_map(|task| view(&state, &self.data, task.id))
+            .collect())
+    }
+
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn events(&self, after: Seq, limit: usize) -> Result<Vec<Event>, ReadError> {
+        let Some(store) = &self.store else {
+            return Ok(Vec::new());
+        };
+        Ok(store.read(after, limit)?)
+    }
+}
+
+/// One task with what its job directories say.
+pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView> {
+    let found = state.task(task)?;
+    let job = |run: &dispatch_core::state::Run| {
+        let dir = agent_dir(data, RunId { task, n: run.n });
+        let open = !matches!(run.state, RunState::Finished(_) | RunState::Queued);
+        // A directory that cannot be asked is shown as one that says nothing.
+        let probe = if open {
+            dir.probe().unwrap_or(Probe::NeverStarted)
+        } else {
+            Probe::NeverStarted
+        };
+        let alive = matches!(probe, Probe::Alive | Probe::Starting);
+        let group = if alive {
+            dir.group().unwrap_or(None)
+        } else {
+            None
+        };
+        JobView {
+            keeper_pid: group.map(|group| group.keeper),
+            log: dir.file("out"),
+            ended_not_judged: matches!(probe, Probe::Exited(_) | Probe::Gone),
+        }
+    };
+    Some(TaskView {
+        short: state.short(task),
+        seq: state.seq(),
+        waits: None,
+        jobs: found.runs.iter().map(job).collect(),
+        vault: trees::vault_of(data, &found.spec.repo),
+        task: found.clone(),
+    })
+}

@@ -1,0 +1,990 @@
+//! One run, top to bottom: prepare, start, follow, judge, check, seal. First contact and
+//! re-attachment are the same walk: it asks the job directory and goes on from there.
+//! Must not change state: it reports facts and waits until they are durable before it acts on them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use dispatch_core::{
+    checks::{self, Planned},
+    config::{AgentProfile, EnvValue},
+    drivers::{Ask, Driver, Step},
+    event::{CheckState, Kind, Sealed, Subject, Verified},
+    id::{RunId, SiteName},
+    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Part, Stdin},
+    outcome::{Failure, Outcome, Stop},
+    prompt,
+    run::{RunCause, RunState},
+    state::{Run, Task},
+    task::Wrap,
+    update::{Said, Update},
+    verdict::{self, Tree},
+};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::{
+    engine::{Command, Secrets, Settings, Sites, StopOrder},
+    lines::{Line, Lines},
+    sites::{JobEvent, Site, Start},
+    trees::{TreeError, Trees},
+    view::{Force, Told},
+};
+
+/// Behind any output: only the end is of interest. A file offset is a signed number.
+const FAR: u64 = 1 << 62;
+
+/// What every supervisor works with.
+#[derive(Clone)]
+pub(crate) struct Ctx {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) sites: Arc<Sites>,
+    pub(crate) trees: Arc<Trees>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) told: broadcast::Sender<Told>,
+}
+
+/// Whether the run was admitted just now or found open in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    Start,
+    Log,
+}
+
+pub(crate) struct Supervised {
+    pub(crate) task: Task,
+    pub(crate) run: RunId,
+    /// Offset in the output up to which updates are in the log.
+    pub(crate) recorded: u64,
+    pub(crate) secrets: Secrets,
+    /// All the agent needs from the dispatcher's environment is there.
+    pub(crate) complete: bool,
+    pub(crate) from: From,
+}
+
+/// Why a supervisor ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Judged,
+    NeedsSecrets,
+    /// The engine is gone; nothing was decided.
+    Cut,
+}
+
+/// The engine has ended, so nothing more can be made durable.
+struct Cut;
+
+/// Either the run is over with an outcome, or we cannot go on.
+enum Stopped {
+    Outcome(Outcome),
+    NeedsSecrets,
+    Cut,
+}
+
+impl std::convert::From<Cut> for Stopped {
+    fn from(_: Cut) -> Self {
+        Self::Cut
+    }
+}
+
+impl std::convert::From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Outcome(Outcome::Failed(failure))
+    }
+}
+
+pub(crate) async fn supervise(
+    ctx: Ctx,
+    job: Supervised,
+    orders: mpsc::Receiver<StopOrder>,
+) -> Ended {
+    let run = job.run;
+    let mut walk = Walk {
+        ctx,
+        job,
+        orders,
+        stop: None,
+    };
+    let (outcome, verified) = match walk.walk().await {
+        Ok(ended) => ended,
+        Err(Stopped::Outcome(outcome)) => (outcome, Verified::NotVerified),
+        Err(Stopped::NeedsSecrets) => return Ended::NeedsSecrets,
+        Err(Stopped::Cut) => return Ended::Cut,
+    };
+    let finished = Kind::Finished { outcome, verified };
+    match walk.record(Subject::Run(run), vec![finished]).await {
+        Ok(()) => Ended::Judged,
+        Err(Cut) => Ended::Cut,
+    }
+}
+
+struct Walk {
+    ctx: Ctx,
+    job: Supervised,
+    orders: mpsc::Receiver<StopOrder>,
+    /// Set once a person asked for the end.
+    stop: Option<Force>,
+}
+
+/// What following the agent to its end has shown.
+struct Heard {
+    said: Said,
+    /// `None`: the end was not seen.
+    report: Option<ExitReport>,
+}
+
+impl Walk {
+    fn id(&self, part: Part) -> JobId {
+        JobId {
+            run: self.job.run,
+            part,
+        }
+    }
+
+    fn run(&self) -> Option<&Run> {
+        self.job
+            .task
+            .runs
+            .get((self.job.run.n as usize).checked_sub(1)?)
+    }
+
+    async fn record(&self, subject: Subject, kinds: Vec<Kind>) -> Result<(), Cut> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Record {
+            subject,
+            kinds,
+            reply,
+        };
+        self.ctx.commands.send(command).await.map_err(|_| Cut)?;
+        match answer.await {
+            // A refused event is a bug that the actor has noted; the run goes on to its end.
+            Ok(Ok(()) | Err(_)) => Ok(()),
+            Err(_) => Err(Cut),
+        }
+    }
+
+    async fn tell(&self, kind: Kind) -> Result<(), Cut> {
+        self.record(Subject::Run(self.job.run), vec![kind]).await
+    }
+
+    /// Work on files and git, off the runtime.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Trees, &Task) -> T + Send + 'static,
+    ) -> Result<T, Cut> {
+        let (trees, task) = (Arc::clone(&self.ctx.trees), self.job.task.clone());
+        tokio::task::spawn_blocking(move || work(&trees, &task))
+            .await
+            .map_err(|_| Cut)
+    }
+
+    async fn walk(&mut self) -> Result<(Outcome, Verified), Stopped> {
+        let state = self.run().map_or(RunState::Queued, |run| run.state.clone());
+        let profile = self.profile()?;
+        let mut driver = profile.driver.driver();
+        let from_log = self.job.from == From::Log;
+        let checking = from_log && state == RunState::Checking;
+        let site = match self.attach(from_log).await? {
+            Some(site) => {
+                if from_log && state == RunState::Preparing {
+                    self.tell_started(&site, &profile).await?;
+                }
+                // The same first words as before: the keeper ignores what it has heard.
+                if let Some(opening) = self.open(driver.as_mut(), &profile)?.1 {
+                    self.say(&site, 0, opening).await;
+                }
+                site
+            }
+            None => {
+                if !self.job.complete {
+                    return Err(Stopped::NeedsSecrets);
+                }
+                self.begin(driver.as_mut(), &profile).await?
+            }
+        };
+        if let Ok(StopOrder { force }) = self.orders.try_recv() {
+            self.order_stop(&site, Part::Agent, force).await;
+        }
+        let heard = self.follow_agent(&site, driver.as_mut()).await?;
+        self.judge(&site, heard, checking).await
+    }
+
+    fn profile(&self) -> Result<AgentProfile, Stopped> {
+        let name = &self.job.task.spec.agent;
+        self.ctx
+            .settings
+            .config
+            .agents
+            .get(name)
+            .cloned()
+            .ok_or_else(|| {
+                let reason = format!("agent {name} is not configured any more");
+                Failure::Prepare { reason }.into()
+            })
+    }
+
+    /// The sites of the placement; nothing registered means this machine.
+    fn sites(&self) -> Vec<(SiteName, Arc<dyn Site>)> {
+        let asked = &self.job.task.spec.placement.sites;
+        let known = |name: &SiteName| Some((name.clone(), Arc::clone(self.ctx.sites.get(name)?)));
+        let found: Vec<_> = asked.iter().filter_map(known).collect();
+        if found.is_empty() && asked.is_empty() {
+            return "local".parse().iter().filter_map(known).collect();
+        }
+        found
+    }
+
+    /// The site that has this run's agent already, if any has: the one question of recovery.
+    async fn attach(&self, from_log: bool) -> Result<Option<Arc<dyn Site>>, Stopped> {
+        if !from_log {
+            return Ok(None);
+        }
+        let known = self.run().and_then(|run| run.site.clone());
+        for (name, site) in self.sites() {
+            if known.as_ref().is_some_and(|known| *known != name) {
+                continue;
+            }
+            let job = self.id(Part::Agent);
+            let asked = match site.follow(&job, Offset::default()).await {
+                Ok(mut follow) => {
+                    // An answer may take as long as the job is silent; only "never" is at once.
+                    let first = tokio::time::timeout(Duration::from_millis(200), follow.next());
+                    match first.await {
+                        Ok(Ok(JobEvent::NeverStarted)) => continue,
+                        Ok(Ok(_)) | Err(_) => Ok(()),
+                        Ok(Err(error)) => Err(error),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            return match asked {
+                Ok(()) => Ok(Some(site)),
+                Err(_) => Err(Stopped::Outcome(Outcome::Lost)),
+            };
+        }
+        match known {
+            // It was started and now it says it never was: that is not an end we saw.
+            Some(_) => Err(Stopped::Outcome(Outcome::Lost)),
+            None => Ok(None),
+        }
+    }
+
+    /// Prepares the workspace and starts the agent.
+    async fn begin(
+        &mut self,
+        driver: &mut dyn Driver,
+        profile: &AgentProfile,
+    ) -> Result<Arc<dyn Site>, Stopped> {
+        let ready = self
+            .blocking(Trees::prepare)
+            .await?
+            .map_err(prepare_failed)?;
+        if let Some(old) = ready.old_question {
+            let text = format!(
+                "{} of an earlier run was moved out: {old}",
+                prompt::BLOCKED_FILE
+            );
+            self.tell(Kind::Noted { text }).await?;
+        }
+        let workspace = Kind::WorkspaceReady {
+            path: ready.workspace.path.clone(),
+            base: ready.workspace.base.clone(),
+            base_branch: ready.workspace.base_branch.clone(),
+            how: ready.how,
+        };
+        self.job.task.workspace = Some(ready.workspace);
+        self.tell(workspace).await?;
+        self.refill();
+        self.asked_to_stop()?;
+        let (invocation, first) = self.open(driver, profile)?;
+        let job = self.id(Part::Agent);
+        let mut refused = Vec::new();
+        for (name, site) in self.sites() {
+            let reason = match site.start(&job, &invocation).await {
+                // Unknown may be running: ask this one until it is known, and never the next.
+                Start::Started | Start::Unknown(_) => {
+                    self.tell_started_at(&name, profile).await?;
+                    if let Some(first) = first {
+                        self.say(&site, 0, first).await;
+                    }
+                    return Ok(site);
+                }
+                Start::Declined(reason) => format!("declined: {reason}"),
+                Start::NotStarted(reason) => reason,
+            };
+            refused.push(format!("{name}: {reason}"));
+            self.tell(Kind::SiteRefused { site: name, reason }).await?;
+        }
+        if refused.is_empty() {
+            let asked: Vec<String> = self
+                .job
+                .task
+                .spec
+                .placement
+                .sites
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            refused.push(format!("no site named {} is registered", asked.join(", ")));
+        }
+        Err(Failure::Start {
+            reason: refused.join("; "),
+        }
+        .into())
+    }
+
+    fn asked_to_stop(&mut self) -> Result<(), Stopped> {
+        if let Ok(StopOrder { force }) = self.orders.try_recv() {
+            self.stop = Some(force);
+            return Err(Stopped::Outcome(Outcome::Stopped(Stop::ByPerson)));
+        }
+        Ok(())
+    }
+
+    /// A prepared tree for the next task, made while this one's agent works.
+    fn refill(&self) {
+        let (trees, task) = (Arc::clone(&self.ctx.trees), self.job.task.clone());
+        // Nobody waits for it: a pool that is not filled costs the next task some time, no more.
+        drop(tokio::task::spawn_blocking(move || trees.refill(&task)));
+    }
+
+    async fn tell_started(&self, site: &Arc<dyn Site>, profile: &AgentProfile) -> Result<(), Cut> {
+        let same = |other: &&(SiteName, Arc<dyn Site>)| Arc::ptr_eq(&other.1, site);
+        match self.sites().iter().find(same) {
+            Some((name, _)) => self.tell_started_at(name, profile).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn tell_started_at(&self, site: &SiteName, profile: &AgentProfile) -> Result<(), Cut> {
+        let enforced = match self.job.task.spec.placement.wrap {
+            Wrap::Host => "nothing (host)".to_owned(),
+        };
+        let started = Kind::Started {
+            site: site.clone(),
+            driver: profile.driver,
+            enforced,
+        };
+        self.tell(started).await
+    }
+
+    /// The invocation of the agent, and what is said first.
+    fn open(
+        &self,
+        driver: &mut dyn Driver,
+        profile: &AgentProfile,
+    ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
+        let task = &self.job.task;
+        let home = self.ctx.trees.home(task);
+        let cause = self
+            .run()
+            .map_or(RunCause::Dispatched, |run| run.cause.clone());
+        let earlier = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
+        let session = earlier.filter_map(|run| run.session.as_deref()).next();
+        let resume = match cause {
+            RunCause::Dispatched => None,
+            RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
+        };
+        let text = prompt::prompt(&task.spec.text, &cause, task.spec.expects, resume.is_some());
+        let start = |reason: String| Stopped::from(Failure::Start { reason });
+        let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
+        let home_text = home.to_string_lossy();
+        let ask = Ask {
+            prompt: &text,
+            program: &program,
+            args: &profile.args,
+            home: &home_text,
+            resume,
+            unfenced: task.spec.placement.wrap == Wrap::Host,
+        };
+        let opening = driver.open(&ask);
+        let mut env = self.job_env(&home).map_err(start)?;
+        env.extend(opening.env);
+        let mut secrets = Vec::new();
+        for (name, value) in &profile.env {
+            match value {
+                EnvValue::Literal(text) => {
+                    env.insert(name.clone(), text.clone());
+                }
+                EnvValue::From { var, .. } => {
+                    if let Some(text) = self.job.secrets.get(var) {
+                        env.insert(name.clone(), text.clone());
+                        secrets.push(name.clone());
+                    }
+                }
+            }
+        }
+        let invocation = Invocation {
+            argv: opening.argv,
+            env,
+            secrets,
+            cwd: self.workspace(),
+            stdin: opening.stdin,
+            limits: self.ctx.settings.config.limits.agent_job(),
+        };
+        Ok((invocation, opening.first))
+    }
+
+    fn workspace(&self) -> PathBuf {
+        self.job
+            .task
+            .workspace
+            .as_ref()
+            .map_or_else(|| "/".into(), |w| w.path.clone())
+    }
+
+    /// What agents and checks get: the engine's list, and a home of the task's own.
+    fn job_env(&self, home: &Path) -> Result<BTreeMap<String, String>, String> {
+        // Beside the home, because some CLIs refuse a home below the temporary directory.
+        let name = home.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = home.with_file_name(format!("{name}-tmp"));
+        for dir in [
+            home,
+            &home.join(".claude"),
+            &home.join(".codex"),
+            &temporary,
+        ] {
+            std::fs::create_dir_all(dir)
+                .map_err(|error| format!("make the private home {}: {error}", dir.display()))?;
+        }
+        let mut env = self.ctx.settings.job_env.clone();
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        env.insert("HOME".into(), text(home));
+        env.insert("TMPDIR".into(), text(&temporary));
+        for (name, below) in [
+            ("XDG_CONFIG_HOME", ".config"),
+            ("XDG_CACHE_HOME", ".cache"),
+            ("XDG_DATA_HOME", ".local/share"),
+            ("XDG_STATE_HOME", ".local/state"),
+        ] {
+            env.insert(name.into(), text(&home.join(below)));
+        }
+        for (name, value) in [
+            ("TERM", "dumb"),
+            ("NO_COLOR", "1"),
+            ("CI", "true"),
+            ("GIT_AUTHOR_NAME", "Dispatch agent"),
+            ("GIT_AUTHOR_EMAIL", "agent@dispatch.invalid"),
+            ("GIT_COMMITTER_NAME", "Dispatch agent"),
+            ("GIT_COMMITTER_EMAIL", "agent@dispatch.invalid"),
+        ] {
+            env.insert(name.into(), value.into());
+        }
+        Ok(env)
+    }
+
+    async fn say(&self, site: &Arc<dyn Site>, id: u64, bytes: Vec<u8>) {
+        let order = Order::Say { id, bytes };
+        match site.order(&self.id(Part::Agent), &order).await {
+            // Ended, or its input is closed: what it had to say is in its output.
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    async fn order_stop(&mut self, site: &Arc<dyn Site>, part: Part, force: Force) {
+        let grace_ms = match force {
+            Force::Ask => self.ctx.settings.config.limits.grace_s * 1000,
+            Force::Kill => 0,
+        };
+        self.stop = Some(force);
+        let order = Order::Stop {
+            why: Stop::ByPerson,
+            grace_ms,
+        };
+        match site.order(&self.id(part), &order).await {
+            // It has ended by itself; the verdict still says that a person wanted the end.
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// From the first byte on, so that a fresh driver comes to the same point; updates up to the
+    /// recorded offset are in the log already.
+    async fn follow_agent(
+        &mut self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+    ) -> Result<Heard, Stopped> {
+        let job = self.id(Part::Agent);
+        let lost = |_| Stopped::Outcome(Outcome::Lost);
+        let mut follow = site.follow(&job, Offset::default()).await.map_err(lost)?;
+        let limits = self.ctx.settings.config.limits.clone();
+        let mut ear = Ear {
+            lines: Lines::new(limits.line_bytes),
+            says: 1,
+            recorded: self.job.recorded,
+            session: self.run().and_then(|run| run.session.clone()),
+            usage: None,
+            bytes_left: limits.updates_bytes,
+            done: false,
+        };
+        let linger = tokio::time::sleep(Duration::from_secs(limits.linger_s));
+        let mut linger = std::pin::pin!(linger);
+        let mut shown_the_door = false;
+        loop {
+            let event = tokio::select! {
+                event = follow.next() => event.map_err(lost)?,
+                Some(StopOrder { force }) = self.orders.recv() => {
+                    self.order_stop(site, Part::Agent, force).await;
+                    continue;
+                }
+                () = &mut linger, if ear.done && !shown_the_door => {
+                    shown_the_door = true;
+                    let grace_ms = limits.grace_s * 1000;
+                    let order = Order::Stop { why: Stop::Lingered, grace_ms };
+                    match site.order(&job, &order).await {
+                        Ok(()) | Err(_) => {}
+                    }
+                    continue;
+                }
+            };
+            let was_done = ear.done;
+            let report = match event {
+                JobEvent::Out(bytes) => {
+                    let lines = ear.lines.push(&bytes);
+                    self.hear(site, driver, &mut ear, lines).await?;
+                    None
+                }
+                JobEvent::Err(_) => None,
+                JobEvent::Exited(report) => Some(Some(report)),
+                JobEvent::NeverStarted | JobEvent::Gone => Some(None),
+            };
+            if ear.done && !was_done {
+                let after = tokio::time::Instant::now() + Duration::from_secs(limits.linger_s);
+                linger.as_mut().reset(after);
+            }
+            if let Some(report) = report {
+                let rest: Vec<Line> = ear.lines.finish().into_iter().collect();
+                self.hear(site, driver, &mut ear, rest).await?;
+                let mut said = driver.close();
+                said.usage = said.usage.or(ear.usage);
+                let known = self.run().is_some_and(|run| run.report.is_some());
+                if let (Some(report), false) = (&report, known) {
+                    let usage = said.usage.clone();
+                    self.tell(Kind::AgentEnded {
+                        report: report.clone(),
+                        usage,
+                    })
+                    .await?;
+                }
+                return Ok(Heard { said, report });
+            }
+        }
+    }
+
+    async fn hear(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+        lines: Vec<Line>,
+    ) -> Result<(), Stopped> {
+        let mut facts = Vec::new();
+        for line in lines {
+            let fresh = line.end > ear.recorded;
+            if line.cut && fresh {
+                let text = "a line was too long and was cut for reading; all of it is in the log";
+                facts.push(ear.said(Update::Notice { text: text.into() }, line.end));
+            }
+            for step in driver.hear(&line.text) {
+                match step {
+                    Step::Said(update) => {
+                        if let Update::Usage(usage) = &update {
+                            ear.usage = Some(usage.clone());
+                        }
+                        if let Update::Session { id } = &update {
+                            if ear.session.as_ref() != Some(id) {
+                                ear.session = Some(id.clone());
+                                facts.push(Some(Kind::SessionSeen {
+                                    session: id.clone(),
+                                }));
+                            }
+                        }
+                        if fresh {
+                            facts.push(ear.said(update, line.end));
+                        }
+                    }
+                    Step::Live(text) => {
+                        if fresh {
+                            let told = Told::Live {
+                                run: self.job.run,
+                                text,
+                            };
+                            match self.ctx.told.send(told) {
+                                Ok(_) | Err(_) => {}
+                            }
+                        }
+                    }
+                    Step::Send(bytes) => {
+                        // Ids are counted, so a replay says the same under the same id.
+                        let id = ear.says;
+                        ear.says += 1;
+                        self.say(site, id, bytes).await;
+                    }
+                    Step::CloseInput => self.close_input(site).await,
+                    Step::Done => {
+                        ear.done = true;
+                        self.close_input(site).await;
+                    }
+                }
+            }
+        }
+        let facts: Vec<Kind> = facts.into_iter().flatten().collect();
+        if !facts.is_empty() {
+            self.record(Subject::Run(self.job.run), facts).await?;
+        }
+        Ok(())
+    }
+
+    async fn close_input(&self, site: &Arc<dyn Site>) {
+        match site.order(&self.id(Part::Agent), &Order::CloseInput).await {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Keeps the result, hears the three witnesses, and lets the checks speak.
+    async fn judge(
+        &mut self,
+        site: &Arc<dyn Site>,
+        heard: Heard,
+        checking: bool,
+    ) -> Result<(Outcome, Verified), Stopped> {
+        let spec = self.job.task.spec.clone();
+        let sealed = self.seal(site).await?;
+        let (sealed, question) = match sealed {
+            Ok(sealed) => sealed,
+            Err(reason) => return Err(Failure::Seal { reason }.into()),
+        };
+        let tree = Tree {
+            changed: sealed.commit.is_some(),
+            question,
+        };
+        let ended_at = heard.report.as_ref().map_or(0, |report| report.ended_at);
+        let outcome = verdict::verdict(
+            heard.report.as_ref(),
+            &heard.said,
+            &tree,
+            spec.expects,
+            ended_at,
+        );
+        if self.stop.is_some() {
+            return Ok((Outcome::Stopped(Stop::ByPerson), Verified::NotVerified));
+        }
+        if !matches!(outcome, Outcome::Completed { .. }) {
+            return Ok((outcome, Verified::NotVerified));
+        }
+        let planned = self.planned().await?;
+        if planned.is_empty() {
+            return Ok((outcome, Verified::NotVerified));
+        }
+        if !checking {
+            let names = planned.iter().map(|check| check.name.clone()).collect();
+            self.tell(Kind::ChecksStarted { checks: names }).await?;
+        }
+        self.check(site, &planned, outcome).await
+    }
+
+    async fn planned(&self) -> Result<Vec<Planned>, Stopped> {
+        let config = self.ctx.settings.config.checks.clone();
+        let asked = self.job.task.spec.checks.clone();
+        let root = self
+            .blocking(move |trees, task| trees.root_files(task, &checks::marker_files(&config)))
+            .await?
+            .map_err(prepare_failed)?;
+        Ok(checks::plan(
+            &self.ctx.settings.config.checks,
+            &asked,
+            &root,
+        ))
+    }
+
+    /// The agent's commits come out by a job in the task's own placement, the rest by a snapshot.
+    async fn seal(
+        &mut self,
+        site: &Arc<dyn Site>,
+    ) -> Result<Result<(Sealed, Option<String>), String>, Stopped> {
+        if let Some(sealed) = self.run().and_then(|run| run.sealed.clone()) {
+            let question = self.blocking(|trees, task| trees.question(task)).await?;
+            return Ok(Ok((sealed, question)));
+        }
+        let wanted = self.blocking(Trees::bundle_job).await?;
+        let mut bundle = None;
+        let mut notes = Vec::new();
+        if let Some(job) = wanted {
+            match self.bundle(site, job).await? {
+                Ok(path) => bundle = Some(path),
+                Err(reason) => {
+                    let note = format!("the agent's own commits could not be kept: {reason}");
+                    notes.push(format!("{note}; their content is in the result"));
+                }
+            }
+        }
+        let n = self.job.run.n;
+        let config = self.ctx.settings.config.checks.clone();
+        let sealed = self
+            .blocking(move |trees, task| trees.seal(task, n, bundle.as_deref(), &config))
+            .await?;
+        Ok(match sealed {
+            Ok((mut sealed, question)) => {
+                sealed.notes.extend(notes);
+                let kind = Kind::WorkspaceSealed {
+                    sealed: sealed.clone(),
+                };
+                self.tell(kind).await?;
+                Ok((sealed, question))
+            }
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    async fn bundle(
+        &mut self,
+        site: &Arc<dyn Site>,
+        (argv, env): (Vec<String>, BTreeMap<String, String>),
+    ) -> Result<Result<PathBuf, String>, Stopped> {
+        let limits = &self.ctx.settings.config.limits;
+        let mut job_limits = limits.check_job();
+        job_limits.output_bytes = limits.snapshot_bytes;
+        let what = Invocation {
+            argv,
+            env,
+            secrets: Vec::new(),
+            cwd: self.workspace(),
+            stdin: Stdin::Null,
+            limits: job_limits,
+        };
+        let ended = self.job_to_its_end(site, Part::Seal, &what).await?;
+        Ok(match ended {
+            Ok(ExitReport {
+                exit: Exit::Code(0),
+                stopped: None,
+                ..
+            }) => {
+                let job = self.id(Part::Seal);
+                let dir = crate::jobdir::JobDir::of(&self.ctx.settings.data, &job);
+                Ok(dir.file("out"))
+            }
+            Ok(report) => Err(format!("git bundle ended with {:?}", report.exit)),
+            Err(reason) => Err(reason),
+        })
+    }
+
+    /// Runs a job that is not the agent; adopts it when it has a body already.
+    async fn job_to_its_end(
+        &mut self,
+        site: &Arc<dyn Site>,
+        part: Part,
+        what: &Invocation,
+    ) -> Result<Result<ExitReport, String>, Stopped> {
+        let job = self.id(part.clone());
+        if let Start::Declined(reason) | Start::NotStarted(reason) = site.start(&job, what).await {
+            return Ok(Err(reason));
+        }
+        let mut follow = match site
+            .follow(
+                &job,
+                Offset {
+                    out: FAR,
+                    err: FAR,
+                    input: 0,
+                },
+            )
+            .await
+        {
+            Ok(follow) => follow,
+            Err(error) => return Ok(Err(format!("follow it: {error}"))),
+        };
+        loop {
+            tokio::select! {
+                event = follow.next() => match event {
+                    Ok(JobEvent::Out(_) | JobEvent::Err(_)) => {}
+                    Ok(JobEvent::Exited(report)) => return Ok(Ok(report)),
+                    Ok(JobEvent::NeverStarted | JobEvent::Gone) => {
+                        return Ok(Err("its keeper died".into()));
+                    }
+                    Err(error) => return Ok(Err(format!("follow it: {error}"))),
+                },
+                Some(StopOrder { force }) = self.orders.recv() => {
+                    self.order_stop(site, part.clone(), force).await;
+                }
+            }
+        }
+    }
+
+    /// In order; the first failure ends the chain. What could not be run vouches for nothing.
+    async fn check(
+        &mut self,
+        site: &Arc<dyn Site>,
+        planned: &[Planned],
+        outcome: Outcome,
+    ) -> Result<(Outcome, Verified), Stopped> {
+        let home = self.ctx.trees.check_home(&self.job.task);
+        let base_env = self
+            .job_env(&home)
+            .map_err(|reason| Failure::Start { reason })?;
+        let mut verified = Verified::Yes;
+        let mut failed = Vec::new();
+        for check in planned {
+            if self.stop.is_some() {
+                return Ok((Outcome::Stopped(Stop::ByPerson), Verified::NotVerified));
+            }
+            let ended = |state, exit, note: String| Kind::CheckFinished {
+                check: check.name.clone(),
+                state,
+                exit,
+                note,
+            };
+            if !failed.is_empty() || verified == Verified::NotVerified {
+                let note = "an earlier one did not pass".into();
+                let kind = ended(CheckState::NotRun, None, note);
+                self.tell(kind).await?;
+                continue;
+            }
+            let program = check.argv.first().map_or("", String::as_str);
+            let program = match find_program(program, &base_env) {
+                Ok(program) => program,
+                Err(reason) => {
+                    verified = Verified::NotVerified;
+                    let kind = ended(CheckState::NotRun, None, reason);
+                    self.tell(kind).await?;
+                    continue;
+                }
+            };
+            let mut env = base_env.clone();
+            env.extend(check.env.clone());
+            let mut argv = check.argv.clone();
+            if let Some(first) = argv.first_mut() {
+                *first = program;
+            }
+            let what = Invocation {
+                argv,
+                env,
+                secrets: Vec::new(),
+                cwd: self.workspace(),
+                stdin: Stdin::Null,
+                limits: self.ctx.settings.config.limits.check_job(),
+            };
+            let (state, exit, note) = self.check_one(site, check, &what).await?;
+            if state != CheckState::Passed {
+                failed.push(if note.is_empty() {
+                    check.name.to_string()
+                } else {
+                    format!("{} ({note})", check.name)
+                });
+            }
+            let kind = ended(state, exit, note);
+            self.tell(kind).await?;
+        }
+        if self.stop.is_some() {
+            return Ok((Outcome::Stopped(Stop::ByPerson), Verified::NotVerified));
+        }
+        if failed.is_empty() {
+            return Ok((outcome, verified));
+        }
+        Ok((Outcome::Failed(Failure::Checks { failed }), Verified::No))
+    }
+
+    async fn check_one(
+        &mut self,
+        site: &Arc<dyn Site>,
+        check: &Planned,
+        what: &Invocation,
+    ) -> Result<(CheckState, Option<Exit>, String), Stopped> {
+        let mut name = check.name.clone();
+        // A check whose keeper died has shown nothing: it may run once more, under a new name.
+        for _ in 0..2 {
+            let ended = self
+                .job_to_its_end(site, Part::Check(name.clone()), what)
+                .await?;
+            let report = match ended {
+                Ok(report) => report,
+                Err(reason) if reason == "its keeper died" => {
+                    let Ok(again) = format!("{}.again", check.name).parse() else {
+                        break;
+                    };
+                    name = again;
+                    continue;
+                }
+                Err(reason) => return Ok((CheckState::Failed, None, reason)),
+            };
+            let note = report
+                .stopped
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let passed = report.exit == Exit::Code(0) && report.stopped.is_none();
+            let state = if passed {
+                CheckState::Passed
+            } else {
+                CheckState::Failed
+            };
+            return Ok((state, Some(report.exit), note));
+        }
+        Ok((CheckState::Failed, None, "its keeper died twice".into()))
+    }
+}
+
+/// What a follower of an agent has to remember.
+struct Ear {
+    lines: Lines,
+    says: u64,
+    recorded: u64,
+    session: Option<String>,
+    usage: Option<dispatch_core::update::Usage>,
+    bytes_left: u64,
+    done: bool,
+}
+
+impl Ear {
+    /// A fact for the log, as long as this run may still say some.
+    fn said(&mut self, update: Update, out_offset: u64) -> Option<Kind> {
+        if self.bytes_left == 0 {
+            return None;
+        }
+        let size = serde_json::to_vec(&update).map_or(0, |bytes| bytes.len() as u64);
+        self.bytes_left = self.bytes_left.saturating_sub(size.max(1));
+        if self.bytes_left == 0 {
+            let text = "it has said more than limits.updates_bytes; the rest is in its output only";
+            return Some(Kind::Said {
+                update: Update::Notice { text: text.into() },
+                out_offset,
+            });
+        }
+        Some(Kind::Said { update, out_offset })
+    }
+}
+
+fn prepare_failed(error: TreeError) -> Stopped {
+    Failure::Prepare {
+        reason: error.to_string(),
+    }
+    .into()
+}
+
+/// The program's full path, found on the job's own PATH.
+fn find_program(program: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
+    let runnable = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        path.metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    if program.contains('/') {
+        let path = Path::new(program);
+        return if path.is_absolute() && runnable(path) {
+            Ok(program.to_owned())
+        } else {
+            Err(format!("{program} is not an absolute path to a program"))
+        };
+    }
+    let path = env.get("PATH").map_or("", String::as_str);
+    path.split(':')
+        .filter(|dir| dir.starts_with('/'))
+        .map(|dir| Path::new(dir).join(program))
+        .find(|candidate| runnable(candidate))
+        .map(|found| found.to_string_lossy().into_owned())
+        .ok_or_else(|| {
+            format!("the program {program} is not on PATH; `dispatch doctor` tells more")
+        })
+}

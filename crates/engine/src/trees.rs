@@ -1,0 +1,472 @@
+//! Mirror, workspace and vault for one task: the words of the core on one side, git's on the other.
+//! Must not decide anything about a run, and must not run git in an agent's repository: the job that
+//! brings commits out runs in the task's own placement.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use dispatch_core::{
+    checks::{self, Checks, RootFiles},
+    event::Sealed,
+    prompt::BLOCKED_FILE,
+    state::{Task, Workspace},
+    task::Base,
+};
+
+use crate::{
+    engine::Settings,
+    git::{CommitId, Git, GitError, RefName, bundle_job},
+    mirror::{Mirror, MirrorError},
+    snapshot::{self, Seal, SnapshotError, Squashed, Why},
+    vault::{Author, Vault, VaultError},
+    workspace::{Head, How, WorkspaceError, Workspaces, agent_head},
+};
+
+const QUESTION_BYTES_MAX: u64 = 64 << 10;
+const NOTED_PATHS_MAX: usize = 20;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TreeError {
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("{doing}: {source}")]
+    Io {
+        doing: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{what}")]
+    Missing { what: &'static str },
+}
+
+/// A workspace that an agent can start in.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) workspace: Workspace,
+    pub(crate) how: String,
+    /// What an earlier run had asked; moved out, so that it is not taken for a new question.
+    pub(crate) old_question: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Trees {
+    git: Git,
+    data: PathBuf,
+    workspaces: Workspaces,
+    limits: snapshot::Limits,
+    path: String,
+}
+
+/// The vault that a repository's results are in, whether or not it is there yet.
+pub(crate) fn vault_of(data: &Path, repo: &str) -> Option<PathBuf> {
+    let path = data
+        .join("vaults")
+        .join(format!("{}.git", crate::mirror::key_of(repo)));
+    path.exists().then_some(path)
+}
+
+fn author() -> Author {
+    Author {
+        name: "Dispatch".into(),
+        email: "dispatch@dispatch.invalid".into(),
+    }
+}
+
+impl Trees {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
+        let path = settings.job_env.get("PATH").cloned().unwrap_or_default();
+        let home = settings.data.join("git-home");
+        fs::create_dir_all(&home).map_err(|e| format!("make {}: {e}", home.display()))?;
+        let git = Git::new(&settings.git, OsStr::new(&path), &home).map_err(|e| e.to_string())?;
+        git.check_version().map_err(|e| e.to_string())?;
+        let workspaces = Workspaces::new(&git, &settings.data);
+        workspaces.sweep().map_err(|e| e.to_string())?;
+        let limits = &settings.config.limits;
+        let limits = snapshot::Limits {
+            total_bytes: limits.snapshot_bytes,
+            file_bytes: limits.snapshot_file_bytes,
+            files: limits.snapshot_files as u64,
+        };
+        Ok(Self {
+            git,
+            data: settings.data.clone(),
+            workspaces,
+            limits,
+            path,
+        })
+    }
+
+    /// The task's own directory: private homes and what we keep beside the workspace.
+    fn own(&self, task: &Task) -> PathBuf {
+        self.data.join("tasks").join(task.id.to_string())
+    }
+
+    pub(crate) fn home(&self, task: &Task) -> PathBuf {
+        self.own(task).join("home")
+    }
+
+    /// Not the agent's, so that nothing it left in its home is read by a check.
+    pub(crate) fn check_home(&self, task: &Task) -> PathBuf {
+        self.own(task).join("check-home")
+    }
+
+    fn meta(&self, task: &Task) -> PathBuf {
+        self.own(task).join("meta")
+    }
+
+    fn mirror(&self, task: &Task) -> Result<Mirror, TreeError> {
+        Ok(Mirror::open_or_create(
+            &self.git,
+            &self.data,
+            &task.spec.repo,
+        )?)
+    }
+
+    fn vault(&self, task: &Task) -> Result<Vault, TreeError> {
+        Ok(Vault::open_or_create(
+            &self.git,
+            &self.data,
+            &self.mirror(task)?,
+        )?)
+    }
+
+    fn branch(task: &Task) -> Result<RefName, TreeError> {
+        Ok(RefName::branch(&task.branch())?)
+    }
+
+    fn base(task: &Task) -> Result<(CommitId, &Workspace), TreeError> {
+        let what = "find the base commit: the task never had a workspace";
+        let workspace = task.workspace.as_ref().ok_or(TreeError::Missing { what })?;
+        Ok((CommitId::parse(&workspace.base)?, workspace))
+    }
+
+    /// Makes the workspace, or finds the one that an earlier run of this task worked in.
+    pub(crate) fn prepare(&self, task: &Task) -> Result<Ready, TreeError> {
+        if let Some(workspace) = task.workspace.as_ref().filter(|w| !w.removed) {
+            if workspace.path.is_dir() {
+                let old_question = self.move_question_out(&workspace.path)?;
+                let how = "kept from the run before".into();
+                return Ok(Ready {
+                    workspace: workspace.clone(),
+                    how,
+                    old_question,
+                });
+            }
+        }
+        let mirror = self.mirror(task)?;
+        mirror.refresh()?;
+        let branch = match &task.spec.base {
+            Base::Head => None,
+            Base::Branch { name } => Some(RefName::branch(name)?),
+        };
+        let base = mirror.base(branch.as_ref())?;
+        let name = task.spec.workspace_name(&task.short);
+        let path = self.data.join("workspaces").join(mirror.key()).join(name);
+        let (branch, meta) = (Self::branch(task)?, self.meta(task));
+        let prepared = self
+            .workspaces
+            .prepare(&mirror, &base.commit, &branch, &path, &meta)?;
+        let how = match prepared.how {
+            How::Pooled => "a tree made beforehand",
+            How::Moved => "a tree made beforehand, moved to the base",
+            How::CheckedOut => "checked out",
+            How::Existing => "made before a restart",
+        };
+        let workspace = Workspace {
+            path,
+            base: base.commit.to_string(),
+            base_branch: base.branch,
+            removed: false,
+        };
+        let old_question = self.move_question_out(&workspace.path)?;
+        Ok(Ready {
+            workspace,
+            how: how.into(),
+            old_question,
+        })
+    }
+
+    /// Takes an old question out of the way. One that the base itself holds is part of the project.
+    fn move_question_out(&self, workspace: &Path) -> Result<Option<String>, TreeError> {
+        let Some(text) = read_question(workspace) else {
+            return Ok(None);
+        };
+        let path = workspace.join(BLOCKED_FILE);
+        fs::remove_file(&path).map_err(|source| TreeError::Io {
+            doing: format!("move {} out of the way", path.display()),
+            source,
+        })?;
+        Ok((!text.trim().is_empty()).then_some(text))
+    }
+
+    /// Makes trees for the tasks to come. A pool that cannot be filled costs time, no more, so its
+    /// errors end here; the next prepare meets their cause and tells it.
+    pub(crate) fn refill(&self, task: &Task) {
+        let filled = self
+            .mirror(task)
+            .and_then(|mirror| Ok(self.workspaces.refill(&mirror, &Self::base(task)?.0)?));
+        match filled {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// The marker files of the checks, as the base commit has them.
+    pub(crate) fn root_files(&self, task: &Task, names: &[&str]) -> Result<RootFiles, TreeError> {
+        let (base, _) = Self::base(task)?;
+        let mirror = self.mirror(task)?;
+        let there = mirror.ls_tree_root(&base)?;
+        let mut files = RootFiles::new();
+        for name in names
+            .iter()
+            .filter(|name| there.iter().any(|file| file == *name))
+        {
+            if let Some(bytes) = mirror.show(&base, name)? {
+                files.insert(
+                    (*name).to_owned(),
+                    String::from_utf8_lossy(&bytes).into_owned(),
+                );
+            }
+        }
+        Ok(files)
+    }
+
+    /// The question in the workspace, if there is more than white space.
+    pub(crate) fn question(&self, task: &Task) -> Option<String> {
+        let workspace = task.workspace.as_ref()?;
+        read_question(&workspace.path).filter(|text| !text.trim().is_empty())
+    }
+
+    /// The job that brings the agent's commits out; `None` when it made none.
+    pub(crate) fn bundle_job(
+        &self,
+        task: &Task,
+    ) -> Option<(Vec<String>, BTreeMap<String, String>)> {
+        let (base, workspace) = Self::base(task).ok()?;
+        match agent_head(&workspace.path, &base) {
+            Head::AtBase | Head::Missing => None,
+            Head::Moved(_) | Head::Unknown => {
+                let job = bundle_job("git", &base);
+                let mut env: BTreeMap<String, String> = job.env.into_iter().collect();
+                env.insert("PATH".into(), self.path.clone());
+                env.insert(
+                    "HOME".into(),
+                    self.check_home(task).to_string_lossy().into_owned(),
+                );
+                let mut argv = job.argv;
+                if let (Some(first), Some(program)) = (argv.first_mut(), self.git_program()) {
+                    *first = program;
+                }
+                Some((argv, env))
+            }
+        }
+    }
+
+    fn git_program(&self) -> Option<String> {
+        let dirs = self.path.split(':').filter(|dir| dir.starts_with('/'));
+        let mut found = dirs
+            .map(|dir| Path::new(dir).join("git"))
+            .filter(|path| path.is_file());
+        found.next().map(|path| path.to_string_lossy().into_owned())
+    }
+
+    fn look(&self, task: &Task, vault: &Vault) -> Result<snapshot::Snapshot, TreeError> {
+        let (base, workspace) = Self::base(task)?;
+        let meta = self.meta(task);
+        Ok(snapshot::snapshot(
+            vault,
+            &workspace.path,
+            &meta,
+            &base,
+            &self.limits,
+        )?)
+    }
+
+    /// Keeps the result of a run in the vault, and says what the tree shows.
+    pub(crate) fn seal(
+        &self,
+        task: &Task,
+        run: u32,
+        bundle: Option<&Path>,
+        checks: &Checks,
+    ) -> Result<(Sealed, Option<String>), TreeError> {
+        let vault = self.vault(task)?;
+        let (base, _) = Self::base(task)?;
+        let mut notes = Vec::new();
+        let (id, n) = (task.id.to_string(), run.to_string());
+        let mut head = None;
+        if let Some(bundle) = bundle {
+            let name = RefName::full(&format!("refs/dispatch/heads/{id}/{n}"))?;
+            match vault.import_bundle(bundle, &name) {
+                Ok(commit) => head = Some(commit),
+                Err(error) => notes.push(format!("the agent's own commits were not kept: {error}")),
+            }
+        }
+        let look = self.look(task, &vault)?;
+        notes.extend(left_out(&look));
+        let message = format!(
+            "{}\n\nDispatch-Task: {id}\nDispatch-Run: {n}\n",
+            task.spec.title
+        );
+        let seal = Seal {
+            task: &id,
+            run: &n,
+            head: head.as_ref(),
+            message: &message,
+            author: &author(),
+        };
+        let sealed = snapshot::seal(&vault, &look, &seal)?;
+        match sealed.squashed {
+            Some(Squashed::HistoryRewritten) => {
+                notes.push("history rewritten: the result is one commit on the base".into());
+            }
+            Some(Squashed::BlockedCommitted) => notes.push(format!(
+                "the agent committed {BLOCKED_FILE}: the result is one commit without it"
+            )),
+            None => {}
+        }
+        let changed = sealed.commit != base;
+        let paths = sealed.stat.paths.iter().map(|path| path.to_string());
+        let paths: Vec<String> = paths.collect();
+        let result = Sealed {
+            commit: changed.then(|| sealed.commit.to_string()),
+            files: sealed.stat.files,
+            insertions: sealed.stat.insertions,
+            deletions: sealed.stat.deletions,
+            checks_touched: checks::touched(checks, paths.iter().map(String::as_str)),
+            notes,
+        };
+        Ok((result, self.question(task)))
+    }
+
+    /// Keeps all that the workspace holds under a private ref, before something destructive.
+    pub(crate) fn keep(&self, task: &Task) -> Result<(String, String), TreeError> {
+        let vault = self.vault(task)?;
+        let look = self.look(task, &vault)?;
+        let name = format!("removal-{}", task.snapshots.len() + 1);
+        let head = self.sealed_head(task, &vault)?;
+        let id = task.id.to_string();
+        let kept = snapshot::keep(&vault, &look, head.as_ref(), &id, &name, &author())?;
+        Ok((kept.1.to_string(), kept.0.to_string()))
+    }
+
+    /// The agent's own head, if a run's seal has brought it into the vault.
+    fn sealed_head(&self, task: &Task, vault: &Vault) -> Result<Option<CommitId>, TreeError> {
+        for run in task.runs.iter().rev() {
+            let name = RefName::full(&format!("refs/dispatch/heads/{}/{}", task.id, run.n))?;
+            if let Some(commit) = vault.resolve(&name)? {
+                return Ok(Some(commit));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the workspace of a live task shows now, as a commit.
+    pub(crate) fn peek(&self, task: &Task) -> Result<String, TreeError> {
+        let vault = self.vault(task)?;
+        let look = self.look(task, &vault)?;
+        let message = "the workspace as it is now";
+        let commit = vault.commit_tree(&look.tree, &[Self::base(task)?.0], message, &author())?;
+        Ok(commit.to_string())
+    }
+
+    pub(crate) fn remove(&self, task: &Task) -> Result<(), TreeError> {
+        let (_, workspace) = Self::base(task)?;
+        Ok(self.workspaces.remove(&workspace.path)?)
+    }
+
+    /// Re-creates the workspace from the newest snapshot.
+    pub(crate) fn restore(&self, task: &Task) -> Result<(), TreeError> {
+        let what = "bring the workspace back: nothing of it was kept";
+        let kept = task.snapshots.last().ok_or(TreeError::Missing { what })?;
+        let vault = self.vault(task)?;
+        let (_, workspace) = Self::base(task)?;
+        let (commit, branch) = (CommitId::parse(&kept.commit)?, Self::branch(task)?);
+        // What a crash left half restored; the content is under its ref.
+        self.workspaces.remove(&workspace.path)?;
+        Ok(snapshot::restore(
+            &vault,
+            &commit,
+            &branch,
+            &workspace.path,
+            &self.meta(task),
+        )?)
+    }
+
+    pub(crate) fn apply(&self, task: &Task, into: &Path, commit: &str) -> Result<(), TreeError> {
+        let vault = self.vault(task)?;
+        vault.apply_into(into, &CommitId::parse(commit)?, &Self::branch(task)?)?;
+        Ok(())
+    }
+
+    pub(crate) fn diff(&self, task: &Task, commit: &str) -> Result<String, TreeError> {
+        let vault = self.vault(task)?;
+        let patch = vault.diff(&Self::base(task)?.0, &CommitId::parse(commit)?)?;
+        let mut text = String::from_utf8_lossy(&patch.text).into_owned();
+        if patch.cut {
+            text.push_str("\n[the rest of the diff is not shown: it is too large]\n");
+        }
+        Ok(text)
+    }
+}
+
+/// What a person should know about what is not in the result. Ignored trees are told in one line.
+fn left_out(look: &snapshot::Snapshot) -> Vec<String> {
+    let ignored = look
+        .left_out
+        .iter()
+        .filter(|left| left.why == Why::Ignored)
+        .count() as u64;
+    let ignored = ignored + look.more_ignored;
+    let mut notes = Vec::new();
+    if ignored > 0 {
+        let what = "ignored by the base commit's rules and not kept";
+        notes.push(format!("{ignored} files or folders are {what}"));
+    }
+    let others = look.left_out.iter().filter(|left| left.why != Why::Ignored);
+    for left in others.take(NOTED_PATHS_MAX) {
+        notes.push(format!(
+            "not kept: {} ({:?})",
+            left.path.display(),
+            left.why
+        ));
+    }
+    if look.more_left_out > 0 {
+        notes.push(format!("not kept: {} more", look.more_left_out));
+    }
+    notes
+}
+
+/// A file, not a link: the agent could point one at what only we can read.
+fn read_question(workspace: &Path) -> Option<String> {
+    use std::io::Read;
+    let path = workspace.join(BLOCKED_FILE);
+    let plain = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
+    if !plain {
+        return None;
+    }
+    let flags =
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = rustix::fs::open(
+        &path,
+        flags | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    );
+    let mut bytes = Vec::new();
+    fs::File::from(file.ok()?)
+        .take(QUESTION_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}

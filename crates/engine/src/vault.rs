@@ -1,0 +1,483 @@
+//! The vault: our bare store of results and snapshots, borrowing upstream's objects from the
+//! mirror. It is never mounted into a task, and it must never read an agent's repository: what
+//! comes in is a bundle file or a tree we wrote ourselves.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::files;
+use crate::git::{self, CommitId, Git, GitError, RefName};
+use crate::mirror::{InitError, Mirror, init_bare};
+
+/// The largest bundle that is taken in.
+pub const BUNDLE_MAX_BYTES: u64 = 2 << 30;
+/// The longest patch text `diff` gives before it is cut.
+pub const DIFF_MAX_BYTES: usize = 8 << 20;
+/// How many changed paths a diffstat names.
+pub const DIFFSTAT_PATHS_MAX: usize = 500;
+
+/// A crash of the machine must not lose a result: git by itself does not sync loose objects.
+const DURABLE: [&str; 2] = ["core.fsync=committed,reference", "core.fsyncMethod=batch"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    #[error("{what} of the vault {path}: check the data directory's space and owner")]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{what} in the vault")]
+    Git {
+        what: &'static str,
+        source: GitError,
+    },
+    #[error("keep {name}: references of the vault live under refs/dispatch/")]
+    RefPlace { name: RefName },
+    #[error("import the agent's bundle: {bytes} bytes are more than the limit of {max}")]
+    BundleTooLarge { bytes: u64, max: u64 },
+    #[error("apply to {branch}: it is checked out in {path}; choose another branch, or leave it")]
+    CheckedOut { branch: String, path: PathBuf },
+    #[error(
+        "apply to {branch}: it is at {at}, which {commit} does not contain; choose another name"
+    )]
+    Diverged {
+        branch: String,
+        at: CommitId,
+        commit: CommitId,
+    },
+    #[error("apply to {branch}: that is not a branch; give a branch name")]
+    NotABranch { branch: RefName },
+    #[error("apply to {path}: open it as a git repository")]
+    UserRepo { path: PathBuf, source: GitError },
+}
+
+/// Who a commit is by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Author {
+    pub name: String,
+    pub email: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch {
+    pub text: Vec<u8>,
+    /// The patch was longer than the limit.
+    pub cut: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DiffStat {
+    pub files: u64,
+    pub insertions: u64,
+    pub deletions: u64,
+    /// The first changed paths; `files` says how many there are.
+    pub paths: Vec<String>,
+}
+
+/// What `apply_into` did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    Created,
+    Forwarded,
+    AlreadyThere,
+}
+
+#[derive(Debug, Clone)]
+pub struct Vault {
+    git: Git,
+    dir: PathBuf,
+    mirror_objects: PathBuf,
+}
+
+impl Vault {
+    /// Finds or makes the vault that goes with a mirror.
+    pub fn open_or_create(git: &Git, data_dir: &Path, mirror: &Mirror) -> Result<Self, VaultError> {
+        let dir = data_dir
+            .join("vaults")
+            .join(format!("{}.git", mirror.key()));
+        let mirror_objects = mirror.objects();
+        let lock = dir.with_extension("lock");
+        init_bare(git, &dir, &lock, Some(&mirror_objects)).map_err(|e| match e {
+            InitError::Io(source) => VaultError::Io {
+                what: "make the directory",
+                path: dir.clone(),
+                source,
+            },
+            InitError::Git(source) => VaultError::Git {
+                what: "make it",
+                source,
+            },
+        })?;
+        Ok(Self {
+            git: git.clone(),
+            dir,
+            mirror_objects,
+        })
+    }
+
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the mirror it borrows from keeps its objects.
+    #[must_use]
+    pub fn mirror_objects(&self) -> &Path {
+        &self.mirror_objects
+    }
+
+    pub(crate) fn git(&self) -> &Git {
+        &self.git
+    }
+
+    pub(crate) fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
+        let cmd = self.git.cmd(verb).git_dir(&self.dir);
+        DURABLE.iter().fold(cmd, |cmd, setting| cmd.set(setting))
+    }
+
+    /// Removes the scratch space of a process that was killed: at boot, before anything runs.
+    pub fn sweep(&self) -> Result<(), VaultError> {
+        files::remove_tree(&self.dir.join("scratch")).map_err(|source| VaultError::Io {
+            what: "sweep",
+            path: self.dir.clone(),
+            source,
+        })
+    }
+
+    /// Takes in the HEAD of a bundle file under `name`, every new object checked. The bundle may
+    /// be hostile; what it lacks must be in the mirror or the vault.
+    pub fn import_bundle(&self, bundle: &Path, name: &RefName) -> Result<CommitId, VaultError> {
+        check_place(name)?;
+        let io = |source| VaultError::Io {
+            what: "open a bundle",
+            path: bundle.to_owned(),
+            source,
+        };
+        let bundle = std::fs::canonicalize(bundle).map_err(io)?;
+        let bytes = File::open(&bundle)
+            .and_then(|f| f.metadata())
+            .map_err(io)?
+            .len();
+        if bytes > BUNDLE_MAX_BYTES {
+            return Err(VaultError::BundleTooLarge {
+                bytes,
+                max: BUNDLE_MAX_BYTES,
+            });
+        }
+        self.cmd("fetch")
+            .set("transfer.fsckObjects=true")
+            .set("fetch.fsckObjects=true")
+            .args([
+                "--quiet",
+                "--no-tags",
+                "--no-write-fetch-head",
+                "--no-auto-maintenance",
+            ])
+            .args(["--no-recurse-submodules", "--"])
+            .arg(&bundle)
+            .arg(format!("+HEAD:{name}"))
+            .slow()
+            .run()
+            .map_err(|source| VaultError::Git {
+                what: "import the agent's bundle",
+                source,
+            })?;
+        self.resolve(name)?.ok_or_else(|| VaultError::Git {
+            what: "import the agent's bundle",
+            source: GitError::Unclear {
+                verb: "fetch",
+                what: "HEAD is no commit".to_owned(),
+            },
+        })
+    }
+
+    /// The commit a reference of ours names.
+    pub fn resolve(&self, name: &RefName) -> Result<Option<CommitId>, VaultError> {
+        let error = |source| VaultError::Git {
+            what: "look up a reference",
+            source,
+        };
+        let spec = format!("{name}^{{commit}}");
+        let out = self
+            .cmd("rev-parse")
+            .args(["--verify", "--quiet", &spec])
+            .output();
+        let out = out.map_err(error)?;
+        if !out.status.success() {
+            return Ok(None);
+        }
+        CommitId::parse(String::from_utf8_lossy(&out.stdout).trim())
+            .map(Some)
+            .map_err(error)
+    }
+
+    /// Names the object a revision of ours means, such as `<commit>^{tree}`.
+    pub(crate) fn object(&self, spec: &str) -> Result<CommitId, VaultError> {
+        self.cmd("rev-parse")
+            .args(["--verify", "--quiet", spec])
+            .id()
+            .map_err(|source| VaultError::Git {
+                what: "look up an object",
+                source,
+            })
+    }
+
+    pub fn commit_tree(
+        &self,
+        tree: &CommitId,
+        parents: &[CommitId],
+        message: &str,
+        author: &Author,
+    ) -> Result<CommitId, VaultError> {
+        let parents = parents.iter().flat_map(|p| ["-p", p.as_str()]);
+        self.cmd("commit-tree")
+            .args(parents)
+            .args(["-F", "-", tree.as_str()])
+            .env("GIT_AUTHOR_NAME", &author.name)
+            .env("GIT_AUTHOR_EMAIL", &author.email)
+            .env("GIT_COMMITTER_NAME", &author.name)
+            .env("GIT_COMMITTER_EMAIL", &author.email)
+            .stdin_bytes(message)
+            .id()
+            .map_err(|source| VaultError::Git {
+                what: "write a commit",
+                source,
+            })
+    }
+
+    pub fn update_ref(&self, name: &RefName, commit: &CommitId) -> Result<(), VaultError> {
+        check_place(name)?;
+        self.cmd("update-ref")
+            .args([name.as_str(), commit.as_str()])
+            .run()
+            .map(drop)
+            .map_err(|source| VaultError::Git {
+                what: "write a reference",
+                source,
+            })
+    }
+
+    /// Forgets a reference; its objects stay.
+    pub fn delete_ref(&self, name: &RefName) -> Result<(), VaultError> {
+        check_place(name)?;
+        self.cmd("update-ref")
+            .args(["-d", name.as_str()])
+            .run()
+            .map(drop)
+            .map_err(|source| VaultError::Git {
+                what: "delete a reference",
+                source,
+            })
+    }
+
+    /// The patch from one commit or tree to another, as `git apply` takes it.
+    pub fn diff(&self, base: &CommitId, commit: &CommitId) -> Result<Patch, VaultError> {
+        let out = self
+            .cmd("diff-tree")
+            .args(["-p", "-r", "-M", "--binary", "--full-index", "--no-color"])
+            .args([
+                "--no-ext-diff",
+                "--no-textconv",
+                base.as_str(),
+                commit.as_str(),
+            ])
+            .limit(DIFF_MAX_BYTES)
+            .cut()
+            .run()
+            .map_err(|source| VaultError::Git {
+                what: "compare",
+                source,
+            })?;
+        let mut text = out.stdout;
+        if out.cut {
+            let end = text
+                .iter()
+                .rposition(|b| *b == b'\n')
+                .map_or(0, |at| at + 1);
+            text.truncate(end);
+        }
+        Ok(Patch { text, cut: out.cut })
+    }
+
+    pub fn diffstat(&self, base: &CommitId, commit: &CommitId) -> Result<DiffStat, VaultError> {
+        let out = self
+            .cmd("diff-tree")
+            .args([
+                "-r",
+                "-z",
+                "--numstat",
+                "--no-renames",
+                "--no-ext-diff",
+                "--no-textconv",
+            ])
+            .args([base.as_str(), commit.as_str()])
+            .run()
+            .map_err(|source| VaultError::Git {
+                what: "compare",
+                source,
+            })?;
+        Ok(parse_numstat(&out.stdout))
+    }
+
+    /// Whether `old` is `new` or one of its ancestors. An unknown commit is nobody's ancestor.
+    pub fn is_ancestor(&self, old: &CommitId, new: &CommitId) -> Result<bool, VaultError> {
+        let error = |source| VaultError::Git {
+            what: "compare histories",
+            source,
+        };
+        let known = self
+            .cmd("cat-file")
+            .args(["-e", &format!("{old}^{{commit}}")])
+            .output();
+        if !known.map_err(error)?.status.success() {
+            return Ok(false);
+        }
+        let ask = self
+            .cmd("merge-base")
+            .args(["--is-ancestor", old.as_str(), new.as_str()]);
+        ask.ask().map_err(error)
+    }
+
+    /// Brings a commit into a person's repository as a branch, and touches nothing else there:
+    /// not the checkout, HEAD, index or FETCH_HEAD.
+    pub fn apply_into(
+        &self,
+        user_repo: &Path,
+        commit: &CommitId,
+        branch: &RefName,
+    ) -> Result<Applied, VaultError> {
+        let Some(short) = branch.short() else {
+            return Err(VaultError::NotABranch {
+                branch: branch.clone(),
+            });
+        };
+        let error = |source| VaultError::UserRepo {
+            path: user_repo.to_owned(),
+            source,
+        };
+        let theirs = |verb| self.git.cmd(verb).current_dir(user_repo);
+        let out = theirs("rev-parse")
+            .arg("--absolute-git-dir")
+            .run()
+            .map_err(error)?;
+        let git_dir = PathBuf::from(path_from(out.stdout.trim_ascii_end()));
+        let theirs = |verb| self.git.cmd(verb).git_dir(&git_dir);
+        let spec = format!("{branch}^{{commit}}");
+        let at = theirs("rev-parse")
+            .args(["--verify", "--quiet", &spec])
+            .output()
+            .map_err(error)?;
+        let mut done = Applied::Created;
+        if at.status.success() {
+            let text = String::from_utf8_lossy(&at.stdout);
+            let at = CommitId::parse(text.trim()).map_err(error)?;
+            if at == *commit {
+                return Ok(Applied::AlreadyThere);
+            }
+            if !self.is_ancestor(&at, commit)? {
+                let (branch, commit) = (short.to_owned(), commit.clone());
+                return Err(VaultError::Diverged { branch, at, commit });
+            }
+            done = Applied::Forwarded;
+        }
+        let trees = theirs("worktree")
+            .args(["list", "--porcelain", "-z"])
+            .run()
+            .map_err(error)?;
+        if let Some(path) = worktree_on(&trees.stdout, branch) {
+            return Err(VaultError::CheckedOut {
+                branch: short.to_owned(),
+                path,
+            });
+        }
+        theirs("fetch")
+            // An older protocol, which their configuration may ask for, gives no bare commits.
+            .set("protocol.version=2")
+            .args([
+                "--quiet",
+                "--no-tags",
+                "--no-write-fetch-head",
+                "--no-auto-maintenance",
+            ])
+            .args(["--no-recurse-submodules", "--no-prune", "--refmap=", "--"])
+            .arg(&self.dir)
+            .arg(format!("{commit}:{branch}"))
+            .slow()
+            .run()
+            .map_err(error)?;
+        Ok(done)
+    }
+}
+
+fn check_place(name: &RefName) -> Result<(), VaultError> {
+    if name.as_str().starts_with("refs/dispatch/") {
+        Ok(())
+    } else {
+        Err(VaultError::RefPlace { name: name.clone() })
+    }
+}
+
+fn path_from(bytes: &[u8]) -> &std::ffi::OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
+}
+
+/// The work tree that has a branch checked out, the first (main) one included unless bare.
+fn worktree_on(stdout: &[u8], branch: &RefName) -> Option<PathBuf> {
+    let mut path = None;
+    let wanted = format!("branch {branch}");
+    for record in git::records(stdout) {
+        if let Some(found) = record.strip_prefix(b"worktree ") {
+            path = Some(PathBuf::from(path_from(found)));
+        } else if record == wanted.as_bytes() {
+            return path;
+        }
+    }
+    None
+}
+
+fn parse_numstat(stdout: &[u8]) -> DiffStat {
+    let mut stat = DiffStat::default();
+    for record in git::records(stdout) {
+        let mut fields = record.splitn(3, |b| *b == b'\t');
+        let mut count = || {
+            let text = fields.next().map(String::from_utf8_lossy);
+            // Binary files have '-' for both numbers.
+            text.and_then(|t| t.parse::<u64>().ok()).unwrap_or(0)
+        };
+        stat.insertions += count();
+        stat.deletions += count();
+        stat.files += 1;
+        if let Some(path) = fields.next()
+            && stat.paths.len() < DIFFSTAT_PATHS_MAX
+        {
+            stat.paths.push(String::from_utf8_lossy(path).into_owned());
+        }
+    }
+    stat
+}
+
+/// A private scratch directory of one operation, gone when it ends.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// In the vault, so that it is never mounted and is on the disk that has the room.
+    pub(crate) fn new(vault: &Vault) -> io::Result<Self> {
+        let dir = vault.dir.join("scratch").join(files::unique(""));
+        std::fs::create_dir_all(&dir)?;
+        Ok(Self(dir))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind costs room only; it is named after a dead process.
+        files::remove_tree(&self.0).ok();
+    }
+}

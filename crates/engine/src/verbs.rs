@@ -1,0 +1,325 @@
+//! Verbs that work on a finished task's workspace and results: remove, undo, clean, apply, diff.
+//! Must keep the content under a ref before anything is taken away (I14).
+
+use std::{path::PathBuf, sync::Arc};
+
+use dispatch_core::{
+    event::{Kind, Subject},
+    id::TaskId,
+    state::Task,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    engine::{Command, Engine, now},
+    run::Ctx,
+    trees::{TreeError, Trees},
+    view::{Applied, Force, TaskView, VerbError},
+};
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+fn failed(doing: &str, task: TaskId) -> impl FnOnce(TreeError) -> VerbError {
+    let doing = format!("{doing} task {task}");
+    move |source| VerbError::Failed {
+        doing,
+        source: Box::new(source),
+    }
+}
+
+impl Engine {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        task: Task,
+        work: impl FnOnce(&Trees, &Task) -> T + Send + 'static,
+    ) -> Result<T, VerbError> {
+        let trees = self.trees();
+        tokio::task::spawn_blocking(move || work(&trees, &task))
+            .await
+            .map_err(|_| VerbError::Gone)
+    }
+
+    /// Stops a live task, keeps what its workspace holds, removes the workspace, puts the task away.
+    ///
+    /// # Errors
+    /// When the content could not be kept; then nothing was removed.
+    pub async fn remove(&self, task: TaskId) -> Result<(), VerbError> {
+        let _busy = self.hold("remove", task)?;
+        let view = self.stopped(task).await?;
+        if view.task.removed {
+            return Err(VerbError::WrongState {
+                verb: "remove",
+                task,
+                state: "removed",
+                hint: "it was put away before; `dispatch undo` brings it back",
+            });
+        }
+        if let Some(kinds) = self.put_away(view.task).await? {
+            self.record(Subject::Task(task), kinds).await?;
+        }
+        self.record(Subject::Task(task), vec![Kind::TaskRemoved])
+            .await
+    }
+
+    /// Keeps and removes the workspace. `None`: there was none.
+    async fn put_away(&self, task: Task) -> Result<Option<Vec<Kind>>, VerbError> {
+        let id = task.id;
+        if task
+            .workspace
+            .as_ref()
+            .is_none_or(|workspace| workspace.removed)
+        {
+            return Ok(None);
+        }
+        let kept = self
+            .blocking(task.clone(), Trees::keep)
+            .await?
+            .map_err(failed("keep", id))?;
+        let keep_ms = self.config().retention.snapshots_d.saturating_mul(DAY_MS);
+        let keep_until = if keep_ms == 0 {
+            u64::MAX
+        } else {
+            now().saturating_add(keep_ms)
+        };
+        let (refname, commit) = kept;
+        // Durable before the removal: whoever starts after a crash knows where the content is.
+        let snapshotted = Kind::Snapshotted {
+            refname,
+            commit,
+            keep_until,
+        };
+        self.record(Subject::Task(id), vec![snapshotted]).await?;
+        self.blocking(task, Trees::remove)
+            .await?
+            .map_err(failed("remove", id))?;
+        Ok(Some(vec![Kind::WorkspaceRemoved]))
+    }
+
+    /// Waits for the end of a live run, which it asks for.
+    async fn stopped(&self, task: TaskId) -> Result<TaskView, VerbError> {
+        let view = self.task(task).await?;
+        if !view.task.is_open() {
+            return Ok(view);
+        }
+        let mut events = self.events(view.seq);
+        match self.stop(task, Force::Ask).await {
+            Ok(()) | Err(VerbError::WrongState { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        loop {
+            let view = self.task(task).await?;
+            if !view.task.is_open() {
+                return Ok(view);
+            }
+            events.next().await.ok_or(VerbError::Gone)?;
+        }
+    }
+
+    /// Brings a removed workspace back as it was.
+    ///
+    /// # Errors
+    /// When nothing was removed, or its content is not kept any more.
+    pub async fn undo(&self, task: TaskId) -> Result<PathBuf, VerbError> {
+        let _busy = self.hold("undo", task)?;
+        let view = self.task(task).await?;
+        let nothing = |hint: &str| VerbError::Nothing {
+            verb: "undo",
+            task,
+            hint: hint.into(),
+        };
+        let workspace = view.task.workspace.clone();
+        let workspace = match workspace {
+            Some(workspace) if workspace.removed => workspace,
+            Some(workspace) if view.task.removed => {
+                self.record(Subject::Task(task), vec![Kind::TaskRestored])
+                    .await?;
+                return Ok(workspace.path);
+            }
+            Some(_) => return Err(nothing("its workspace is there; nothing was removed")),
+            None if view.task.removed => {
+                self.record(Subject::Task(task), vec![Kind::TaskRestored])
+                    .await?;
+                return Err(nothing("it is back in the list; it never had a workspace"));
+            }
+            None => return Err(nothing("it never had a workspace")),
+        };
+        let restored = self.blocking(view.task.clone(), Trees::restore).await?;
+        restored.map_err(failed("undo the removal of", task))?;
+        let mut kinds = vec![Kind::WorkspaceRestored];
+        if view.task.removed {
+            kinds.push(Kind::TaskRestored);
+        }
+        self.record(Subject::Task(task), kinds).await?;
+        Ok(workspace.path)
+    }
+
+    /// Removes finished tasks in one of `states` that ended longer ago than that.
+    ///
+    /// # Errors
+    /// The first removal that fails; those before it are done.
+    pub async fn clean(
+        &self,
+        states: Vec<String>,
+        older_than_ms: u64,
+    ) -> Result<Vec<TaskId>, VerbError> {
+        let now = now();
+        let mut removed = Vec::new();
+        for view in self.tasks().await? {
+            let Some((outcome, run)) = view.task.outcome().zip(view.task.last_run()) else {
+                continue;
+            };
+            let old = now.saturating_sub(run.ended_at.unwrap_or(now)) >= older_than_ms;
+            if !view.task.removed && old && states.iter().any(|state| state == outcome.word()) {
+                self.remove(view.task.id).await?;
+                removed.push(view.task.id);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Brings the result into a person's repository as a branch; never touches a checkout.
+    ///
+    /// # Errors
+    /// When there is no result, or the branch there is in the way.
+    pub async fn apply(&self, task: TaskId, to: Option<PathBuf>) -> Result<Applied, VerbError> {
+        let _busy = self.hold("apply", task)?;
+        let view = self.task(task).await?;
+        let commit = result_of("apply", &view)?;
+        let repo = match to {
+            Some(repo) => repo,
+            None if view.task.spec.repo.starts_with('/') => PathBuf::from(&view.task.spec.repo),
+            None => {
+                let hint = "its repository is a URL; say where to with --to PATH".to_owned();
+                return Err(VerbError::Nothing {
+                    verb: "apply",
+                    task,
+                    hint,
+                });
+            }
+        };
+        let (into, from) = (repo.clone(), commit.clone());
+        let branch = view.task.branch();
+        let applied = self
+            .blocking(view.task, move |trees, task| {
+                trees.apply(task, &into, &from)
+            })
+            .await?;
+        applied.map_err(failed("apply the result of", task))?;
+        let kind = Kind::Applied {
+            repo: repo.clone(),
+            branch: branch.clone(),
+            commit: commit.clone(),
+        };
+        self.record(Subject::Task(task), vec![kind]).await?;
+        Ok(Applied {
+            repo,
+            branch,
+            commit,
+        })
+    }
+
+    /// The result as a patch; of a live task, what its workspace shows now.
+    ///
+    /// # Errors
+    /// When there is nothing to show.
+    pub async fn diff(&self, task: TaskId) -> Result<String, VerbError> {
+        let view = self.task(task).await?;
+        let sealed = view.task.last_run().and_then(|run| run.sealed.clone());
+        let there = view.task.workspace.as_ref().is_some_and(|w| !w.removed);
+        let commit = match sealed {
+            Some(sealed) => sealed.commit,
+            None if there => {
+                let live = self.blocking(view.task.clone(), Trees::peek).await?;
+                Some(live.map_err(failed("look at the workspace of", task))?)
+            }
+            None => view.task.result().and_then(|sealed| sealed.commit.clone()),
+        };
+        let Some(commit) = commit else {
+            return Ok(String::new());
+        };
+        let diff = self
+            .blocking(view.task, move |trees, task| trees.diff(task, &commit))
+            .await?;
+        diff.map_err(failed("show the changes of", task))
+    }
+}
+
+fn result_of(verb: &'static str, view: &TaskView) -> Result<String, VerbError> {
+    let task = view.task.id;
+    if view.task.is_open() {
+        return Err(VerbError::WrongState {
+            verb,
+            task,
+            state: view
+                .task
+                .last_run()
+                .map_or("queued", |run| run.state.word()),
+            hint: "wait for its end, or stop it",
+        });
+    }
+    let commit = view.task.result().and_then(|sealed| sealed.commit.clone());
+    commit.ok_or_else(|| VerbError::Nothing {
+        verb,
+        task,
+        hint: "it changed nothing".into(),
+    })
+}
+
+/// Retention of one task: its content is kept under a ref, its workspace removed. Told as events;
+/// what fails is noted and tried again at the next turn.
+pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
+    let trees = Arc::clone(&ctx.trees);
+    let keep_ms = ctx
+        .settings
+        .config
+        .retention
+        .snapshots_d
+        .saturating_mul(DAY_MS);
+    let owned = task.clone();
+    let kept = tokio::task::spawn_blocking(move || trees.keep(&owned)).await;
+    let mut kinds = Vec::new();
+    let mut remove = false;
+    match kept {
+        Ok(Ok((refname, commit))) => {
+            let keep_until = if keep_ms == 0 {
+                u64::MAX
+            } else {
+                now().saturating_add(keep_ms)
+            };
+            kinds.push(Kind::Snapshotted {
+                refname,
+                commit,
+                keep_until,
+            });
+            remove = true;
+        }
+        Ok(Err(error)) => {
+            kinds.push(Kind::Noted {
+                text: format!("its old workspace stays: {error}"),
+            });
+        }
+        Err(_) => return,
+    }
+    if !record(ctx, task.id, kinds).await || !remove {
+        return;
+    }
+    let (trees, owned) = (Arc::clone(&ctx.trees), task.clone());
+    let kind = match tokio::task::spawn_blocking(move || trees.remove(&owned)).await {
+        Ok(Ok(())) => Kind::WorkspaceRemoved,
+        Ok(Err(error)) => Kind::Noted {
+            text: format!("its old workspace stays: {error}"),
+        },
+        Err(_) => return,
+    };
+    record(ctx, task.id, vec![kind]).await;
+}
+
+async fn record(ctx: &Ctx, task: TaskId, kinds: Vec<Kind>) -> bool {
+    let (reply, answer) = oneshot::channel();
+    let command = Command::Record {
+        subject: Subject::Task(task),
+        kinds,
+        reply,
+    };
+    ctx.commands.send(command).await.is_ok() && matches!(answer.await, Ok(Ok(())))
+}

@@ -1,0 +1,365 @@
+//! The engine with real keepers, real git and a fake agent: every outcome, and nothing lost.
+//! Must not sleep.
+
+mod world;
+
+use std::fs;
+
+use dispatch_core::{
+    event::{CheckState, Kind, Verified},
+    outcome::{Failure, Outcome, Stop},
+    task::{ChecksAsked, Expects},
+};
+use dispatch_engine::{
+    engine::{Engine, OpenError, Secrets},
+    view::{Force, VerbError},
+};
+use world::{World, finished, git, outcome, patient, reason, run, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_in_a_branch_out() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let view = run(&engine, world.spec(&["write new.txt hi", "say all done"])).await;
+    assert_eq!(
+        *outcome(&view),
+        Outcome::Completed {
+            summary: "all done".into()
+        }
+    );
+    let last = view.task.last_run().unwrap();
+    assert_eq!(last.verified, Verified::NotVerified);
+    let sealed = last.sealed.clone().unwrap();
+    assert_eq!(
+        (sealed.files, sealed.insertions, sealed.deletions),
+        (1, 1, 0)
+    );
+
+    let diff = engine.diff(view.task.id).await.unwrap();
+    assert!(
+        diff.contains("+++ b/new.txt") && diff.contains("+hi"),
+        "{diff}"
+    );
+
+    let head = git(&world.repo(), &["rev-parse", "HEAD"]);
+    let applied = engine.apply(view.task.id, None).await.unwrap();
+    let again = engine.apply(view.task.id, None).await.unwrap();
+    assert_eq!(applied, again);
+    assert_eq!(
+        git(&world.repo(), &["rev-parse", &applied.branch]).trim(),
+        applied.commit
+    );
+    assert_eq!(git(&world.repo(), &["rev-parse", "HEAD"]), head);
+    assert_eq!(git(&world.repo(), &["status", "--porcelain"]), "");
+    assert!(!world.repo().join("new.txt").exists());
+    assert_eq!(world.alive(view.task.id), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_own_commits_are_kept() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let orders = [
+        "write a.txt 1",
+        "git add a.txt",
+        "git commit -qm theirs",
+        "write b.txt 2",
+        "say ok",
+    ];
+    let view = run(&engine, world.spec(&orders)).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let applied = engine.apply(view.task.id, None).await.unwrap();
+    let log = git(&world.repo(), &["log", "--format=%s", &applied.branch]);
+    let subjects: Vec<&str> = log.lines().collect();
+    assert_eq!(
+        (subjects[1], subjects[2], subjects.len()),
+        ("theirs", "first", 3),
+        "{log}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_blocks_and_its_answer_goes_on_in_the_same_workspace() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let orders = ["append runs x", "write BLOCKED.md Which_zone?", "exit 3"];
+    let view = run(&engine, world.spec(&orders)).await;
+    assert_eq!(
+        *outcome(&view),
+        Outcome::Blocked {
+            question: "Which_zone?".into()
+        }
+    );
+    let task = view.task.id;
+    assert!(!engine.diff(task).await.unwrap().contains("BLOCKED.md"));
+    let next = engine
+        .answer(task, "@rm BLOCKED.md".into(), Secrets::new())
+        .await
+        .unwrap();
+    let view = finished(&engine, next).await;
+    // The same orders again: the old question was moved out, so this one is new.
+    assert_eq!(
+        *outcome(&view),
+        Outcome::Blocked {
+            question: "Which_zone?".into()
+        }
+    );
+    assert_eq!(view.task.runs.len(), 2);
+    let workspace = view.task.workspace.unwrap().path;
+    assert_eq!(
+        fs::read_to_string(workspace.join("runs")).unwrap(),
+        "x\nx\n"
+    );
+    assert!(
+        view.task
+            .notes
+            .iter()
+            .any(|note| note.contains("Which_zone?")),
+        "{:?}",
+        view.task.notes
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_of_white_space_is_none() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let view = run(&engine, world.spec(&["write BLOCKED.md  ", "write x y"])).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    assert_eq!(view.task.result().unwrap().files, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_that_are_no_success() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let view = run(&engine, world.spec(&["write x y", "exit 7"])).await;
+    assert!(matches!(
+        outcome(&view),
+        Outcome::Failed(Failure::Exit { code: 7, .. })
+    ));
+    // What it did is kept all the same.
+    assert!(view.task.result().unwrap().commit.is_some());
+
+    let view = run(&engine, world.spec(&["say nothing to do"])).await;
+    assert!(reason(&view).contains("--expects"), "{}", reason(&view));
+
+    let mut spec = world.spec(&["say looks fine"]);
+    spec.expects = Expects::Report;
+    assert_eq!(outcome(&run(&engine, spec).await).word(), "completed");
+
+    let view = run(&engine, world.spec(&["suicide"])).await;
+    assert!(matches!(
+        outcome(&view),
+        Outcome::Failed(Failure::Signal { signal: 9 })
+    ));
+
+    let mut spec = world.spec(&[]);
+    spec.repo = world
+        .home
+        .path()
+        .join("nowhere")
+        .to_string_lossy()
+        .into_owned();
+    let view = run(&engine, spec).await;
+    assert!(
+        matches!(outcome(&view), Outcome::Failed(Failure::Prepare { .. })),
+        "{}",
+        reason(&view)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_it_and_keeps_what_it_did() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let spec = world.spec(&["write half done", "say ready", "hang"]);
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
+    until(&engine, run.task, |kind| {
+        matches!(kind, Kind::Started { .. })
+    })
+    .await;
+    let workspace = engine
+        .task(run.task)
+        .await
+        .unwrap()
+        .task
+        .workspace
+        .unwrap()
+        .path;
+    while !workspace.join("half").exists() {
+        tokio::task::yield_now().await;
+    }
+    engine.stop(run.task, Force::Ask).await.unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(*outcome(&view), Outcome::Stopped(Stop::ByPerson));
+    assert_eq!(view.task.result().unwrap().files, 1);
+    assert_eq!(world.alive(run.task), [""; 0]);
+    let again = engine.stop(run.task, Force::Ask).await;
+    assert!(matches!(again, Err(VerbError::WrongState { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_vouch_or_fail_and_say_what_was_touched() {
+    let world = World::new();
+    world.commit("Makefile", "check:\n\ttest -f wanted\n");
+    let engine = world.engine().await;
+    let view = run(&engine, world.spec(&["write wanted x"])).await;
+    let last = view.task.last_run().unwrap();
+    assert_eq!(
+        (outcome(&view).word(), last.verified),
+        ("completed", Verified::Yes)
+    );
+    assert_eq!(last.checks[0].state, CheckState::Passed);
+
+    let view = run(
+        &engine,
+        world.spec(&["write other x", "write Makefile all:"]),
+    )
+    .await;
+    // The marker is read from the base, the file from the tree: touching it shows.
+    let last = view.task.last_run().unwrap();
+    assert_eq!(last.verified, Verified::No);
+    assert_eq!(last.sealed.as_ref().unwrap().checks_touched, ["Makefile"]);
+    assert!(reason(&view).contains("make.check"), "{}", reason(&view));
+
+    let mut spec = world.spec(&["write other x"]);
+    spec.checks = ChecksAsked::None;
+    let view = run(&engine, spec).await;
+    assert_eq!(
+        view.task.last_run().unwrap().verified,
+        Verified::NotVerified
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_asks_to_be_killed_during_its_checks() {
+    let world = World::new();
+    world.commit(
+        "Makefile",
+        "check:\n\ttouch checking; while :; do read x < /dev/zero; done\n",
+    );
+    let engine = world.engine().await;
+    let run = engine
+        .dispatch(world.spec(&["write a b"]), Secrets::new())
+        .await
+        .unwrap();
+    until(&engine, run.task, |kind| {
+        matches!(kind, Kind::ChecksStarted { .. })
+    })
+    .await;
+    engine.stop(run.task, Force::Kill).await.unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(*outcome(&view), Outcome::Stopped(Stop::ByPerson));
+    assert_eq!(world.alive(run.task), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_comes_back() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let view = run(
+        &engine,
+        world.spec(&["write kept yes", "write .gitignore *", "say ok"]),
+    )
+    .await;
+    let task = view.task.id;
+    let path = view.task.workspace.unwrap().path;
+    fs::write(path.join("later"), "after the run\n").unwrap();
+    engine.remove(task).await.unwrap();
+    assert!(!path.exists());
+    assert!(engine.remove(task).await.is_err());
+    assert_eq!(engine.undo(task).await.unwrap(), path);
+    assert_eq!(fs::read_to_string(path.join("kept")).unwrap(), "yes\n");
+    assert_eq!(
+        fs::read_to_string(path.join("later")).unwrap(),
+        "after the run\n"
+    );
+    assert!(!engine.task(task).await.unwrap().task.removed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_task_is_stopped_before_it_is_removed() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let spec = world.spec(&["write kept yes", "hang"]);
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
+    until(&engine, run.task, |kind| {
+        matches!(kind, Kind::Started { .. })
+    })
+    .await;
+    patient(engine.remove(run.task)).await.unwrap();
+    let view = engine.task(run.task).await.unwrap();
+    assert!(view.task.removed && view.task.workspace.unwrap().removed);
+    assert_eq!(world.alive(run.task), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_asked_for_by_name_has_one_task() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let mut spec = world.spec(&["write a b"]);
+    spec.workspace = Some("mine".parse().unwrap());
+    let first = run(&engine, spec.clone()).await;
+    let second = engine.dispatch(spec, Secrets::new()).await;
+    let Err(VerbError::WorkspaceTaken { holder, .. }) = second else {
+        panic!("{second:?}")
+    };
+    assert_eq!(holder, first.task.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_engine_for_a_data_directory() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let other = Engine::open(world.settings()).await;
+    assert!(matches!(other, Err(OpenError::Busy { .. })));
+    engine.shutdown().await.unwrap();
+    world.engine().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_missing_holds_the_run_until_it_is_given() {
+    let world = World::with("env = { KEY = { from = \"MY_KEY\" } }\n");
+    let engine = world.engine().await;
+    let spec = world.spec(&["env KEY", "write a b"]);
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
+    let view = engine.task(run.task).await.unwrap();
+    assert_eq!(view.waits.as_deref(), Some("needs MY_KEY from you"));
+    assert_eq!(engine.needs().await.unwrap(), ["MY_KEY"]);
+    let secrets = Secrets::from([("MY_KEY".into(), "sk-very-secret".into())]);
+    engine.provide(secrets).await.unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(reason(&view), "KEY=***");
+    // Nowhere on disk.
+    let found = std::process::Command::new("grep")
+        .args(["-rl", "sk-very-secret"])
+        .arg(world.home.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_workspace_loses_nothing_and_reaches_nothing() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let orders = [
+        "write .gitignore *",
+        "write work/kept.txt precious",
+        "write nested/inner.txt also",
+        "git init -q nested",
+        "write exit x",
+        "write lock x",
+        "write .git/objects/info/alternates /etc",
+        "rm .git",
+        "say done",
+    ];
+    let view = run(&engine, world.spec(&orders)).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let diff = engine.diff(view.task.id).await.unwrap();
+    assert!(
+        diff.contains("+precious") && diff.contains("+also"),
+        "{diff}"
+    );
+}
