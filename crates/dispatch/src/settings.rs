@@ -94,11 +94,7 @@ impl fmt::Display for SettingsError {
             Self::NoHome => f.write_str("find a place for the data: HOME is not set"),
             Self::Read { path, .. } => write!(f, "read {}", path.display()),
             Self::Problems(problems) => {
-                write!(
-                    f,
-                    "use the configuration: {} problem(s)",
-                    problems.len()
-                )?;
+                write!(f, "use the configuration: {} problem(s)", problems.len())?;
                 problems.iter().try_for_each(|p| write!(f, "\n  {p}"))
             }
         }
@@ -223,7 +219,10 @@ impl Settings {
     }
 
     /// Values for an agent's variables, and the names that are missing and not optional.
-    pub(crate) fn secrets_of(&self, agent: &AgentProfile) -> (BTreeMap<String, String>, Vec<String>) {
+    pub(crate) fn secrets_of(
+        &self,
+        agent: &AgentProfile,
+    ) -> (BTreeMap<String, String>, Vec<String>) {
         let (mut found, mut missing) = (BTreeMap::new(), Vec::new());
         for value in agent.env.values() {
             let EnvValue::From { var, optional } = value else {
@@ -284,7 +283,11 @@ mod tests {
 
     #[test]
     fn one_directory_holds_everything_when_asked() {
-        let got = paths(&env(&[("DISPATCH_HOME", "d"), ("HOME", "/h")]), Path::new("/w")).unwrap();
+        let got = paths(
+            &env(&[("DISPATCH_HOME", "d"), ("HOME", "/h")]),
+            Path::new("/w"),
+        )
+        .unwrap();
         assert_eq!(got.config, Path::new("/w/d/dispatch.toml"));
         assert_eq!(got.data, Path::new("/w/d/data"));
         assert_eq!(got.socket(), Path::new("/w/d/run/dispatch.sock"));
@@ -336,8 +339,13 @@ mod tests {
         )
         .unwrap();
         let env = env(&[("DISPATCH_HOME", home.path().to_str().unwrap())]);
-        let error = Settings::from_env(env, Path::new("/")).unwrap_err().to_string();
-        assert!(error.contains("nope") && error.contains("pools.x"), "{error}");
+        let error = Settings::from_env(env, Path::new("/"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("nope") && error.contains("pools.x"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -349,7 +357,10 @@ mod tests {
              env = { K = { from = \"K\" }, L = { from = \"L\" }, M = { from = \"M\", optional = true }, N = \"lit\" }\n",
         )
         .unwrap();
-        let env = env(&[("DISPATCH_HOME", home.path().to_str().unwrap()), ("K", "s3")]);
+        let env = env(&[
+            ("DISPATCH_HOME", home.path().to_str().unwrap()),
+            ("K", "s3"),
+        ]);
         let settings = Settings::from_env(env, Path::new("/")).unwrap();
         let agent = &settings.config.agents[&"a".parse().unwrap()];
         let (found, missing) = settings.secrets_of(agent);

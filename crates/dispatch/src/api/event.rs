@@ -74,7 +74,12 @@ mod tests {
             };
             serde_json::to_string(&Event::from(&event)).unwrap()
         };
-        let started = line(Subject::Engine, Kind::EngineStarted { version: "1".into() });
+        let started = line(
+            Subject::Engine,
+            Kind::EngineStarted {
+                version: "1".into(),
+            },
+        );
         assert_eq!(
             started,
             r#"{"seq":7,"at":"1970-01-01T00:00:01Z","task":null,"run":null,"kind":"engine_started","version":"1"}"#

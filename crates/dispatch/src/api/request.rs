@@ -1,7 +1,11 @@
 //! What callers may ask, and the one place where a request becomes a `TaskSpec`.
 //! Must not leave a "maybe" behind: defaults are applied and names resolved here.
 
-use std::{collections::BTreeMap, fmt, path::{Path, PathBuf}};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use dispatch_core::{
     config::{Config, list},
@@ -122,7 +126,10 @@ pub(crate) fn is_url(repo: &str) -> bool {
     // As git reads it: a colon before any slash, with something on both sides.
     match repo.split_once(':') {
         Some((host, path)) => {
-            !host.is_empty() && !path.is_empty() && !host.contains('/') && !host.starts_with('-')
+            !host.is_empty()
+                && !path.is_empty()
+                && !host.contains('/')
+                && !host.starts_with('-')
                 && host.contains('@')
         }
         None => false,
@@ -155,7 +162,10 @@ impl Dispatch {
         }
         let max = config.limits.task_bytes;
         if self.task.len() > max {
-            let what = format!("it has {} bytes, limits.task_bytes is {max}", self.task.len());
+            let what = format!(
+                "it has {} bytes, limits.task_bytes is {max}",
+                self.task.len()
+            );
             return Err(BadRequest::Text(what));
         }
         if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
@@ -210,14 +220,20 @@ mod tests {
         let got = spec(r#"{"task": "Fix it\nnow", "repo": "/r"}"#).unwrap();
         assert_eq!(got.agent.as_str(), "claude");
         assert_eq!(got.pool.as_str(), "anthropic");
-        assert_eq!((got.expects, got.checks), (Expects::Change, ChecksAsked::Detect));
+        assert_eq!(
+            (got.expects, got.checks),
+            (Expects::Change, ChecksAsked::Detect)
+        );
         assert_eq!(got.title, "Fix it");
     }
 
     #[test]
     fn what_cannot_be_is_refused_and_names_what_exists() {
         let error = spec(r#"{"task": "x", "repo": "/r", "agent": "gpt"}"#).unwrap_err();
-        assert!(error.to_string().contains("there are claude, codex"), "{error}");
+        assert!(
+            error.to_string().contains("there are claude, codex"),
+            "{error}"
+        );
         for bad in [
             r#"{"task": " ", "repo": "/r"}"#,
             r#"{"task": "x", "repo": "r"}"#,
@@ -226,7 +242,9 @@ mod tests {
         ] {
             assert!(spec(bad).is_err(), "{bad}");
         }
-        assert!(serde_json::from_str::<Dispatch>(r#"{"task":"x","repo":"/r","model":"y"}"#).is_err());
+        assert!(
+            serde_json::from_str::<Dispatch>(r#"{"task":"x","repo":"/r","model":"y"}"#).is_err()
+        );
         let none = spec(r#"{"task": "x", "repo": "/r", "checks": "none"}"#).unwrap();
         assert_eq!(none.checks, ChecksAsked::None);
     }

@@ -167,7 +167,11 @@ impl From<&TaskView> for Task {
             _ => None,
         };
         let mut notes = task.notes.clone();
-        notes.extend(result.iter().flat_map(|sealed| sealed.notes.iter().cloned()));
+        notes.extend(
+            result
+                .iter()
+                .flat_map(|sealed| sealed.notes.iter().cloned()),
+        );
         Self {
             id: task.id.to_string(),
             short: view.short.clone(),
@@ -200,7 +204,9 @@ impl From<&TaskView> for Task {
                 .enumerate()
                 .map(|(index, one)| run(one, view.jobs.get(index)))
                 .collect(),
-            verified: last.map_or("not_verified", |run| run.verified.word()).into(),
+            verified: last
+                .map_or("not_verified", |run| run.verified.word())
+                .into(),
             changed: result.is_some_and(|sealed| sealed.commit.is_some()),
             checks_touched: result.map_or_else(Vec::new, |s| s.checks_touched.clone()),
             diffstat: result.map(|sealed| Diffstat {
@@ -340,13 +346,20 @@ pub(crate) mod tests {
             "notes": ["history rewritten"], "removed": false,
         });
         assert_eq!(got, want);
-        assert_eq!(got.to_string(), want.to_string(), "the order of fields is kept");
+        assert_eq!(
+            got.to_string(),
+            want.to_string(),
+            "the order of fields is kept"
+        );
     }
 
     #[test]
     fn reasons_say_what_is_not_known_yet() {
         let ended = Task::from(&view(1, RunState::Running));
-        assert_eq!((ended.state.as_str(), ended.reason.as_deref()), ("running", Some(NOT_JUDGED)));
+        assert_eq!(
+            (ended.state.as_str(), ended.reason.as_deref()),
+            ("running", Some(NOT_JUDGED))
+        );
         assert!(ended.is_open());
         let queued = Task::from(&view(1, RunState::Queued));
         assert_eq!(queued.reason.as_deref(), Some("slots"));

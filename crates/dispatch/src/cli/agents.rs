@@ -28,8 +28,13 @@ struct Row {
 
 /// How to install a program we know.
 pub(crate) fn how_to_get(program: &str) -> &'static str {
-    match Path::new(program).file_name().and_then(|name| name.to_str()) {
-        Some("claude") => "npm install -g @anthropic-ai/claude-code, then `claude setup-token` or set ANTHROPIC_API_KEY",
+    match Path::new(program)
+        .file_name()
+        .and_then(|name| name.to_str())
+    {
+        Some("claude") => {
+            "npm install -g @anthropic-ai/claude-code, then `claude setup-token` or set ANTHROPIC_API_KEY"
+        }
         Some("codex") => "npm install -g @openai/codex, then set CODEX_API_KEY or OPENAI_API_KEY",
         _ => "install it, or set `program` in its table to where it lies",
     }
@@ -37,7 +42,10 @@ pub(crate) fn how_to_get(program: &str) -> &'static str {
 
 pub(crate) fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let config = &ctx.settings.config;
-    let row = |(name, agent): (&dispatch_core::id::AgentName, &dispatch_core::config::AgentProfile)| Row {
+    let row = |(name, agent): (
+        &dispatch_core::id::AgentName,
+        &dispatch_core::config::AgentProfile,
+    )| Row {
         name: name.to_string(),
         driver: agent.driver,
         program: agent.program.clone(),

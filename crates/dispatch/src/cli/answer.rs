@@ -17,7 +17,9 @@ use crate::{
 
 /// Answer the question of a blocked task.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch answer 3f \"use UTC\"\n  dispatch answer 3f --follow - < answer.txt")]
+#[command(
+    after_help = "Examples:\n  dispatch answer 3f \"use UTC\"\n  dispatch answer 3f --follow - < answer.txt"
+)]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,
@@ -48,7 +50,12 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         out::json(&task)?;
     } else {
         let n = task.runs.last().map_or(0, |run| run.n);
-        out::line(&format!("{} {} (run {n}) {}", task.short, task.state, clean_line(&task.title)))?;
+        out::line(&format!(
+            "{} {} (run {n}) {}",
+            task.short,
+            task.state,
+            clean_line(&task.title)
+        ))?;
     }
     Ok(Exit::Completed)
 }

@@ -11,7 +11,9 @@ use crate::{
 
 /// Bring the result into your repository as a branch; your checkout is not touched.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch apply 3f && git merge dispatch/fix-the-failing-test-3f\n  dispatch apply 3f --to ../other-clone")]
+#[command(
+    after_help = "Examples:\n  dispatch apply 3f && git merge dispatch/fix-the-failing-test-3f\n  dispatch apply 3f --to ../other-clone"
+)]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,

@@ -5,7 +5,9 @@ use crate::{api::request, client::start};
 
 /// Remove ended tasks by state and age; what they held is kept for `undo`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch clean --state completed --older-than 7d\n  dispatch clean --state failed --state lost --older-than 12h")]
+#[command(
+    after_help = "Examples:\n  dispatch clean --state completed --older-than 7d\n  dispatch clean --state failed --state lost --older-than 12h"
+)]
 pub(crate) struct Args {
     /// Of tasks in this state (may be given several times)
     #[arg(long, required = true, value_parser = ["completed", "blocked", "failed", "stopped", "lost"])]

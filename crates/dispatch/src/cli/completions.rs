@@ -6,14 +6,21 @@ use super::{error::Result, exit::Exit, out};
 
 /// Print completions for a shell.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  dispatch completions bash > ~/.local/share/bash-completion/completions/dispatch")]
+#[command(
+    after_help = "Example:\n  dispatch completions bash > ~/.local/share/bash-completion/completions/dispatch"
+)]
 pub(crate) struct Args {
     shell: clap_complete::Shell,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Exit> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut super::Args::command(), "dispatch", &mut text);
+    clap_complete::generate(
+        args.shell,
+        &mut super::Args::command(),
+        "dispatch",
+        &mut text,
+    );
     out::bytes(&text)?;
     Ok(Exit::Completed)
 }

@@ -31,9 +31,7 @@ pub(crate) fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
         // Whoever comes this far has settings without a problem.
         What::Check => out::line(&format!("ok: {}", settings.paths.config.display()))?,
         What::Show { json: true, .. } => {
-            let row = |one: &dispatch_core::config::Sourced| {
-                serde_json::json!({"key": one.key, "value": one.value, "source": one.source})
-            };
+            let row = |one: &dispatch_core::config::Sourced| serde_json::json!({"key": one.key, "value": one.value, "source": one.source});
             out::json(&settings.sourced.iter().map(row).collect::<Vec<_>>())?;
         }
         What::Show { sources, .. } => {

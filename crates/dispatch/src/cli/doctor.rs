@@ -11,17 +11,15 @@ use dispatch_core::config::EnvValue;
 use serde::Serialize;
 
 use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, out, style::Colour};
-use crate::{
-    api::Health,
-    client::start,
-    settings::Settings,
-};
+use crate::{api::Health, client::start, settings::Settings};
 
 const GIT_NEEDED: (u32, u32) = (2, 40);
 
 /// Look for what is missing, and say how to get it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch doctor\n  dispatch doctor --json\n\nExit code 1 when something that is needed is missing.")]
+#[command(
+    after_help = "Examples:\n  dispatch doctor\n  dispatch doctor --json\n\nExit code 1 when something that is needed is missing."
+)]
 pub(crate) struct Args {
     /// One JSON array of what, state, found, how
     #[arg(long)]
@@ -46,7 +44,12 @@ struct Finding {
     how: String,
 }
 
-fn finding(what: impl Into<String>, state: Condition, found: impl Into<String>, how: &str) -> Finding {
+fn finding(
+    what: impl Into<String>,
+    state: Condition,
+    found: impl Into<String>,
+    how: &str,
+) -> Finding {
     Finding {
         what: what.into(),
         state,
@@ -71,14 +74,23 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
                 Condition::Info => ("info   ", Colour::Yellow),
                 Condition::Missing => ("missing", Colour::Red),
             };
-            out::line(&format!("{} {:<16} {}", ctx.style.paint(colour, mark), one.what, one.found))?;
+            out::line(&format!(
+                "{} {:<16} {}",
+                ctx.style.paint(colour, mark),
+                one.what,
+                one.found
+            ))?;
             if one.state != Condition::Ok && !one.how.is_empty() {
                 out::line(&format!("        {:<16} {}", "", one.how))?;
             }
         }
     }
     let missing = findings.iter().any(|one| one.state == Condition::Missing);
-    Ok(if missing { Exit::Failed } else { Exit::Completed })
+    Ok(if missing {
+        Exit::Failed
+    } else {
+        Exit::Completed
+    })
 }
 
 /// The first two numbers of `git version 2.47.3 (..)`.
@@ -92,7 +104,10 @@ fn git(settings: &Settings) -> Finding {
     let Some(git) = settings.find("git") else {
         return finding("git", Condition::Missing, "not found", how);
     };
-    let output = Command::new(git).arg("--version").stdin(Stdio::null()).output();
+    let output = Command::new(git)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let text = text.unwrap_or_default();
     match git_version(&text) {
@@ -108,7 +123,12 @@ fn agents(settings: &Settings) -> Vec<Finding> {
         let what = format!("agent {name}");
         let Some(path) = settings.find(&agent.program) else {
             let found = format!("{} not found", agent.program);
-            out.push(finding(what, Condition::Info, found, how_to_get(&agent.program)));
+            out.push(finding(
+                what,
+                Condition::Info,
+                found,
+                how_to_get(&agent.program),
+            ));
             continue;
         };
         any = true;
@@ -124,17 +144,35 @@ fn agents(settings: &Settings) -> Vec<Finding> {
         let found = path.display().to_string();
         out.push(if !missing.is_empty() {
             let how = format!("set {}", missing.join(", "));
-            finding(what, Condition::Info, format!("{found}, without a login"), &how)
+            finding(
+                what,
+                Condition::Info,
+                format!("{found}, without a login"),
+                &how,
+            )
         } else if have.is_empty() && !takes.is_empty() {
-            let how = format!("tasks have a home of their own; set one of {}", takes.join(", "));
-            finding(what, Condition::Info, format!("{found}, no login in the environment"), &how)
+            let how = format!(
+                "tasks have a home of their own; set one of {}",
+                takes.join(", ")
+            );
+            finding(
+                what,
+                Condition::Info,
+                format!("{found}, no login in the environment"),
+                &how,
+            )
         } else {
             finding(what, Condition::Ok, found, "")
         });
     }
     if !any {
         let how = "install one of the above, or configure an agent of your own";
-        out.push(finding("agents", Condition::Missing, "no agent's program is there", how));
+        out.push(finding(
+            "agents",
+            Condition::Missing,
+            "no agent's program is there",
+            how,
+        ));
     }
     out
 }
@@ -146,11 +184,29 @@ fn disk(settings: &Settings) -> Finding {
     match rustix::fs::statvfs(place.unwrap_or(Path::new("/"))) {
         Ok(stat) => {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            let found = format!("{} MiB free for {}", free >> 20, settings.paths.data.display());
-            let state = if free < needed { Condition::Missing } else { Condition::Ok };
-            finding("disk", state, found, "nothing new starts below limits.disk_free_min_bytes")
+            let found = format!(
+                "{} MiB free for {}",
+                free >> 20,
+                settings.paths.data.display()
+            );
+            let state = if free < needed {
+                Condition::Missing
+            } else {
+                Condition::Ok
+            };
+            finding(
+                "disk",
+                state,
+                found,
+                "nothing new starts below limits.disk_free_min_bytes",
+            )
         }
-        Err(error) => finding("disk", Condition::Missing, error.to_string(), "make it readable"),
+        Err(error) => finding(
+            "disk",
+            Condition::Missing,
+            error.to_string(),
+            "make it readable",
+        ),
     }
 }
 
@@ -159,7 +215,11 @@ fn sandbox(settings: &Settings) -> Vec<Finding> {
     let spaces = number("/proc/sys/user/max_user_namespaces").is_some_and(|max| max > 0)
         && number("/proc/sys/kernel/unprivileged_userns_clone") != Some(0);
     let yes_no = |yes: bool, good: &str, bad: &str, what: &str, how: &str| {
-        let (state, found) = if yes { (Condition::Ok, good) } else { (Condition::Info, bad) };
+        let (state, found) = if yes {
+            (Condition::Ok, good)
+        } else {
+            (Condition::Info, bad)
+        };
         finding(what, state, found, how)
     };
     let bwrap = settings.find("bwrap");
@@ -168,14 +228,25 @@ fn sandbox(settings: &Settings) -> Vec<Finding> {
     vec![
         yes_no(bwrap.is_some(), "found", "not found", "bubblewrap", later),
         yes_no(spaces, "allowed", "not allowed", "user namespaces", later),
-        yes_no(v2, "version 2", "not version 2", "cgroups", "leftovers are found by walking processes instead"),
+        yes_no(
+            v2,
+            "version 2",
+            "not version 2",
+            "cgroups",
+            "leftovers are found by walking processes instead",
+        ),
     ]
 }
 
 async fn engine(settings: &Settings) -> Finding {
     let log = settings.paths.engine_log();
     match start::living(settings) {
-        Ok(None) => finding("engine", Condition::Ok, "none lives; verbs start one when they need it", ""),
+        Ok(None) => finding(
+            "engine",
+            Condition::Ok,
+            "none lives; verbs start one when they need it",
+            "",
+        ),
         Ok(Some(client)) => match client.get::<Health>("/v1/health").await {
             Ok(health) => {
                 let found = format!("version {}, process {}", health.version, health.pid);
@@ -197,7 +268,10 @@ mod tests {
     #[test]
     fn versions_of_git() {
         assert_eq!(git_version("git version 2.47.3"), Some((2, 47)));
-        assert_eq!(git_version("git version 2.39.5 (Apple Git-154)"), Some((2, 39)));
+        assert_eq!(
+            git_version("git version 2.39.5 (Apple Git-154)"),
+            Some((2, 39))
+        );
         assert_eq!(git_version("gti"), None);
     }
 }

@@ -12,8 +12,12 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         Some('s') => 1000,
         _ => return Err(rule.into()),
     };
-    let number: u64 = text[..text.len() - 1].parse().map_err(|_| rule.to_owned())?;
-    number.checked_mul(unit_ms).ok_or_else(|| "it is too long".into())
+    let number: u64 = text[..text.len() - 1]
+        .parse()
+        .map_err(|_| rule.to_owned())?;
+    number
+        .checked_mul(unit_ms)
+        .ok_or_else(|| "it is too long".into())
 }
 
 #[cfg(test)]
@@ -25,7 +29,16 @@ mod tests {
         assert_eq!(parse("7d"), Ok(7 * 86_400_000));
         assert_eq!(parse("12h"), Ok(12 * 3_600_000));
         assert_eq!(parse("0"), Ok(0));
-        for bad in ["", "7", "d", "-1d", "1.5h", "7ü", "99999999999999999999d", "18446744073709551615d"] {
+        for bad in [
+            "",
+            "7",
+            "d",
+            "-1d",
+            "1.5h",
+            "7ü",
+            "99999999999999999999d",
+            "18446744073709551615d",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

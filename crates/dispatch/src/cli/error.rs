@@ -90,7 +90,9 @@ impl From<ClientError> for CliError {
         };
         let made = Self::new(exit, error.to_string());
         match exit {
-            Exit::Unreachable => made.hint("`dispatch list` shows what was accepted; `dispatch doctor` looks for causes"),
+            Exit::Unreachable => made.hint(
+                "`dispatch list` shows what was accepted; `dispatch doctor` looks for causes",
+            ),
             _ => made,
         }
     }

@@ -24,7 +24,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// Print what happened, one line per event.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch events --task 3f\n  dispatch events --after 120 -f --json")]
+#[command(
+    after_help = "Examples:\n  dispatch events --task 3f\n  dispatch events --after 120 -f --json"
+)]
 pub(crate) struct Args {
     /// Only what came after this number
     #[arg(long, default_value_t = 0, value_name = "SEQ")]
@@ -82,7 +84,10 @@ async fn follow(ctx: &Ctx, args: &Args, task: Option<&str>) -> Result<Exit> {
         }
         tries += 1;
         if tries > TRIES_MAX {
-            return Err(CliError::new(Exit::Unreachable, "follow the log: the engine went away"));
+            return Err(CliError::new(
+                Exit::Unreachable,
+                "follow the log: the engine went away",
+            ));
         }
         sleep(TRY_AGAIN).await;
     }
@@ -98,5 +103,8 @@ fn print(args: &Args, event: &Event) -> Result<()> {
         (None, _) => "engine".into(),
     };
     let told = describe(event).unwrap_or_default();
-    out::line(&format!("{:>6} {} {about:<11} {:<17} {told}", event.seq, event.at, event.kind))
+    out::line(&format!(
+        "{:>6} {} {about:<11} {:<17} {told}",
+        event.seq, event.at, event.kind
+    ))
 }

@@ -42,7 +42,11 @@ pub(crate) async fn to_end(ctx: &Ctx, client: Client, task: &Task, screen: Scree
     let ended = following.to_end().await;
     following.screen.clear()?;
     ended?;
-    match following.client.get(&format!("/v1/tasks/{}", task.id)).await {
+    match following
+        .client
+        .get(&format!("/v1/tasks/{}", task.id))
+        .await
+    {
         Ok(task) => Ok(task),
         // It left as soon as it had nothing to do; the log has it all.
         Err(_) => tasks::one(&ctx.settings, &task.id).await,
@@ -81,7 +85,12 @@ impl Following<'_> {
                 }
             };
             let lost = loop {
-                let step = step(&mut events, &mut tick, &mut interrupt, self.screen.redraws());
+                let step = step(
+                    &mut events,
+                    &mut tick,
+                    &mut interrupt,
+                    self.screen.redraws(),
+                );
                 match step.await {
                     Step::Redraw => self.screen.draw()?,
                     Step::Interrupt => self.interrupted().await?,
@@ -134,7 +143,12 @@ impl Following<'_> {
         let (force, text) = match self.interrupts {
             1 => (request::Force::Ask, "stopping; again to kill it"),
             2 => (request::Force::Kill, "killing; again to leave it alone"),
-            _ => return Err(CliError::new(Exit::Stopped, "wait for the end: interrupted")),
+            _ => {
+                return Err(CliError::new(
+                    Exit::Stopped,
+                    "wait for the end: interrupted",
+                ));
+            }
         };
         self.screen.clear()?;
         out::aside(text);

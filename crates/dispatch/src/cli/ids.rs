@@ -10,7 +10,14 @@ use crate::api::task::Task;
 const LISTED_MAX: usize = 10;
 
 fn listed<'a>(tasks: impl Iterator<Item = &'a Task>) -> String {
-    let row = |task: &Task| format!("\n  {}  {}  {}", task.short, task.state, clean_line(&task.title));
+    let row = |task: &Task| {
+        format!(
+            "\n  {}  {}  {}",
+            task.short,
+            task.state,
+            clean_line(&task.title)
+        )
+    };
     tasks.take(LISTED_MAX).map(row).collect()
 }
 
@@ -18,7 +25,10 @@ pub(crate) fn resolve<'a>(tasks: &'a [Task], prefix: &str) -> Result<&'a Task> {
     let wanted = prefix.to_ascii_lowercase();
     let hex = !wanted.is_empty() && wanted.bytes().all(|b| b.is_ascii_hexdigit());
     let hits: Vec<&Task> = if hex {
-        tasks.iter().filter(|task| task.id.starts_with(&wanted)).collect()
+        tasks
+            .iter()
+            .filter(|task| task.id.starts_with(&wanted))
+            .collect()
     } else {
         Vec::new()
     };
@@ -61,10 +71,19 @@ mod tests {
 
         let ambiguous = resolve(&tasks, "3f").unwrap_err();
         assert_eq!(ambiguous.exit, Exit::Usage);
-        assert_eq!(ambiguous.what.matches("Fix it").count(), 2, "{}", ambiguous.what);
+        assert_eq!(
+            ambiguous.what.matches("Fix it").count(),
+            2,
+            "{}",
+            ambiguous.what
+        );
 
         let unknown = resolve(&tasks, "77").unwrap_err();
-        assert_eq!(unknown.hint.unwrap().matches("Fix it").count(), 2, "only open ones");
+        assert_eq!(
+            unknown.hint.unwrap().matches("Fix it").count(),
+            2,
+            "only open ones"
+        );
         assert!(resolve(&tasks, "").is_err() && resolve(&tasks, "xyz").is_err());
     }
 }

@@ -11,14 +11,24 @@ use super::{
 use crate::api::task::Task;
 
 pub(crate) const STATES: [&str; 10] = [
-    "queued", "preparing", "running", "stopping", "checking", "completed", "blocked", "failed",
-    "stopped", "lost",
+    "queued",
+    "preparing",
+    "running",
+    "stopping",
+    "checking",
+    "completed",
+    "blocked",
+    "failed",
+    "stopped",
+    "lost",
 ];
 const REASON_CHARS: usize = 60;
 
 /// Show tasks and how they are.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch list\n  dispatch list --state blocked\n  dispatch list --all --json")]
+#[command(
+    after_help = "Examples:\n  dispatch list\n  dispatch list --state blocked\n  dispatch list --all --json"
+)]
 pub(crate) struct Args {
     /// Removed ones too
     #[arg(long)]
@@ -57,7 +67,12 @@ fn row(ctx: &Ctx, task: &Task, now: jiff::Timestamp) -> Result<String> {
         .parse()
         .map_err(|error| CliError::failed("read a time", &error))?;
     let age = u64::try_from(now.as_second() - created.as_second()).unwrap_or(0);
-    let repo = task.repo.trim_end_matches('/').rsplit('/').next().unwrap_or("");
+    let repo = task
+        .repo
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or("");
     let state = ctx.style.state(&task.state);
     // Colours have no width, so the padding is put outside of them.
     let pad = " ".repeat(10_usize.saturating_sub(task.state.len()));
@@ -71,10 +86,16 @@ fn row(ctx: &Ctx, task: &Task, now: jiff::Timestamp) -> Result<String> {
     );
     if let Some(reason) = task.reason.as_ref().filter(|_| task.state != "completed") {
         let reason = cut(&clean_line(reason), REASON_CHARS);
-        line.push_str(&ctx.style.paint(super::style::Colour::Dim, &format!("  ({reason})")));
+        line.push_str(
+            &ctx.style
+                .paint(super::style::Colour::Dim, &format!("  ({reason})")),
+        );
     }
     if task.placement == "host" && task.is_open() {
-        line.push_str(&ctx.style.paint(super::style::Colour::Yellow, "  [host: no fence]"));
+        line.push_str(
+            &ctx.style
+                .paint(super::style::Colour::Yellow, "  [host: no fence]"),
+        );
     }
     if task.removed {
         line.push_str("  [removed]");

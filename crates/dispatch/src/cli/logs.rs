@@ -27,7 +27,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(150);
 
 /// Print what the agent wrote.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch logs 3f\n  dispatch logs 3f -f\n  dispatch logs 3f --err --run 1\n  dispatch logs 3f --check test")]
+#[command(
+    after_help = "Examples:\n  dispatch logs 3f\n  dispatch logs 3f -f\n  dispatch logs 3f --err --run 1\n  dispatch logs 3f --check test"
+)]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,
@@ -53,7 +55,10 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
             Some(dir) if dir.is_dir() => break dir,
             _ if args.follow && task.is_open() => sleep(LOOK_AGAIN).await,
             _ => {
-                let what = format!("read the log of task {}: its job has not started", task.short);
+                let what = format!(
+                    "read the log of task {}: its job has not started",
+                    task.short
+                );
                 return Err(CliError::usage(what).hint(task.reason.unwrap_or_default()));
             }
         }
@@ -102,13 +107,18 @@ fn directory(task: &Task, args: &Args) -> Result<Option<PathBuf>> {
             CliError::usage(what)
         })?),
     };
-    let agent = run.and_then(|run| run.log.as_deref()).and_then(Path::parent);
+    let agent = run
+        .and_then(|run| run.log.as_deref())
+        .and_then(Path::parent);
     let Some(name) = &args.check else {
         return Ok(agent.map(Path::to_path_buf));
     };
-    let name: dispatch_core::id::CheckName =
-        name.parse().map_err(|error: dispatch_core::id::BadId| CliError::usage(error.to_string()))?;
-    Ok(agent.and_then(Path::parent).map(|run| run.join(format!("check.{name}"))))
+    let name: dispatch_core::id::CheckName = name
+        .parse()
+        .map_err(|error: dispatch_core::id::BadId| CliError::usage(error.to_string()))?;
+    Ok(agent
+        .and_then(Path::parent)
+        .map(|run| run.join(format!("check.{name}"))))
 }
 
 fn alive(dir: &Path) -> bool {

@@ -2,8 +2,8 @@
 //! Must not reach around the API: a verb that changes something is a client, like any other.
 
 mod agents;
-mod apply;
 mod answer;
+mod apply;
 mod clean;
 mod completions;
 mod config;
@@ -97,7 +97,11 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) => {
-            let code = if error.use_stderr() { Exit::Usage } else { Exit::Completed };
+            let code = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Completed
+            };
             drop(error.print());
             return code.into();
         }
@@ -114,7 +118,10 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn tell(error: &CliError) {
-    out::aside(&format!("error: failed to {}", style::clean_text(&error.what)));
+    out::aside(&format!(
+        "error: failed to {}",
+        style::clean_text(&error.what)
+    ));
     if let Some(hint) = &error.hint {
         out::aside(&format!("hint: {}", style::clean_text(hint)));
     }
@@ -139,9 +146,14 @@ fn dispatch(verb: Verb) -> Result<Exit> {
     };
     // A client waits for one thing at a time; threads would only cost its start.
     let runtime = if serves {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
     } else {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
     };
     let runtime = runtime.map_err(|error| CliError::failed("start the runtime", &error))?;
     let exit = runtime.block_on(Box::pin(perform(&ctx, verb)));

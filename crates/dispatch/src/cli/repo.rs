@@ -16,7 +16,10 @@ pub(crate) fn resolve(repo: &str) -> Result<String> {
     }
     let top = top_level(Path::new(repo))?;
     top.into_os_string().into_string().map_err(|path| {
-        CliError::usage(format!("use repository {}: its path is not UTF-8", path.display()))
+        CliError::usage(format!(
+            "use repository {}: its path is not UTF-8",
+            path.display()
+        ))
     })
 }
 
@@ -50,7 +53,9 @@ pub(crate) fn uncommitted(settings: &Settings, top: &str) -> usize {
         .stderr(Stdio::null())
         .output();
     // A warning is no reason to fail; a repository that git cannot read fails later, with its words.
-    output.map_or(0, |output| output.stdout.iter().filter(|b| **b == b'\n').count())
+    output.map_or(0, |output| {
+        output.stdout.iter().filter(|b| **b == b'\n').count()
+    })
 }
 
 #[cfg(test)]
@@ -64,7 +69,10 @@ mod tests {
         std::fs::create_dir_all(root.join("r/.git")).unwrap();
         std::fs::create_dir_all(root.join("r/src/deep")).unwrap();
         let deep = root.join("r/src/deep");
-        assert_eq!(resolve(deep.to_str().unwrap()).unwrap(), root.join("r").to_str().unwrap());
+        assert_eq!(
+            resolve(deep.to_str().unwrap()).unwrap(),
+            root.join("r").to_str().unwrap()
+        );
         assert!(resolve(root.join("nope").to_str().unwrap()).is_err());
         assert_eq!(resolve("https://h/a.git").unwrap(), "https://h/a.git");
         assert!(resolve("ext::sh -c x").is_err());

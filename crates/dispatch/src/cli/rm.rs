@@ -21,7 +21,10 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     if args.json {
         out::json(&task)?;
     } else {
-        out::line(&format!("removed {0}; `dispatch undo {0}` gets it back", task.short))?;
+        out::line(&format!(
+            "removed {0}; `dispatch undo {0}` gets it back",
+            task.short
+        ))?;
     }
     Ok(Exit::Completed)
 }

@@ -41,10 +41,16 @@ enum ExpectsArg {
 
 /// Hand a task to an agent and watch it to its end.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable.")]
+#[command(
+    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
+)]
 pub(crate) struct Args {
     /// What to do; `-` reads it from standard input
-    #[arg(value_name = "TASK", required_unless_present = "file", conflicts_with = "file")]
+    #[arg(
+        value_name = "TASK",
+        required_unless_present = "file",
+        conflicts_with = "file"
+    )]
     text: Option<String>,
     /// What to do, from a file
     #[arg(long, value_name = "PATH")]
@@ -100,7 +106,10 @@ pub(crate) struct Args {
 pub(crate) fn read_text(text: Option<&str>, file: Option<&PathBuf>) -> Result<String> {
     let mut out = String::new();
     let read: io::Result<usize> = match (text, file) {
-        (Some("-"), _) => io::stdin().lock().take(TEXT_BYTES_MAX).read_to_string(&mut out),
+        (Some("-"), _) => io::stdin()
+            .lock()
+            .take(TEXT_BYTES_MAX)
+            .read_to_string(&mut out),
         (Some(text), _) => return Ok(text.to_owned()),
         (None, Some(file)) => {
             File::open(file).and_then(|file| file.take(TEXT_BYTES_MAX).read_to_string(&mut out))
@@ -112,7 +121,10 @@ pub(crate) fn read_text(text: Option<&str>, file: Option<&PathBuf>) -> Result<St
     Ok(out)
 }
 
-fn profile<'a>(settings: &'a Settings, name: &dispatch_core::id::AgentName) -> Result<&'a AgentProfile> {
+fn profile<'a>(
+    settings: &'a Settings,
+    name: &dispatch_core::id::AgentName,
+) -> Result<&'a AgentProfile> {
     settings.config.agents.get(name).ok_or_else(|| {
         CliError::usage(format!("use agent {name}: it is not configured"))
             .hint("`dispatch agents` lists what is")
@@ -127,10 +139,12 @@ pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets>
         return Ok(Secrets(found));
     }
     let names = missing.join(", ");
-    Err(
-        CliError::usage(format!("use agent {name}: its table takes {names} from your environment, where it is not set"))
-            .hint(format!("`export {names}=...`, or mark it `optional = true` in [agents.{name}]")),
-    )
+    Err(CliError::usage(format!(
+        "use agent {name}: its table takes {names} from your environment, where it is not set"
+    ))
+    .hint(format!(
+        "`export {names}=...`, or mark it `optional = true` in [agents.{name}]"
+    )))
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
@@ -143,10 +157,16 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         repo::uncommitted(settings, &asked.repo)
     };
     if left_out > 0 {
-        let text = format!("warning: {left_out} uncommitted file(s) are not part of what the task starts from");
+        let text = format!(
+            "warning: {left_out} uncommitted file(s) are not part of what the task starts from"
+        );
         out::aside(&ctx.style.paint(Colour::Yellow, &text));
     }
-    let server = if here { Some(serve::open(settings).await?) } else { None };
+    let server = if here {
+        Some(serve::open(settings).await?)
+    } else {
+        None
+    };
     let end = Box::pin(watched(ctx, &asked, detach, json)).await;
     if let Some(server) = server {
         let closed = server.close().await;
@@ -173,7 +193,9 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     } else {
         let names: std::result::Result<Vec<_>, dispatch_core::id::BadId> =
             args.check.iter().map(|name| name.parse()).collect();
-        Some(ChecksWanted::Named(names.map_err(request::BadRequest::from)?))
+        Some(ChecksWanted::Named(
+            names.map_err(request::BadRequest::from)?,
+        ))
     };
     let asked = Dispatch {
         task: text,
@@ -232,7 +254,12 @@ async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Resul
         out::json(&task)?;
         return Ok(Exit::Completed);
     }
-    out::line(&format!("{} {} {}", task.short, task.state, clean_line(&task.title)))?;
+    out::line(&format!(
+        "{} {} {}",
+        task.short,
+        task.state,
+        clean_line(&task.title)
+    ))?;
     for line in next_lines(&task) {
         out::line(&line)?;
     }

@@ -146,7 +146,10 @@ impl Screen {
             let line = cut(&format!("  │ {line}"), width);
             self.style.paint(Colour::Dim, &line)
         });
-        [self.style.paint(Colour::Bold, &head), facts].into_iter().chain(said).collect()
+        [self.style.paint(Colour::Bold, &head), facts]
+            .into_iter()
+            .chain(said)
+            .collect()
     }
 
     pub(crate) fn draw(&mut self) -> io::Result<()> {
@@ -227,7 +230,11 @@ fn said(update: &Update) -> Option<String> {
         Update::Text { text } => clean_line(text.trim()),
         Update::Thinking { .. } | Update::Session { .. } | Update::Usage(_) => return None,
         Update::ToolCall { name, input, .. } => {
-            format!("→ {} {}", clean_line(name), cut(&clean_line(input), LINE_CHARS))
+            format!(
+                "→ {} {}",
+                clean_line(name),
+                cut(&clean_line(input), LINE_CHARS)
+            )
         }
         Update::ToolResult {
             failed: true,
@@ -273,7 +280,9 @@ pub(crate) fn checks_line(task: &Task) -> String {
     };
     if !task.checks_touched.is_empty() {
         let files = cut(&clean_line(&task.checks_touched.join(", ")), LINE_CHARS);
-        line.push_str(&format!("; the agent changed what the checks consist of: {files}"));
+        line.push_str(&format!(
+            "; the agent changed what the checks consist of: {files}"
+        ));
     }
     line
 }
@@ -328,7 +337,10 @@ mod tests {
                 r#""kind":"workspace_sealed","sealed":{"commit":null,"files":1,"insertions":2,"deletions":0,"checks_touched":[],"notes":[]}}"#,
                 Some("result kept: 1 file changed, 2 insertions(+), 0 deletions(-)"),
             ),
-            (r#""kind":"said","update":{"session":{"id":"x"}},"out_offset":1}"#, None),
+            (
+                r#""kind":"said","update":{"session":{"id":"x"}},"out_offset":1}"#,
+                None,
+            ),
             (r#""kind":"from_the_future"}"#, None),
         ];
         for (json, want) in cases {
@@ -342,13 +354,19 @@ mod tests {
             summary: "done".into(),
         });
         let task = Task::from(&view(0x3f, completed));
-        assert_eq!(next_lines(&task), ["  dispatch diff 3f", "  dispatch apply 3f"]);
+        assert_eq!(
+            next_lines(&task),
+            ["  dispatch diff 3f", "  dispatch apply 3f"]
+        );
         assert_eq!(
             checks_line(&task),
             "checks failed: test failed; the agent changed what the checks consist of: tests/a.rs"
         );
         let running = Task::from(&view(0x3f, RunState::Running));
-        assert_eq!(next_lines(&running), ["  dispatch logs 3f -f", "  dispatch wait 3f"]);
+        assert_eq!(
+            next_lines(&running),
+            ["  dispatch logs 3f -f", "  dispatch wait 3f"]
+        );
     }
 
     #[test]
@@ -365,7 +383,10 @@ mod tests {
         }
         let lines = screen.frame_lines(40);
         assert_eq!(lines.len(), 2 + LINES_SHOWN);
-        assert!(lines.iter().all(|line| line.chars().count() <= 40), "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.chars().count() <= 40),
+            "{lines:?}"
+        );
         assert!(lines[2].contains("line 4"));
     }
 }

@@ -17,7 +17,9 @@ use crate::{
 
 /// Run the engine in the foreground; jobs outlive it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch serve\n  dispatch serve --until-idle\n\nOther verbs start one by themselves when they need it. Ctrl-C ends the engine; jobs live on and\nthe next engine picks them up.")]
+#[command(
+    after_help = "Examples:\n  dispatch serve\n  dispatch serve --until-idle\n\nOther verbs start one by themselves when they need it. Ctrl-C ends the engine; jobs live on and\nthe next engine picks them up."
+)]
 pub(crate) struct Args {
     /// End when nothing is live, queued or paused
     #[arg(long)]
@@ -50,7 +52,10 @@ pub(crate) async fn open(settings: &Settings) -> Result<Server> {
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let hook = |kind| signal(kind).map_err(|error| CliError::failed("listen for signals", &error));
-    let (mut int, mut term) = (hook(SignalKind::interrupt())?, hook(SignalKind::terminate())?);
+    let (mut int, mut term) = (
+        hook(SignalKind::interrupt())?,
+        hook(SignalKind::terminate())?,
+    );
     let server = open(&ctx.settings).await?;
     out::aside(&format!(
         "dispatch {} serves {}",
@@ -64,6 +69,9 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
         () = server.idle(), if args.until_idle => "nothing left to do",
     };
     out::aside(&format!("ending: {why}; jobs live on"));
-    server.close().await.map_err(|error| CliError::failed("end the engine", &error))?;
+    server
+        .close()
+        .await
+        .map_err(|error| CliError::failed("end the engine", &error))?;
     Ok(Exit::Completed)
 }

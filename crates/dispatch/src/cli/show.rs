@@ -44,7 +44,10 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
     )];
     let mut field = |name: &str, value: Option<&str>| {
         if let Some(value) = value {
-            out.push(format!("  {name:<10} {}", clean_text(value).replace('\n', "\n             ")));
+            out.push(format!(
+                "  {name:<10} {}",
+                clean_text(value).replace('\n', "\n             ")
+            ));
         }
     };
     field("reason", task.reason.as_deref());
@@ -58,7 +61,10 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
         None => task.placement.clone(),
     };
     field("placement", Some(&placement));
-    field("workspace", task.workspace.as_ref().and_then(|path| path.to_str()));
+    field(
+        "workspace",
+        task.workspace.as_ref().and_then(|path| path.to_str()),
+    );
     field("created", Some(&task.created_at));
     field("parent", task.parent.as_deref());
     field("result", diffstat_line(task).as_deref());

@@ -6,7 +6,9 @@ use crate::{api::task::Task, client::start};
 
 /// Wait until tasks have ended; the exit code tells how.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch wait 3f 9a\n  dispatch wait 3f --json | jq .verified\n\nOf several tasks the exit code is the one that needs you most: failed, blocked, stopped, completed.")]
+#[command(
+    after_help = "Examples:\n  dispatch wait 3f 9a\n  dispatch wait 3f --json | jq .verified\n\nOf several tasks the exit code is the one that needs you most: failed, blocked, stopped, completed."
+)]
 pub(crate) struct Args {
     /// Tasks, by prefixes of their ids
     #[arg(required = true, value_name = "ID")]
@@ -18,8 +20,11 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let all = tasks::all(&ctx.settings).await?;
-    let wanted: Result<Vec<Task>> =
-        args.ids.iter().map(|id| ids::resolve(&all, id).cloned()).collect();
+    let wanted: Result<Vec<Task>> = args
+        .ids
+        .iter()
+        .map(|id| ids::resolve(&all, id).cloned())
+        .collect();
     let mut ended = Vec::new();
     // One after the other is as fast as together: the last one decides.
     for task in wanted? {

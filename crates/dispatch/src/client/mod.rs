@@ -129,7 +129,11 @@ impl Client {
     }
 
     /// The log from `after` on, then what happens.
-    pub(crate) async fn events(&self, after: u64, task: Option<&str>) -> Result<Events, ClientError> {
+    pub(crate) async fn events(
+        &self,
+        after: u64,
+        task: Option<&str>,
+    ) -> Result<Events, ClientError> {
         let task = task.map(|task| format!("&task={task}")).unwrap_or_default();
         let path = format!("/v1/events?after={after}{task}");
         let response = self.send(Method::GET, &path, Vec::new()).await?;
@@ -147,7 +151,9 @@ async fn collect(response: Response<Incoming>) -> Result<Bytes, ClientError> {
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(bytes).map_err(|error| {
-        ClientError::Lost(format!("it answered something else ({error}); is it of another version?"))
+        ClientError::Lost(format!(
+            "it answered something else ({error}); is it of another version?"
+        ))
     })
 }
 

@@ -99,7 +99,9 @@ mod tests {
                 heard.push(one.unwrap());
             }
         }
-        assert!(matches!(&heard[..], [Heard::Live(live), Heard::Event(event)]
-            if live.text == "x" && event.seq == 4 && event.body.is_empty()));
+        assert!(
+            matches!(&heard[..], [Heard::Live(live), Heard::Event(event)]
+            if live.text == "x" && event.seq == 4 && event.body.is_empty())
+        );
     }
 }

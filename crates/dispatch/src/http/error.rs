@@ -81,7 +81,11 @@ impl IntoResponse for Problem {
 }
 
 pub(crate) async fn no_route() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "no_route", "find that path: there is none")
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "no_route",
+        "find that path: there is none",
+    )
 }
 
 /// A JSON body; an empty one reads as `null`, for requests that need nothing.
@@ -93,7 +97,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let bytes = Bytes::from_request(request, state).await.map_err(|error| {
-            Problem::new(error.status(), "bad_body", format!("read the request: {error}"))
+            Problem::new(
+                error.status(),
+                "bad_body",
+                format!("read the request: {error}"),
+            )
         })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text).map(Self).map_err(|error| {
@@ -119,10 +127,17 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_strict() {
         assert_eq!(ask("").await.unwrap(), request::Force::Ask);
-        assert_eq!(ask(r#"{"force": "kill"}"#).await.unwrap(), request::Force::Kill);
+        assert_eq!(
+            ask(r#"{"force": "kill"}"#).await.unwrap(),
+            request::Force::Kill
+        );
         for bad in [r#"{"hard": true}"#, "{", "[]x"] {
             let problem = ask(bad).await.unwrap_err();
-            assert_eq!((problem.status.as_u16(), problem.code), (400, "bad_body"), "{bad}");
+            assert_eq!(
+                (problem.status.as_u16(), problem.code),
+                (400, "bad_body"),
+                "{bad}"
+            );
         }
     }
 
@@ -134,6 +149,9 @@ mod tests {
         };
         let problem = Problem::from(error);
         assert_eq!(problem.detail, "make the diff: no git");
-        assert_eq!(problem.into_response().headers()[CONTENT_TYPE], "application/problem+json");
+        assert_eq!(
+            problem.into_response().headers()[CONTENT_TYPE],
+            "application/problem+json"
+        );
     }
 }

@@ -8,7 +8,7 @@ use axum::{
     response::sse::{Event as Sse, KeepAlive, Sse as SseResponse},
 };
 use dispatch_core::id::TaskId;
-use dispatch_engine::{engine::EventStream, view::Told};
+use dispatch_engine::{events::EventStream, view::Told};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
 

@@ -34,7 +34,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
-    #[error("open the engine")]
+    #[error(transparent)]
     Open(#[from] OpenError),
     #[error("make the socket {path}")]
     Socket { path: PathBuf, source: io::Error },
