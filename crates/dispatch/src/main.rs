@@ -1,1 +1,20 @@
-fn main() {}
+//! The hinge: which of the three programs in this one file is meant, and its exit code.
+//! Must not decide anything else.
+
+use std::{env, ffi::OsString, panic, process::ExitCode};
+
+mod api;
+mod cli;
+mod client;
+mod http;
+mod settings;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().collect();
+    // A keeper lives as long as its job, a thousand at a time: no argument parser, no runtime.
+    match args.get(1).and_then(|word| word.to_str()) {
+        Some("job") => dispatch_engine::keeper::main(&args[2..]),
+        Some("agent") => dispatch_agent::main(&args[2..]),
+        _ => panic::catch_unwind(|| cli::main(args)).unwrap_or(ExitCode::from(cli::exit::BUG)),
+    }
+}

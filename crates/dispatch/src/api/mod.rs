@@ -1,0 +1,46 @@
+//! Wire types: what goes over the socket and what `--json` prints, and conversions from our own.
+//! Must not decide anything and must not be used below the doors (I9).
+
+pub(crate) mod event;
+pub(crate) mod request;
+pub(crate) mod task;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// RFC 9457, with a stable `code` for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Problem {
+    pub(crate) status: u16,
+    pub(crate) code: String,
+    /// A fragment that goes on from "failed to".
+    pub(crate) detail: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Health {
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) data: PathBuf,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Applied {
+    pub(crate) repo: PathBuf,
+    pub(crate) branch: String,
+    pub(crate) commit: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Restored {
+    pub(crate) workspace: PathBuf,
+}
+
+/// RFC 3339, UTC.
+pub(crate) fn time(ms: dispatch_core::Millis) -> String {
+    i64::try_from(ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+        .map_or_else(String::new, |time| time.to_string())
+}

@@ -1,0 +1,267 @@
+//! What callers may ask, and the one place where a request becomes a `TaskSpec`.
+//! Must not leave a "maybe" behind: defaults are applied and names resolved here.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use dispatch_core::{
+    config::{Config, list},
+    id::{AgentName, CheckName},
+    task::{Base, ChecksAsked, Expects, Labels, TaskSpec, title_of},
+};
+use serde::{Deserialize, Serialize};
+
+/// Values of variables by name; never printed.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Secrets(pub(crate) BTreeMap<String, String>);
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ChecksWord {
+    Detect,
+    None,
+}
+
+/// `"detect"`, `"none"` or names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum ChecksWanted {
+    Word(ChecksWord),
+    Named(Vec<CheckName>),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Dispatch {
+    pub(crate) task: String,
+    pub(crate) repo: String,
+    pub(crate) title: Option<String>,
+    pub(crate) branch: Option<String>,
+    pub(crate) agent: Option<String>,
+    pub(crate) expects: Option<Expects>,
+    pub(crate) checks: Option<ChecksWanted>,
+    pub(crate) workspace: Option<String>,
+    pub(crate) parent: Option<String>,
+    pub(crate) org: Option<String>,
+    pub(crate) issue: Option<u64>,
+    pub(crate) pr: Option<u64>,
+    pub(crate) tag: Option<String>,
+    #[serde(default)]
+    pub(crate) secrets: Secrets,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    #[serde(default)]
+    pub(crate) secrets: Secrets,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Force {
+    #[default]
+    Ask,
+    Kill,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stop {
+    #[serde(default)]
+    pub(crate) force: Force,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Apply {
+    pub(crate) to: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Clean {
+    pub(crate) states: Vec<String>,
+    pub(crate) older_than_ms: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Freeze {
+    pub(crate) frozen: bool,
+}
+
+/// Why a request is refused before the engine hears of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadRequest {
+    #[error("use agent {name}: it is not configured; there are {there}")]
+    UnknownAgent { name: String, there: String },
+    #[error("use check {name}: it is not configured; there are {there}")]
+    UnknownCheck { name: String, there: String },
+    #[error("read the task: {0}")]
+    Text(String),
+    #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
+    Repo(String),
+    #[error("{0}")]
+    Name(#[from] dispatch_core::id::BadId),
+}
+
+/// `https://..`, `ssh://..`, `file://..` or `user@host:path`.
+pub(crate) fn is_url(repo: &str) -> bool {
+    let scheme = ["https://", "http://", "ssh://", "git://", "file://"];
+    if scheme.iter().any(|s| repo.starts_with(s)) {
+        return true;
+    }
+    // As git reads it: a colon before any slash, with something on both sides.
+    match repo.split_once(':') {
+        Some((host, path)) => {
+            !host.is_empty()
+                && !path.is_empty()
+                && !host.contains('/')
+                && !host.starts_with('-')
+                && host.contains('@')
+        }
+        None => false,
+    }
+}
+
+/// The name of an agent that is configured, or of the default one.
+pub(crate) fn agent(config: &Config, name: Option<&str>) -> Result<AgentName, BadRequest> {
+    let Some(name) = name else {
+        return Ok(config.task.agent.clone());
+    };
+    let known = config.agents.keys().find(|known| known.as_str() == name);
+    known.cloned().ok_or_else(|| BadRequest::UnknownAgent {
+        name: name.to_owned(),
+        there: list(config.agents.keys()),
+    })
+}
+
+impl Dispatch {
+    pub(crate) fn spec(self, config: &Config) -> Result<TaskSpec, BadRequest> {
+        let name = agent(config, self.agent.as_deref())?;
+        let Some(profile) = config.agents.get(&name) else {
+            return Err(BadRequest::UnknownAgent {
+                name: name.to_string(),
+                there: list(config.agents.keys()),
+            });
+        };
+        if self.task.trim().is_empty() {
+            return Err(BadRequest::Text("it is empty".into()));
+        }
+        let max = config.limits.task_bytes;
+        if self.task.len() > max {
+            let what = format!(
+                "it has {} bytes, limits.task_bytes is {max}",
+                self.task.len()
+            );
+            return Err(BadRequest::Text(what));
+        }
+        if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
+            return Err(BadRequest::Repo(self.repo));
+        }
+        let checks = match self.checks {
+            None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
+            Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
+            Some(ChecksWanted::Named(names)) => {
+                if let Some(name) = names.iter().find(|name| !config.checks.contains_key(name)) {
+                    return Err(BadRequest::UnknownCheck {
+                        name: name.to_string(),
+                        there: list(config.checks.keys()),
+                    });
+                }
+                ChecksAsked::Named(names)
+            }
+        };
+        Ok(TaskSpec {
+            title: title_of(self.title.as_deref().unwrap_or(&self.task)),
+            text: self.task,
+            repo: self.repo,
+            base: self.branch.map_or(Base::Head, |name| Base::Branch { name }),
+            agent: name,
+            pool: profile.pool.clone(),
+            placement: profile.placement.resolve(Vec::new()),
+            expects: self.expects.unwrap_or(config.task.expects),
+            checks,
+            workspace: self.workspace.map(|name| name.parse()).transpose()?,
+            parent: self.parent.map(|id| id.parse()).transpose()?,
+            labels: Labels {
+                org: self.org,
+                issue: self.issue,
+                pr: self.pr,
+                tag: self.tag,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Result<TaskSpec, BadRequest> {
+        let request: Dispatch = serde_json::from_str(json).unwrap();
+        request.spec(&Config::defaults())
+    }
+
+    #[test]
+    fn defaults_are_applied_at_the_door() {
+        let got = spec(r#"{"task": "Fix it\nnow", "repo": "/r"}"#).unwrap();
+        assert_eq!(got.agent.as_str(), "claude");
+        assert_eq!(got.pool.as_str(), "anthropic");
+        assert_eq!(
+            (got.expects, got.checks),
+            (Expects::Change, ChecksAsked::Detect)
+        );
+        assert_eq!(got.title, "Fix it");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_and_names_what_exists() {
+        let error = spec(r#"{"task": "x", "repo": "/r", "agent": "gpt"}"#).unwrap_err();
+        assert!(
+            error.to_string().contains("there are claude, codex"),
+            "{error}"
+        );
+        for bad in [
+            r#"{"task": " ", "repo": "/r"}"#,
+            r#"{"task": "x", "repo": "r"}"#,
+            r#"{"task": "x", "repo": "/r", "checks": ["nope"]}"#,
+            r#"{"task": "x", "repo": "/r", "workspace": "../x"}"#,
+        ] {
+            assert!(spec(bad).is_err(), "{bad}");
+        }
+        assert!(
+            serde_json::from_str::<Dispatch>(r#"{"task":"x","repo":"/r","model":"y"}"#).is_err()
+        );
+        let none = spec(r#"{"task": "x", "repo": "/r", "checks": "none"}"#).unwrap();
+        assert_eq!(none.checks, ChecksAsked::None);
+    }
+
+    #[test]
+    fn urls_are_told_from_paths() {
+        for url in ["https://h/r", "git@github.com:a/b.git", "file:///r"] {
+            assert!(is_url(url), "{url}");
+        }
+        for path in ["/r", "r", "./a:b", "a/b@c:d", "ext::sh -c x", "-x@y:z"] {
+            assert!(!is_url(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let secrets = Secrets(BTreeMap::from([("K".into(), "s3cret".into())]));
+        assert!(!format!("{secrets:?}").contains("s3cret"));
+    }
+}

@@ -1,0 +1,369 @@
+//! The task object of the scripting contract (docs/cli.md), made from what the engine knows.
+//! Must not drop or rename a field: scripts depend on it, and a test holds its schema.
+
+use std::path::PathBuf;
+
+use dispatch_core::{
+    id::TaskId,
+    job::Exit as CoreExit,
+    outcome::Outcome,
+    run::RunState,
+    state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
+    update::Usage,
+};
+use dispatch_engine::view::{JobView, TaskView};
+use serde::{Deserialize, Serialize};
+
+use super::time;
+
+pub(crate) const NOT_JUDGED: &str = "ended, not yet judged";
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) id: String,
+    /// The shortest prefix that names it; more tasks make it longer.
+    pub(crate) short: String,
+    pub(crate) title: String,
+    pub(crate) repo: String,
+    pub(crate) agent: String,
+    pub(crate) placement: String,
+    pub(crate) enforced: Option<String>,
+    pub(crate) state: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) question: Option<String>,
+    pub(crate) branch: String,
+    /// The commit it started from, once it is known.
+    pub(crate) base: Option<String>,
+    pub(crate) workspace: Option<PathBuf>,
+    pub(crate) task: String,
+    pub(crate) org: Option<String>,
+    pub(crate) issue: Option<u64>,
+    pub(crate) pr: Option<u64>,
+    pub(crate) tag: Option<String>,
+    pub(crate) parent: Option<String>,
+    pub(crate) created_at: String,
+    pub(crate) seq: u64,
+    pub(crate) runs: Vec<Run>,
+    pub(crate) verified: String,
+    pub(crate) changed: bool,
+    pub(crate) checks_touched: Vec<String>,
+    pub(crate) diffstat: Option<Diffstat>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) removed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) n: u32,
+    pub(crate) cause: String,
+    pub(crate) state: String,
+    pub(crate) exit: Option<Exit>,
+    /// The keeper's, while it lives.
+    pub(crate) pid: Option<i32>,
+    pub(crate) log: Option<PathBuf>,
+    pub(crate) started_at: Option<String>,
+    pub(crate) ended_at: Option<String>,
+    pub(crate) session: Option<String>,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) checks: Vec<Check>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Check {
+    pub(crate) name: String,
+    pub(crate) state: String,
+    pub(crate) exit: Option<Exit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Diffstat {
+    pub(crate) files: u64,
+    pub(crate) insertions: u64,
+    pub(crate) deletions: u64,
+}
+
+impl Task {
+    pub(crate) fn is_open(&self) -> bool {
+        !matches!(
+            self.state.as_str(),
+            "completed" | "blocked" | "failed" | "stopped" | "lost"
+        )
+    }
+}
+
+impl From<CoreExit> for Exit {
+    fn from(exit: CoreExit) -> Self {
+        match exit {
+            CoreExit::Code(code) => Self::Code(code),
+            CoreExit::Signal(signal) => Self::Signal(signal),
+        }
+    }
+}
+
+impl From<&CoreCheck> for Check {
+    fn from(check: &CoreCheck) -> Self {
+        Self {
+            name: check.name.to_string(),
+            state: check.state.word().into(),
+            exit: check.exit.map(Exit::from),
+        }
+    }
+}
+
+fn state_word(state: &RunState) -> &'static str {
+    match state {
+        RunState::Queued => "queued",
+        RunState::Preparing => "preparing",
+        RunState::Running => "running",
+        RunState::Stopping { .. } => "stopping",
+        RunState::Checking => "checking",
+        RunState::Finished(outcome) => outcome.word(),
+    }
+}
+
+fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
+    Run {
+        n: run.n,
+        cause: run.cause.word().into(),
+        state: state_word(&run.state).into(),
+        exit: run.report.as_ref().map(|report| report.exit.into()),
+        pid: job.and_then(|job| job.keeper_pid),
+        log: job.map(|job| job.log.clone()),
+        started_at: run.started_at.map(time),
+        ended_at: run.ended_at.map(time),
+        session: run.session.clone(),
+        usage: run.usage.clone(),
+        checks: run.checks.iter().map(Check::from).collect(),
+    }
+}
+
+fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
+    let last = task.last_run()?;
+    let text = match &last.state {
+        RunState::Queued => view.waits.clone()?,
+        RunState::Stopping { why } => why.to_string(),
+        RunState::Finished(outcome) => outcome.reason(),
+        RunState::Preparing | RunState::Running | RunState::Checking => {
+            let ended = view.jobs.last().is_some_and(|job| job.ended_not_judged);
+            ended.then(|| NOT_JUDGED.to_owned())?
+        }
+    };
+    Some(text).filter(|text| !text.is_empty())
+}
+
+impl From<&TaskView> for Task {
+    fn from(view: &TaskView) -> Self {
+        let task = &view.task;
+        let (spec, last, result) = (&task.spec, task.last_run(), task.result());
+        let question = match task.outcome() {
+            Some(Outcome::Blocked { question }) => Some(question.clone()),
+            _ => None,
+        };
+        let mut notes = task.notes.clone();
+        notes.extend(
+            result
+                .iter()
+                .flat_map(|sealed| sealed.notes.iter().cloned()),
+        );
+        Self {
+            id: task.id.to_string(),
+            short: view.short.clone(),
+            title: spec.title.clone(),
+            repo: spec.repo.clone(),
+            agent: spec.agent.to_string(),
+            placement: spec.placement.word().into(),
+            enforced: last.and_then(|run| run.enforced.clone()),
+            state: last.map_or("queued", |run| state_word(&run.state)).into(),
+            reason: reason(task, view),
+            question,
+            branch: task.branch(),
+            base: task.workspace.as_ref().map(|w| w.base.clone()),
+            workspace: task
+                .workspace
+                .as_ref()
+                .filter(|w| !w.removed)
+                .map(|w| w.path.clone()),
+            task: spec.text.clone(),
+            org: spec.labels.org.clone(),
+            issue: spec.labels.issue,
+            pr: spec.labels.pr,
+            tag: spec.labels.tag.clone(),
+            parent: spec.parent.as_ref().map(TaskId::to_string),
+            created_at: time(task.created_at),
+            seq: view.seq,
+            runs: task
+                .runs
+                .iter()
+                .enumerate()
+                .map(|(index, one)| run(one, view.jobs.get(index)))
+                .collect(),
+            verified: last
+                .map_or("not_verified", |run| run.verified.word())
+                .into(),
+            changed: result.is_some_and(|sealed| sealed.commit.is_some()),
+            checks_touched: result.map_or_else(Vec::new, |s| s.checks_touched.clone()),
+            diffstat: result.map(|sealed| Diffstat {
+                files: sealed.files,
+                insertions: sealed.insertions,
+                deletions: sealed.deletions,
+            }),
+            notes,
+            removed: task.removed,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use dispatch_core::{
+        event::{CheckState, Sealed, Verified},
+        job::ExitReport,
+        run::RunCause,
+        state::Workspace,
+        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    };
+
+    use super::*;
+
+    pub(crate) fn view(id: u64, state: RunState) -> TaskView {
+        let run = CoreRun {
+            n: 1,
+            cause: RunCause::Dispatched,
+            state,
+            queued_seq: 2,
+            queued_at: 0,
+            site: None,
+            driver: None,
+            enforced: Some("host: nothing".into()),
+            started_at: Some(1_000),
+            ended_at: Some(2_500),
+            session: Some("s".into()),
+            report: Some(ExitReport {
+                exit: CoreExit::Code(0),
+                stopped: None,
+                started_at: 1_000,
+                ended_at: 2_000,
+                out_bytes: 0,
+                err_bytes: 0,
+                leftovers: 0,
+                problems: vec![],
+            }),
+            usage: None,
+            sealed: Some(Sealed {
+                commit: Some("c".into()),
+                files: 1,
+                insertions: 2,
+                deletions: 3,
+                checks_touched: vec!["tests/a.rs".into()],
+                notes: vec!["history rewritten".into()],
+            }),
+            checks: vec![CoreCheck {
+                name: "test".parse().unwrap(),
+                state: CheckState::Failed,
+                exit: Some(CoreExit::Signal(9)),
+                note: String::new(),
+            }],
+            verified: Verified::No,
+        };
+        let task = CoreTask {
+            id: TaskId::from_bits(id),
+            short: "3f".into(),
+            spec: TaskSpec {
+                title: "Fix it".into(),
+                text: "Fix it\nplease".into(),
+                repo: "/r".into(),
+                base: Base::Head,
+                agent: "claude".parse().unwrap(),
+                pool: "default".parse().unwrap(),
+                placement: Placement {
+                    sites: vec![],
+                    wrap: Wrap::Host,
+                },
+                expects: Expects::Change,
+                checks: ChecksAsked::Detect,
+                workspace: None,
+                parent: None,
+                labels: Labels::default(),
+            },
+            created_at: 500,
+            seq: 9,
+            runs: vec![run],
+            workspace: Some(Workspace {
+                path: "/w".into(),
+                base: "b".into(),
+                base_branch: None,
+                removed: false,
+            }),
+            snapshots: vec![],
+            applied: None,
+            removed: false,
+            notes: vec![],
+        };
+        TaskView {
+            task,
+            short: "3f".into(),
+            seq: 12,
+            waits: Some("slots".into()),
+            jobs: vec![JobView {
+                keeper_pid: None,
+                log: "/d/runs/x/agent/out".into(),
+                ended_not_judged: true,
+            }],
+            vault: None,
+        }
+    }
+
+    /// The contract with scripts: changing this test means telling every user.
+    #[test]
+    fn the_schema_of_a_task() {
+        let blocked = RunState::Finished(Outcome::Blocked {
+            question: "UTC?".into(),
+        });
+        let got = serde_json::to_value(Task::from(&view(0x3f, blocked))).unwrap();
+        let want = serde_json::json!({
+            "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
+            "agent": "claude", "placement": "host", "enforced": "host: nothing",
+            "state": "blocked", "reason": "UTC?", "question": "UTC?",
+            "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
+            "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
+            "parent": null, "created_at": "1970-01-01T00:00:00.5Z", "seq": 12,
+            "runs": [{
+                "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
+                "pid": null, "log": "/d/runs/x/agent/out",
+                "started_at": "1970-01-01T00:00:01Z", "ended_at": "1970-01-01T00:00:02.5Z",
+                "session": "s", "usage": null,
+                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+            }],
+            "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
+            "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
+            "notes": ["history rewritten"], "removed": false,
+        });
+        assert_eq!(got, want);
+        assert_eq!(
+            got.to_string(),
+            want.to_string(),
+            "the order of fields is kept"
+        );
+    }
+
+    #[test]
+    fn reasons_say_what_is_not_known_yet() {
+        let ended = Task::from(&view(1, RunState::Running));
+        assert_eq!(
+            (ended.state.as_str(), ended.reason.as_deref()),
+            ("running", Some(NOT_JUDGED))
+        );
+        assert!(ended.is_open());
+        let queued = Task::from(&view(1, RunState::Queued));
+        assert_eq!(queued.reason.as_deref(), Some("slots"));
+        let lost = Task::from(&view(1, RunState::Finished(Outcome::Lost)));
+        assert!(!lost.is_open() && lost.state == "lost");
+    }
+}

@@ -1,0 +1,277 @@
+//! `dispatch doctor`: what is there, what is missing and how to get it.
+//! Must not change anything and must not start an engine.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use dispatch_core::config::EnvValue;
+use serde::Serialize;
+
+use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, out, style::Colour};
+use crate::{api::Health, client::start, settings::Settings};
+
+const GIT_NEEDED: (u32, u32) = (2, 40);
+
+/// Look for what is missing, and say how to get it.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  dispatch doctor\n  dispatch doctor --json\n\nExit code 1 when something that is needed is missing."
+)]
+pub(crate) struct Args {
+    /// One JSON array of what, state, found, how
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Condition {
+    Ok,
+    /// Good to know.
+    Info,
+    /// Needed.
+    Missing,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    state: Condition,
+    found: String,
+    how: String,
+}
+
+fn finding(
+    what: impl Into<String>,
+    state: Condition,
+    found: impl Into<String>,
+    how: &str,
+) -> Finding {
+    Finding {
+        what: what.into(),
+        state,
+        found: found.into(),
+        how: how.into(),
+    }
+}
+
+pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
+    let settings = &ctx.settings;
+    let mut findings = vec![git(settings)];
+    findings.extend(agents(settings));
+    findings.push(disk(settings));
+    findings.extend(sandbox(settings));
+    findings.push(engine(settings).await);
+    if args.json {
+        out::json(&findings)?;
+    } else {
+        for one in &findings {
+            let (mark, colour) = match one.state {
+                Condition::Ok => ("ok     ", Colour::Green),
+                Condition::Info => ("info   ", Colour::Yellow),
+                Condition::Missing => ("missing", Colour::Red),
+            };
+            out::line(&format!(
+                "{} {:<16} {}",
+                ctx.style.paint(colour, mark),
+                one.what,
+                one.found
+            ))?;
+            if one.state != Condition::Ok && !one.how.is_empty() {
+                out::line(&format!("        {:<16} {}", "", one.how))?;
+            }
+        }
+    }
+    let missing = findings.iter().any(|one| one.state == Condition::Missing);
+    Ok(if missing {
+        Exit::Failed
+    } else {
+        Exit::Completed
+    })
+}
+
+/// The first two numbers of `git version 2.47.3 (..)`.
+fn git_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split_whitespace().nth(2)?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn git(settings: &Settings) -> Finding {
+    let how = "install git 2.40 or newer: apt install git, dnf install git, brew install git";
+    let Some(git) = settings.find("git") else {
+        return finding("git", Condition::Missing, "not found", how);
+    };
+    let output = Command::new(git)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let text = text.unwrap_or_default();
+    match git_version(&text) {
+        Some(version) if version >= GIT_NEEDED => finding("git", Condition::Ok, text, ""),
+        _ => finding("git", Condition::Missing, text, how),
+    }
+}
+
+fn agents(settings: &Settings) -> Vec<Finding> {
+    let mut out = Vec::new();
+    let mut any = false;
+    for (name, agent) in &settings.config.agents {
+        let what = format!("agent {name}");
+        let Some(path) = settings.find(&agent.program) else {
+            let found = format!("{} not found", agent.program);
+            out.push(finding(
+                what,
+                Condition::Info,
+                found,
+                how_to_get(&agent.program),
+            ));
+            continue;
+        };
+        any = true;
+        let (have, missing) = settings.secrets_of(agent);
+        let takes: Vec<&str> = agent
+            .env
+            .values()
+            .filter_map(|value| match value {
+                EnvValue::From { var, .. } => Some(var.as_str()),
+                EnvValue::Literal(_) => None,
+            })
+            .collect();
+        let found = path.display().to_string();
+        out.push(if !missing.is_empty() {
+            let how = format!("set {}", missing.join(", "));
+            finding(
+                what,
+                Condition::Info,
+                format!("{found}, without a login"),
+                &how,
+            )
+        } else if have.is_empty() && !takes.is_empty() {
+            let how = format!(
+                "tasks have a home of their own; set one of {}",
+                takes.join(", ")
+            );
+            finding(
+                what,
+                Condition::Info,
+                format!("{found}, no login in the environment"),
+                &how,
+            )
+        } else {
+            finding(what, Condition::Ok, found, "")
+        });
+    }
+    if !any {
+        let how = "install one of the above, or configure an agent of your own";
+        out.push(finding(
+            "agents",
+            Condition::Missing,
+            "no agent's program is there",
+            how,
+        ));
+    }
+    out
+}
+
+fn disk(settings: &Settings) -> Finding {
+    let needed = settings.config.limits.disk_free_min_bytes;
+    // It may not exist yet; what counts is the disk it will be on.
+    let place = settings.paths.data.ancestors().find(|path| path.exists());
+    match rustix::fs::statvfs(place.unwrap_or(Path::new("/"))) {
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            let found = format!(
+                "{} MiB free for {}",
+                free >> 20,
+                settings.paths.data.display()
+            );
+            let state = if free < needed {
+                Condition::Missing
+            } else {
+                Condition::Ok
+            };
+            finding(
+                "disk",
+                state,
+                found,
+                "nothing new starts below limits.disk_free_min_bytes",
+            )
+        }
+        Err(error) => finding(
+            "disk",
+            Condition::Missing,
+            error.to_string(),
+            "make it readable",
+        ),
+    }
+}
+
+fn sandbox(settings: &Settings) -> Vec<Finding> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let spaces = number("/proc/sys/user/max_user_namespaces").is_some_and(|max| max > 0)
+        && number("/proc/sys/kernel/unprivileged_userns_clone") != Some(0);
+    let yes_no = |yes: bool, good: &str, bad: &str, what: &str, how: &str| {
+        let (state, found) = if yes {
+            (Condition::Ok, good)
+        } else {
+            (Condition::Info, bad)
+        };
+        finding(what, state, found, how)
+    };
+    let bwrap = settings.find("bwrap");
+    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let later = "for the cage, which comes later; placement host has no fence";
+    vec![
+        yes_no(bwrap.is_some(), "found", "not found", "bubblewrap", later),
+        yes_no(spaces, "allowed", "not allowed", "user namespaces", later),
+        yes_no(
+            v2,
+            "version 2",
+            "not version 2",
+            "cgroups",
+            "leftovers are found by walking processes instead",
+        ),
+    ]
+}
+
+async fn engine(settings: &Settings) -> Finding {
+    let log = settings.paths.engine_log();
+    match start::living(settings) {
+        Ok(None) => finding(
+            "engine",
+            Condition::Ok,
+            "none lives; verbs start one when they need it",
+            "",
+        ),
+        Ok(Some(client)) => match client.get::<Health>("/v1/health").await {
+            Ok(health) => {
+                let found = format!("version {}, process {}", health.version, health.pid);
+                finding("engine", Condition::Ok, found, "")
+            }
+            Err(error) => {
+                let how = format!("its log is {}", log.display());
+                finding("engine", Condition::Missing, error.to_string(), &how)
+            }
+        },
+        Err(error) => finding("engine", Condition::Missing, error.to_string(), ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::git_version;
+
+    #[test]
+    fn versions_of_git() {
+        assert_eq!(git_version("git version 2.47.3"), Some((2, 47)));
+        assert_eq!(
+            git_version("git version 2.39.5 (Apple Git-154)"),
+            Some((2, 39))
+        );
+        assert_eq!(git_version("gti"), None);
+    }
+}

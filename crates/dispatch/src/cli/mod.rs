@@ -1,0 +1,205 @@
+//! The command line: one verb, one file. Parses, runs the verb, words its error, exits.
+//! Must not reach around the API: a verb that changes something is a client, like any other.
+
+mod agents;
+mod answer;
+mod apply;
+mod clean;
+mod completions;
+mod config;
+mod diff;
+mod doctor;
+mod duration;
+mod error;
+mod events;
+pub(crate) mod exit;
+mod follow;
+mod freeze;
+mod ids;
+mod list;
+mod logs;
+mod out;
+mod repo;
+mod rm;
+mod run;
+mod screen;
+mod serve;
+mod show;
+mod stop;
+mod style;
+mod tasks;
+mod undo;
+mod wait;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use self::{
+    error::{CliError, Result},
+    exit::Exit,
+    style::Style,
+};
+use crate::settings::{Env, Settings};
+
+const EXAMPLES: &str = "\
+Examples:
+  dispatch run --repo . \"Fix the failing test in parser.rs\"
+  dispatch list
+  dispatch diff 3f
+  dispatch apply 3f
+
+Exit codes: 0 completed, 1 failed or lost, 2 usage or config, 3 blocked, 4 stopped,
+5 engine unreachable, 70 a bug of ours.
+Hidden programs in this file: `dispatch job` (the keeper), `dispatch agent` (the native agent).";
+
+/// Hands tasks to coding agents: a task in, a branch out, nothing lost.
+#[derive(Debug, Parser)]
+#[command(name = "dispatch", version, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::Args),
+    List(list::Args),
+    Show(show::Args),
+    Logs(logs::Args),
+    Diff(diff::Args),
+    Answer(answer::Args),
+    Stop(stop::Args),
+    Wait(wait::Args),
+    Apply(apply::Args),
+    Undo(undo::Args),
+    Rm(rm::Args),
+    Clean(clean::Args),
+    Events(events::Args),
+    Freeze(freeze::FreezeArgs),
+    Thaw(freeze::ThawArgs),
+    Serve(serve::Args),
+    Doctor(doctor::Args),
+    Agents(agents::Args),
+    Config(config::Args),
+    Completions(completions::Args),
+}
+
+/// What every verb gets.
+#[derive(Debug)]
+pub(crate) struct Ctx {
+    pub(crate) settings: Settings,
+    pub(crate) style: Style,
+}
+
+pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
+    // Clap prints help, versions and usage errors itself, with codes 0 and 2.
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            let code = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Completed
+            };
+            drop(error.print());
+            return code.into();
+        }
+    };
+    match dispatch(args.verb) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            if !error.quiet {
+                tell(&error);
+            }
+            error.exit.into()
+        }
+    }
+}
+
+fn tell(error: &CliError) {
+    out::aside(&format!(
+        "error: failed to {}",
+        style::clean_text(&error.what)
+    ));
+    if let Some(hint) = &error.hint {
+        out::aside(&format!("hint: {}", style::clean_text(hint)));
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<Exit> {
+    if let Verb::Completions(args) = &verb {
+        return completions::run(args);
+    }
+    if let Verb::Serve(args) = &verb {
+        serve::own_session(args)?;
+    }
+    let env = Env::read();
+    let ctx = Ctx {
+        style: Style::detect(env.text("NO_COLOR"), env.text("TERM")),
+        settings: Settings::read()?,
+    };
+    let serves = match &verb {
+        Verb::Serve(_) => true,
+        Verb::Run(args) => args.here,
+        _ => false,
+    };
+    // A client waits for one thing at a time; threads would only cost its start.
+    let runtime = if serves {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+    };
+    let runtime = runtime.map_err(|error| CliError::failed("start the runtime", &error))?;
+    let exit = runtime.block_on(Box::pin(perform(&ctx, verb)));
+    // What still reads a pipe in the background must not hold the prompt back.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
+    match verb {
+        Verb::Run(args) => Box::pin(run::run(ctx, args)).await,
+        Verb::List(args) => list::run(ctx, &args).await,
+        Verb::Show(args) => show::run(ctx, &args).await,
+        Verb::Logs(args) => logs::run(ctx, &args).await,
+        Verb::Diff(args) => diff::run(ctx, &args).await,
+        Verb::Answer(args) => Box::pin(answer::run(ctx, args)).await,
+        Verb::Stop(args) => Box::pin(stop::run(ctx, &args)).await,
+        Verb::Wait(args) => Box::pin(wait::run(ctx, &args)).await,
+        Verb::Apply(args) => apply::run(ctx, &args).await,
+        Verb::Undo(args) => undo::run(ctx, &args).await,
+        Verb::Rm(args) => rm::run(ctx, &args).await,
+        Verb::Clean(args) => clean::run(ctx, args).await,
+        Verb::Events(args) => events::run(ctx, &args).await,
+        Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
+        Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
+        Verb::Serve(args) => serve::run(ctx, &args).await,
+        Verb::Doctor(args) => doctor::run(ctx, &args).await,
+        Verb::Agents(args) => agents::run(ctx, &args),
+        Verb::Config(args) => config::run(ctx, &args),
+        Verb::Completions(args) => completions::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_verb_shows_an_example() {
+        let mut command = Args::command();
+        command.clone().debug_assert();
+        for verb in command.get_subcommands_mut() {
+            let help = verb.render_long_help().to_string();
+            assert!(help.contains("Example"), "{}", verb.get_name());
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! `dispatch run`: a task in, watched to its end. A client like any other; `--here` only brings its
+//! own engine along.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use dispatch_core::{config::AgentProfile, task::Expects};
+
+use super::{
+    Ctx, agents,
+    error::{CliError, Result},
+    exit::Exit,
+    follow, out, repo,
+    screen::{Screen, next_lines},
+    serve,
+    style::{Colour, clean_line},
+};
+use crate::{
+    api::{
+        request::{self, ChecksWanted, ChecksWord, Dispatch, Secrets},
+        task::Task,
+    },
+    client::{Client, start},
+    settings::Settings,
+};
+
+/// The engine has the real limit; this keeps a wrong file from filling memory.
+const TEXT_BYTES_MAX: u64 = 16 << 20;
+/// Dispatches that meet an engine on its way out.
+const TRIES_MAX: u32 = 3;
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ExpectsArg {
+    Change,
+    Report,
+    Either,
+}
+
+/// Hand a task to an agent and watch it to its end.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
+)]
+pub(crate) struct Args {
+    /// What to do; `-` reads it from standard input
+    #[arg(
+        value_name = "TASK",
+        required_unless_present = "file",
+        conflicts_with = "file"
+    )]
+    text: Option<String>,
+    /// What to do, from a file
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// A path in a git repository, or a URL
+    #[arg(long, default_value = ".")]
+    repo: String,
+    /// One of `dispatch agents`
+    #[arg(long)]
+    agent: Option<String>,
+    /// Start from this branch instead of what the repository has checked out
+    #[arg(long)]
+    branch: Option<String>,
+    /// What a good end looks like
+    #[arg(long, value_enum)]
+    expects: Option<ExpectsArg>,
+    /// Checks that must pass, instead of what the repository suggests
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    check: Vec<String>,
+    /// No checks: the result is then not verified
+    #[arg(long, conflicts_with = "check")]
+    no_checks: bool,
+    /// Name of the workspace; two live tasks never share one
+    #[arg(long, value_name = "NAME")]
+    workspace: Option<String>,
+    /// Do not wait: print the task and leave
+    #[arg(short, long)]
+    detach: bool,
+    /// Keep the engine in this process instead of one of its own
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) here: bool,
+    /// One JSON object at the end
+    #[arg(long)]
+    json: bool,
+    /// Shown in lists instead of the first line
+    #[arg(long)]
+    title: Option<String>,
+    /// A label
+    #[arg(long)]
+    org: Option<String>,
+    /// A label: number of an issue
+    #[arg(long, value_name = "N")]
+    issue: Option<u64>,
+    /// A label: number of a pull request
+    #[arg(long, value_name = "N")]
+    pr: Option<u64>,
+    /// A label
+    #[arg(long)]
+    tag: Option<String>,
+}
+
+/// A text argument, standard input for `-`, or a file.
+pub(crate) fn read_text(text: Option<&str>, file: Option<&PathBuf>) -> Result<String> {
+    let mut out = String::new();
+    let read: io::Result<usize> = match (text, file) {
+        (Some("-"), _) => io::stdin()
+            .lock()
+            .take(TEXT_BYTES_MAX)
+            .read_to_string(&mut out),
+        (Some(text), _) => return Ok(text.to_owned()),
+        (None, Some(file)) => {
+            File::open(file).and_then(|file| file.take(TEXT_BYTES_MAX).read_to_string(&mut out))
+        }
+        (None, None) => Ok(0),
+    };
+    let name = file.map_or("standard input".into(), |file| file.display().to_string());
+    read.map_err(|error| CliError::usage(format!("read the text from {name}: {error}")))?;
+    Ok(out)
+}
+
+fn profile<'a>(
+    settings: &'a Settings,
+    name: &dispatch_core::id::AgentName,
+) -> Result<&'a AgentProfile> {
+    settings.config.agents.get(name).ok_or_else(|| {
+        CliError::usage(format!("use agent {name}: it is not configured"))
+            .hint("`dispatch agents` lists what is")
+    })
+}
+
+/// What an agent's table takes from our environment.
+pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
+    let name = request::agent(&settings.config, Some(agent))?;
+    let (found, missing) = settings.secrets_of(profile(settings, &name)?);
+    if missing.is_empty() {
+        return Ok(Secrets(found));
+    }
+    let names = missing.join(", ");
+    Err(CliError::usage(format!(
+        "use agent {name}: its table takes {names} from your environment, where it is not set"
+    ))
+    .hint(format!(
+        "`export {names}=...`, or mark it `optional = true` in [agents.{name}]"
+    )))
+}
+
+pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
+    let settings = &ctx.settings;
+    let (here, detach, json) = (args.here, args.detach, args.json);
+    let asked = request_of(settings, args)?;
+    let left_out = if request::is_url(&asked.repo) {
+        0
+    } else {
+        repo::uncommitted(settings, &asked.repo)
+    };
+    if left_out > 0 {
+        let text = format!(
+            "warning: {left_out} uncommitted file(s) are not part of what the task starts from"
+        );
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
+    let server = if here {
+        Some(serve::open(settings).await?)
+    } else {
+        None
+    };
+    let end = Box::pin(watched(ctx, &asked, detach, json)).await;
+    if let Some(server) = server {
+        let closed = server.close().await;
+        // The task's own end says more than the engine's.
+        if end.is_ok() {
+            closed.map_err(|error| CliError::failed("end the engine", &error))?;
+        }
+    }
+    end
+}
+
+fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
+    let text = read_text(args.text.as_deref(), args.file.as_ref())?;
+    let name = request::agent(&settings.config, args.agent.as_deref())?;
+    let program = &profile(settings, &name)?.program;
+    if settings.find(program).is_none() {
+        let what = format!("use agent {name}: its program {program:?} is not on PATH");
+        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    }
+    let checks = if args.no_checks {
+        Some(ChecksWanted::Word(ChecksWord::None))
+    } else if args.check.is_empty() {
+        None
+    } else {
+        let names: std::result::Result<Vec<_>, dispatch_core::id::BadId> =
+            args.check.iter().map(|name| name.parse()).collect();
+        Some(ChecksWanted::Named(
+            names.map_err(request::BadRequest::from)?,
+        ))
+    };
+    let asked = Dispatch {
+        task: text,
+        repo: repo::resolve(&args.repo)?,
+        title: args.title,
+        branch: args.branch,
+        secrets: agent_secrets(settings, name.as_str())?,
+        agent: Some(name.to_string()),
+        expects: args.expects.map(|expects| match expects {
+            ExpectsArg::Change => Expects::Change,
+            ExpectsArg::Report => Expects::Report,
+            ExpectsArg::Either => Expects::Either,
+        }),
+        checks,
+        workspace: args.workspace,
+        parent: None,
+        org: args.org,
+        issue: args.issue,
+        pr: args.pr,
+        tag: args.tag,
+    };
+    // What the engine would refuse is refused before one is started for it.
+    asked.clone().spec(&settings.config)?;
+    Ok(asked)
+}
+
+/// An engine that is just leaving refuses and nothing has happened; the next one is asked.
+async fn dispatch(ctx: &Ctx, asked: &Dispatch) -> Result<(Client, Task)> {
+    let mut tries = 0;
+    loop {
+        let client = start::connect(&ctx.settings).await?;
+        tries += 1;
+        match client.post("/v1/tasks", asked).await {
+            Ok(task) => return Ok((client, task)),
+            Err(error) if error.nothing_happened() && tries < TRIES_MAX => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {
+    let (client, task) = dispatch(ctx, asked).await?;
+    if task.placement == "host" {
+        let text = format!(
+            "{}: placement host: the agent runs as you, with no fence around it",
+            task.short
+        );
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
+    if !detach {
+        let screen = Screen::new(ctx.style, json, &task);
+        let task = follow::to_end(ctx, client, &task, screen).await?;
+        return follow::finish(ctx, &task, json);
+    }
+    if json {
+        out::json(&task)?;
+        return Ok(Exit::Completed);
+    }
+    out::line(&format!(
+        "{} {} {}",
+        task.short,
+        task.state,
+        clean_line(&task.title)
+    ))?;
+    for line in next_lines(&task) {
+        out::line(&line)?;
+    }
+    Ok(Exit::Completed)
+}

@@ -1,0 +1,392 @@
+//! What a person sees of a run: redrawn lines on a terminal, plain lines elsewhere, nothing for
+//! scripts. Must not decide how a run ended.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    time::Instant,
+};
+
+use dispatch_core::update::Update;
+
+use super::style::{Colour, Style, clean_line, cut, span};
+use crate::{
+    api::{
+        event::Event,
+        task::{Diffstat, Task},
+    },
+    client::Heard,
+};
+
+const LINES_SHOWN: usize = 5;
+const LINE_CHARS: usize = 160;
+const WIDTH_DEFAULT: usize = 80;
+const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Redraw,
+    Lines,
+    Silent,
+}
+
+#[derive(Debug)]
+pub(crate) struct Screen {
+    mode: Mode,
+    style: Style,
+    name: String,
+    doing: String,
+    begun: Instant,
+    last: VecDeque<String>,
+    tools: usize,
+    cost: Option<f64>,
+    frame: usize,
+    drawn: usize,
+}
+
+impl Screen {
+    pub(crate) fn new(style: Style, json: bool, task: &Task) -> Self {
+        let mode = match (json, style.tty) {
+            (true, _) => Mode::Silent,
+            (false, true) => Mode::Redraw,
+            (false, false) => Mode::Lines,
+        };
+        let doing = match &task.reason {
+            Some(reason) => format!("{} ({})", task.state, clean_line(reason)),
+            None => task.state.clone(),
+        };
+        Self {
+            mode,
+            style,
+            name: format!("{} {}", task.short, clean_line(&task.title)),
+            doing,
+            begun: Instant::now(),
+            last: VecDeque::new(),
+            tools: 0,
+            cost: None,
+            frame: 0,
+            drawn: 0,
+        }
+    }
+
+    pub(crate) fn silent() -> Self {
+        Self {
+            mode: Mode::Silent,
+            style: Style::detect(Some("1"), Some("dumb")),
+            name: String::new(),
+            doing: String::new(),
+            begun: Instant::now(),
+            last: VecDeque::new(),
+            tools: 0,
+            cost: None,
+            frame: 0,
+            drawn: 0,
+        }
+    }
+
+    pub(crate) fn redraws(&self) -> bool {
+        self.mode == Mode::Redraw
+    }
+
+    pub(crate) fn hear(&mut self, heard: &Heard) -> io::Result<()> {
+        if self.mode == Mode::Silent {
+            return Ok(());
+        }
+        let (line, is_said) = match heard {
+            Heard::Live(live) => (Some(clean_line(&live.text)), true),
+            Heard::Event(event) => {
+                self.count(event);
+                (describe(event), event.kind == "said")
+            }
+        };
+        let Some(line) = line.filter(|line| !line.trim().is_empty()) else {
+            return Ok(());
+        };
+        if !is_said {
+            self.doing.clone_from(&line);
+        }
+        match self.mode {
+            Mode::Silent => Ok(()),
+            // A live line comes again as an update; told twice it would only confuse a log.
+            Mode::Lines if matches!(heard, Heard::Live(_)) => Ok(()),
+            Mode::Lines => writeln!(io::stdout().lock(), "{}", cut(&line, LINE_CHARS)),
+            Mode::Redraw => {
+                if is_said {
+                    self.last.push_back(line);
+                    if self.last.len() > LINES_SHOWN {
+                        self.last.pop_front();
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn count(&mut self, event: &Event) {
+        match update(event) {
+            Some(Update::ToolCall { .. }) => self.tools += 1,
+            Some(Update::Usage(usage)) => self.cost = usage.cost_usd.or(self.cost),
+            _ => {}
+        }
+    }
+
+    fn frame_lines(&self, width: usize) -> Vec<String> {
+        let spinner = SPINNER[self.frame % SPINNER.len()];
+        let mut head = format!("{spinner} {}", self.name);
+        let mut facts = vec![self.doing.clone(), span(self.begun.elapsed().as_secs())];
+        if self.tools > 0 {
+            facts.push(format!("{} tool calls", self.tools));
+        }
+        if let Some(cost) = self.cost {
+            facts.push(format!("${cost:.2}"));
+        }
+        head = cut(&head, width);
+        let facts = cut(&format!("  {}", facts.join(" · ")), width);
+        let said = self.last.iter().map(|line| {
+            let line = cut(&format!("  │ {line}"), width);
+            self.style.paint(Colour::Dim, &line)
+        });
+        [self.style.paint(Colour::Bold, &head), facts]
+            .into_iter()
+            .chain(said)
+            .collect()
+    }
+
+    pub(crate) fn draw(&mut self) -> io::Result<()> {
+        if self.mode != Mode::Redraw {
+            return Ok(());
+        }
+        self.frame += 1;
+        let width = rustix::termios::tcgetwinsize(io::stdout())
+            .map_or(WIDTH_DEFAULT, |size| usize::from(size.ws_col).max(20));
+        // One column stays free: a full line would wrap and spoil the count of lines.
+        let lines = self.frame_lines(width - 1);
+        let mut out = self.erase();
+        for line in &lines {
+            out.push_str(line);
+            out.push('\n');
+        }
+        self.drawn = lines.len();
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(out.as_bytes())?;
+        stdout.flush()
+    }
+
+    fn erase(&mut self) -> String {
+        match std::mem::take(&mut self.drawn) {
+            0 => String::new(),
+            up => format!("\x1b[{up}A\r\x1b[J"),
+        }
+    }
+
+    /// Leaves the place as if nothing had been drawn.
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        let out = self.erase();
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(out.as_bytes())?;
+        stdout.flush()
+    }
+}
+
+fn update(event: &Event) -> Option<Update> {
+    if event.kind != "said" {
+        return None;
+    }
+    serde_json::from_value(event.body.get("update")?.clone()).ok()
+}
+
+/// One line for a person, or nothing worth one.
+pub(crate) fn describe(event: &Event) -> Option<String> {
+    let text = |key: &str| event.text(key).map(clean_line).unwrap_or_default();
+    Some(match event.kind.as_str() {
+        "run_queued" => format!("run {} queued", event.run.unwrap_or(0)),
+        "admitted" => "preparing the workspace".into(),
+        "workspace_ready" => format!("workspace {} ({})", text("path"), text("how")),
+        "site_refused" => format!("site {} refused: {}", text("site"), text("reason")),
+        "started" => format!("agent started on {} ({})", text("site"), text("enforced")),
+        "stop_requested" => "stopping".into(),
+        "agent_ended" => "agent ended; looking at what it did".into(),
+        "workspace_sealed" => {
+            let sealed = event.body.get("sealed")?;
+            let stat: Diffstat = serde_json::from_value(sealed.clone()).ok()?;
+            format!("result kept: {}", stat_line(stat))
+        }
+        "checks_started" => "checking".into(),
+        "check_finished" => {
+            let note = Some(text("note")).filter(|note| !note.is_empty());
+            let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
+            format!("check {}: {}{note}", text("check"), text("state"))
+        }
+        "answered" => format!("answered: {}", text("text")),
+        "applied" => format!("applied to {} as {}", text("repo"), text("branch")),
+        "noted" => format!("note: {}", text("text")),
+        "said" => said(&update(event)?)?,
+        _ => return None,
+    })
+}
+
+fn said(update: &Update) -> Option<String> {
+    Some(match update {
+        Update::Text { text } => clean_line(text.trim()),
+        Update::Thinking { .. } | Update::Session { .. } | Update::Usage(_) => return None,
+        Update::ToolCall { name, input, .. } => {
+            format!(
+                "→ {} {}",
+                clean_line(name),
+                cut(&clean_line(input), LINE_CHARS)
+            )
+        }
+        Update::ToolResult {
+            failed: true,
+            output,
+            ..
+        } => format!("× {}", clean_line(output.trim())),
+        Update::ToolResult { .. } => return None,
+        Update::Asked { tool, allowed, .. } => {
+            let word = if *allowed { "allowed" } else { "refused" };
+            format!("? {} {word}", clean_line(tool))
+        }
+        Update::Retrying {
+            attempt, reason, ..
+        } => format!("trying again ({attempt}): {}", clean_line(reason)),
+        Update::Notice { text } => clean_line(text),
+    })
+}
+
+fn stat_line(stat: Diffstat) -> String {
+    let files = if stat.files == 1 { "file" } else { "files" };
+    format!(
+        "{} {files} changed, {} insertions(+), {} deletions(-)",
+        stat.files, stat.insertions, stat.deletions
+    )
+}
+
+pub(crate) fn diffstat_line(task: &Task) -> Option<String> {
+    task.diffstat.filter(|stat| stat.files > 0).map(stat_line)
+}
+
+/// Which checks said what, or that nothing vouches for the result.
+pub(crate) fn checks_line(task: &Task) -> String {
+    let checks = task.runs.last().map_or(&[][..], |run| &run.checks);
+    let each: Vec<String> = checks
+        .iter()
+        .map(|check| format!("{} {}", check.name, check.state))
+        .collect();
+    let mut line = match (task.verified.as_str(), each.is_empty()) {
+        ("yes", _) => format!("verified: {}", each.join(", ")),
+        ("no", _) => format!("checks failed: {}", each.join(", ")),
+        (_, true) => "not verified: no check ran".into(),
+        (_, false) => format!("not verified: {}", each.join(", ")),
+    };
+    if !task.checks_touched.is_empty() {
+        let files = cut(&clean_line(&task.checks_touched.join(", ")), LINE_CHARS);
+        line.push_str(&format!(
+            "; the agent changed what the checks consist of: {files}"
+        ));
+    }
+    line
+}
+
+/// What can be done next.
+pub(crate) fn next_lines(task: &Task) -> Vec<String> {
+    let short = &task.short;
+    let verbs: &[&str] = match (task.state.as_str(), task.changed) {
+        ("blocked", _) => &["answer"],
+        ("completed", true) => &["diff", "apply"],
+        ("failed" | "stopped" | "lost", true) => &["diff", "logs"],
+        ("failed" | "stopped" | "lost", false) => &["logs"],
+        ("completed", false) => &["show"],
+        _ => &["logs", "wait"],
+    };
+    let line = |verb: &&str| {
+        let more = match *verb {
+            "answer" => " \"...\"",
+            "logs" if task.is_open() => " -f",
+            _ => "",
+        };
+        format!("  dispatch {verb} {short}{more}")
+    };
+    verbs.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use dispatch_core::{outcome::Outcome, run::RunState};
+
+    use super::*;
+    use crate::api::task::tests::view;
+
+    fn event(json: &str) -> Event {
+        let head = r#"{"seq":1,"at":"","task":"a","run":1,"#;
+        serde_json::from_str(&format!("{head}{json}")).unwrap()
+    }
+
+    #[test]
+    fn plain_lines() {
+        let cases = [
+            (r#""kind":"admitted"}"#, Some("preparing the workspace")),
+            (
+                r#""kind":"said","update":{"tool_call":{"id":"1","name":"Bash","input":"ls\u001b[2J"}},"out_offset":1}"#,
+                Some("→ Bash ls [2J"),
+            ),
+            (
+                r#""kind":"check_finished","check":"test","state":"failed","exit":{"code":1},"note":""}"#,
+                Some("check test: failed"),
+            ),
+            (
+                r#""kind":"workspace_sealed","sealed":{"commit":null,"files":1,"insertions":2,"deletions":0,"checks_touched":[],"notes":[]}}"#,
+                Some("result kept: 1 file changed, 2 insertions(+), 0 deletions(-)"),
+            ),
+            (
+                r#""kind":"said","update":{"session":{"id":"x"}},"out_offset":1}"#,
+                None,
+            ),
+            (r#""kind":"from_the_future"}"#, None),
+        ];
+        for (json, want) in cases {
+            assert_eq!(describe(&event(json)).as_deref(), want, "{json}");
+        }
+    }
+
+    #[test]
+    fn the_end_says_what_is_known_and_what_can_be_done() {
+        let completed = RunState::Finished(Outcome::Completed {
+            summary: "done".into(),
+        });
+        let task = Task::from(&view(0x3f, completed));
+        assert_eq!(
+            next_lines(&task),
+            ["  dispatch diff 3f", "  dispatch apply 3f"]
+        );
+        assert_eq!(
+            checks_line(&task),
+            "checks failed: test failed; the agent changed what the checks consist of: tests/a.rs"
+        );
+        let running = Task::from(&view(0x3f, RunState::Running));
+        assert_eq!(
+            next_lines(&running),
+            ["  dispatch logs 3f -f", "  dispatch wait 3f"]
+        );
+    }
+
+    #[test]
+    fn a_frame_never_wraps() {
+        let task = Task::from(&view(0x3f, RunState::Running));
+        let mut screen = Screen::new(Style::plain(), false, &task);
+        screen.mode = Mode::Redraw;
+        for n in 0..9 {
+            let said = format!(
+                r#""kind":"said","update":{{"text":{{"text":"line {n} {}"}}}},"out_offset":1}}"#,
+                "x".repeat(99)
+            );
+            screen.hear(&Heard::Event(Box::new(event(&said)))).unwrap();
+        }
+        let lines = screen.frame_lines(40);
+        assert_eq!(lines.len(), 2 + LINES_SHOWN);
+        assert!(
+            lines.iter().all(|line| line.chars().count() <= 40),
+            "{lines:?}"
+        );
+        assert!(lines[2].contains("line 4"));
+    }
+}

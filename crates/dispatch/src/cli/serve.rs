@@ -1,0 +1,77 @@
+//! `dispatch serve`: the engine, in this process, until it is told to end or has nothing to do.
+//! Must not start a second one: the data directory's lock decides.
+
+use dispatch_engine::engine::OpenError;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    Ctx,
+    error::{CliError, Result, chain},
+    exit::Exit,
+    out,
+};
+use crate::{
+    http::server::{ServeError, Server},
+    settings::Settings,
+};
+
+/// Run the engine in the foreground; jobs outlive it.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  dispatch serve\n  dispatch serve --until-idle\n\nOther verbs start one by themselves when they need it. Ctrl-C ends the engine; jobs live on and\nthe next engine picks them up."
+)]
+pub(crate) struct Args {
+    /// End when nothing is live, queued or paused
+    #[arg(long)]
+    until_idle: bool,
+    /// Leave the session of whoever started us
+    #[arg(long, hide = true)]
+    own_session: bool,
+}
+
+/// Before anything else, so that a Ctrl-C or hang-up of the starter's terminal never comes here.
+pub(crate) fn own_session(args: &Args) -> Result<()> {
+    if args.own_session {
+        rustix::process::setsid()
+            .map_err(|error| CliError::failed("leave the session", &std::io::Error::from(error)))?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn open(settings: &Settings) -> Result<Server> {
+    Server::open(settings).await.map_err(|error| {
+        let busy = matches!(error, ServeError::Open(OpenError::Busy { .. }));
+        let told = CliError::new(Exit::Unreachable, chain(&error));
+        if busy {
+            told.hint("an engine runs already and serves this data directory; verbs find it")
+        } else {
+            told
+        }
+    })
+}
+
+pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
+    let hook = |kind| signal(kind).map_err(|error| CliError::failed("listen for signals", &error));
+    let (mut int, mut term) = (
+        hook(SignalKind::interrupt())?,
+        hook(SignalKind::terminate())?,
+    );
+    let server = open(&ctx.settings).await?;
+    out::aside(&format!(
+        "dispatch {} serves {}",
+        env!("CARGO_PKG_VERSION"),
+        ctx.settings.paths.socket().display()
+    ));
+    let why = tokio::select! {
+        _ = int.recv() => "interrupted",
+        _ = term.recv() => "terminated",
+        () = server.stopped() => "asked to end",
+        () = server.idle(), if args.until_idle => "nothing left to do",
+    };
+    out::aside(&format!("ending: {why}; jobs live on"));
+    server
+        .close()
+        .await
+        .map_err(|error| CliError::failed("end the engine", &error))?;
+    Ok(Exit::Completed)
+}

@@ -1,0 +1,103 @@
+//! `dispatch show`. Must not start an engine.
+
+use super::{
+    Ctx,
+    error::Result,
+    exit::Exit,
+    out,
+    screen::{checks_line, diffstat_line, next_lines},
+    style::{Colour, clean_line, clean_text},
+    tasks,
+};
+use crate::api::task::{Exit as JobExit, Run, Task};
+
+/// Show one task: what was asked, its runs, its result.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  dispatch show 3f\n  dispatch show 3f --json | jq -r .state")]
+pub(crate) struct Args {
+    /// A task, by a prefix of its id
+    id: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
+    let task = tasks::one(&ctx.settings, &args.id).await?;
+    if args.json {
+        out::json(&task)?;
+    } else {
+        for line in lines(ctx, &task) {
+            out::line(&line)?;
+        }
+    }
+    Ok(Exit::Completed)
+}
+
+fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
+    let bold = |text: &str| ctx.style.paint(Colour::Bold, text);
+    let mut out = vec![format!(
+        "{} {} {}",
+        bold(&task.short),
+        ctx.style.state(&task.state),
+        bold(&clean_line(&task.title))
+    )];
+    let mut field = |name: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            out.push(format!(
+                "  {name:<10} {}",
+                clean_text(value).replace('\n', "\n             ")
+            ));
+        }
+    };
+    field("reason", task.reason.as_deref());
+    field("id", Some(&task.id));
+    field("repo", Some(&task.repo));
+    field("branch", Some(&task.branch));
+    field("base", task.base.as_deref());
+    field("agent", Some(&task.agent));
+    let placement = match &task.enforced {
+        Some(enforced) => format!("{} ({enforced})", task.placement),
+        None => task.placement.clone(),
+    };
+    field("placement", Some(&placement));
+    field(
+        "workspace",
+        task.workspace.as_ref().and_then(|path| path.to_str()),
+    );
+    field("created", Some(&task.created_at));
+    field("parent", task.parent.as_deref());
+    field("result", diffstat_line(task).as_deref());
+    field("verified", Some(&checks_line(task)));
+    for note in &task.notes {
+        field("note", Some(note));
+    }
+    for run in &task.runs {
+        field(&format!("run {}", run.n), Some(&run_line(run)));
+    }
+    if task.task.trim() != task.title {
+        field("task", Some(&task.task));
+    }
+    out.extend(next_lines(task));
+    out
+}
+
+fn run_line(run: &Run) -> String {
+    let mut out = format!("{} ({})", run.state, run.cause);
+    match run.exit {
+        Some(JobExit::Code(code)) => out.push_str(&format!(", exit code {code}")),
+        Some(JobExit::Signal(signal)) => out.push_str(&format!(", signal {signal}")),
+        None => {}
+    }
+    if let Some(pid) = run.pid {
+        out.push_str(&format!(", keeper {pid}"));
+    }
+    if let Some(usage) = &run.usage {
+        let cost = usage.cost_usd.map(|cost| format!(", ${cost:.2}"));
+        out.push_str(&cost.unwrap_or_default());
+    }
+    if let Some(log) = &run.log {
+        out.push_str(&format!("\nlog {}", log.display()));
+    }
+    out
+}

@@ -1,0 +1,146 @@
+//! Finds the engine of the data directory or starts one, bounded in time.
+//! Must not guess: a live engine is one that has the lock, and a child that died says why.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use dispatch_engine::lock;
+use tokio::time::sleep;
+
+use super::{Client, ClientError};
+use crate::{
+    api::{Health, request::Secrets},
+    settings::{Paths, Settings},
+};
+
+/// From the first look to giving up.
+const START_MAX: Duration = Duration::from_secs(10);
+const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(5);
+const LOOK_AGAIN_MAX: Duration = Duration::from_millis(200);
+const LOG_TAIL_BYTES: u64 = 2048;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("start the engine")]
+    Spawn(#[source] io::Error),
+    #[error("start the engine: it ended with {status}:\n{tail}")]
+    Died { status: String, tail: String },
+    #[error(
+        "reach the engine within {} s: {last}",
+        START_MAX.as_secs()
+    )]
+    Silent { last: String },
+    #[error("ask whether an engine is alive")]
+    Lock(#[source] io::Error),
+    #[error("{0}")]
+    Client(#[from] ClientError),
+}
+
+/// A client of the engine that lives, or none.
+pub(crate) fn living(settings: &Settings) -> Result<Option<Client>, StartError> {
+    let held = lock::is_held(&settings.paths.data).map_err(StartError::Lock)?;
+    Ok(held.then(|| Client::new(settings.paths.clone())))
+}
+
+/// A client of an engine that answers; starts one when nobody has the lock.
+pub(crate) async fn connect(settings: &Settings) -> Result<Client, StartError> {
+    let client = Client::new(settings.paths.clone());
+    let deadline = Instant::now() + START_MAX;
+    let (mut child, mut pause) = (None::<Child>, LOOK_AGAIN_FIRST);
+    loop {
+        let last = match client.get::<Health>("/v1/health").await {
+            Ok(_) => break,
+            Err(error) => error.to_string(),
+        };
+        if let Some(started) = &mut child
+            && let Some(status) = started.try_wait().map_err(StartError::Spawn)?
+        {
+            // It loses the race when two start at once; then the other one has the lock.
+            if !lock::is_held(&settings.paths.data).map_err(StartError::Lock)? {
+                return Err(StartError::Died {
+                    status: status.to_string(),
+                    tail: log_tail(&settings.paths),
+                });
+            }
+            child = None;
+        } else if child.is_none()
+            && !lock::is_held(&settings.paths.data).map_err(StartError::Lock)?
+        {
+            child = Some(spawn(settings).map_err(StartError::Spawn)?);
+        }
+        if Instant::now() >= deadline {
+            return Err(StartError::Silent { last });
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LOOK_AGAIN_MAX);
+    }
+    provide(&client, settings).await?;
+    Ok(client)
+}
+
+/// Gives the engine what queued runs lack and our environment has.
+async fn provide(client: &Client, settings: &Settings) -> Result<(), ClientError> {
+    let needs: Vec<String> = client.get("/v1/needs").await?;
+    // Only what an agent's table names: an engine cannot ask for anything else of ours.
+    let known = settings.secret_names();
+    let have = |name: String| {
+        let value = settings.env.text(&name)?.to_owned();
+        known.contains(&name.as_str()).then_some((name, value))
+    };
+    let secrets = Secrets(needs.into_iter().filter_map(have).collect());
+    if secrets.0.is_empty() {
+        return Ok(());
+    }
+    client.post("/v1/secrets", &secrets).await
+}
+
+fn spawn(settings: &Settings) -> io::Result<Child> {
+    let data = &settings.paths.data;
+    DirBuilder::new().recursive(true).mode(0o700).create(data)?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(settings.paths.engine_log())?;
+    // Our own file, whatever has been put in its place on disk since we started.
+    let program = if cfg!(target_os = "linux") {
+        "/proc/self/exe".into()
+    } else {
+        std::env::current_exe()?
+    };
+    let mut command = Command::new(program);
+    command
+        .args(["serve", "--until-idle", "--own-session"])
+        .current_dir(data)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    if settings.env.text("DISPATCH_HOME").is_some()
+        && let Some(home) = settings.paths.config.parent()
+    {
+        // It may have been relative to where we are.
+        command.env("DISPATCH_HOME", home);
+    }
+    // They go over the socket and stay in memory; an environment can be read from outside.
+    for name in settings.secret_names() {
+        command.env_remove(name);
+    }
+    command.spawn()
+}
+
+pub(crate) fn log_tail(paths: &Paths) -> String {
+    let read = || -> io::Result<String> {
+        let mut file = File::open(paths.engine_log())?;
+        let length = fs::metadata(paths.engine_log())?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    };
+    read().unwrap_or_default()
+}

@@ -1,0 +1,121 @@
+//! Routes of tasks: one handler a verb.
+//! Must not resolve prefixes: a path names a task by its whole id.
+
+use std::path::PathBuf;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use dispatch_core::id::TaskId;
+use dispatch_engine::view::{Force, VerbError};
+
+use super::{
+    Ctx,
+    error::{Body, Problem},
+};
+use crate::api::{self, request, task::Task};
+
+fn id(text: &str) -> Result<TaskId, Problem> {
+    text.parse::<TaskId>()
+        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no_such_task", error.to_string()))
+}
+
+async fn find(ctx: &Ctx, task: TaskId) -> Result<Json<Task>, Problem> {
+    let views = ctx.engine.tasks().await?;
+    let view = views.iter().find(|view| view.task.id == task);
+    let view = view.ok_or(VerbError::NoSuchTask { task })?;
+    Ok(Json(Task::from(view)))
+}
+
+pub(crate) async fn dispatch(
+    State(ctx): State<Ctx>,
+    Body(mut asked): Body<request::Dispatch>,
+) -> Result<(StatusCode, Json<Task>), Problem> {
+    let secrets = std::mem::take(&mut asked.secrets);
+    let spec = asked.spec(&ctx.config)?;
+    let run = ctx.engine.dispatch(spec, secrets.0).await?;
+    Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))
+}
+
+pub(crate) async fn all(State(ctx): State<Ctx>) -> Result<Json<Vec<Task>>, Problem> {
+    let views = ctx.engine.tasks().await?;
+    Ok(Json(views.iter().map(Task::from).collect()))
+}
+
+pub(crate) async fn one(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+) -> Result<Json<Task>, Problem> {
+    find(&ctx, id(&task)?).await
+}
+
+pub(crate) async fn remove(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    ctx.engine.remove(task).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn answer(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+    Body(asked): Body<request::Answer>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    ctx.engine.answer(task, asked.text, asked.secrets.0).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn stop(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+    Body(asked): Body<request::Stop>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    let force = match asked.force {
+        request::Force::Ask => Force::Ask,
+        request::Force::Kill => Force::Kill,
+    };
+    ctx.engine.stop(task, force).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn undo(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+) -> Result<Json<api::Restored>, Problem> {
+    let workspace: PathBuf = ctx.engine.undo(id(&task)?).await?;
+    Ok(Json(api::Restored { workspace }))
+}
+
+pub(crate) async fn apply(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+    Body(asked): Body<request::Apply>,
+) -> Result<Json<api::Applied>, Problem> {
+    let done = ctx.engine.apply(id(&task)?, asked.to).await?;
+    Ok(Json(api::Applied {
+        repo: done.repo,
+        branch: done.branch,
+        commit: done.commit,
+    }))
+}
+
+pub(crate) async fn diff(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+) -> Result<String, Problem> {
+    Ok(ctx.engine.diff(id(&task)?).await?)
+}
+
+pub(crate) async fn clean(
+    State(ctx): State<Ctx>,
+    Body(asked): Body<request::Clean>,
+) -> Result<Json<Vec<String>>, Problem> {
+    let gone = ctx.engine.clean(asked.states, asked.older_than_ms).await?;
+    Ok(Json(gone.iter().map(TaskId::to_string).collect()))
+}

@@ -1,0 +1,371 @@
+//! Environment, HOME and files in, resolved settings out: the only reader of env and HOME.
+//! Must not hold a default that `defaults.toml` could hold.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use dispatch_core::config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Sourced};
+use dispatch_engine::{engine, sites::local::Keeper};
+
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Without it a job would inherit whatever locale, or none, and CLIs print mojibake.
+const LANG_DEFAULT: &str = "C.UTF-8";
+const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Where things lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Paths {
+    pub(crate) config: PathBuf,
+    pub(crate) data: PathBuf,
+    /// The directory of the socket: ours alone, mode 0700.
+    pub(crate) run: PathBuf,
+}
+
+impl Paths {
+    pub(crate) const SOCKET: &'static str = "dispatch.sock";
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run.join(Self::SOCKET)
+    }
+
+    pub(crate) fn engine_log(&self) -> PathBuf {
+        self.data.join("engine.log")
+    }
+}
+
+/// A snapshot of the environment, so that tests can hand in their own.
+#[derive(Clone, Default)]
+pub(crate) struct Env(BTreeMap<String, OsString>);
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Env {
+    pub(crate) fn read() -> Self {
+        let utf8 = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
+        Self(env::vars_os().filter_map(utf8).collect())
+    }
+
+    /// Set and not empty.
+    fn get(&self, name: &str) -> Option<&OsString> {
+        self.0.get(name).filter(|value| !value.is_empty())
+    }
+
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.get(name)?.to_str()
+    }
+
+    /// XDG says that a relative path in its variables is to be ignored.
+    fn absolute(&self, name: &str) -> Option<PathBuf> {
+        self.get(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    }
+}
+
+/// What is wrong with the settings.
+#[derive(Debug)]
+pub(crate) enum SettingsError {
+    NoHome,
+    Read { path: PathBuf, source: io::Error },
+    Problems(Vec<Problem>),
+}
+
+impl std::error::Error for SettingsError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Read { source, .. } => Some(source),
+            Self::NoHome | Self::Problems(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoHome => f.write_str("find a place for the data: HOME is not set"),
+            Self::Read { path, .. } => write!(f, "read {}", path.display()),
+            Self::Problems(problems) => {
+                write!(f, "use the configuration: {} problem(s)", problems.len())?;
+                problems.iter().try_for_each(|p| write!(f, "\n  {p}"))
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) paths: Paths,
+    pub(crate) config: Config,
+    pub(crate) sourced: Vec<Sourced>,
+    pub(crate) env: Env,
+}
+
+/// Under one directory when `DISPATCH_HOME` says so, else where XDG puts things.
+pub(crate) fn paths(env: &Env, cwd: &Path) -> Result<Paths, SettingsError> {
+    if let Some(home) = env.get("DISPATCH_HOME") {
+        let home = cwd.join(home);
+        return Ok(Paths {
+            config: home.join("dispatch.toml"),
+            data: home.join("data"),
+            run: home.join("run"),
+        });
+    }
+    let home = || env.absolute("HOME").ok_or(SettingsError::NoHome);
+    let or_home = |name: &str, below: &str| match env.absolute(name) {
+        Some(path) => Ok(path),
+        None => home().map(|home| home.join(below)),
+    };
+    let data = or_home("XDG_DATA_HOME", ".local/share")?.join("dispatch");
+    let run = match env.absolute("XDG_RUNTIME_DIR") {
+        Some(run) => run.join("dispatch"),
+        None => data.join("run"),
+    };
+    Ok(Paths {
+        config: or_home("XDG_CONFIG_HOME", ".config")?.join("dispatch/dispatch.toml"),
+        data,
+        run,
+    })
+}
+
+impl Settings {
+    pub(crate) fn read() -> Result<Self, SettingsError> {
+        let cwd = env::current_dir().map_err(|source| SettingsError::Read {
+            path: PathBuf::from("."),
+            source,
+        })?;
+        Self::from_env(Env::read(), &cwd)
+    }
+
+    pub(crate) fn from_env(env: Env, cwd: &Path) -> Result<Self, SettingsError> {
+        let paths = paths(&env, cwd)?;
+        let text = read_config(&paths.config).map_err(|source| SettingsError::Read {
+            path: paths.config.clone(),
+            source,
+        })?;
+        let name = paths.config.display().to_string();
+        let layers: Vec<Layer<'_>> = text
+            .iter()
+            .map(|text| Layer {
+                source: &name,
+                text,
+            })
+            .collect();
+        let (config, sourced) = config::load(&layers).map_err(SettingsError::Problems)?;
+        Ok(Self {
+            paths,
+            config,
+            sourced,
+            env,
+        })
+    }
+
+    /// The variables that every job gets.
+    pub(crate) fn job_env(&self) -> BTreeMap<String, String> {
+        let chosen = |name: &str, default: &str| self.env.text(name).unwrap_or(default).to_owned();
+        let mut out = BTreeMap::from([
+            ("PATH".to_owned(), chosen("PATH", PATH_DEFAULT)),
+            ("LANG".to_owned(), chosen("LANG", LANG_DEFAULT)),
+        ]);
+        for name in &self.config.toolchains.pass_env {
+            if let Some(value) = self.env.text(name) {
+                out.insert(name.clone(), value.to_owned());
+            }
+        }
+        // A job has a home of its own, so what lies below the person's must be named.
+        let Some(home) = self.env.absolute("HOME") else {
+            return out;
+        };
+        for (name, below) in &self.config.toolchains.home_default {
+            let path = home.join(below);
+            if let (false, true, Some(path)) =
+                (out.contains_key(name), path.is_dir(), path.to_str())
+            {
+                out.insert(name.clone(), path.to_owned());
+            }
+        }
+        out
+    }
+
+    pub(crate) fn engine(&self) -> engine::Settings {
+        engine::Settings {
+            data: self.paths.data.clone(),
+            config: self.config.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            git: self.find("git").unwrap_or_else(|| PathBuf::from("git")),
+            job_env: self.job_env(),
+            keeper: Keeper::own(),
+        }
+    }
+
+    /// Where a program lies, as `exec` would find it.
+    pub(crate) fn find(&self, program: &str) -> Option<PathBuf> {
+        if program.contains('/') {
+            let path = PathBuf::from(program);
+            return is_program(&path).then_some(path);
+        }
+        let path = self.env.text("PATH").unwrap_or(PATH_DEFAULT);
+        env::split_paths(path)
+            .map(|dir| dir.join(program))
+            .find(|path| is_program(path))
+    }
+
+    /// Values for an agent's variables, and the names that are missing and not optional.
+    pub(crate) fn secrets_of(
+        &self,
+        agent: &AgentProfile,
+    ) -> (BTreeMap<String, String>, Vec<String>) {
+        let (mut found, mut missing) = (BTreeMap::new(), Vec::new());
+        for value in agent.env.values() {
+            let EnvValue::From { var, optional } = value else {
+                continue;
+            };
+            match self.env.text(var) {
+                Some(value) => {
+                    found.insert(var.clone(), value.to_owned());
+                }
+                None if *optional => {}
+                None => missing.push(var.clone()),
+            }
+        }
+        (found, missing)
+    }
+
+    /// Every variable that some agent takes as a secret.
+    pub(crate) fn secret_names(&self) -> Vec<&str> {
+        let from = |value| match value {
+            &EnvValue::From { ref var, .. } => Some(var.as_str()),
+            EnvValue::Literal(_) => None,
+        };
+        self.config
+            .agents
+            .values()
+            .flat_map(|agent| agent.env.values())
+            .filter_map(from)
+            .collect()
+    }
+}
+
+fn read_config(path: &Path) -> io::Result<Option<String>> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.len() > CONFIG_BYTES_MAX => Err(io::Error::other(format!(
+            "it is larger than {CONFIG_BYTES_MAX} bytes"
+        ))),
+        Ok(_) => fs::read_to_string(path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Env {
+        Env(pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
+            .collect())
+    }
+
+    #[test]
+    fn one_directory_holds_everything_when_asked() {
+        let got = paths(
+            &env(&[("DISPATCH_HOME", "d"), ("HOME", "/h")]),
+            Path::new("/w"),
+        )
+        .unwrap();
+        assert_eq!(got.config, Path::new("/w/d/dispatch.toml"));
+        assert_eq!(got.data, Path::new("/w/d/data"));
+        assert_eq!(got.socket(), Path::new("/w/d/run/dispatch.sock"));
+    }
+
+    #[test]
+    fn xdg_places_and_their_defaults() {
+        let got = paths(&env(&[("HOME", "/h")]), Path::new("/w")).unwrap();
+        assert_eq!(got.config, Path::new("/h/.config/dispatch/dispatch.toml"));
+        assert_eq!(got.data, Path::new("/h/.local/share/dispatch"));
+        assert_eq!(got.run, Path::new("/h/.local/share/dispatch/run"));
+        let xdg = env(&[
+            ("XDG_RUNTIME_DIR", "/run/u"),
+            ("XDG_DATA_HOME", "relative"),
+            ("HOME", "/h"),
+        ]);
+        let got = paths(&xdg, Path::new("/w")).unwrap();
+        assert_eq!(got.run, Path::new("/run/u/dispatch"));
+        assert_eq!(got.data, Path::new("/h/.local/share/dispatch"));
+        assert!(paths(&env(&[]), Path::new("/w")).is_err());
+    }
+
+    #[test]
+    fn jobs_get_a_locale_and_the_toolchains_that_exist() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join(".cargo")).unwrap();
+        let home_text = home.path().to_str().unwrap();
+        let env = env(&[
+            ("HOME", home_text),
+            ("GOROOT", "/go"),
+            ("AWS_SECRET", "x"),
+            ("PATH", "/p"),
+        ]);
+        let settings = Settings::from_env(env, Path::new("/w")).unwrap();
+        let got = settings.job_env();
+        assert_eq!(got["LANG"], "C.UTF-8");
+        assert_eq!(got["PATH"], "/p");
+        assert_eq!(got["GOROOT"], "/go");
+        assert_eq!(got["CARGO_HOME"], format!("{home_text}/.cargo"));
+        assert!(!got.contains_key("RUSTUP_HOME") && !got.contains_key("AWS_SECRET"));
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(
+            home.path().join("dispatch.toml"),
+            "[nope]\na = 1\n[pools.x]\nslots = 0\n",
+        )
+        .unwrap();
+        let env = env(&[("DISPATCH_HOME", home.path().to_str().unwrap())]);
+        let error = Settings::from_env(env, Path::new("/"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("nope") && error.contains("pools.x"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn secrets_are_found_and_missing_ones_named() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(
+            home.path().join("dispatch.toml"),
+            "[agents.a]\ndriver = \"plain\"\nprogram = \"a\"\npool = \"default\"\nplacement = \"host\"\n\
+             env = { K = { from = \"K\" }, L = { from = \"L\" }, M = { from = \"M\", optional = true }, N = \"lit\" }\n",
+        )
+        .unwrap();
+        let env = env(&[
+            ("DISPATCH_HOME", home.path().to_str().unwrap()),
+            ("K", "s3"),
+        ]);
+        let settings = Settings::from_env(env, Path::new("/")).unwrap();
+        let agent = &settings.config.agents[&"a".parse().unwrap()];
+        let (found, missing) = settings.secrets_of(agent);
+        assert_eq!(found, BTreeMap::from([("K".into(), "s3".into())]));
+        assert_eq!(missing, ["L"]);
+        assert!(!format!("{settings:?}").contains("s3"));
+    }
+}
