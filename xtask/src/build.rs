@@ -21,10 +21,14 @@ pub(crate) fn cargo() -> Command {
 
 /// The folder cargo builds into.
 pub(crate) fn target() -> Result<PathBuf> {
-    let output = cargo().args(["metadata", "--format-version=1", "--no-deps"]).output()?;
+    let output = cargo()
+        .args(["metadata", "--format-version=1", "--no-deps"])
+        .output()?;
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
-    let target = metadata["target_directory"].as_str().context("find the target folder")?;
+    let target = metadata["target_directory"]
+        .as_str()
+        .context("find the target folder")?;
     Ok(target.into())
 }
 

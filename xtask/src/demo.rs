@@ -27,15 +27,23 @@ pub(crate) fn run() -> Result<()> {
     need_git()?;
     println!("building dispatch ...");
     let dispatch = program("dispatch", "dispatch", false)?;
-    let place = tempfile::Builder::new().prefix("dispatch-demo-").tempdir()?;
+    let place = tempfile::Builder::new()
+        .prefix("dispatch-demo-")
+        .tempdir()?;
     let home = place.path().join("home");
     let project = place.path().join("calc");
-    let demo = Demo { dispatch, home, project };
+    let demo = Demo {
+        dispatch,
+        home,
+        project,
+    };
     demo.set_up()?;
     demo.fix()?;
     demo.question()?;
     demo.crash()?;
-    println!("\nThat was the main job. Everything lived in a temporary folder that is removed now.");
+    println!(
+        "\nThat was the main job. Everything lived in a temporary folder that is removed now."
+    );
     Ok(())
 }
 
@@ -48,16 +56,28 @@ impl Demo {
         title("a small project with a failing test, in a temporary folder");
         fs::create_dir_all(&self.home)?;
         fs::create_dir_all(self.project.join("src"))?;
-        let manifest = "[package]\nname = \"calc\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n[workspace]\n";
+        let manifest =
+            "[package]\nname = \"calc\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n[workspace]\n";
         fs::write(self.project.join("Cargo.toml"), manifest)?;
         fs::write(self.project.join(".gitignore"), "target/\n")?;
         fs::write(self.project.join("src/lib.rs"), CALC)?;
         for args in [
             &["init", "-q", "-b", "main"][..],
             &["add", "-A"],
-            &["-c", "user.name=You", "-c", "user.email=you@example.invalid", "commit", "-qm", "calc"],
+            &[
+                "-c",
+                "user.name=You",
+                "-c",
+                "user.email=you@example.invalid",
+                "commit",
+                "-qm",
+                "calc",
+            ],
         ] {
-            let status = Command::new("git").args(args).current_dir(&self.project).status()?;
+            let status = Command::new("git")
+                .args(args)
+                .current_dir(&self.project)
+                .status()?;
             ensure!(status.success(), "git {args:?} failed");
         }
         let agent = self.dispatch.display();
@@ -67,23 +87,35 @@ impl Demo {
              args = [\"agent\", \"--scripted\"]\npool = \"default\"\nplacement = \"host\"\n"
         );
         fs::write(self.home.join("dispatch.toml"), config)?;
-        println!("The agent here is a scripted program of ours, not a model: it follows the lines that");
+        println!(
+            "The agent here is a scripted program of ours, not a model: it follows the lines that"
+        );
         println!("start with `>` in its task. Everything around it is the real thing.");
         Ok(())
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.dispatch);
-        command.args(args).current_dir(&self.project).env("DISPATCH_HOME", &self.home);
+        command
+            .args(args)
+            .current_dir(&self.project)
+            .env("DISPATCH_HOME", &self.home);
         command
     }
 
     /// Shows a command and what it prints, and says how it ended.
     fn show(&self, args: &[&str]) -> Result<i32> {
         let quoted = |arg: &&str| {
-            if arg.contains([' ', '\n']) { format!("\"{}\"", arg.replace('\n', "\\n")) } else { (*arg).to_owned() }
+            if arg.contains([' ', '\n']) {
+                format!("\"{}\"", arg.replace('\n', "\\n"))
+            } else {
+                (*arg).to_owned()
+            }
         };
-        println!("\n$ dispatch {}", args.iter().map(quoted).collect::<Vec<_>>().join(" "));
+        println!(
+            "\n$ dispatch {}",
+            args.iter().map(quoted).collect::<Vec<_>>().join(" ")
+        );
         let status = self.command(args).stdin(Stdio::null()).status()?;
         Ok(status.code().unwrap_or(-1))
     }
@@ -97,7 +129,9 @@ impl Demo {
     fn newest(&self) -> Result<(String, Value)> {
         let list = self.json(&["list", "--json"])?;
         let task = list.as_array().and_then(|tasks| {
-            tasks.iter().max_by_key(|task| task["created_at"].as_str().map(ToOwned::to_owned))
+            tasks
+                .iter()
+                .max_by_key(|task| task["created_at"].as_str().map(ToOwned::to_owned))
         });
         let task = task.context("the list is empty")?.clone();
         let id = task["id"].as_str().context("a task has an id")?.to_owned();
@@ -105,12 +139,22 @@ impl Demo {
     }
 
     fn fix(&self) -> Result<()> {
-        title("1. a task in, a branch out: the fix passes `cargo test`, which Dispatch found by itself");
-        let task = "Make the failing test pass\n> replace src/lib.rs a - b => a + b\n> say fixed add()";
+        title(
+            "1. a task in, a branch out: the fix passes `cargo test`, which Dispatch found by itself",
+        );
+        let task =
+            "Make the failing test pass\n> replace src/lib.rs a - b => a + b\n> say fixed add()";
         let code = self.show(&["run", task])?;
         let (id, task) = self.newest()?;
-        ensure!(code == 0, "it should be completed (exit code 0), and was {code}");
-        ensure!(task["verified"] == "yes", "its check should vouch for it: {}", task["verified"]);
+        ensure!(
+            code == 0,
+            "it should be completed (exit code 0), and was {code}"
+        );
+        ensure!(
+            task["verified"] == "yes",
+            "its check should vouch for it: {}",
+            task["verified"]
+        );
         self.show(&["diff", &id])?;
         ensure!(self.show(&["apply", &id])? == 0, "apply failed");
         let source = fs::read_to_string(self.project.join("src/lib.rs"))?;
@@ -128,7 +172,10 @@ impl Demo {
         title("2. a task that is stuck asks, and goes on with the answer in the same workspace");
         let task = "Write down the zone\n> ask Which time zone should it be?\n> answer-into ZONE";
         let code = self.show(&["run", "--no-checks", task])?;
-        ensure!(code == 3, "it should be blocked (exit code 3), and was {code}");
+        ensure!(
+            code == 3,
+            "it should be blocked (exit code 3), and was {code}"
+        );
         let (id, _) = self.newest()?;
         let code = self.show(&["answer", &id, "use UTC"])?;
         ensure!(code == 0, "the answer should be taken, and was {code}");
@@ -142,7 +189,10 @@ impl Demo {
         title("3. kill -9 in the middle: the agent goes on, and the next engine picks it up");
         let mut engine = self.serve()?;
         let count = self.home.join("count");
-        let task = format!("Be busy\n> count {}\n> work 4\n> write busy.txt done", count.display());
+        let task = format!(
+            "Be busy\n> count {}\n> work 4\n> write busy.txt done",
+            count.display()
+        );
         self.show(&["run", "--detach", "--no-checks", &task])?;
         let (id, _) = self.newest()?;
         let begun = std::time::Instant::now();
@@ -150,16 +200,27 @@ impl Demo {
             ensure!(begun.elapsed().as_secs() < 60, "the agent did not start");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        println!("\n$ kill -9 {}        # the engine, while the agent works", engine.id());
+        println!(
+            "\n$ kill -9 {}        # the engine, while the agent works",
+            engine.id()
+        );
         engine.kill()?;
         engine.wait()?;
         self.show(&["list"])?;
-        println!("\nno engine lives now, and the agent does; any verb that needs an engine starts one:");
+        println!(
+            "\nno engine lives now, and the agent does; any verb that needs an engine starts one:"
+        );
         let code = self.show(&["wait", &id])?;
         ensure!(code == 0, "it should be completed, and was {code}");
         let task = self.json(&["show", &id, "--json"])?;
-        let log = task["runs"][0]["log"].as_str().context("a run has a log")?.to_owned();
-        let steps = fs::read_to_string(Path::new(&log))?.lines().filter(|l| l.starts_with("working")).count();
+        let log = task["runs"][0]["log"]
+            .as_str()
+            .context("a run has a log")?
+            .to_owned();
+        let steps = fs::read_to_string(Path::new(&log))?
+            .lines()
+            .filter(|l| l.starts_with("working"))
+            .count();
         let runs = fs::read_to_string(&count)?.lines().count();
         println!("\nexecutions of the agent: {runs}; steps in its log: {steps} of 20");
         if runs != 1 || steps != 20 {
@@ -176,14 +237,14 @@ impl Demo {
             let mut child = self
                 .command(&["serve"])
                 .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
                 .spawn()?;
             let mut line = String::new();
-            if let Some(stdout) = child.stdout.take() {
-                BufReader::new(stdout).read_line(&mut line)?;
+            if let Some(stderr) = child.stderr.take() {
+                BufReader::new(stderr).read_line(&mut line)?;
             }
-            if !line.is_empty() {
+            if line.contains(" serves ") {
                 return Ok(child);
             }
             child.wait()?;

@@ -1,6 +1,10 @@
 //! The project's chores: `cargo xtask test | demo | crash | bench`.
 //! Must not be needed by a user of Dispatch, and must not install anything outside the target folder.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "chores talk to the terminal"
+)]
 
 mod bench;
 mod build;

@@ -19,7 +19,15 @@ pub(crate) fn run() -> Result<()> {
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
     step(
         "lints",
-        cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        cargo().args([
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
     )?;
     let agents = agents(&mut skipped)?;
     let mut tests = cargo();
@@ -30,7 +38,9 @@ pub(crate) fn run() -> Result<()> {
     step("tests", &mut tests)?;
     step(
         "documentation",
-        cargo().args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
+        cargo()
+            .args(["doc", "--quiet", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     dependencies(&mut skipped)?;
     println!("== crash: 200 kills of the real engine");
@@ -38,14 +48,24 @@ pub(crate) fn run() -> Result<()> {
     for what in &skipped {
         println!("SKIPPED: {what}");
     }
-    println!("all good{}", if skipped.is_empty() { "" } else { ", but for what was skipped above" });
+    println!(
+        "all good{}",
+        if skipped.is_empty() {
+            ""
+        } else {
+            ", but for what was skipped above"
+        }
+    );
     Ok(())
 }
 
 fn step(name: &str, command: &mut Command) -> Result<()> {
     println!("== {name}");
     let begun = Instant::now();
-    let status = command.stdin(Stdio::null()).status().with_context(|| format!("run {name}"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("run {name}"))?;
     if !status.success() {
         bail!("{name} failed: see above");
     }
@@ -102,7 +122,15 @@ fn dependencies(skipped: &mut Vec<String>) -> Result<()> {
     if !deny.exists() {
         println!("== install cargo-deny {CARGO_DENY} (once)");
         let status = cargo()
-            .args(["install", "--quiet", "--locked", "--debug", "--version", CARGO_DENY, "--root"])
+            .args([
+                "install",
+                "--quiet",
+                "--locked",
+                "--debug",
+                "--version",
+                CARGO_DENY,
+                "--root",
+            ])
             .arg(&tools)
             .arg("cargo-deny")
             .status()?;
@@ -114,7 +142,15 @@ fn dependencies(skipped: &mut Vec<String>) -> Result<()> {
     step(
         "dependencies",
         Command::new(deny)
-            .args(["--offline", "--log-level", "error", "check", "bans", "licenses", "sources"])
+            .args([
+                "--offline",
+                "--log-level",
+                "error",
+                "check",
+                "bans",
+                "licenses",
+                "sources",
+            ])
             .current_dir(root()),
     )
 }
