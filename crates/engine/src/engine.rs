@@ -576,7 +576,7 @@ impl Actor {
         for run in schedule::decide(&self.state, &self.ctx.settings.config.pools, &self.held) {
             self.put(Subject::Run(run), Kind::Admitted);
             self.effects.push(Box::new(move |actor| {
-                actor.supervise(run, run::From::Start)
+                actor.supervise(run, run::From::Start);
             }));
         }
     }

@@ -275,7 +275,7 @@ impl Walk {
         let ready = self
             .blocking(Trees::prepare)
             .await?
-            .map_err(prepare_failed)?;
+            .map_err(|error| prepare_failed(&error))?;
         if let Some(old) = ready.old_question {
             let text = format!(
                 "{} of an earlier run was moved out: {old}",
@@ -588,13 +588,13 @@ impl Walk {
                         if let Update::Usage(usage) = &update {
                             ear.usage = Some(usage.clone());
                         }
-                        if let Update::Session { id } = &update {
-                            if ear.session.as_ref() != Some(id) {
-                                ear.session = Some(id.clone());
-                                facts.push(Some(Kind::SessionSeen {
-                                    session: id.clone(),
-                                }));
-                            }
+                        if let Update::Session { id } = &update
+                            && ear.session.as_ref() != Some(id)
+                        {
+                            ear.session = Some(id.clone());
+                            facts.push(Some(Kind::SessionSeen {
+                                session: id.clone(),
+                            }));
                         }
                         if fresh {
                             facts.push(ear.said(update, line.end));
@@ -686,7 +686,7 @@ impl Walk {
         let root = self
             .blocking(move |trees, task| trees.root_files(task, &checks::marker_files(&config)))
             .await?
-            .map_err(prepare_failed)?;
+            .map_err(|error| prepare_failed(&error))?;
         Ok(checks::plan(
             &self.ctx.settings.config.checks,
             &asked,
@@ -950,7 +950,7 @@ impl Ear {
     }
 }
 
-fn prepare_failed(error: TreeError) -> Stopped {
+fn prepare_failed(error: &TreeError) -> Stopped {
     Failure::Prepare {
         reason: error.to_string(),
     }

@@ -154,16 +154,16 @@ impl Trees {
 
     /// Makes the workspace, or finds the one that an earlier run of this task worked in.
     pub(crate) fn prepare(&self, task: &Task) -> Result<Ready, TreeError> {
-        if let Some(workspace) = task.workspace.as_ref().filter(|w| !w.removed) {
-            if workspace.path.is_dir() {
-                let old_question = self.move_question_out(&workspace.path)?;
-                let how = "kept from the run before".into();
-                return Ok(Ready {
-                    workspace: workspace.clone(),
-                    how,
-                    old_question,
-                });
-            }
+        if let Some(workspace) = task.workspace.as_ref().filter(|w| !w.removed)
+            && workspace.path.is_dir()
+        {
+            let old_question = self.move_question_out(&workspace.path)?;
+            let how = "kept from the run before".into();
+            return Ok(Ready {
+                workspace: workspace.clone(),
+                how,
+                old_question,
+            });
         }
         let mirror = self.mirror(task)?;
         mirror.refresh()?;

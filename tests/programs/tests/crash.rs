@@ -1,6 +1,10 @@
 //! The golden run, killed right after every event and right before every call to a site: afterwards
 //! one terminal outcome, no second execution, no byte of output missing or doubled.
 //! Must not sleep.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests; a failure is a failed test"
+)]
 
 mod world;
 

@@ -1,5 +1,9 @@
 //! The engine with real keepers, real git and a fake agent: every outcome, and nothing lost.
 //! Must not sleep.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests; a failure is a failed test"
+)]
 
 mod world;
 

@@ -1,5 +1,9 @@
 //! The keeper against a real program that does every nasty thing, through the local site.
 //! Must not sleep: each test waits for an event or a file.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests; a failure is a failed test"
+)]
 
 use std::{
     collections::BTreeMap,

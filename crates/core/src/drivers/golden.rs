@@ -6,6 +6,10 @@
 //! After a change that was meant, take the new texts out of the failing test:
 //! `cargo test -p dispatch-core golden | awk '/^=== /{f=$2; next} /^===$/{f=""} f{print > f}'`,
 //! run in `crates/core/src/drivers/testdata`; then read the diff.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the test reads its transcripts; core itself does not"
+)]
 
 use std::{collections::VecDeque, fmt::Write as _, fs, path::PathBuf};
 

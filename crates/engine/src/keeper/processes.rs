@@ -26,10 +26,9 @@ pub(super) fn become_subreaper() -> io::Result<()> {
 
 /// Closes everything above standard error.
 pub(super) fn close_inherited() -> io::Result<()> {
-    let listed = match fs::read_dir("/proc/self/fd") {
-        Ok(listed) => listed,
+    let Ok(listed) = fs::read_dir("/proc/self/fd") else {
         // No /proc (macOS): what we open ourselves closes on exec.
-        Err(_) => return Ok(()),
+        return Ok(());
     };
     let numbers: Vec<i32> = listed
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -186,13 +185,13 @@ pub fn sweep(dir: &JobDir) -> io::Result<usize> {
         if let Some(cgroup) = &group.cgroup {
             kill_cgroup(cgroup);
         }
-        if let Some(leader) = Pid::from_raw(group.pgid) {
-            if start_ticks(leader).is_ok_and(|ticks| ticks == group.start_ticks) {
-                killed += usize::from(kill_proved(leader, |pid| {
-                    start_ticks(pid).is_ok_and(|ticks| ticks == group.start_ticks)
-                }));
-                signal_group(leader, Signal::KILL);
-            }
+        if let Some(leader) = Pid::from_raw(group.pgid)
+            && start_ticks(leader).is_ok_and(|ticks| ticks == group.start_ticks)
+        {
+            killed += usize::from(kill_proved(leader, |pid| {
+                start_ticks(pid).is_ok_and(|ticks| ticks == group.start_ticks)
+            }));
+            signal_group(leader, Signal::KILL);
         }
     }
     for _ in 0..SWEEP_ROUNDS_MAX {

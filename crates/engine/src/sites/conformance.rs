@@ -77,10 +77,6 @@ pub async fn read_all(
 ///
 /// # Panics
 /// When the site does not hold what a site must hold: this is a test.
-#[expect(
-    clippy::expect_used,
-    reason = "a conformance suite is a test; failing loudly is its job"
-)]
 pub async fn all(subject: &Subject<'_>) {
     ends(subject).await;
     stays(subject).await;

@@ -145,7 +145,7 @@ impl Site for Fake {
                         job.said.insert(*id);
                     }
                     Order::CloseInput => {
-                        job.report = Some(report(Exit::Code(0), job.out.len() as u64))
+                        job.report = Some(report(Exit::Code(0), job.out.len() as u64));
                     }
                     Order::Stop { why, .. } | Order::Kill { why } => {
                         let stopped = Some(why.clone());

@@ -119,10 +119,10 @@ impl Local {
             }
         }
         let mut report = String::new();
-        if let Some(stderr) = stderr {
-            if let Err(error) = stderr.take(REPORT_BYTES_MAX).read_to_string(&mut report) {
-                problem.push_str(&format!("; read the keeper's report: {error}"));
-            }
+        if let Some(stderr) = stderr
+            && let Err(error) = stderr.take(REPORT_BYTES_MAX).read_to_string(&mut report)
+        {
+            problem.push_str(&format!("; read the keeper's report: {error}"));
         }
         if let Err(error) = child.wait() {
             problem.push_str(&format!("; wait for the keeper's first stage: {error}"));
