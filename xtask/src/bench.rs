@@ -1,8 +1,19 @@
-//! The figures of the README, each as median with min and max, beside the machine's own.
+//! The figures of the README, measured with release builds by `bench` in tests/programs.
 //! Must not assert: speed is measured here and nowhere tested.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::build::{need_git, program};
 
 pub(crate) fn run() -> Result<()> {
+    need_git()?;
+    println!("building for release ...");
+    let dispatch = program("dispatch", "dispatch", true)?;
+    let bench = program("dispatch-test-programs", "bench", true)?;
+    let agent = bench.with_file_name("fake-agent");
+    let status = Command::new(bench).arg(dispatch).arg(agent).status()?;
+    ensure!(status.success(), "the bench failed: see above");
     Ok(())
 }

@@ -179,6 +179,8 @@ pub enum Kind {
         driver: DriverKind,
         enforced: String,
     },
+    /// An engine that began after this run did follows it now.
+    Adopted,
     SessionSeen {
         session: String,
     },
@@ -235,6 +237,7 @@ impl Kind {
             Self::WorkspaceReady { .. } => "workspace_ready",
             Self::SiteRefused { .. } => "site_refused",
             Self::Started { .. } => "started",
+            Self::Adopted => "adopted",
             Self::SessionSeen { .. } => "session_seen",
             Self::StopRequested { .. } => "stop_requested",
             Self::AgentEnded { .. } => "agent_ended",
@@ -266,6 +269,7 @@ impl Kind {
             | Self::WorkspaceReady { .. }
             | Self::SiteRefused { .. }
             | Self::Started { .. }
+            | Self::Adopted
             | Self::SessionSeen { .. }
             | Self::StopRequested { .. }
             | Self::AgentEnded { .. }

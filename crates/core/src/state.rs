@@ -479,6 +479,7 @@ impl State {
             }
             Kind::Noted { text } => task.notes.push(text.clone()),
             Kind::Admitted
+            | Kind::Adopted
             | Kind::SiteRefused { .. }
             | Kind::StopRequested { .. }
             | Kind::Said { .. } => {}

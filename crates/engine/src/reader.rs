@@ -58,6 +58,22 @@ impl Reader {
             .collect())
     }
 
+    /// The fold of the whole log.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn state(&self) -> Result<State, ReadError> {
+        self.store
+            .as_ref()
+            .map_or_else(|| Ok(State::default()), fold)
+    }
+
+    /// The position of the last event.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        self.store.as_ref().map_or(0, Store::last)
+    }
+
     /// # Errors
     /// When the log cannot be read.
     pub fn events(&self, after: Seq, limit: usize) -> Result<Vec<Event>, ReadError> {

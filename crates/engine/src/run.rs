@@ -192,6 +192,7 @@ impl Walk {
                 if from_log && state == RunState::Preparing {
                     self.tell_started(&site, &profile).await?;
                 }
+                self.tell(Kind::Adopted).await?;
                 // The same first words as before: the keeper ignores what it has heard.
                 if let Some(opening) = self.open(driver.as_mut(), &profile)?.1 {
                     self.say(&site, 0, opening).await;

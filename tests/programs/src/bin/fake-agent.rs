@@ -85,7 +85,11 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
         "rm" if Path::new(path).is_dir() => fs::remove_dir_all(path)?,
         "rm" => fs::remove_file(path)?,
         "await" => wait_for(path),
-        "hang" => hang(),
+        "hang" | "park" => hang(),
+        "now" => {
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+            println!("{}", since.as_nanos());
+        }
         "ignore-term" => ignore_term()?,
         "suicide" => {
             rustix::process::kill_process(

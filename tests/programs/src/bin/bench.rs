@@ -1,0 +1,594 @@
+//! Measures what the README states: `bench DISPATCH AGENT`. Each figure is a median with its least
+//! and its most, beside the disk's own time for a sync.
+//! Must not assert, and must not be run beside other work: it measures.
+#![expect(clippy::print_stdout, reason = "figures are printed")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail};
+use dispatch_core::{
+    config::{self, Layer},
+    event::{Kind, Subject},
+    id::{RunId, TaskId},
+    run::RunCause,
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+};
+use dispatch_engine::{
+    engine::{Engine, Observer, Secrets, Settings},
+    git::Git,
+    mirror::Mirror,
+    reader::Reader,
+    sites::local::Keeper,
+    store::Store,
+    view::Told,
+    workspace::Workspaces,
+};
+
+const FILES: usize = 3000;
+const LIVE: usize = 1000;
+const ADOPTED: usize = 200;
+const FOLDED: u64 = 100_000;
+const ENQUEUED: usize = 2000;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [dispatch, agent] = args.as_slice() else {
+        bail!("bench DISPATCH AGENT")
+    };
+    let (dispatch, agent) = (PathBuf::from(dispatch), PathBuf::from(agent));
+    machine()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    disk()?;
+    binary(&dispatch)?;
+    prepare()?;
+    fold()?;
+    runtime.block_on(start(&dispatch, &agent))?;
+    runtime.block_on(enqueue(&dispatch, &agent))?;
+    live(&dispatch, &agent)?;
+    Ok(())
+}
+
+fn machine() -> Result<()> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or("");
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cores = std::thread::available_parallelism()?;
+    println!(
+        "machine: {cores} cores, {}, Linux {}",
+        model.trim_start_matches([' ', '\t', ':']),
+        kernel.trim()
+    );
+    Ok(())
+}
+
+/// Milliseconds: median, least, most.
+fn figure(name: &str, mut samples: Vec<f64>, unit: &str) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let at = |share: f64| {
+        let index = (samples.len() as f64 - 1.0) * share;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an index"
+        )]
+        samples
+            .get(index.round() as usize)
+            .copied()
+            .unwrap_or(f64::NAN)
+    };
+    let (p50, p99) = (at(0.5), at(0.99));
+    println!(
+        "{name}: {p50:.2} {unit} (p99 {p99:.2}, {:.2} to {:.2}, n = {})",
+        at(0.0),
+        at(1.0),
+        samples.len()
+    );
+    p50
+}
+
+fn ms(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1000.0
+}
+
+fn disk() -> Result<()> {
+    let place = tempfile_dir("disk")?;
+    let mut file = fs::File::create(place.join("x"))?;
+    let mut samples = Vec::new();
+    for _ in 0..50 {
+        file.write_all(&[1; 512])?;
+        let begun = Instant::now();
+        file.sync_data()?;
+        samples.push(ms(begun));
+    }
+    figure("the disk's own fdatasync", samples, "ms");
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+fn binary(dispatch: &Path) -> Result<()> {
+    let mut samples = Vec::new();
+    for _ in 0..30 {
+        let begun = Instant::now();
+        Command::new(dispatch)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .status()?;
+        samples.push(ms(begun));
+    }
+    figure("dispatch --version", samples, "ms");
+    let bytes = fs::metadata(dispatch)?.len();
+    println!("binary: {:.1} MB", bytes as f64 / 1e6);
+    Ok(())
+}
+
+fn tempfile_dir(name: &str) -> Result<PathBuf> {
+    let path = std::env::temp_dir().join(format!("dispatch-bench-{}-{name}", std::process::id()));
+    fs::create_dir_all(&path)?;
+    Ok(path)
+}
+
+fn git(dir: &Path, args: &[&str]) -> Result<()> {
+    let identity = ["-c", "user.name=b", "-c", "user.email=b@example.invalid"];
+    let output = Command::new("git")
+        .args(identity)
+        .args(args)
+        .current_dir(dir)
+        .output()?;
+    if !output.status.success() {
+        bail!("git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+fn repository(place: &Path, files: usize) -> Result<PathBuf> {
+    let repo = place.join("repo");
+    fs::create_dir_all(&repo)?;
+    git(&repo, &["init", "-q", "-b", "main"])?;
+    for n in 0..files {
+        let dir = repo.join(format!("d{}", n % 60));
+        fs::create_dir_all(&dir)?;
+        fs::write(
+            dir.join(format!("f{n}.txt")),
+            format!("file {n}\n").repeat(40),
+        )?;
+    }
+    git(&repo, &["add", "-A"])?;
+    git(&repo, &["commit", "-qm", "all"])?;
+    Ok(repo)
+}
+
+/// Paired in one run: each round makes one of each.
+fn prepare() -> Result<()> {
+    let place = tempfile_dir("prepare")?;
+    let repo = repository(&place, FILES)?;
+    let data = place.join("data");
+    let home = place.join("git-home");
+    fs::create_dir_all(&home)?;
+    fs::create_dir_all(&data)?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = Git::new(Path::new("git"), &path, &home)?;
+    let mirror = Mirror::open_or_create(&own, &data, &repo.to_string_lossy())?;
+    mirror.refresh()?;
+    let base = mirror.base(None)?.commit;
+    let workspaces = Workspaces::new(&own, &data);
+    let (mut ours, mut with_fetch, mut theirs, mut cold) = (vec![], vec![], vec![], vec![]);
+    for n in 0..15 {
+        workspaces.refill(&mirror, &base)?;
+        let branch = dispatch_engine::git::RefName::branch(&format!("t{n}"))?;
+        let place_of = |kind: &str| data.join("workspaces").join(format!("{kind}{n}"));
+        let meta = |kind: &str| data.join("meta").join(format!("{kind}{n}"));
+        let begun = Instant::now();
+        mirror.refresh()?;
+        let fetched = ms(begun);
+        let begun = Instant::now();
+        workspaces.prepare(&mirror, &base, &branch, &place_of("p"), &meta("p"))?;
+        ours.push(ms(begun));
+        with_fetch.push(fetched + ms(begun));
+        let begun = Instant::now();
+        git(
+            &repo,
+            &[
+                "worktree",
+                "add",
+                "-q",
+                "--detach",
+                &place.join(format!("w{n}")).to_string_lossy(),
+            ],
+        )?;
+        theirs.push(ms(begun));
+        let plain = Workspaces::new(&own, &data).pool_trees_max(0);
+        let begun = Instant::now();
+        plain.prepare(&mirror, &base, &branch, &place_of("c"), &meta("c"))?;
+        cold.push(ms(begun));
+    }
+    let name = format!("git worktree add, {FILES} files (baseline)");
+    let theirs = figure(&name, theirs, "ms");
+    let ours = figure("workspace prepare, from the pool", ours, "ms");
+    let with_fetch = figure(
+        "workspace prepare with the fetch from upstream",
+        with_fetch,
+        "ms",
+    );
+    let cold = figure("workspace prepare, no tree in the pool", cold, "ms");
+    println!(
+        "ratio to git worktree add: {:.3} from the pool, {:.2} with the fetch, {:.2} without a pool",
+        ours / theirs,
+        with_fetch / theirs,
+        cold / theirs
+    );
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
+    Ok(TaskSpec {
+        title: "bench".into(),
+        text,
+        repo: repo.to_string_lossy().into_owned(),
+        base: Base::Head,
+        agent: "fake".parse()?,
+        pool: "test".parse()?,
+        placement: Placement {
+            sites: Vec::new(),
+            wrap: Wrap::Host,
+        },
+        expects: Expects::Either,
+        checks: ChecksAsked::None,
+        workspace: None,
+        parent: None,
+        labels: Labels::default(),
+    })
+}
+
+fn fold() -> Result<()> {
+    let place = tempfile_dir("fold")?;
+    let mut store = Store::open(&place)?;
+    let mut events = Vec::new();
+    let mut seq = 0;
+    let mut push = |subject, kind| {
+        seq += 1;
+        events.push(dispatch_core::event::Event {
+            seq,
+            at: seq,
+            subject,
+            kind,
+        });
+    };
+    let per_task = 5;
+    for n in 0..FOLDED / per_task {
+        let task = TaskId::from_bits(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let run = RunId { task, n: 1 };
+        let made = spec(Path::new("/r"), "Fix the failing test in parser.rs".into())?;
+        push(
+            Subject::Task(task),
+            Kind::TaskCreated {
+                spec: Box::new(made),
+                short: "3f".into(),
+            },
+        );
+        push(
+            Subject::Run(run),
+            Kind::RunQueued {
+                cause: RunCause::Dispatched,
+            },
+        );
+        push(Subject::Run(run), Kind::Admitted);
+        push(
+            Subject::Run(run),
+            Kind::SessionSeen {
+                session: "s".into(),
+            },
+        );
+        let outcome = dispatch_core::outcome::Outcome::Completed {
+            summary: "done".into(),
+        };
+        let verified = dispatch_core::event::Verified::NotVerified;
+        push(Subject::Run(run), Kind::Finished { outcome, verified });
+    }
+    store.append(&events)?;
+    drop(store);
+    let mut samples = Vec::new();
+    for _ in 0..7 {
+        let begun = Instant::now();
+        let state = Reader::open(&place)?.state()?;
+        samples.push(ms(begun));
+        drop(state);
+    }
+    figure(&format!("fold of {FOLDED} events"), samples, "ms");
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+fn config_text(agent: &Path, slots: usize) -> String {
+    format!(
+        "[task]\nagent = \"fake\"\n[limits]\nruns_max = 1000\n[pools.test]\nslots = {slots}\n[agents.fake]\n\
+         driver = \"plain\"\nprogram = \"{}\"\npool = \"test\"\nplacement = \"host\"\n",
+        agent.display()
+    )
+}
+
+fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result<Settings> {
+    let text = config_text(agent, slots);
+    let layer = Layer {
+        source: "bench",
+        text: &text,
+    };
+    let (config, _) = config::load(&[layer]).map_err(|p| anyhow::anyhow!("{p:?}"))?;
+    Ok(Settings {
+        data: place.join("data"),
+        config,
+        version: "bench".into(),
+        git: "git".into(),
+        job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
+        keeper: Keeper::program(dispatch.to_owned()),
+        observer: Observer::default(),
+    })
+}
+
+/// From the call of the verb to the first instruction of the agent that looks at a clock: log, keeper
+/// and exec included. The workspace is there, because a run before worked in it.
+async fn start(dispatch: &Path, agent: &Path) -> Result<()> {
+    let place = tempfile_dir("start")?;
+    let repo = repository(&place, 20)?;
+    let engine = Engine::open(settings(&place, dispatch, agent, 4)?).await?;
+    let run = engine
+        .dispatch(
+            spec(&repo, "@now\n@write BLOCKED.md ?\n".into())?,
+            Secrets::new(),
+        )
+        .await?;
+    let mut samples = Vec::new();
+    let mut events = engine.events(0);
+    let mut current = run;
+    let mut begun: Option<SystemTime> = None;
+    while samples.len() < 300 {
+        match events.next().await.context("the engine has ended")? {
+            Told::Event(event)
+                if event.subject.run() == Some(current)
+                    && matches!(event.kind, Kind::Finished { .. }) => {}
+            _ => continue,
+        }
+        if let Some(begun) = begun {
+            let out = place.join(format!("data/runs/{current}/agent/out"));
+            let nanos: u128 = fs::read_to_string(out)?.trim().parse()?;
+            let begun = begun.duration_since(UNIX_EPOCH)?.as_nanos();
+            samples.push(nanos.saturating_sub(begun) as f64 / 1e6);
+        }
+        begun = Some(SystemTime::now());
+        current = engine
+            .answer(run.task, "go on".into(), Secrets::new())
+            .await?;
+    }
+    figure(
+        "accept to the agent's first instruction, workspace ready",
+        samples,
+        "ms",
+    );
+    engine.idle().await;
+    engine.shutdown().await?;
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+async fn enqueue(dispatch: &Path, agent: &Path) -> Result<()> {
+    let place = tempfile_dir("enqueue")?;
+    let repo = repository(&place, 5)?;
+    let engine = Engine::open(settings(&place, dispatch, agent, 1)?).await?;
+    engine.set_frozen(true).await?;
+    let begun = Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let (engine, repo) = (engine.clone(), repo.clone());
+        clients.spawn(async move {
+            for _ in 0..ENQUEUED / 50 {
+                engine
+                    .dispatch(spec(&repo, "x".into())?, Secrets::new())
+                    .await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done??;
+    }
+    let rate = ENQUEUED as f64 / begun.elapsed().as_secs_f64();
+    println!("durable enqueues, 50 clients at once: {rate:.0} per second");
+    engine.shutdown().await?;
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+struct Real {
+    place: PathBuf,
+    dispatch: PathBuf,
+    repo: PathBuf,
+}
+
+impl Real {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.dispatch);
+        command
+            .args(args)
+            .current_dir(&self.repo)
+            .env("DISPATCH_HOME", self.place.join("home"));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    fn serve(&self) -> Result<Child> {
+        let mut child = self.command(&["serve"]).stderr(Stdio::piped()).spawn()?;
+        let mut said = String::new();
+        let stderr = child.stderr.take().context("a pipe")?;
+        BufReader::new(stderr).read_line(&mut said)?;
+        if !said.contains(" serves ") {
+            bail!("dispatch serve: {said}");
+        }
+        Ok(child)
+    }
+
+    fn dispatch(&self, count: usize) -> Result<()> {
+        let go = self.place.join("go");
+        let task = format!("@say up\n@park {}\n", go.display());
+        for _ in 0..count {
+            let args = [
+                "run",
+                "--detach",
+                "--expects",
+                "either",
+                "--no-checks",
+                &task,
+            ];
+            if !self
+                .command(&args)
+                .stderr(Stdio::null())
+                .status()?
+                .success()
+            {
+                bail!("dispatch run failed");
+            }
+        }
+        Ok(())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.place.join("home/data")
+    }
+
+    fn count(&self, after: u64, fits: impl Fn(&Kind) -> bool) -> Result<usize> {
+        let events = Reader::open(&self.data())?.events(after, usize::MAX >> 1)?;
+        Ok(events.iter().filter(|event| fits(&event.kind)).count())
+    }
+
+    fn until(&self, after: u64, count: usize, fits: impl Fn(&Kind) -> bool) -> Result<()> {
+        let begun = Instant::now();
+        while self.count(after, &fits)? < count {
+            if begun.elapsed() > Duration::from_secs(300) {
+                bail!("it takes too long");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+}
+
+/// Real keepers under a real engine.
+fn live(dispatch: &Path, agent: &Path) -> Result<()> {
+    let place = tempfile_dir("live")?;
+    let repo = repository(&place, 5)?;
+    fs::create_dir_all(place.join("home"))?;
+    fs::write(place.join("home/dispatch.toml"), config_text(agent, LIVE))?;
+    let real = Real {
+        place,
+        dispatch: dispatch.to_owned(),
+        repo,
+    };
+    let mut engine = real.serve()?;
+    real.dispatch(ADOPTED)?;
+    real.until(0, ADOPTED, |kind| matches!(kind, Kind::Started { .. }))?;
+    let mut samples = Vec::new();
+    for _ in 0..5 {
+        engine.kill()?;
+        engine.wait()?;
+        let after = Reader::open(&real.data())?.last();
+        let begun = Instant::now();
+        engine = real.serve()?;
+        real.until(after, ADOPTED, |kind| matches!(kind, Kind::Adopted))?;
+        samples.push(ms(begun));
+    }
+    let name = format!("SIGKILL of the engine to all of {ADOPTED} live jobs followed again");
+    figure(&name, samples, "ms");
+
+    real.dispatch(LIVE - ADOPTED)?;
+    real.until(0, LIVE, |kind| matches!(kind, Kind::Started { .. }))?;
+    std::thread::sleep(Duration::from_secs(3));
+    let pids: Vec<i32> = keepers(&real.data())?;
+    let resident = memory(engine.id().try_into()?, "Pss:")?;
+    let private: Vec<f64> = pids
+        .iter()
+        .filter_map(|pid| {
+            Some(memory(*pid, "Private_Dirty:").ok()? + memory(*pid, "Private_Clean:").ok()?)
+        })
+        .collect();
+    let each = figure(
+        &format!("private memory of a keeper, {} alive", private.len()),
+        private,
+        "kB",
+    );
+    println!("engine with {LIVE} live jobs: {:.1} MB", resident / 1000.0);
+    println!(
+        "together per run: {:.2} MB",
+        (resident / LIVE as f64 + each) / 1000.0
+    );
+    let before = (ticks(engine.id().try_into()?)?, total(&pids)?);
+    std::thread::sleep(Duration::from_secs(10));
+    let after = (ticks(engine.id().try_into()?)?, total(&pids)?);
+    println!(
+        "CPU in 10 s at idle: engine {} ms, all {} keepers together {} ms",
+        (after.0 - before.0) * 10,
+        pids.len(),
+        (after.1 - before.1) * 10
+    );
+    fs::write(real.place.join("go"), "")?;
+    for pid in parked(&real.data())? {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)?;
+        }
+    }
+    real.until(0, LIVE, |kind| matches!(kind, Kind::Finished { .. }))?;
+    engine.kill()?;
+    engine.wait()?;
+    fs::remove_dir_all(&real.place)?;
+    Ok(())
+}
+
+fn groups(data: &Path) -> Result<Vec<dispatch_engine::jobdir::Group>> {
+    let mut found = Vec::new();
+    for run in fs::read_dir(data.join("runs"))? {
+        let dir = dispatch_engine::jobdir::JobDir::at(run?.path().join("agent"));
+        found.extend(dir.group()?);
+    }
+    Ok(found)
+}
+
+fn keepers(data: &Path) -> Result<Vec<i32>> {
+    Ok(groups(data)?.iter().map(|group| group.keeper).collect())
+}
+
+fn parked(data: &Path) -> Result<Vec<i32>> {
+    Ok(groups(data)?.iter().map(|group| group.pgid).collect())
+}
+
+/// Kilobytes of one line of a process's memory account.
+fn memory(pid: i32, line: &str) -> Result<f64> {
+    let mut text = String::new();
+    fs::File::open(format!("/proc/{pid}/smaps_rollup"))?.read_to_string(&mut text)?;
+    let value = text
+        .lines()
+        .find_map(|l| l.strip_prefix(line))
+        .context("no such line")?;
+    Ok(value.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+/// CPU ticks of a process, a hundredth of a second each.
+fn ticks(pid: i32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after = text.rsplit_once(')').context("stat")?.1;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+fn total(pids: &[i32]) -> Result<u64> {
+    pids.iter().map(|pid| ticks(*pid)).sum()
+}
