@@ -241,15 +241,14 @@ impl Settings {
 
     /// Every variable that some agent takes as a secret.
     pub(crate) fn secret_names(&self) -> Vec<&str> {
-        let from = |value| match value {
-            &EnvValue::From { ref var, .. } => Some(var.as_str()),
-            EnvValue::Literal(_) => None,
-        };
         self.config
             .agents
             .values()
             .flat_map(|agent| agent.env.values())
-            .filter_map(from)
+            .filter_map(|value| match value {
+                EnvValue::From { var, .. } => Some(var.as_str()),
+                EnvValue::Literal(_) => None,
+            })
             .collect()
     }
 }

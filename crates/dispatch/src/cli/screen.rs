@@ -107,8 +107,6 @@ impl Screen {
         }
         match self.mode {
             Mode::Silent => Ok(()),
-            // A live line comes again as an update; told twice it would only confuse a log.
-            Mode::Lines if matches!(heard, Heard::Live(_)) => Ok(()),
             Mode::Lines => writeln!(io::stdout().lock(), "{}", cut(&line, LINE_CHARS)),
             Mode::Redraw => {
                 if is_said {
