@@ -54,6 +54,12 @@ impl Env {
         Self(env::vars_os().filter_map(utf8).collect())
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), OsString::from(value));
+        Self(pairs.iter().map(own).collect())
+    }
+
     /// Set and not empty.
     fn get(&self, name: &str) -> Option<&OsString> {
         self.0.get(name).filter(|value| !value.is_empty())
@@ -274,10 +280,7 @@ mod tests {
     use super::*;
 
     fn env(pairs: &[(&str, &str)]) -> Env {
-        Env(pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
-            .collect())
+        Env::of(pairs)
     }
 
     #[test]
