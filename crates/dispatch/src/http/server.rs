@@ -17,7 +17,7 @@ use dispatch_engine::{
 };
 use tokio::{
     net::{UnixListener, UnixStream, unix::SocketAddr},
-    sync::Notify,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -45,7 +45,7 @@ pub(crate) struct Server {
     engine: Engine,
     socket: PathBuf,
     stop: Arc<Notify>,
-    close: Arc<Notify>,
+    close: watch::Sender<bool>,
     busy: Busy,
     serving: JoinHandle<io::Result<()>>,
 }
@@ -103,18 +103,19 @@ impl Server {
             path: socket.clone(),
             source,
         })?;
-        let (stop, close, busy) = (Arc::default(), Arc::<Notify>::default(), Busy::default());
+        let (stop, busy) = (Arc::default(), Busy::default());
+        let (close, mut closing) = watch::channel(false);
         let router = app(Ctx {
             engine: engine.clone(),
             config: Arc::new(settings.config.clone()),
             data: settings.paths.data.clone(),
             stop: Arc::clone(&stop),
+            closing: closing.clone(),
             busy: busy.clone(),
         });
-        let closing = Arc::clone(&close);
         let serving = tokio::spawn(async move {
             axum::serve(OwnOnly(listener).tap_io(|_| {}), router)
-                .with_graceful_shutdown(async move { closing.notified().await })
+                .with_graceful_shutdown(async move { drop(closing.changed().await) })
                 .await
         });
         Ok(Self {
@@ -150,7 +151,7 @@ impl Server {
         // First, so that whoever comes now starts an engine of its own as soon as the lock is free.
         let gone = fs::remove_file(&self.socket);
         let ended = self.engine.shutdown().await;
-        self.close.notify_one();
+        self.close.send_replace(true);
         // A reader that does not read is cut off; it can come back by its position.
         let drained = timeout(DRAIN, self.serving).await;
         drop((gone, drained));
@@ -234,7 +235,12 @@ mod tests {
         client.post::<_, ()>("/v1/freeze", &freeze).await.unwrap();
         let mut events = client.events(0, None).await.unwrap();
         loop {
-            match events.next().await.unwrap().unwrap() {
+            match timeout(DRAIN, events.next())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap()
+            {
                 Heard::Event(event) if event.kind == "frozen_set" => break,
                 Heard::Event(_) | Heard::Live(_) => {}
             }
@@ -245,7 +251,8 @@ mod tests {
             .unwrap();
         server.stopped().await;
         server.close().await.unwrap();
-        assert_eq!(events.next().await.unwrap(), None, "followers see the end");
+        let end = timeout(DRAIN, events.next()).await.unwrap().unwrap();
+        assert_eq!(end, None, "followers see the end");
         assert!(!settings.paths.socket().exists());
     }
 
