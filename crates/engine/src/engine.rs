@@ -61,6 +61,18 @@ pub struct Settings {
     /// What every job gets: PATH, LANG, the toolchains' variables.
     pub job_env: BTreeMap<String, String>,
     pub keeper: Keeper,
+    pub observer: Observer,
+}
+
+/// Called by the actor with the last event of each commit, before anything acts on it. For embedders
+/// that mirror the log, and for tests that die right there.
+#[derive(Clone, Default)]
+pub struct Observer(pub Option<Arc<dyn Fn(Seq) + Send + Sync>>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Observer").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Sites by name. `local` is always there.
@@ -529,6 +541,9 @@ impl Actor {
                     }
                     return false;
                 }
+                if let Some(observe) = &self.ctx.settings.observer.0 {
+                    observe(self.store.last());
+                }
                 for event in events {
                     match self.ctx.told.send(Told::Event(Arc::new(event))) {
                         // Nobody listens.
@@ -536,17 +551,17 @@ impl Actor {
                     }
                 }
             }
+            // Before any reply: whoever hears that a task is queued must not find the engine idle.
+            let open = self.state.live().len() + self.state.queue().len();
+            self.open_now
+                .send_if_modified(|now| std::mem::replace(now, open) != open);
             if self.effects.is_empty() {
-                break;
+                return true;
             }
             for effect in std::mem::take(&mut self.effects) {
                 effect(self);
             }
         }
-        let open = self.state.live().len() + self.state.queue().len();
-        self.open_now
-            .send_if_modified(|now| std::mem::replace(now, open) != open);
-        true
     }
 
     fn decide(&mut self) {

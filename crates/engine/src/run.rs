@@ -249,19 +249,13 @@ impl Walk {
             }
             let job = self.id(Part::Agent);
             let asked = match site.follow(&job, Offset::default()).await {
-                Ok(mut follow) => {
-                    // An answer may take as long as the job is silent; only "never" is at once.
-                    let first = tokio::time::timeout(Duration::from_millis(200), follow.next());
-                    match first.await {
-                        Ok(Ok(JobEvent::NeverStarted)) => continue,
-                        Ok(Ok(_)) | Err(_) => Ok(()),
-                        Ok(Err(error)) => Err(error),
-                    }
-                }
+                Ok(mut follow) => follow.next().await,
                 Err(error) => Err(error),
             };
             return match asked {
-                Ok(()) => Ok(Some(site)),
+                Ok(JobEvent::NeverStarted) => continue,
+                Ok(_) => Ok(Some(site)),
+                // The one question of recovery has no answer.
                 Err(_) => Err(Stopped::Outcome(Outcome::Lost)),
             };
         }
@@ -547,7 +541,7 @@ impl Walk {
                     self.hear(site, driver, &mut ear, lines).await?;
                     None
                 }
-                JobEvent::Err(_) => None,
+                JobEvent::Err(_) | JobEvent::Alive => None,
                 JobEvent::Exited(report) => Some(Some(report)),
                 JobEvent::NeverStarted | JobEvent::Gone => Some(None),
             };
@@ -799,7 +793,7 @@ impl Walk {
         loop {
             tokio::select! {
                 event = follow.next() => match event {
-                    Ok(JobEvent::Out(_) | JobEvent::Err(_)) => {}
+                    Ok(JobEvent::Out(_) | JobEvent::Err(_) | JobEvent::Alive) => {}
                     Ok(JobEvent::Exited(report)) => return Ok(Ok(report)),
                     Ok(JobEvent::NeverStarted | JobEvent::Gone) => {
                         return Ok(Err("its keeper died".into()));

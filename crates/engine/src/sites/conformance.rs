@@ -65,7 +65,7 @@ pub async fn read_all(
     loop {
         match follow.next().await? {
             JobEvent::Out(bytes) => out.extend(bytes),
-            JobEvent::Err(_) => {}
+            JobEvent::Err(_) | JobEvent::Alive => {}
             JobEvent::Exited(report) => return Ok((out, report)),
             JobEvent::NeverStarted => return Err(io::Error::other("it never started")),
             JobEvent::Gone => return Err(io::Error::other("its keeper is gone")),

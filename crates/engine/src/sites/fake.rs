@@ -129,6 +129,7 @@ impl Site for Fake {
             site: self.clone(),
             job: job.clone(),
             at: from.out,
+            told_alive: false,
         };
         Box::pin(async move { Ok(Box::new(follow) as Box<dyn Follow>) })
     }
@@ -165,6 +166,7 @@ struct FakeFollow {
     site: Fake,
     job: JobId,
     at: u64,
+    told_alive: bool,
 }
 
 impl FakeFollow {
@@ -179,6 +181,9 @@ impl FakeFollow {
         if from < job.out.len() {
             self.at = job.out.len() as u64;
             return Some(JobEvent::Out(job.out[from..].to_vec()));
+        }
+        if job.report.is_none() && !std::mem::replace(&mut self.told_alive, true) {
+            return Some(JobEvent::Alive);
         }
         job.report.clone().map(JobEvent::Exited)
     }

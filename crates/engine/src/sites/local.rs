@@ -257,6 +257,7 @@ pub struct LocalFollow {
     err: Option<File>,
     ctl: Option<UnixStream>,
     end: Option<JobEvent>,
+    told_alive: bool,
     look_again_ms: u64,
 }
 
@@ -270,6 +271,7 @@ impl LocalFollow {
             err: None,
             ctl: None,
             end: None,
+            told_alive: false,
             look_again_ms: LOOK_AGAIN_MS,
         }
     }
@@ -285,6 +287,10 @@ impl LocalFollow {
             }
             if let Some(end) = &self.end {
                 return Ok(end.clone());
+            }
+            if self.ctl.is_some() && !self.told_alive {
+                self.told_alive = true;
+                return Ok(JobEvent::Alive);
             }
             if let Some(ctl) = &self.ctl {
                 ctl.readable().await?;

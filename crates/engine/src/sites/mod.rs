@@ -30,6 +30,8 @@ pub enum Start {
 pub enum JobEvent {
     Out(Vec<u8>),
     Err(Vec<u8>),
+    /// It has a body and lives; told at most once, before a silence.
+    Alive,
     /// After the last byte.
     Exited(ExitReport),
     NeverStarted,

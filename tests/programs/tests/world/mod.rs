@@ -1,6 +1,10 @@
 //! The helper world of the engine's tests: a data directory, a real repository, a fake agent.
 //! Must not sleep, and must not read the person's own git configuration.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +22,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
 };
 use dispatch_engine::{
-    engine::{Engine, Secrets, Settings, Sites},
+    engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::local::Keeper,
     view::{TaskView, Told},
 };
@@ -101,6 +105,7 @@ impl World {
             git: "git".into(),
             job_env: BTreeMap::from([("PATH".into(), path), ("LANG".into(), "C.UTF-8".into())]),
             keeper: Keeper::program(AGENT.into()),
+            observer: Observer::default(),
         }
     }
 

@@ -1,0 +1,162 @@
+//! An engine that kills itself where it is told to: right after its n-th event is durable, or right
+//! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N` goes on with what
+//! the log in HOME holds, dispatches the golden task when there is none, and leaves when all is done.
+//! Must not clean up: it dies by SIGKILL, like a real crash.
+#![expect(clippy::print_stdout, reason = "the test reads the outcome")]
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, bail};
+use dispatch_core::{
+    config::{self, Layer},
+    job::{Invocation, JobId, Offset, Order},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+};
+use dispatch_engine::{
+    engine::{Engine, Observer, Secrets, Settings, Sites},
+    sites::{
+        BoxFuture, Follow, Site, Start,
+        local::{Keeper, Local},
+    },
+};
+
+fn die() -> ! {
+    // The only way out that lets nothing run: no destructor, no flush.
+    let killed =
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    unreachable!("SIGKILL to oneself: {killed:?}")
+}
+
+/// Counts, and dies when the count is reached.
+#[derive(Debug)]
+struct Fuse(AtomicU64);
+
+impl Fuse {
+    fn burn(&self) {
+        if self.0.fetch_sub(1, Ordering::SeqCst) == 1 {
+            die();
+        }
+    }
+}
+
+/// The local site, with a fuse before each call.
+#[derive(Debug)]
+struct Fused {
+    site: Local,
+    fuse: Arc<Fuse>,
+}
+
+impl Site for Fused {
+    fn put<'a>(&'a self, path: &'a Path, bytes: &'a [u8]) -> BoxFuture<'a, io::Result<()>> {
+        self.fuse.burn();
+        self.site.put(path, bytes)
+    }
+
+    fn start<'a>(&'a self, job: &'a JobId, what: &'a Invocation) -> BoxFuture<'a, Start> {
+        self.fuse.burn();
+        self.site.start(job, what)
+    }
+
+    fn follow<'a>(
+        &'a self,
+        job: &'a JobId,
+        from: Offset,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Follow>>> {
+        self.fuse.burn();
+        self.site.follow(job, from)
+    }
+
+    fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {
+        self.fuse.burn();
+        self.site.order(job, order)
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [home, agent, which, n] = args.as_slice() else {
+        bail!("crash-engine HOME AGENT (event|call|never) N");
+    };
+    let home = PathBuf::from(home);
+    let n: u64 = n.parse().context("N")?;
+    let (events, calls) = match which.as_str() {
+        "event" => (n, u64::MAX),
+        "call" => (u64::MAX, n),
+        "never" => (u64::MAX, u64::MAX),
+        other => bail!("{other}: there are event, call, never"),
+    };
+    let fuse = Arc::new(Fuse(AtomicU64::new(calls)));
+    let events = Arc::new(Fuse(AtomicU64::new(events)));
+    let data = home.join("data");
+    let keeper = Keeper::program(agent.into());
+    let site = Fused {
+        site: Local::new(data.clone(), keeper.clone()),
+        fuse,
+    };
+    let sites = Sites::from([("local".parse()?, Arc::new(site) as Arc<dyn Site>)]);
+    let text = format!(
+        "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
+         pool = \"test\"\nplacement = \"host\"\n"
+    );
+    let layer = Layer {
+        source: "test",
+        text: &text,
+    };
+    let (config, _) = config::load(&[layer]).map_err(|p| anyhow::anyhow!("{p:?}"))?;
+    let settings = Settings {
+        data,
+        config,
+        version: "test".into(),
+        git: "git".into(),
+        job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
+        keeper,
+        observer: Observer(Some(Arc::new(move |_| events.burn()))),
+    };
+    let engine = Engine::with_sites(settings, sites).await?;
+    if engine.tasks().await?.is_empty() {
+        engine.dispatch(golden(&home)?, Secrets::new()).await?;
+    }
+    engine.idle().await;
+    for view in engine.tasks().await? {
+        let outcome = view.task.outcome().context("idle and not finished")?;
+        println!("{} {}", view.task.id, outcome.word());
+    }
+    engine.shutdown().await?;
+    Ok(())
+}
+
+/// Output, a commit of its own, a change beside it, a check; and a count of how often it ran.
+fn golden(home: &Path) -> Result<TaskSpec> {
+    let count = home.join("count");
+    let text = format!(
+        "@append {} ran\n@lines 500\n@write a.txt one\n@git add a.txt\n@git commit -qm theirs\n\
+         @write b.txt two\n@say done\n",
+        count.display()
+    );
+    Ok(TaskSpec {
+        title: "golden".into(),
+        text,
+        repo: home.join("repo").to_string_lossy().into_owned(),
+        base: Base::Head,
+        agent: "fake".parse()?,
+        pool: "test".parse()?,
+        placement: Placement {
+            sites: Vec::new(),
+            wrap: Wrap::Host,
+        },
+        expects: Expects::Change,
+        checks: ChecksAsked::Detect,
+        workspace: None,
+        parent: None,
+        labels: Labels::default(),
+    })
+}

@@ -1,0 +1,117 @@
+//! The golden run, killed right after every event and right before every call to a site: afterwards
+//! one terminal outcome, no second execution, no byte of output missing or doubled.
+//! Must not sleep.
+
+mod world;
+
+use std::{fs, os::unix::process::ExitStatusExt, process::Command};
+
+use dispatch_core::{event::Kind, outcome::Outcome};
+use dispatch_engine::reader::Reader;
+use world::{AGENT, World};
+
+const CRASH_ENGINE: &str = env!("CARGO_BIN_EXE_crash-engine");
+/// Far above what the golden run needs; a run that never ends by itself is a failure.
+const POINTS_MAX: u64 = 200;
+
+fn engine(world: &World, which: &str, n: u64) -> bool {
+    let output = Command::new(CRASH_ENGINE)
+        .arg(world.home.path())
+        .args([AGENT, which, &n.to_string()])
+        .output()
+        .unwrap();
+    let killed = output.status.signal() == Some(9);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        killed || output.status.success(),
+        "{which} {n}: {} {said}",
+        output.status
+    );
+    killed
+}
+
+fn holds(world: &World, at: &str) {
+    let reader = Reader::open(&world.data()).unwrap();
+    let tasks = reader.tasks().unwrap();
+    assert_eq!(tasks.len(), 1, "{at}");
+    let task = &tasks[0].task;
+    let expected = Outcome::Completed {
+        summary: "done".into(),
+    };
+    let outcome = task.outcome();
+    let summary = match outcome {
+        Some(Outcome::Completed { summary }) => summary.lines().last().unwrap_or(""),
+        other => panic!("{at}: {other:?}, notes {:?}", task.notes),
+    };
+    assert_eq!(
+        Outcome::Completed {
+            summary: summary.into()
+        },
+        expected,
+        "{at}"
+    );
+    let events = reader.events(0, 10_000).unwrap();
+    let finished = events
+        .iter()
+        .filter(|e| matches!(e.kind, Kind::Finished { .. }))
+        .count();
+    assert_eq!(finished, 1, "{at}");
+    let bugs = events
+        .iter()
+        .filter(|e| matches!(&e.kind, Kind::Noted { text } if text.starts_with("bug")));
+    assert_eq!(
+        bugs.collect::<Vec<_>>(),
+        Vec::<&dispatch_core::event::Event>::new(),
+        "{at}"
+    );
+    assert_eq!(
+        fs::read_to_string(world.home.path().join("count")).unwrap(),
+        "ran\n",
+        "{at}"
+    );
+    let lines: String = (0..500).map(|n| format!("line {n}\n")).collect();
+    let out = fs::read_to_string(&tasks[0].jobs[0].log).unwrap();
+    assert_eq!(out, format!("{lines}done\n"), "{at}");
+    assert_eq!(task.result().unwrap().files, 2, "{at}");
+    assert_eq!(world.alive(task.id), [""; 0], "{at}");
+}
+
+fn kill_at_every(which: &str) -> u64 {
+    for n in 1..POINTS_MAX {
+        let world = World::new();
+        world.commit("Makefile", "check:\n\ttest -f a.txt\n");
+        let killed = engine(&world, which, n);
+        if killed {
+            assert!(!engine(&world, "never", 0), "{which} {n}");
+        }
+        holds(&world, &format!("{which} {n}"));
+        if !killed {
+            return n - 1;
+        }
+    }
+    panic!("more than {POINTS_MAX} points")
+}
+
+#[test]
+fn killed_after_every_event() {
+    assert!(kill_at_every("event") >= 6);
+}
+
+#[test]
+fn killed_before_every_call_to_a_site() {
+    assert!(kill_at_every("call") >= 6);
+}
+
+/// And twice: once in the run, once in the recovery.
+#[test]
+fn killed_again_while_it_recovers() {
+    for (first, second) in [(4, 2), (5, 3), (6, 2), (8, 1)] {
+        let world = World::new();
+        world.commit("Makefile", "check:\n\ttest -f a.txt\n");
+        engine(&world, "call", first);
+        engine(&world, "call", second);
+        engine(&world, "event", 2);
+        assert!(!engine(&world, "never", 0));
+        holds(&world, &format!("calls {first}, then {second}"));
+    }
+}

@@ -1,0 +1,255 @@
+//! The main job, shown: a fix that passes its check, a question that is answered, and an engine that
+//! is killed in the middle. Offline and without a key: the agent is a scripted program of ours.
+//! Must not fake an outcome: what it prints is what the real binary said.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::build::{need_git, program};
+
+const CALC: &str = "pub fn add(a: i32, b: i32) -> i32 {\n    a - b\n}\n\n#[cfg(test)]\nmod tests {\n    \
+                    #[test]\n    fn adds() {\n        assert_eq!(super::add(2, 2), 4);\n    }\n}\n";
+
+struct Demo {
+    dispatch: PathBuf,
+    home: PathBuf,
+    project: PathBuf,
+}
+
+pub(crate) fn run() -> Result<()> {
+    need_git()?;
+    println!("building dispatch ...");
+    let dispatch = program("dispatch", "dispatch", false)?;
+    let place = tempfile::Builder::new()
+        .prefix("dispatch-demo-")
+        .tempdir()?;
+    let home = place.path().join("home");
+    let project = place.path().join("calc");
+    let demo = Demo {
+        dispatch,
+        home,
+        project,
+    };
+    demo.set_up()?;
+    demo.fix()?;
+    demo.question()?;
+    demo.crash()?;
+    println!(
+        "\nThat was the main job. Everything lived in a temporary folder that is removed now."
+    );
+    Ok(())
+}
+
+fn title(text: &str) {
+    println!("\n\u{2500}\u{2500} {text}");
+}
+
+impl Demo {
+    fn set_up(&self) -> Result<()> {
+        title("a small project with a failing test, in a temporary folder");
+        fs::create_dir_all(&self.home)?;
+        fs::create_dir_all(self.project.join("src"))?;
+        let manifest =
+            "[package]\nname = \"calc\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n[workspace]\n";
+        fs::write(self.project.join("Cargo.toml"), manifest)?;
+        fs::write(self.project.join(".gitignore"), "target/\n")?;
+        fs::write(self.project.join("src/lib.rs"), CALC)?;
+        for args in [
+            &["init", "-q", "-b", "main"][..],
+            &["add", "-A"],
+            &[
+                "-c",
+                "user.name=You",
+                "-c",
+                "user.email=you@example.invalid",
+                "commit",
+                "-qm",
+                "calc",
+            ],
+        ] {
+            let status = Command::new("git")
+                .args(args)
+                .current_dir(&self.project)
+                .status()?;
+            ensure!(status.success(), "git {args:?} failed");
+        }
+        let agent = self.dispatch.display();
+        let config = format!(
+            "# The demo's agent: a scripted program of ours, run through the ordinary plain driver.\n\
+             [task]\nagent = \"scripted\"\n\n[agents.scripted]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
+             args = [\"agent\", \"--scripted\"]\npool = \"default\"\nplacement = \"host\"\n"
+        );
+        fs::write(self.home.join("dispatch.toml"), config)?;
+        println!(
+            "The agent here is a scripted program of ours, not a model: it follows the lines that"
+        );
+        println!("start with `>` in its task. Everything around it is the real thing.");
+        Ok(())
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.dispatch);
+        command
+            .args(args)
+            .current_dir(&self.project)
+            .env("DISPATCH_HOME", &self.home);
+        command
+    }
+
+    /// Shows a command and what it prints, and says how it ended.
+    fn show(&self, args: &[&str]) -> Result<i32> {
+        let quoted = |arg: &&str| {
+            if arg.contains([' ', '\n']) {
+                format!("\"{}\"", arg.replace('\n', "\\n"))
+            } else {
+                (*arg).to_owned()
+            }
+        };
+        println!(
+            "\n$ dispatch {}",
+            args.iter().map(quoted).collect::<Vec<_>>().join(" ")
+        );
+        let status = self.command(args).stdin(Stdio::null()).status()?;
+        Ok(status.code().unwrap_or(-1))
+    }
+
+    fn json(&self, args: &[&str]) -> Result<Value> {
+        let output = self.command(args).stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        serde_json::from_slice(&output.stdout).with_context(|| format!("read {args:?}: {said}"))
+    }
+
+    fn newest(&self) -> Result<(String, Value)> {
+        let list = self.json(&["list", "--json"])?;
+        let task = list.as_array().and_then(|tasks| {
+            tasks
+                .iter()
+                .max_by_key(|task| task["created_at"].as_str().map(ToOwned::to_owned))
+        });
+        let task = task.context("the list is empty")?.clone();
+        let id = task["id"].as_str().context("a task has an id")?.to_owned();
+        Ok((id, task))
+    }
+
+    fn fix(&self) -> Result<()> {
+        title(
+            "1. a task in, a branch out: the fix passes `cargo test`, which Dispatch found by itself",
+        );
+        let task =
+            "Make the failing test pass\n> replace src/lib.rs a - b => a + b\n> say fixed add()";
+        let code = self.show(&["run", task])?;
+        let (id, task) = self.newest()?;
+        ensure!(
+            code == 0,
+            "it should be completed (exit code 0), and was {code}"
+        );
+        ensure!(
+            task["verified"] == "yes",
+            "its check should vouch for it: {}",
+            task["verified"]
+        );
+        self.show(&["diff", &id])?;
+        ensure!(self.show(&["apply", &id])? == 0, "apply failed");
+        let source = fs::read_to_string(self.project.join("src/lib.rs"))?;
+        ensure!(source == CALC, "apply must not touch the checkout");
+        println!("\nyour checkout is as it was; the result is a branch beside it:");
+        let branch = Command::new("git")
+            .args(["log", "--oneline", "--all"])
+            .current_dir(&self.project)
+            .status()?;
+        ensure!(branch.success(), "git log failed");
+        Ok(())
+    }
+
+    fn question(&self) -> Result<()> {
+        title("2. a task that is stuck asks, and goes on with the answer in the same workspace");
+        let task = "Write down the zone\n> ask Which time zone should it be?\n> answer-into ZONE";
+        let code = self.show(&["run", "--no-checks", task])?;
+        ensure!(
+            code == 3,
+            "it should be blocked (exit code 3), and was {code}"
+        );
+        let (id, _) = self.newest()?;
+        let code = self.show(&["answer", &id, "use UTC"])?;
+        ensure!(code == 0, "the answer should be taken, and was {code}");
+        let code = self.show(&["wait", &id])?;
+        ensure!(code == 0, "it should be completed, and was {code}");
+        self.show(&["diff", &id])?;
+        Ok(())
+    }
+
+    fn crash(&self) -> Result<()> {
+        title("3. kill -9 in the middle: the agent goes on, and the next engine picks it up");
+        let mut engine = self.serve()?;
+        let count = self.home.join("count");
+        let task = format!(
+            "Be busy\n> count {}\n> work 4\n> write busy.txt done",
+            count.display()
+        );
+        self.show(&["run", "--detach", "--no-checks", &task])?;
+        let (id, _) = self.newest()?;
+        let begun = std::time::Instant::now();
+        while !count.exists() {
+            ensure!(begun.elapsed().as_secs() < 60, "the agent did not start");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        println!(
+            "\n$ kill -9 {}        # the engine, while the agent works",
+            engine.id()
+        );
+        engine.kill()?;
+        engine.wait()?;
+        self.show(&["list"])?;
+        println!(
+            "\nno engine lives now, and the agent does; any verb that needs an engine starts one:"
+        );
+        let code = self.show(&["wait", &id])?;
+        ensure!(code == 0, "it should be completed, and was {code}");
+        let task = self.json(&["show", &id, "--json"])?;
+        let log = task["runs"][0]["log"]
+            .as_str()
+            .context("a run has a log")?
+            .to_owned();
+        let steps = fs::read_to_string(Path::new(&log))?
+            .lines()
+            .filter(|l| l.starts_with("working"))
+            .count();
+        let runs = fs::read_to_string(&count)?.lines().count();
+        println!("\nexecutions of the agent: {runs}; steps in its log: {steps} of 20");
+        if runs != 1 || steps != 20 {
+            bail!("something was lost or doubled");
+        }
+        Ok(())
+    }
+
+    /// An engine of our own, so that we know its process number.
+    fn serve(&self) -> Result<Child> {
+        // The one of the tasks before leaves when it has nothing to do.
+        let begun = std::time::Instant::now();
+        loop {
+            let mut child = self
+                .command(&["serve"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            let mut line = String::new();
+            if let Some(stderr) = child.stderr.take() {
+                BufReader::new(stderr).read_line(&mut line)?;
+            }
+            if line.contains(" serves ") {
+                return Ok(child);
+            }
+            child.wait()?;
+            ensure!(begun.elapsed().as_secs() < 30, "the engine did not start");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+}
