@@ -54,6 +54,12 @@ impl Env {
         Self(env::vars_os().filter_map(utf8).collect())
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), OsString::from(value));
+        Self(pairs.iter().map(own).collect())
+    }
+
     /// Set and not empty.
     fn get(&self, name: &str) -> Option<&OsString> {
         self.0.get(name).filter(|value| !value.is_empty())
@@ -242,15 +248,14 @@ impl Settings {
 
     /// Every variable that some agent takes as a secret.
     pub(crate) fn secret_names(&self) -> Vec<&str> {
-        let from = |value| match value {
-            &EnvValue::From { ref var, .. } => Some(var.as_str()),
-            EnvValue::Literal(_) => None,
-        };
         self.config
             .agents
             .values()
             .flat_map(|agent| agent.env.values())
-            .filter_map(from)
+            .filter_map(|value| match value {
+                EnvValue::From { var, .. } => Some(var.as_str()),
+                EnvValue::Literal(_) => None,
+            })
             .collect()
     }
 }
@@ -276,10 +281,7 @@ mod tests {
     use super::*;
 
     fn env(pairs: &[(&str, &str)]) -> Env {
-        Env(pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
-            .collect())
+        Env::of(pairs)
     }
 
     #[test]

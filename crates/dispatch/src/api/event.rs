@@ -82,12 +82,12 @@ mod tests {
         );
         assert_eq!(
             started,
-            r#"{"seq":7,"at":"1970-01-01T00:00:01Z","task":null,"run":null,"kind":"engine_started","version":"1"}"#
+            r#"{"seq":7,"at":"1970-01-01T00:00:01.000Z","task":null,"run":null,"kind":"engine_started","version":"1"}"#
         );
         let admitted = line(Subject::Run(RunId { task, n: 2 }), Kind::Admitted);
         assert_eq!(
             admitted,
-            r#"{"seq":7,"at":"1970-01-01T00:00:01Z","task":"000000000000003f","run":2,"kind":"admitted"}"#
+            r#"{"seq":7,"at":"1970-01-01T00:00:01.000Z","task":"000000000000003f","run":2,"kind":"admitted"}"#
         );
         let back: Event = serde_json::from_str(&started).unwrap();
         assert_eq!(back.text("version"), Some("1"));

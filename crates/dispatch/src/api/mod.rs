@@ -37,10 +37,10 @@ pub(crate) struct Restored {
     pub(crate) workspace: PathBuf,
 }
 
-/// RFC 3339, UTC.
+/// RFC 3339, UTC, always with milliseconds: times then sort as text.
 pub(crate) fn time(ms: dispatch_core::Millis) -> String {
     i64::try_from(ms)
         .ok()
         .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
-        .map_or_else(String::new, |time| time.to_string())
+        .map_or_else(String::new, |time| format!("{time:.3}"))
 }

@@ -333,11 +333,11 @@ pub(crate) mod tests {
             "state": "blocked", "reason": "UTC?", "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
-            "parent": null, "created_at": "1970-01-01T00:00:00.5Z", "seq": 12,
+            "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,
             "runs": [{
                 "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
                 "pid": null, "log": "/d/runs/x/agent/out",
-                "started_at": "1970-01-01T00:00:01Z", "ended_at": "1970-01-01T00:00:02.5Z",
+                "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
                 "session": "s", "usage": null,
                 "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
             }],

@@ -8,12 +8,11 @@ use std::{
 };
 
 use dispatch_core::config::EnvValue;
+use dispatch_engine::git::VERSION_MIN;
 use serde::Serialize;
 
 use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, out, style::Colour};
 use crate::{api::Health, client::start, settings::Settings};
-
-const GIT_NEEDED: (u32, u32) = (2, 40);
 
 /// Look for what is missing, and say how to get it.
 #[derive(Debug, clap::Args)]
@@ -100,9 +99,12 @@ fn git_version(text: &str) -> Option<(u32, u32)> {
 }
 
 fn git(settings: &Settings) -> Finding {
-    let how = "install git 2.40 or newer: apt install git, dnf install git, brew install git";
+    let (major, minor) = VERSION_MIN;
+    let how = format!(
+        "install git {major}.{minor} or newer (apt install git, dnf install git, brew install git)"
+    );
     let Some(git) = settings.find("git") else {
-        return finding("git", Condition::Missing, "not found", how);
+        return finding("git", Condition::Missing, "not found", &how);
     };
     let output = Command::new(git)
         .arg("--version")
@@ -111,8 +113,8 @@ fn git(settings: &Settings) -> Finding {
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let text = text.unwrap_or_default();
     match git_version(&text) {
-        Some(version) if version >= GIT_NEEDED => finding("git", Condition::Ok, text, ""),
-        _ => finding("git", Condition::Missing, text, how),
+        Some(version) if version >= VERSION_MIN => finding("git", Condition::Ok, text, ""),
+        _ => finding("git", Condition::Missing, text, &how),
     }
 }
 

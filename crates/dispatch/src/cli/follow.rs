@@ -39,7 +39,7 @@ pub(crate) async fn to_end(ctx: &Ctx, client: Client, task: &Task, screen: Scree
         interrupts: 0,
         screen,
     };
-    let ended = following.to_end().await;
+    let ended = following.watch().await;
     following.screen.clear()?;
     ended?;
     match following
@@ -70,7 +70,7 @@ enum Step {
 }
 
 impl Following<'_> {
-    async fn to_end(&mut self) -> Result<()> {
+    async fn watch(&mut self) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())
             .map_err(|error| CliError::failed("listen for signals", &error))?;
         let mut tick = interval(REDRAW);

@@ -63,7 +63,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Run(run::Args),
+    Run(Box<run::Args>),
     List(list::Args),
     Show(show::Args),
     Logs(logs::Args),
@@ -164,7 +164,7 @@ fn dispatch(verb: Verb) -> Result<Exit> {
 
 async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
     match verb {
-        Verb::Run(args) => Box::pin(run::run(ctx, args)).await,
+        Verb::Run(args) => Box::pin(run::run(ctx, *args)).await,
         Verb::List(args) => list::run(ctx, &args).await,
         Verb::Show(args) => show::run(ctx, &args).await,
         Verb::Logs(args) => logs::run(ctx, &args).await,

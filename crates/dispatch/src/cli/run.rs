@@ -163,7 +163,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         out::aside(&ctx.style.paint(Colour::Yellow, &text));
     }
     let server = if here {
-        Some(serve::open(settings).await?)
+        serve::open_unless_served(settings).await?
     } else {
         None
     };

@@ -96,7 +96,9 @@ impl Screen {
             Heard::Live(live) => (Some(clean_line(&live.text)), true),
             Heard::Event(event) => {
                 self.count(event);
-                (describe(event), event.kind == "said")
+                // The person has just typed the one, and the other is told in full at the end.
+                let told = matches!(event.kind.as_str(), "task_created" | "finished");
+                (describe(event).filter(|_| !told), event.kind == "said")
             }
         };
         let Some(line) = line.filter(|line| !line.trim().is_empty()) else {
@@ -107,8 +109,6 @@ impl Screen {
         }
         match self.mode {
             Mode::Silent => Ok(()),
-            // A live line comes again as an update; told twice it would only confuse a log.
-            Mode::Lines if matches!(heard, Heard::Live(_)) => Ok(()),
             Mode::Lines => writeln!(io::stdout().lock(), "{}", cut(&line, LINE_CHARS)),
             Mode::Redraw => {
                 if is_said {
@@ -199,6 +199,14 @@ fn update(event: &Event) -> Option<Update> {
 pub(crate) fn describe(event: &Event) -> Option<String> {
     let text = |key: &str| event.text(key).map(clean_line).unwrap_or_default();
     Some(match event.kind.as_str() {
+        "engine_started" => format!("version {}", text("version")),
+        "frozen_set" if event.body.get("frozen") == Some(&true.into()) => "frozen".into(),
+        "frozen_set" => "thawed".into(),
+        "task_created" => clean_line(event.body.get("spec")?.get("title")?.as_str()?),
+        "finished" => match event.body.get("outcome")? {
+            serde_json::Value::Object(outcome) => outcome.keys().next()?.clone(),
+            other => other.as_str()?.to_owned(),
+        },
         "run_queued" => format!("run {} queued", event.run.unwrap_or(0)),
         "admitted" => "preparing the workspace".into(),
         "workspace_ready" => format!("workspace {} ({})", text("path"), text("how")),
@@ -340,6 +348,14 @@ mod tests {
             (
                 r#""kind":"said","update":{"session":{"id":"x"}},"out_offset":1}"#,
                 None,
+            ),
+            (
+                r#""kind":"finished","outcome":{"completed":{"summary":"x"}},"verified":"yes"}"#,
+                Some("completed"),
+            ),
+            (
+                r#""kind":"finished","outcome":"lost","verified":"no"}"#,
+                Some("lost"),
             ),
             (r#""kind":"from_the_future"}"#, None),
         ];

@@ -38,16 +38,31 @@ pub(crate) fn own_session(args: &Args) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn open(settings: &Settings) -> Result<Server> {
+async fn open(settings: &Settings) -> Result<Server> {
     Server::open(settings).await.map_err(|error| {
-        let busy = matches!(error, ServeError::Open(OpenError::Busy { .. }));
         let told = CliError::new(Exit::Unreachable, chain(&error));
-        if busy {
+        if is_busy(&error) {
             told.hint("an engine runs already and serves this data directory; verbs find it")
         } else {
             told
         }
     })
+}
+
+fn is_busy(error: &ServeError) -> bool {
+    matches!(error, ServeError::Open(OpenError::Busy { .. }))
+}
+
+/// For `run --here`: an engine in this process, or `None` when one serves already.
+pub(crate) async fn open_unless_served(settings: &Settings) -> Result<Option<Server>> {
+    match Server::open(settings).await {
+        Ok(server) => Ok(Some(server)),
+        Err(error) if is_busy(&error) => {
+            out::aside("an engine serves this data directory already; the task goes there");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {

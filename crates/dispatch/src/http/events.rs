@@ -11,6 +11,7 @@ use dispatch_core::id::TaskId;
 use dispatch_engine::{events::EventStream, view::Told};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::{BusyGuard, Ctx, KEEP_ALIVE, error::Problem};
 use crate::api::event::{Event, Live};
@@ -26,6 +27,8 @@ pub(crate) struct Asked {
 struct Following {
     events: EventStream,
     task: Option<TaskId>,
+    /// Changes when the server closes: followers must not keep it.
+    closing: watch::Receiver<bool>,
     /// A watched engine does not leave.
     _busy: BusyGuard,
 }
@@ -33,7 +36,11 @@ struct Following {
 /// The next one that was asked for, as it goes over the wire.
 async fn step(mut from: Following) -> Option<(Result<Sse, Infallible>, Following)> {
     loop {
-        let told = from.events.next().await?;
+        let told = tokio::select! {
+            biased;
+            told = from.events.next() => told?,
+            _ = from.closing.changed() => return None,
+        };
         let about = match &told {
             Told::Event(event) => event.subject.task(),
             Told::Live { run, .. } => Some(run.task),
@@ -64,6 +71,7 @@ pub(crate) async fn follow(
     let from = Following {
         events: ctx.engine.events(asked.after),
         task: asked.task,
+        closing: ctx.closing.clone(),
         _busy: ctx.busy.enter(),
     };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);

@@ -23,7 +23,7 @@ use axum::{
 };
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::api::{Health, request};
 use error::{Body, Problem};
@@ -71,6 +71,7 @@ pub(crate) struct Ctx {
     pub(crate) config: Arc<Config>,
     pub(crate) data: std::path::PathBuf,
     pub(crate) stop: Arc<Notify>,
+    pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
 }
 

@@ -17,7 +17,7 @@ use dispatch_engine::{
 };
 use tokio::{
     net::{UnixListener, UnixStream, unix::SocketAddr},
-    sync::Notify,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -45,7 +45,7 @@ pub(crate) struct Server {
     engine: Engine,
     socket: PathBuf,
     stop: Arc<Notify>,
-    close: Arc<Notify>,
+    close: watch::Sender<bool>,
     busy: Busy,
     serving: JoinHandle<io::Result<()>>,
 }
@@ -103,18 +103,19 @@ impl Server {
             path: socket.clone(),
             source,
         })?;
-        let (stop, close, busy) = (Arc::default(), Arc::<Notify>::default(), Busy::default());
+        let (stop, busy) = (Arc::default(), Busy::default());
+        let (close, mut closing) = watch::channel(false);
         let router = app(Ctx {
             engine: engine.clone(),
             config: Arc::new(settings.config.clone()),
             data: settings.paths.data.clone(),
             stop: Arc::clone(&stop),
+            closing: closing.clone(),
             busy: busy.clone(),
         });
-        let closing = Arc::clone(&close);
         let serving = tokio::spawn(async move {
             axum::serve(OwnOnly(listener).tap_io(|_| {}), router)
-                .with_graceful_shutdown(async move { closing.notified().await })
+                .with_graceful_shutdown(async move { drop(closing.changed().await) })
                 .await
         });
         Ok(Self {
@@ -150,10 +151,125 @@ impl Server {
         // First, so that whoever comes now starts an engine of its own as soon as the lock is free.
         let gone = fs::remove_file(&self.socket);
         let ended = self.engine.shutdown().await;
-        self.close.notify_one();
+        self.close.send_replace(true);
         // A reader that does not read is cut off; it can come back by its position.
         let drained = timeout(DRAIN, self.serving).await;
         drop((gone, drained));
         ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileTypeExt;
+
+    use super::*;
+    use crate::{
+        api::{Health, request, task::Task},
+        client::{Client, ClientError, Heard},
+        settings::Env,
+    };
+
+    fn settings(home: &std::path::Path) -> Settings {
+        // The machine's own PATH: the engine refuses an old git, and the newer one may lie anywhere.
+        let path = Env::read().text("PATH").unwrap().to_owned();
+        let env = Env::of(&[("DISPATCH_HOME", home.to_str().unwrap()), ("PATH", &path)]);
+        Settings::from_env(env, home).unwrap()
+    }
+
+    fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (u16, String) {
+        match answer {
+            Err(ClientError::Refused(problem)) => (problem.status, problem.code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_whole_door_without_a_job() {
+        let home = tempfile::tempdir().unwrap();
+        let settings = settings(home.path());
+        let server = Server::open(&settings).await.unwrap();
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(settings.paths.run.clone()), 0o700);
+        assert_eq!(mode(settings.paths.socket()), 0o600);
+        assert!(
+            fs::metadata(settings.paths.socket())
+                .unwrap()
+                .file_type()
+                .is_socket()
+        );
+
+        let client = Client::new(settings.paths.clone());
+        let health: Health = client.get("/v1/health").await.unwrap();
+        assert_eq!(
+            (health.pid, health.data),
+            (std::process::id(), settings.paths.data.clone())
+        );
+        assert_eq!(client.get::<Vec<Task>>("/v1/tasks").await.unwrap(), []);
+        assert_eq!(
+            client.get::<Vec<String>>("/v1/needs").await.unwrap(),
+            [""; 0]
+        );
+
+        assert_eq!(
+            code(client.get::<Task>("/v1/nope").await),
+            (404, "no_route".into())
+        );
+        let none = client.get::<Task>("/v1/tasks/00000000000000aa").await;
+        assert_eq!(code(none), (404, "no_such_task".into()));
+        let prefix = client.get::<Task>("/v1/tasks/3f").await;
+        assert_eq!(code(prefix), (404, "no_such_task".into()));
+        let unknown = serde_json::json!({"task": "x", "repo": "/r", "agent": "nope"});
+        let refused = client.post::<_, Task>("/v1/tasks", &unknown).await;
+        assert_eq!(code(refused), (400, "unknown_agent".into()));
+        let long = serde_json::json!({"task": "x".repeat(5 << 20), "repo": "/r"});
+        let refused = client.post::<_, Task>("/v1/tasks", &long).await;
+        // A body that is refused half-way may also be seen as a cut connection.
+        assert!(
+            matches!(&refused, Err(ClientError::Refused(p)) if p.status == 413)
+                || matches!(&refused, Err(ClientError::Lost(_))),
+            "{refused:?}"
+        );
+
+        let freeze = request::Freeze { frozen: true };
+        client.post::<_, ()>("/v1/freeze", &freeze).await.unwrap();
+        let mut events = client.events(0, None).await.unwrap();
+        loop {
+            match timeout(DRAIN, events.next())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap()
+            {
+                Heard::Event(event) if event.kind == "frozen_set" => break,
+                Heard::Event(_) | Heard::Live(_) => {}
+            }
+        }
+        client
+            .post::<_, ()>("/v1/shutdown", &serde_json::json!({}))
+            .await
+            .unwrap();
+        server.stopped().await;
+        server.close().await.unwrap();
+        let end = timeout(DRAIN, events.next()).await.unwrap().unwrap();
+        assert_eq!(end, None, "followers see the end");
+        assert!(!settings.paths.socket().exists());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_data_directory_has_one_engine() {
+        let home = tempfile::tempdir().unwrap();
+        let settings = settings(home.path());
+        let server = Server::open(&settings).await.unwrap();
+        let second = Server::open(&settings).await;
+        assert!(matches!(
+            second,
+            Err(ServeError::Open(OpenError::Busy { .. }))
+        ));
+        assert!(
+            settings.paths.socket().exists(),
+            "the first one's socket is left alone"
+        );
+        server.close().await.unwrap();
     }
 }
