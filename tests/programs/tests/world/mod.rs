@@ -159,9 +159,7 @@ impl World {
 }
 
 pub async fn patient<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what)
-        .await
-        .expect("it takes too long")
+    tokio::time::timeout(PATIENCE, what).await.unwrap()
 }
 
 /// Waits until an event of the task fits.
