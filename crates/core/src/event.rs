@@ -141,6 +141,11 @@ pub enum Kind {
     Answered {
         text: String,
     },
+    /// A task that this one asked for has ended.
+    ChildEnded {
+        child: TaskId,
+        state: String,
+    },
     /// The result was brought into a person's repository.
     Applied {
         repo: PathBuf,
@@ -226,6 +231,7 @@ impl Kind {
             Self::FrozenSet { .. } => "frozen_set",
             Self::TaskCreated { .. } => "task_created",
             Self::Answered { .. } => "answered",
+            Self::ChildEnded { .. } => "child_ended",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::WorkspaceRemoved => "workspace_removed",
@@ -258,6 +264,7 @@ impl Kind {
             | Self::FrozenSet { .. }
             | Self::TaskCreated { .. }
             | Self::Answered { .. }
+            | Self::ChildEnded { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::WorkspaceRemoved

@@ -311,7 +311,7 @@ impl State {
             task: id,
         })?;
         match &event.kind {
-            Kind::Answered { .. } => {}
+            Kind::Answered { .. } | Kind::ChildEnded { .. } => {}
             Kind::Applied { repo, branch, .. } => {
                 task.applied = Some((repo.clone(), branch.clone()));
             }

@@ -45,7 +45,7 @@ pub type Secrets = BTreeMap<String, String>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
-const TOLD_MAX: usize = 4096;
+const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
 /// While nothing may start because the disk is full: the time between two looks at it.
 const DISK_LOOK: Duration = Duration::from_secs(20);
@@ -598,7 +598,16 @@ impl Actor {
         };
         match self.state.apply(&event) {
             Ok(()) => {
+                let ended = match (&event.subject, &event.kind) {
+                    (Subject::Run(run), Kind::Finished { outcome, .. }) => {
+                        Some((run.task, outcome.word().to_owned()))
+                    }
+                    _ => None,
+                };
                 self.pending.push(event);
+                if let Some((child, state)) = ended {
+                    self.tell_parent(child, state);
+                }
                 true
             }
             Err(error) => {
@@ -618,6 +627,14 @@ impl Actor {
                 }
                 false
             }
+        }
+    }
+
+    /// A child's end is a fact of its parent too, in the same commit.
+    fn tell_parent(&mut self, child: TaskId, state: String) {
+        let parent = self.state.task(child).and_then(|task| task.spec.parent);
+        if let Some(parent) = parent.filter(|parent| self.state.task(*parent).is_some()) {
+            self.put(Subject::Task(parent), Kind::ChildEnded { child, state });
         }
     }
 

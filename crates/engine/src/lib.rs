@@ -10,6 +10,11 @@
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
 //!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task
 
+#[cfg(windows)]
+compile_error!(
+    "Dispatch runs on Linux; Windows has no process groups, flock or unix sockets as it needs them"
+);
+
 pub mod engine;
 pub mod events;
 mod files;

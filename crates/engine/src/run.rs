@@ -36,6 +36,7 @@ use crate::{
 
 /// Behind any output: only the end is of interest. A file offset is a signed number.
 const FAR: u64 = 1 << 62;
+const LIVE_BYTES_MAX: usize = 2048;
 
 /// What every supervisor works with.
 #[derive(Clone)]
@@ -603,6 +604,7 @@ impl Walk {
                     }
                     Step::Live(text) => {
                         if fresh {
+                            let text = short(text);
                             let told = Told::Live {
                                 run: self.job.run,
                                 text,
@@ -949,6 +951,18 @@ impl Ear {
         }
         Some(Kind::Said { update, out_offset })
     }
+}
+
+/// Nobody looks at a longer line live, and every subscriber's buffer holds many of them.
+fn short(mut text: String) -> String {
+    if text.len() > LIVE_BYTES_MAX {
+        let mut end = LIVE_BYTES_MAX;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+    text
 }
 
 fn prepare_failed(error: &TreeError) -> Stopped {

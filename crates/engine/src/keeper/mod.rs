@@ -169,13 +169,13 @@ fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
     };
     let listener = listen(dir).map_err(|e| format!("listen on ctl: {e}"))?;
     let marker = marker(dir);
-    let cgroup = processes::Cgroup::create(&marker);
+    let mut cgroup = processes::Cgroup::create(&marker);
 
     let started_at = now();
     let started = dir.file("started");
     write_whole(&started, format!("{started_at}\n").as_bytes())
         .map_err(|e| format!("write `started`: {e}"))?;
-    let spawned = spawn(&what, &marker, cgroup.as_ref());
+    let spawned = spawn(&what, &marker, cgroup.as_mut());
     let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
@@ -248,7 +248,11 @@ fn listen(dir: &JobDir) -> io::Result<UnixListener> {
 }
 
 /// From the main thread: a cage dies with the thread that started it.
-fn spawn(what: &Invocation, marker: &str, cgroup: Option<&processes::Cgroup>) -> io::Result<Child> {
+fn spawn(
+    what: &Invocation,
+    marker: &str,
+    cgroup: Option<&mut processes::Cgroup>,
+) -> io::Result<Child> {
     let (program, args) = what
         .argv
         .split_first()
@@ -281,7 +285,7 @@ fn write_group(dir: &JobDir, child: &Child, cgroup: Option<&processes::Cgroup>) 
         keeper: rustix::process::getpid().as_raw_nonzero().get(),
         pgid,
         start_ticks: Pid::from_raw(pgid).map_or(Ok(0), processes::start_ticks)?,
-        cgroup: cgroup.map(|c| c.path().to_owned()),
+        cgroup: cgroup.and_then(|c| c.path()).map(Path::to_owned),
     };
     write_whole(
         &dir.file("group"),

@@ -110,6 +110,8 @@ pub(super) fn signal_group(leader: Pid, signal: Signal) {
 pub(super) struct Cgroup {
     path: PathBuf,
     home: PathBuf,
+    /// We could not leave it: to kill it would be to kill ourselves.
+    trapped: bool,
 }
 
 impl Cgroup {
@@ -127,26 +129,31 @@ impl Cgroup {
         let home = mount.join(&relative);
         let path = home.join(format!("dispatch-{}", marker.replace('/', "-")));
         fs::create_dir(&path).ok()?;
-        let cgroup = Self { path, home };
+        let cgroup = Self {
+            path,
+            home,
+            trapped: false,
+        };
         cgroup.path.join("cgroup.kill").exists().then_some(cgroup)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// For the sweep after our death; `None` when it holds ourselves too.
+    pub(super) fn path(&self) -> Option<&Path> {
+        (!self.trapped).then_some(self.path.as_path())
     }
 
     /// Runs `start` while we are inside, so that what it starts is born there; then leaves.
-    pub(super) fn around<T>(&self, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let entered = fs::write(self.path.join("cgroup.procs"), "0");
+    pub(super) fn around<T>(&mut self, start: impl FnOnce() -> T) -> T {
+        let entered = fs::write(self.path.join("cgroup.procs"), "0").is_ok();
         let started = start();
-        if entered.is_ok() {
-            fs::write(self.home.join("cgroup.procs"), "0")?;
-        }
+        self.trapped = entered && fs::write(self.home.join("cgroup.procs"), "0").is_err();
         started
     }
 
     pub(super) fn kill(&self) {
-        kill_cgroup(&self.path);
+        if !self.trapped {
+            kill_cgroup(&self.path);
+        }
     }
 }
 

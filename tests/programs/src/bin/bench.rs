@@ -208,7 +208,7 @@ fn prepare() -> Result<()> {
             ],
         )?;
         theirs.push(ms(begun));
-        let plain = Workspaces::new(&own, &data).pool_trees_max(0);
+        let plain = Workspaces::new(&own, &place.join("unpooled")).pool_trees_max(0);
         let begun = Instant::now();
         plain.prepare(&mirror, &base, &branch, &place_of("c"), &meta("c"))?;
         cold.push(ms(begun));
