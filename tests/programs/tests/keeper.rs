@@ -468,3 +468,27 @@ async fn many_at_once() {
     }
     assert!(Path::new(AGENT).exists());
 }
+
+#[tokio::test]
+async fn a_full_disk_makes_the_job_wait_and_is_told() {
+    let world = World::new();
+    let dir = world.dir();
+    dir.create().unwrap();
+    // Every write to it is refused, as on a disk without room.
+    std::os::unix::fs::symlink("/dev/full", dir.file("out")).unwrap();
+    let what = world.agent(&["write ready x", "say lost", "hang"]);
+    assert_eq!(world.site.start(&world.job, &what).await, Start::Started);
+    world.until("ready").await;
+    assert_eq!(dir.probe().unwrap(), Probe::Alive);
+    let kill = Order::Kill {
+        why: Stop::ByPerson,
+    };
+    world.site.order(&world.job, &kill).await.unwrap();
+    let report = loop {
+        if let Some(report) = dir.exit().unwrap() {
+            break report;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(report.stopped, Some(Stop::ByPerson));
+}

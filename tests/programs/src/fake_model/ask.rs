@@ -61,6 +61,8 @@ pub(super) struct Ask {
     pub(super) directory: Option<String>,
     /// The newest text that is not the client's own instructions: a prompt or a tool's result.
     pub(super) prompt: String,
+    /// All texts of the conversation before it, whoever said them.
+    pub(super) earlier: String,
     pub(super) side: Option<Side>,
 }
 
@@ -85,12 +87,14 @@ impl Ask {
             ),
         };
         let side = if tools.is_empty() { side(body) } else { None };
+        let (prompt, earlier) = conversation(body);
         Self {
             protocol,
             model: model.to_owned(),
             stream,
             directory: directory(body),
-            prompt: tail(newest(body)),
+            prompt: tail(prompt),
+            earlier: tail(earlier),
             tools,
             side,
         }
@@ -151,16 +155,21 @@ fn instructions(body: &Value) -> String {
     found
 }
 
-fn newest(body: &Value) -> String {
-    let mut found = String::new();
+/// The newest text, and what was said before it.
+fn conversation(body: &Value) -> (String, String) {
     if let Some(text) = body.get("input").and_then(Value::as_str) {
-        return text.to_owned();
+        return (text.to_owned(), String::new());
     }
-    if let Some(message) = messages(body)
+    let mut said = messages(body)
         .iter()
-        .rev()
-        .find(|message| !is_instruction(message))
-    {
+        .filter(|message| !is_instruction(message));
+    let newest = said.next_back();
+    (texts(newest), texts(said))
+}
+
+fn texts<'a>(messages: impl IntoIterator<Item = &'a Value>) -> String {
+    let mut found = String::new();
+    for message in messages {
         visit(message, &mut |key, text| {
             if matches!(key, "text" | "content" | "output") {
                 push_line(&mut found, text);
@@ -236,10 +245,12 @@ mod tests {
     fn the_directory_and_the_newest_prompt_are_found() {
         let asked = ask(&json!({"model": "m", "stream": true, "input": [
             {"role": "user", "content": [{"type": "input_text", "text": "<cwd>/w/r</cwd> hi"}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
             {"type": "function_call_output", "call_id": "c", "output": "done"},
             {"role": "developer", "content": "be nice"}]}));
         assert_eq!(asked.directory.as_deref(), Some("/w/r"));
         assert_eq!(asked.prompt, "done");
+        assert_eq!(asked.earlier, "<cwd>/w/r</cwd> hi\nI look.");
         assert!(asked.stream);
     }
 

@@ -226,6 +226,7 @@ impl Server {
         record["stream"] = json!(ask.stream);
         record["tools"] = json!(names);
         record["prompt"] = json!(ask.prompt);
+        record["earlier"] = json!(ask.earlier);
 
         let number = self.replies.fetch_add(1, Ordering::Relaxed);
         if let Some(side) = &ask.side {

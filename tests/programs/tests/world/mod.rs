@@ -58,7 +58,12 @@ impl World {
     }
 
     pub fn with(extra: &str) -> Self {
-        let home = tempfile::tempdir().unwrap();
+        Self::below(&std::env::temp_dir(), extra)
+    }
+
+    /// Elsewhere than in the temporary directory, which some agents treat in a way of their own.
+    pub fn below(parent: &Path, extra: &str) -> Self {
+        let home = tempfile::tempdir_in(parent).unwrap();
         let repo = home.path().join("repo");
         fs::create_dir(&repo).unwrap();
         git(&repo, &["init", "-q", "-b", "main"]);
@@ -159,7 +164,9 @@ impl World {
 }
 
 pub async fn patient<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.unwrap()
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .unwrap_or_else(|_| panic!("it takes too long"))
 }
 
 /// Waits until an event of the task fits.

@@ -1,0 +1,706 @@
+//! The real Claude Code and Codex through the engine, against the scripted model server: what the
+//! drivers and the keeper take for granted about them is so. `DISPATCH_TEST_AGENTS` names the folder
+//! whose `node_modules` holds them (`cargo xtask test` sets it); without it nothing is tested here,
+//! said aloud.
+//! Must not sleep, must not leave this machine, and must not read a login of the person's own.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests; a failure is a failed test"
+)]
+
+mod world;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::Once,
+};
+
+use dispatch_core::{
+    event::Kind,
+    id::{RunId, TaskId},
+    outcome::{Failure, Outcome, Stop},
+    task::{TaskSpec, title_of},
+    update::Update,
+};
+use dispatch_engine::{
+    engine::{Engine, Secrets},
+    view::{Force, TaskView, Told},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::inotify,
+    process::{Pid, Signal},
+};
+use serde_json::{Value, json};
+use world::{World, finished, outcome, patient, reason, until};
+
+const FOLDER: &str = "DISPATCH_TEST_AGENTS";
+const TASK: &str = "Put the marmalade in order.";
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
+const KEY: &str = "sk-not-a-real-key-0123456789";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cli {
+    Claude,
+    Codex,
+}
+
+impl Cli {
+    /// The native program: a wrapper of Node's would be killed in its place. `None`: skipped.
+    fn program(self) -> Option<PathBuf> {
+        static SKIPPED: Once = Once::new();
+        let Some(folder) = std::env::var_os(FOLDER) else {
+            // Past the test harness, which would keep it to itself.
+            SKIPPED.call_once(|| {
+                let mut out = std::io::stderr().lock();
+                let why = format!("{FOLDER} is not set; `cargo xtask test` installs them");
+                writeln!(
+                    out,
+                    "SKIPPED: tests with the real Claude Code and Codex: {why}"
+                )
+                .unwrap();
+            });
+            return None;
+        };
+        let (npm, triple) = match std::env::consts::ARCH {
+            "aarch64" => ("arm64", "aarch64"),
+            _ => ("x64", "x86_64"),
+        };
+        let below = match self {
+            Self::Claude => vec![
+                format!("@anthropic-ai/claude-code-linux-{npm}/claude"),
+                format!("@anthropic-ai/claude-code-linux-{npm}-musl/claude"),
+            ],
+            Self::Codex => vec![format!(
+                "@openai/codex-linux-{npm}/vendor/{triple}-unknown-linux-musl/bin/codex"
+            )],
+        };
+        let modules = Path::new(&folder).join("node_modules");
+        let found = below
+            .iter()
+            .map(|path| modules.join(path))
+            .find(|path| path.exists());
+        let found =
+            found.unwrap_or_else(|| panic!("none of {below:?} is in {}", modules.display()));
+        Some(found.canonicalize().unwrap())
+    }
+
+    /// Its table, with this server as the only provider. Each tries only as often as it is told,
+    /// since none of these failures goes away.
+    fn table(self, program: &Path, url: &str, key: &str) -> String {
+        match self {
+            Self::Claude => format!(
+                "[agents.claude]\nprogram = {program:?}\npool = \"test\"\n[agents.claude.env]\n\
+                 ANTHROPIC_BASE_URL = \"{url}\"\n{key} = \"{KEY}\"\n\
+                 CLAUDE_CODE_MAX_RETRIES = \"1\"\n"
+            ),
+            Self::Codex => format!(
+                "[agents.codex]\nprogram = {program:?}\npool = \"test\"\n\
+                 args = [\"-m\", \"any\", \"-c\", \"model_provider=fake\", \"-c\", \
+                 '''model_providers.fake={{name=\"Fake\",base_url=\"{url}/v1\",\
+                 wire_api=\"responses\",env_key=\"{key}\",request_max_retries=0,\
+                 stream_max_retries=0}}''']\n[agents.codex.env]\n{key} = \"{KEY}\"\n"
+            ),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Claude => "claude",
+            Self::Codex => "codex",
+        }
+    }
+
+    /// The variable that its key is in.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Claude => "ANTHROPIC_API_KEY",
+            Self::Codex => "FAKE_KEY",
+        }
+    }
+
+    /// What its tool for commands is called in our log.
+    fn shell(self) -> &'static str {
+        match self {
+            Self::Claude => "Bash",
+            Self::Codex => "shell",
+        }
+    }
+}
+
+/// The model server, with a script of one conversation that goes on from run to run.
+struct Model {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    url: String,
+    folder: tempfile::TempDir,
+}
+
+impl Model {
+    fn start(steps: &Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("script.json");
+        fs::write(&script, steps.to_string()).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_fake-model"))
+            .arg("--script")
+            .arg(script)
+            .arg("--log")
+            .arg(folder.path().join("log"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        lines.read_line(&mut line).unwrap();
+        let told: Value = serde_json::from_str(&line).unwrap();
+        Self {
+            stdin: child.stdin.take(),
+            child,
+            url: told["url"].as_str().unwrap().to_owned(),
+            folder,
+        }
+    }
+
+    /// The requests that took a step of the script.
+    fn asked(&self) -> Vec<Value> {
+        let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
+        let records: Vec<Value> = log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let wrong: Vec<&Value> = records
+            .iter()
+            .filter(|record| record["kind"] == "error")
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        records
+            .into_iter()
+            .filter(|record| record["kind"] == "step")
+            .collect()
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        self.child.wait().unwrap();
+    }
+}
+
+/// One real agent, its model and its engine.
+struct Stage {
+    cli: Cli,
+    program: PathBuf,
+    model: Model,
+    world: World,
+    engine: Engine,
+}
+
+impl Stage {
+    async fn set(cli: Cli, steps: Value) -> Option<Self> {
+        Self::with_key(cli, cli.key(), steps).await
+    }
+
+    async fn with_key(cli: Cli, key: &str, steps: Value) -> Option<Self> {
+        let program = cli.program()?;
+        let model = Model::start(&steps);
+        // Codex cannot start its own sandbox from below the temporary directory.
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let world = World::below(place, &cli.table(&program, &model.url, key));
+        let engine = world.engine().await;
+        Some(Self {
+            cli,
+            program,
+            model,
+            world,
+            engine,
+        })
+    }
+
+    fn spec(&self) -> TaskSpec {
+        TaskSpec {
+            text: TASK.into(),
+            title: title_of(TASK),
+            agent: self.cli.name().parse().unwrap(),
+            ..self.world.spec(&[])
+        }
+    }
+
+    async fn dispatch(&self) -> RunId {
+        self.engine
+            .dispatch(self.spec(), Secrets::new())
+            .await
+            .unwrap()
+    }
+
+    async fn run(&self) -> TaskView {
+        self.end(self.dispatch().await).await
+    }
+
+    /// The end of a run, after which nothing of it may be alive.
+    async fn end(&self, run: RunId) -> TaskView {
+        let view = finished(&self.engine, run).await;
+        assert_eq!(self.world.alive(run.task), [""; 0]);
+        view
+    }
+
+    async fn answer(&self, task: TaskId, text: &str) -> TaskView {
+        let run = self
+            .engine
+            .answer(task, text.into(), Secrets::new())
+            .await
+            .unwrap();
+        self.end(run).await
+    }
+
+    /// All that was said in the task so far, as the log has it.
+    async fn said(&self, view: &TaskView) -> Vec<Update> {
+        let mut events = self.engine.events(0);
+        let mut said = Vec::new();
+        loop {
+            let Some(Told::Event(event)) = patient(events.next()).await else {
+                continue;
+            };
+            if let (true, Kind::Said { update, .. }) =
+                (event.subject.task() == Some(view.task.id), &event.kind)
+            {
+                said.push(update.clone());
+            }
+            if event.seq >= view.seq {
+                return said;
+            }
+        }
+    }
+
+    /// Starts a task whose tool command does not end, and waits until that command runs.
+    async fn busy(&self, word: &str) -> (RunId, Vec<Process>) {
+        let run = self.dispatch().await;
+        until(&self.engine, run.task, |kind| {
+            matches!(kind, Kind::Started { .. })
+        })
+        .await;
+        let view = self.engine.task(run.task).await.unwrap();
+        appears(view.task.workspace.unwrap().path.join(word)).await;
+        let tools = processes(|process| process.mentions(word));
+        assert!(!tools.is_empty(), "the tool command does not run");
+        (run, tools)
+    }
+
+    /// The CLI itself: of the keeper's children the one that runs its program.
+    async fn agent(&self, run: RunId) -> Process {
+        let view = self.engine.task(run.task).await.unwrap();
+        let keeper = view.jobs.last().unwrap().keeper_pid.unwrap();
+        let ours = |process: &Process| {
+            let program = fs::read_link(format!("/proc/{}/exe", process.pid));
+            process.parent == keeper && program.is_ok_and(|path| path == self.program)
+        };
+        let mut found = processes(ours);
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+}
+
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    session: i32,
+    command: Vec<u8>,
+}
+
+impl Process {
+    fn read(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Its name is in parentheses and may hold anything.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        (state != "Z").then_some(Self {
+            pid,
+            parent,
+            session,
+            command,
+        })
+    }
+
+    fn mentions(&self, word: &str) -> bool {
+        self.command
+            .windows(word.len())
+            .any(|part| part == word.as_bytes())
+    }
+}
+
+fn processes(fits: impl Fn(&Process) -> bool) -> Vec<Process> {
+    let listed = fs::read_dir("/proc").unwrap();
+    listed
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .filter_map(Process::read)
+        .filter(fits)
+        .collect()
+}
+
+/// Waits until the file is there, without asking again and again.
+async fn appears(path: PathBuf) {
+    let wait = move || {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&watch, path.parent().unwrap(), inotify::WatchFlags::CREATE).unwrap();
+        while !path.exists() {
+            let mut ready = [PollFd::new(&watch, PollFlags::IN)];
+            let events = rustix::event::poll(&mut ready, Some(&PATIENCE)).unwrap();
+            assert_eq!(events, 1, "{} does not appear", path.display());
+            rustix::io::read(&watch, &mut [0; 4096]).unwrap();
+        }
+    };
+    tokio::task::spawn_blocking(wait).await.unwrap();
+}
+
+/// A word that no other process on this machine has in its command line.
+fn word(cli: Cli, what: &str) -> String {
+    format!("{}-{what}-{}", cli.name(), std::process::id())
+}
+
+/// A tool command that does not end. (Claude Code refuses a `sleep` that stands alone.)
+fn endless(word: &str) -> Value {
+    json!([
+        {"tool": "shell", "command": format!("echo begun > {word}; tail -f {word}")},
+        {"text": "Unreachable."}
+    ])
+}
+
+async fn edits_a_file(cli: Cli) {
+    let steps = json!([
+        {"text": "I edit it.", "tool": "shell", "command": "echo edited >> README.md"},
+        {"text": "Finished."}
+    ]);
+    let Some(stage) = Stage::set(cli, steps).await else {
+        return;
+    };
+    let view = stage.run().await;
+    let summary = "Finished.".into();
+    assert_eq!(
+        *outcome(&view),
+        Outcome::Completed { summary },
+        "{}",
+        reason(&view)
+    );
+    let diff = stage.engine.diff(view.task.id).await.unwrap();
+    assert!(diff.contains("\n+edited"), "{diff}");
+
+    let last = view.task.last_run().unwrap();
+    assert!(last.session.as_ref().is_some_and(|id| !id.is_empty()));
+    let usage = last.usage.clone().unwrap();
+    assert_eq!(
+        (usage.input_tokens, usage.output_tokens),
+        (Some(200), Some(40))
+    );
+    // Codex tells no price.
+    assert_eq!(usage.cost_usd.is_some(), cli == Cli::Claude);
+
+    let said = stage.said(&view).await;
+    let call = said.iter().find_map(|update| match update {
+        Update::ToolCall { id, name, input } if input.contains("echo edited >>") => {
+            assert_eq!(name, cli.shell());
+            Some(id)
+        }
+        _ => None,
+    });
+    let ended = |update: &Update| matches!(update, Update::ToolResult { id, failed: false, .. } if Some(id) == call);
+    assert!(call.is_some() && said.iter().any(ended), "{said:?}");
+    // The prompt came in whole, by standard input.
+    assert!(
+        stage.model.asked()[0]["prompt"]
+            .as_str()
+            .unwrap()
+            .contains(TASK)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_edits_a_file() {
+    edits_a_file(Cli::Claude).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_edits_a_file() {
+    edits_a_file(Cli::Codex).await;
+}
+
+/// Its tools ask first; the answer goes over its standard input, and the tool really runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_is_given_the_permission_it_asks_for() {
+    let steps = json!([
+        {"tool": "write", "path": "new.txt", "content": "by its own tool\n"},
+        {"text": "Written."}
+    ]);
+    let Some(stage) = Stage::set(Cli::Claude, steps).await else {
+        return;
+    };
+    let view = stage.run().await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let diff = stage.engine.diff(view.task.id).await.unwrap();
+    assert!(diff.contains("\n+by its own tool"), "{diff}");
+    let said = stage.said(&view).await;
+    let asked = |update: &Update| matches!(update, Update::Asked { tool, allowed: true, .. } if tool == "Write");
+    assert!(said.iter().any(asked), "{said:?}");
+}
+
+/// With a key there is no window that opens again: the time is the wait that the provider asked for,
+/// which the CLI tells when it tries again itself (and lengthens a little by chance).
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_at_the_limit_of_its_key_says_how_long_to_wait() {
+    let steps = json!([{"status": 429, "retry_after_s": 2, "repeat": true}]);
+    let Some(stage) = Stage::set(Cli::Claude, steps).await else {
+        return;
+    };
+    let view = stage.run().await;
+    let Outcome::Failed(Failure::RateLimited {
+        retry_at: Some(at), ..
+    }) = outcome(&view)
+    else {
+        panic!("{:?}", outcome(&view))
+    };
+    let ended_at = view
+        .task
+        .last_run()
+        .unwrap()
+        .report
+        .as_ref()
+        .unwrap()
+        .ended_at;
+    let said = stage.said(&view).await;
+    let told = said.iter().find_map(|update| match update {
+        Update::Retrying {
+            status: Some(429),
+            delay_ms,
+            ..
+        } => *delay_ms,
+        _ => None,
+    });
+    assert_eq!(Some(at - ended_at), told, "{said:?}");
+    assert!(told >= Some(2000), "{told:?}");
+    assert_eq!(stage.model.asked().len(), 2);
+}
+
+/// A plan has a window, and the CLI tells when it opens again.
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_at_the_limit_of_its_plan_says_when_to_come_back() {
+    let steps = json!([{"status": 429, "repeat": true, "headers": {
+        "anthropic-ratelimit-unified-status": "rejected",
+        "anthropic-ratelimit-unified-reset": "4102444800",
+        "anthropic-ratelimit-unified-representative-claim": "five_hour",
+    }}]);
+    let login = "CLAUDE_CODE_OAUTH_TOKEN";
+    let Some(stage) = Stage::with_key(Cli::Claude, login, steps).await else {
+        return;
+    };
+    let view = stage.run().await;
+    let limited = matches!(
+        outcome(&view),
+        Outcome::Failed(Failure::RateLimited {
+            retry_at: Some(4_102_444_800_000),
+            ..
+        })
+    );
+    assert!(limited, "{:?}", outcome(&view));
+    // It does not try again against a closed window.
+    assert_eq!(stage.model.asked().len(), 1);
+}
+
+/// Codex keeps the provider's wait and message to itself: there is no time to be had.
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_at_a_limit_tells_no_time() {
+    for (kind, words) in [
+        ("rate_limit_exceeded", "429"),
+        ("usage_limit_reached", "usage limit"),
+        ("insufficient_quota", "Quota exceeded"),
+    ] {
+        let message = "Rate limit reached. Please try again in 2s.";
+        let steps = json!([{"status": 429, "retry_after_s": 2, "error_type": kind,
+            "message": message, "repeat": true}]);
+        let Some(stage) = Stage::set(Cli::Codex, steps).await else {
+            return;
+        };
+        let view = stage.run().await;
+        let Outcome::Failed(Failure::RateLimited {
+            retry_at: None,
+            said,
+        }) = outcome(&view)
+        else {
+            panic!("{kind}: {:?}", outcome(&view))
+        };
+        assert!(said.contains(words), "{kind}: {said}");
+    }
+}
+
+async fn has_a_bad_key(cli: Cli) {
+    let steps = json!([{"status": 401, "message": "invalid x-api-key", "repeat": true}]);
+    let Some(stage) = Stage::set(cli, steps).await else {
+        return;
+    };
+    let view = stage.run().await;
+    let auth =
+        matches!(outcome(&view), Outcome::Failed(Failure::Auth { said }) if !said.is_empty());
+    assert!(auth, "{:?}", outcome(&view));
+    assert!(!reason(&view).contains(KEY));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_has_a_bad_key() {
+    has_a_bad_key(Cli::Claude).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_has_a_bad_key() {
+    has_a_bad_key(Cli::Codex).await;
+}
+
+/// Killed from outside in the middle of a tool command, which does not die with it.
+async fn is_killed(cli: Cli) {
+    let word = word(cli, "killed");
+    let Some(stage) = Stage::set(cli, endless(&word)).await else {
+        return;
+    };
+    let (run, _) = stage.busy(&word).await;
+    let agent = stage.agent(run).await;
+    rustix::process::kill_process(Pid::from_raw(agent.pid).unwrap(), Signal::KILL).unwrap();
+    let view = stage.end(run).await;
+    let killed = Failure::Signal { signal: 9 };
+    assert_eq!(*outcome(&view), Outcome::Failed(killed));
+    assert!(processes(|process| process.mentions(&word)).is_empty());
+    // What it had done is kept, and so is the session for another run.
+    assert_eq!(view.task.result().unwrap().files, 1);
+    assert!(view.task.last_run().unwrap().session.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_is_killed() {
+    is_killed(Cli::Claude).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_is_killed() {
+    is_killed(Cli::Codex).await;
+}
+
+/// Tool commands run in sessions of their own, so a signal to the agent's group misses them.
+async fn is_stopped(cli: Cli, force: Force) {
+    let word = word(cli, "stopped");
+    let Some(stage) = Stage::set(cli, endless(&word)).await else {
+        return;
+    };
+    let (run, tools) = stage.busy(&word).await;
+    let agent = stage.agent(run).await;
+    let apart = |process: &Process| process.session != agent.session;
+    assert!(tools.iter().any(apart), "{agent:?} {tools:?}");
+    stage.engine.stop(run.task, force).await.unwrap();
+    let view = stage.end(run).await;
+    assert_eq!(*outcome(&view), Outcome::Stopped(Stop::ByPerson));
+    assert!(processes(|process| process.mentions(&word)).is_empty());
+    assert_eq!(view.task.result().unwrap().files, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_is_stopped_during_a_long_command() {
+    is_stopped(Cli::Claude, Force::Ask).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_is_stopped_during_a_long_command() {
+    is_stopped(Cli::Codex, Force::Ask).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_is_stopped_at_once() {
+    is_stopped(Cli::Claude, Force::Kill).await;
+}
+
+/// The second run is in the session of the first: the model is shown what was said then.
+async fn resumed(stage: &Stage, first: &TaskView, second: &TaskView) {
+    assert_eq!(outcome(second).word(), "completed", "{}", reason(second));
+    let sessions: Vec<&str> = second
+        .task
+        .runs
+        .iter()
+        .map(|run| run.session.as_deref().unwrap())
+        .collect();
+    assert_eq!(sessions.len(), 2);
+    assert_eq!(sessions[0], sessions[1]);
+    assert_eq!(first.task.runs[0].session.as_deref(), Some(sessions[0]));
+    let asked = stage.model.asked();
+    let asked = &asked[2];
+    let text = |key: &str| asked[key].as_str().unwrap().to_owned();
+    assert!(text("prompt").contains("use UTC"), "{asked}");
+    assert!(!text("prompt").contains(TASK), "{asked}");
+    let earlier = text("earlier");
+    assert!(
+        earlier.contains(TASK) && earlier.contains("I wait for you."),
+        "{asked}"
+    );
+    assert!(
+        stage
+            .engine
+            .diff(second.task.id)
+            .await
+            .unwrap()
+            .contains("\n+utc")
+    );
+}
+
+fn question_then_work(question: &Value) -> Value {
+    json!([
+        question,
+        {"text": "I wait for you."},
+        {"tool": "shell", "command": "echo utc > zone.txt"},
+        {"text": "Done."}
+    ])
+}
+
+async fn writes_a_question(cli: Cli) {
+    let question = json!({"tool": "shell", "command": "echo 'Which zone?' > BLOCKED.md"});
+    let Some(stage) = Stage::set(cli, question_then_work(&question)).await else {
+        return;
+    };
+    let first = stage.run().await;
+    let question = "Which zone?".into();
+    assert_eq!(*outcome(&first), Outcome::Blocked { question });
+    let second = stage.answer(first.task.id, "use UTC").await;
+    resumed(&stage, &first, &second).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_writes_a_question_and_goes_on_in_its_session() {
+    writes_a_question(Cli::Claude).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_writes_a_question_and_goes_on_in_its_session() {
+    writes_a_question(Cli::Codex).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_asks_with_its_own_tool_and_goes_on_in_its_session() {
+    let option = |label| json!({"label": label, "description": format!("all in {label}")});
+    let question = json!({"tool": "AskUserQuestion", "args": {"questions": [{
+        "question": "Which zone?",
+        "header": "Zone",
+        "multiSelect": false,
+        "options": [option("UTC"), option("local")],
+    }]}});
+    let Some(stage) = Stage::set(Cli::Claude, question_then_work(&question)).await else {
+        return;
+    };
+    let first = stage.run().await;
+    let question = "Which zone?\n- UTC: all in UTC\n- local: all in local".into();
+    assert_eq!(*outcome(&first), Outcome::Blocked { question });
+    let second = stage.answer(first.task.id, "use UTC").await;
+    resumed(&stage, &first, &second).await;
+}
