@@ -158,6 +158,10 @@ pub enum Kind {
         commit: String,
         keep_until: Millis,
     },
+    /// Its time is over (`retention.snapshots_d`).
+    SnapshotDropped {
+        refname: String,
+    },
     WorkspaceRemoved,
     WorkspaceRestored,
     /// A person put the task away; its events stay.
@@ -234,6 +238,7 @@ impl Kind {
             Self::ChildEnded { .. } => "child_ended",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
+            Self::SnapshotDropped { .. } => "snapshot_dropped",
             Self::WorkspaceRemoved => "workspace_removed",
             Self::WorkspaceRestored => "workspace_restored",
             Self::TaskRemoved => "task_removed",
@@ -267,6 +272,7 @@ impl Kind {
             | Self::ChildEnded { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
+            | Self::SnapshotDropped { .. }
             | Self::WorkspaceRemoved
             | Self::WorkspaceRestored
             | Self::TaskRemoved

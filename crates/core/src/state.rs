@@ -324,6 +324,10 @@ impl State {
                 commit: commit.clone(),
                 keep_until: *keep_until,
             }),
+            Kind::SnapshotDropped { refname } => {
+                task.snapshots
+                    .retain(|snapshot| snapshot.refname != *refname);
+            }
             Kind::WorkspaceRemoved => {
                 if let Some(workspace) = &mut task.workspace {
                     workspace.removed = true;

@@ -156,6 +156,7 @@ struct Shared {
     commands: mpsc::Sender<Command>,
     told: broadcast::Sender<Told>,
     open: watch::Receiver<usize>,
+    failed: watch::Receiver<Option<String>>,
     trees: Arc<Trees>,
     busy: Mutex<BTreeSet<TaskId>>,
 }
@@ -207,6 +208,7 @@ impl Engine {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (told, _) = broadcast::channel(TOLD_MAX);
         let (open_now, open) = watch::channel(usize::MAX);
+        let (failed_now, failed) = watch::channel(None);
         let ctx = Ctx {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
@@ -220,6 +222,7 @@ impl Engine {
             ctx,
             inbox,
             open_now,
+            failed_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
             secrets: HashMap::new(),
@@ -236,6 +239,7 @@ impl Engine {
             commands,
             told,
             open,
+            failed,
             trees,
             busy: Mutex::new(BTreeSet::new()),
         };
@@ -349,6 +353,21 @@ impl Engine {
         }
     }
 
+    /// Resolves with the reason when the engine has ended because its log could not be written.
+    /// Jobs live on; nothing that was answered is missing from the log.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.shared.failed.clone();
+        let reason = failed
+            .wait_for(Option::is_some)
+            .await
+            .map(|reason| reason.clone());
+        match reason {
+            Ok(Some(reason)) => reason,
+            // Ended in order: there is no failure to wait for.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Ends the engine; jobs live on with their keepers.
     ///
     /// # Errors
@@ -452,6 +471,7 @@ struct Actor {
     ctx: Ctx,
     inbox: mpsc::Receiver<Command>,
     open_now: watch::Sender<usize>,
+    failed_now: watch::Sender<Option<String>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
     secrets: HashMap<TaskId, Secrets>,
@@ -529,6 +549,12 @@ impl Actor {
                     // Jobs live on, and the next engine starts from the log.
                     self.effects.clear();
                     self.runs.shutdown().await;
+                    let hint = if error.is_full() {
+                        "; make room and start again"
+                    } else {
+                        ""
+                    };
+                    self.failed_now.send_replace(Some(format!("{error}{hint}")));
                     if let Some(reply) = self.shutdown.take() {
                         let doing = "end the engine".to_owned();
                         answer(
@@ -1050,6 +1076,25 @@ impl Actor {
             .filter(over)
             .map(|task| task.id)
             .collect();
+        let old = |task: &&dispatch_core::state::Task| {
+            task.snapshots
+                .iter()
+                .any(|snapshot| snapshot.keep_until < now)
+        };
+        let old: Vec<_> = self.state.tasks().filter(old).cloned().collect();
+        for task in old {
+            let (ctx, run) = (
+                self.ctx.clone(),
+                RunId {
+                    task: task.id,
+                    n: 0,
+                },
+            );
+            self.runs.spawn(async move {
+                crate::verbs::forget(&ctx, &task, now).await;
+                (run, Ended::Judged)
+            });
+        }
         for task in over {
             if let Some(task) = self.state.task(task).cloned() {
                 let ctx = self.ctx.clone();

@@ -354,11 +354,15 @@ impl Trees {
     pub(crate) fn keep(&self, task: &Task) -> Result<(String, String), TreeError> {
         let vault = self.vault(task)?;
         let look = self.look(task, &vault)?;
-        let name = format!("removal-{}", task.snapshots.len() + 1);
+        let name = format!("removal-{}", task.seq);
         let head = self.sealed_head(task, &vault)?;
         let id = task.id.to_string();
         let kept = snapshot::keep(&vault, &look, head.as_ref(), &id, &name, &author())?;
         Ok((kept.1.to_string(), kept.0.to_string()))
+    }
+
+    pub(crate) fn forget(&self, task: &Task, refname: &str) -> Result<(), TreeError> {
+        Ok(self.vault(task)?.delete_ref(&RefName::full(refname)?)?)
     }
 
     /// The agent's own head, if a run's seal has brought it into the vault.

@@ -314,6 +314,30 @@ pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
     record(ctx, task.id, vec![kind]).await;
 }
 
+/// Drops the snapshots of a task whose time is over. Their commits stay reachable by nothing of ours
+/// from then on; the event is written first, so that `undo` never promises what is gone.
+pub(crate) async fn forget(ctx: &Ctx, task: &Task, now: u64) {
+    for snapshot in task
+        .snapshots
+        .iter()
+        .filter(|snapshot| snapshot.keep_until < now)
+    {
+        let kind = Kind::SnapshotDropped {
+            refname: snapshot.refname.clone(),
+        };
+        if !record(ctx, task.id, vec![kind]).await {
+            return;
+        }
+        let (trees, owned) = (Arc::clone(&ctx.trees), task.clone());
+        let refname = snapshot.refname.clone();
+        let dropped = tokio::task::spawn_blocking(move || trees.forget(&owned, &refname)).await;
+        if let Ok(Err(error)) = dropped {
+            let text = format!("an old snapshot stays: {error}");
+            record(ctx, task.id, vec![Kind::Noted { text }]).await;
+        }
+    }
+}
+
 async fn record(ctx: &Ctx, task: TaskId, kinds: Vec<Kind>) -> bool {
     let (reply, answer) = oneshot::channel();
     let command = Command::Record {

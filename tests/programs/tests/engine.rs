@@ -367,3 +367,44 @@ async fn a_hostile_workspace_loses_nothing_and_reaches_nothing() {
         "{diff}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_snapshots_are_dropped_when_their_time_is_over_and_not_before() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let task = run(&engine, world.spec(&["write kept yes"])).await.task.id;
+    engine.remove(task).await.unwrap();
+    let snapshot = engine.task(task).await.unwrap().task.snapshots[0].clone();
+    engine.shutdown().await.unwrap();
+
+    // As if it had been made long ago: the same event with another time.
+    let mut store = dispatch_engine::store::Store::open(&world.data()).unwrap();
+    let kind = Kind::Snapshotted {
+        keep_until: 1,
+        refname: snapshot.refname.clone(),
+        commit: snapshot.commit,
+    };
+    let subject = dispatch_core::event::Subject::Task(task);
+    let seq = store.last() + 1;
+    store
+        .append(&[dispatch_core::event::Event {
+            seq,
+            at: 1,
+            subject,
+            kind,
+        }])
+        .unwrap();
+    drop(store);
+
+    let engine = world.engine().await;
+    until(&engine, task, |kind| {
+        matches!(kind, Kind::SnapshotDropped { .. })
+    })
+    .await;
+    patient(async { while engine.undo(task).await.is_ok() {} }).await;
+    let left = engine.task(task).await.unwrap().task.snapshots;
+    assert!(
+        left.iter().all(|left| left.refname != snapshot.refname),
+        "{left:?}"
+    );
+}

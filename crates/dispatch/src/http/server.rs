@@ -129,6 +129,10 @@ impl Server {
     }
 
     /// Resolves when somebody asked for the end over the socket.
+    pub(crate) async fn failed(&self) -> String {
+        self.engine.failed().await
+    }
+
     pub(crate) async fn stopped(&self) {
         self.stop.notified().await;
     }
