@@ -14,7 +14,7 @@ use super::{
     exit::Exit,
     out,
     screen::{Screen, checks_line, diffstat_line, next_lines},
-    style::{Colour, clean_line, clean_text},
+    style::{Colour, clean_line, clean_text, cut},
     tasks,
 };
 use crate::{
@@ -176,13 +176,32 @@ async fn step(
     }
 }
 
+const SUMMARY_CHARS: usize = 100;
+const TAIL_LINES: usize = 5;
+
 /// `3f completed: summary`, on one line.
 pub(crate) fn summary(ctx: &Ctx, task: &Task) -> String {
     let state = ctx.style.state(&task.state);
     match &task.reason {
-        Some(reason) => format!("{} {state}: {}", task.short, clean_line(reason.trim())),
+        Some(reason) => {
+            // The end of what it said says most; `show` has all of it.
+            let last = reason.trim().lines().next_back().unwrap_or("");
+            format!(
+                "{} {state}: {}",
+                task.short,
+                cut(&clean_line(last), SUMMARY_CHARS)
+            )
+        }
         None => format!("{} {state}", task.short),
     }
+}
+
+/// Where there is a change to look at, the last lines are enough; a report is shown whole.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(TAIL_LINES);
+    let mark = if from > 0 { "… " } else { "" };
+    format!("{mark}{}", lines[from..].join("\n"))
 }
 
 /// What is printed when a run has ended, and the exit code.
@@ -193,7 +212,12 @@ pub(crate) fn finish(ctx: &Ctx, task: &Task, json: bool) -> Result<Exit> {
     }
     let state = ctx.style.state(&task.state);
     let reason = clean_text(task.reason.as_deref().unwrap_or(&task.title));
-    out::line(&format!("{} {state}: {}", task.short, reason.trim()))?;
+    let reason = if task.changed {
+        tail(reason.trim())
+    } else {
+        reason.trim().to_owned()
+    };
+    out::line(&format!("{} {state}: {reason}", task.short))?;
     if let Some(diffstat) = diffstat_line(task) {
         out::line(&format!("  {diffstat}"))?;
     }

@@ -81,7 +81,7 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
         _ = int.recv() => "interrupted",
         _ = term.recv() => "terminated",
         reason = server.failed() => {
-            let told = CliError::new(Exit::Failed, format!("failed to go on as the engine: {reason}"));
+            let told = CliError::new(Exit::Failed, format!("go on as the engine: {reason}"));
             return Err(told.hint("jobs live on; the next engine goes on from the log"));
         }
         () = server.stopped() => "asked to end",
