@@ -408,3 +408,22 @@ async fn old_snapshots_are_dropped_when_their_time_is_over_and_not_before() {
         "{left:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_ten_megabytes_and_bytes_that_are_no_text() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let orders = [
+        "long-line 10000000",
+        "garbage",
+        "write a b",
+        "say still here",
+    ];
+    let view = run(&engine, world.spec(&orders)).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    assert!(reason(&view).ends_with("still here"));
+    assert_eq!(
+        fs::metadata(&view.jobs[0].log).unwrap().len(),
+        10_000_001 + 6 + 11
+    );
+}

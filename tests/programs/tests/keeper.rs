@@ -357,6 +357,8 @@ async fn what_it_wrote_cannot_be_taken_back() {
 #[tokio::test]
 async fn it_gets_three_descriptors_and_its_own_environment() {
     let world = World::new();
+    // One that does not close on exec, as a careless parent leaves them behind.
+    let careless = rustix::io::dup(std::io::stdin()).unwrap();
     let (out, _) = world
         .run(&world.agent(&["descriptors", "environment"]))
         .await;
@@ -364,6 +366,7 @@ async fn it_gets_three_descriptors_and_its_own_environment() {
         String::from_utf8(out).unwrap(),
         "descriptors: 0 1 2\nenvironment: DISPATCH_JOB PATH\n"
     );
+    drop(careless);
 }
 
 #[tokio::test]

@@ -98,7 +98,11 @@ fn stage_two(dir: &JobDir) -> ExitCode {
             drop(lock);
             ExitCode::SUCCESS
         }
-        Err(reason) => refuse(&mut report, &reason),
+        Err(reason) => {
+            // Before the report: whoever reads it finds the directory free.
+            drop(lock);
+            refuse(&mut report, &reason)
+        }
     }
 }
 
