@@ -67,8 +67,8 @@ pub(crate) struct Args {
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
-    /// Checks that must pass, instead of what the repository suggests
-    #[arg(long, value_name = "NAME", num_args = 1..)]
+    /// A check that must pass, instead of what the repository suggests (may be given several times)
+    #[arg(long, value_name = "NAME")]
     check: Vec<String>,
     /// No checks: the result is then not verified
     #[arg(long, conflicts_with = "check")]
