@@ -29,8 +29,6 @@ use crate::{
 
 /// The engine has the real limit; this keeps a wrong file from filling memory.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
-/// Dispatches that meet an engine on its way out.
-const TRIES_MAX: u32 = 3;
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ExpectsArg {
@@ -222,22 +220,9 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     Ok(asked)
 }
 
-/// An engine that is just leaving refuses and nothing has happened; the next one is asked.
-async fn dispatch(ctx: &Ctx, asked: &Dispatch) -> Result<(Client, Task)> {
-    let mut tries = 0;
-    loop {
-        let client = start::connect(&ctx.settings).await?;
-        tries += 1;
-        match client.post("/v1/tasks", asked).await {
-            Ok(task) => return Ok((client, task)),
-            Err(error) if error.nothing_happened() && tries < TRIES_MAX => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {
-    let (client, task) = dispatch(ctx, asked).await?;
+    let ask = async |client: &Client| client.post("/v1/tasks", asked).await;
+    let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;
     if task.placement == "host" {
         let text = format!(
             "{}: placement host: the agent runs as you, with no fence around it",

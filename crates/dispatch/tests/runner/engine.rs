@@ -159,3 +159,22 @@ fn what_is_frozen_waits_and_survives_a_restart() {
     world.dispatch(&["thaw"]).exits(0);
     world.dispatch(&["wait", &id]).exits(0);
 }
+
+#[test]
+fn an_engine_that_leaves_in_the_middle_of_a_verb_is_followed_by_the_next() {
+    let world = TestWorld::new();
+    for n in 0..20 {
+        // The health check, the request or the answer: any of them may meet the end.
+        let verb = world.follow(&[["freeze", "thaw"][n % 2]]);
+        world.http("POST", "/v1/shutdown", "{}");
+        verb.end().exits(0);
+    }
+    world.dispatch(&["thaw"]).exits(0);
+    for n in 0..20 {
+        let run = world.follow(&["run", "--title", &n.to_string(), "x\n> write out.txt hi"]);
+        world.http("POST", "/v1/shutdown", "{}");
+        run.end().exits(0);
+    }
+    let tasks = world.dispatch(&["list", "--json"]).exits(0).json();
+    assert_eq!(tasks.as_array().unwrap().len(), 20, "none lost, none twice");
+}

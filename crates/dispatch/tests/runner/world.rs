@@ -334,13 +334,13 @@ impl TestWorld {
         let socket = format!("/proc/self/fd/{}/dispatch.sock", run.as_raw_fd());
         let mut stream = UnixStream::connect(socket).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        write!(
-            stream,
+        // In one piece: an engine that leaves may answer before it has read the rest.
+        let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: dispatch\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
-        )
-        .ok()?;
+        );
+        stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
