@@ -9,7 +9,7 @@ use std::{
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
     time::Duration,
 };
@@ -73,22 +73,21 @@ pub(crate) struct Followed {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
-    err: Receiver<String>,
+    asides: Receiver<String>,
+    told: Vec<String>,
 }
 
 impl Followed {
     /// Reads on until a line holds `word`.
     #[track_caller]
-    pub(crate) fn until(&mut self, word: &str) -> String {
-        loop {
-            let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
-                panic!("no {word:?} in {:#?}", self.seen);
-            };
-            self.seen.push(line.clone());
-            if line.contains(word) {
-                return line;
-            }
-        }
+    pub(crate) fn until(&mut self, word: &str) {
+        read_until(&self.lines, &mut self.seen, word);
+    }
+
+    /// The same on standard error.
+    #[track_caller]
+    pub(crate) fn until_aside(&mut self, word: &str) {
+        read_until(&self.asides, &mut self.told, word);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -97,17 +96,46 @@ impl Followed {
 
     #[track_caller]
     pub(crate) fn end(mut self) -> Done {
-        let err = self.err.recv_timeout(PATIENCE);
-        assert!(err.is_ok(), "it does not end: {:#?}", self.seen);
+        let mut err = std::mem::take(&mut self.told);
+        loop {
+            match self.asides.recv_timeout(PATIENCE) {
+                Ok(line) => err.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end: {:#?}", self.seen),
+            }
+        }
         let status = self.child.wait().unwrap();
         let mut out = std::mem::take(&mut self.seen);
         out.extend(self.lines.iter());
         Done {
             code: status.code(),
             out: out.join("\n"),
-            err: err.unwrap(),
+            err: err.join("\n"),
         }
     }
+}
+
+#[track_caller]
+fn read_until(lines: &Receiver<String>, seen: &mut Vec<String>, word: &str) {
+    while !seen.last().is_some_and(|line| line.contains(word)) {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) => seen.push(line),
+            Err(error) => panic!("no {word:?} ({error}) in {seen:#?}"),
+        }
+    }
+}
+
+/// Its lines, as they come.
+fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (send, lines) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if send.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 impl Drop for Followed {
@@ -260,25 +288,14 @@ impl TestWorld {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let ((send_line, lines), (send_err, err_text)) = (channel(), channel());
-        thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if send_line.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        thread::spawn(move || {
-            let mut text = String::new();
-            drop(err.read_to_string(&mut text));
-            drop(send_err.send(text));
-        });
+        let out = child.stdout.take().unwrap();
+        let err = child.stderr.take().unwrap();
         Followed {
             child,
-            lines,
+            lines: lines_of(out),
             seen: Vec::new(),
-            err: err_text,
+            asides: lines_of(err),
+            told: Vec::new(),
         }
     }
 
