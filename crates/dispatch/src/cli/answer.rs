@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{request, task::Task},
-    client::start,
+    client::{Client, start},
 };
 
 /// Answer the question of a blocked task.
@@ -37,10 +37,10 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let text = read_text(Some(&args.text), None)?;
     let task = tasks::one(&ctx.settings, &args.id).await?;
     let secrets = agent_secrets(&ctx.settings, &task.agent)?;
-    let client = start::connect(&ctx.settings).await?;
     let asked = request::Answer { text, secrets };
     let path = format!("/v1/tasks/{}/answer", task.id);
-    let task: Task = client.post(&path, &asked).await?;
+    let ask = async |client: &Client| client.post(&path, &asked).await;
+    let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;
     if args.follow {
         let screen = Screen::new(ctx.style, args.json, &task);
         let task = follow::to_end(ctx, client, &task, screen).await?;

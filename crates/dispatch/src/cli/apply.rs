@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{Ctx, error::Result, exit::Exit, out, repo, tasks};
 use crate::{
     api::{self, request},
-    client::start,
+    client::{Client, start},
 };
 
 /// Bring the result into your repository as a branch; your checkout is not touched.
@@ -28,9 +28,10 @@ pub(crate) struct Args {
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
     let to = args.to.as_deref().map(repo::top_level).transpose()?;
-    let client = start::connect(&ctx.settings).await?;
     let path = format!("/v1/tasks/{}/apply", task.id);
-    let done: api::Applied = client.post(&path, &request::Apply { to }).await?;
+    let asked = request::Apply { to };
+    let ask = async |client: &Client| client.post(&path, &asked).await;
+    let (_, done): (_, api::Applied) = start::ask(&ctx.settings, ask).await?;
     if args.json {
         out::json(&done)?;
     } else {

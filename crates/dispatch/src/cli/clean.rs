@@ -1,7 +1,10 @@
 //! `dispatch clean`: removes tasks by state and age, as `rm` does.
 
 use super::{Ctx, duration, error::Result, exit::Exit, out};
-use crate::{api::request, client::start};
+use crate::{
+    api::request,
+    client::{Client, start},
+};
 
 /// Remove ended tasks by state and age; what they held is kept for `undo`.
 #[derive(Debug, clap::Args)]
@@ -21,12 +24,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
-    let client = start::connect(&ctx.settings).await?;
     let asked = request::Clean {
         states: args.state,
         older_than_ms: args.older_than,
     };
-    let gone: Vec<String> = client.post("/v1/clean", &asked).await?;
+    let ask = async |client: &Client| client.post("/v1/clean", &asked).await;
+    let (_, gone): (_, Vec<String>) = start::ask(&ctx.settings, ask).await?;
     if args.json {
         out::json(&gone)?;
     } else {

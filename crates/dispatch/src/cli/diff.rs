@@ -9,7 +9,7 @@ use super::{
     style::{Colour, clean_line},
     tasks,
 };
-use crate::client::start;
+use crate::client::{Client, start};
 
 /// Show what a task changed.
 #[derive(Debug, clap::Args)]
@@ -21,8 +21,9 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
-    let client = start::connect(&ctx.settings).await?;
-    let diff = client.text(&format!("/v1/tasks/{}/diff", task.id)).await?;
+    let path = format!("/v1/tasks/{}/diff", task.id);
+    let ask = async |client: &Client| client.text(&path).await;
+    let (_, diff) = start::ask(&ctx.settings, ask).await?;
     if !ctx.style.tty {
         out::bytes(diff.as_bytes())?;
         return Ok(Exit::Completed);

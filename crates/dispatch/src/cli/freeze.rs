@@ -1,7 +1,10 @@
 //! `dispatch freeze` and `dispatch thaw`: nothing new starts, or starts again.
 
 use super::{Ctx, error::Result, exit::Exit, out};
-use crate::{api::request, client::start};
+use crate::{
+    api::request,
+    client::{Client, start},
+};
 
 /// Start nothing new until `thaw`; what runs goes on.
 #[derive(Debug, clap::Args)]
@@ -32,8 +35,8 @@ pub(crate) async fn thaw(ctx: &Ctx, args: &ThawArgs) -> Result<Exit> {
 }
 
 async fn set(ctx: &Ctx, asked: request::Freeze, json: bool) -> Result<()> {
-    let client = start::connect(&ctx.settings).await?;
-    client.post::<_, ()>("/v1/freeze", &asked).await?;
+    let ask = async |client: &Client| client.post("/v1/freeze", &asked).await;
+    let (_, ()) = start::ask(&ctx.settings, ask).await?;
     match (json, asked.frozen) {
         (true, _) => out::json(&asked),
         (false, true) => out::line("frozen: nothing new starts; `dispatch thaw` goes on"),

@@ -19,7 +19,7 @@ use super::{
     style::clean_text,
     tasks,
 };
-use crate::api::task::Task;
+use crate::api::task::{Check, Task};
 
 const CHUNK_BYTES: usize = 64 << 10;
 /// While following; a person does not see faster than this.
@@ -113,12 +113,37 @@ fn directory(task: &Task, args: &Args) -> Result<Option<PathBuf>> {
     let Some(name) = &args.check else {
         return Ok(agent.map(Path::to_path_buf));
     };
-    let name: dispatch_core::id::CheckName = name
-        .parse()
-        .map_err(|error: dispatch_core::id::BadId| CliError::usage(error.to_string()))?;
+    let checks = run.map_or(&[][..], |run| &run.checks);
+    let Some(name) = whole_name(checks, name) else {
+        // Which checks there will be is known when the agent is done.
+        if args.follow && task.is_open() {
+            return Ok(None);
+        }
+        let names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
+        let there = if names.is_empty() {
+            "none ran".to_owned()
+        } else {
+            format!("there are {}", names.join(", "))
+        };
+        let what = format!("find check {name} of task {}: {there}", task.short);
+        return Err(CliError::usage(what));
+    };
     Ok(agent
         .and_then(Path::parent)
         .map(|run| run.join(format!("check.{name}"))))
+}
+
+/// `rust.test` is also `test`, as long as no other check's step is called so.
+fn whole_name<'a>(checks: &'a [Check], wanted: &str) -> Option<&'a str> {
+    let names = || checks.iter().map(|check| check.name.as_str());
+    let step = |name: &&str| {
+        name.rsplit_once('.')
+            .is_some_and(|(_, step)| step == wanted)
+    };
+    names().find(|name| *name == wanted).or_else(|| {
+        let mut steps = names().filter(step);
+        steps.next().filter(|_| steps.next().is_none())
+    })
 }
 
 fn alive(dir: &Path) -> bool {

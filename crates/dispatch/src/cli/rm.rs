@@ -1,7 +1,7 @@
 //! `dispatch rm`: puts a task away. Its workspace is kept under a ref first, for `undo`.
 
 use super::{Ctx, error::Result, exit::Exit, out, tasks};
-use crate::client::start;
+use crate::client::{Client, start};
 
 /// Remove a task and its workspace; what it held is kept for `undo`.
 #[derive(Debug, clap::Args)]
@@ -16,8 +16,9 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
-    let client = start::connect(&ctx.settings).await?;
-    let task = client.delete(&format!("/v1/tasks/{}", task.id)).await?;
+    let path = format!("/v1/tasks/{}", task.id);
+    let ask = async |client: &Client| client.delete(&path).await;
+    let (_, task) = start::ask(&ctx.settings, ask).await?;
     if args.json {
         out::json(&task)?;
     } else {

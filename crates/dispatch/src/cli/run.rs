@@ -29,8 +29,6 @@ use crate::{
 
 /// The engine has the real limit; this keeps a wrong file from filling memory.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
-/// Dispatches that meet an engine on its way out.
-const TRIES_MAX: u32 = 3;
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ExpectsArg {
@@ -67,8 +65,8 @@ pub(crate) struct Args {
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
-    /// Checks that must pass, instead of what the repository suggests
-    #[arg(long, value_name = "NAME", num_args = 1..)]
+    /// A check that must pass, instead of what the repository suggests (may be given several times)
+    #[arg(long, value_name = "NAME")]
     check: Vec<String>,
     /// No checks: the result is then not verified
     #[arg(long, conflicts_with = "check")]
@@ -222,22 +220,9 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     Ok(asked)
 }
 
-/// An engine that is just leaving refuses and nothing has happened; the next one is asked.
-async fn dispatch(ctx: &Ctx, asked: &Dispatch) -> Result<(Client, Task)> {
-    let mut tries = 0;
-    loop {
-        let client = start::connect(&ctx.settings).await?;
-        tries += 1;
-        match client.post("/v1/tasks", asked).await {
-            Ok(task) => return Ok((client, task)),
-            Err(error) if error.nothing_happened() && tries < TRIES_MAX => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {
-    let (client, task) = dispatch(ctx, asked).await?;
+    let ask = async |client: &Client| client.post("/v1/tasks", asked).await;
+    let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;
     if task.placement == "host" {
         let text = format!(
             "{}: placement host: the agent runs as you, with no fence around it",

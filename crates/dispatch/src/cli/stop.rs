@@ -3,7 +3,7 @@
 use super::{Ctx, error::Result, exit::Exit, follow, out, screen::Screen, tasks};
 use crate::{
     api::{request, task::Task},
-    client::start,
+    client::{Client, start},
 };
 
 /// Stop a task; its work so far is kept.
@@ -22,14 +22,15 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
-    let client = start::connect(&ctx.settings).await?;
     let force = if args.kill {
         request::Force::Kill
     } else {
         request::Force::Ask
     };
     let path = format!("/v1/tasks/{}/stop", task.id);
-    let mut task: Task = client.post(&path, &request::Stop { force }).await?;
+    let asked = request::Stop { force };
+    let ask = async |client: &Client| client.post(&path, &asked).await;
+    let (client, mut task): (_, Task) = start::ask(&ctx.settings, ask).await?;
     if task.is_open() {
         task = follow::to_end(ctx, client, &task, Screen::silent()).await?;
     }

@@ -1,7 +1,10 @@
 //! `dispatch undo`: gets back what a removed workspace held.
 
 use super::{Ctx, error::Result, exit::Exit, out, tasks};
-use crate::{api, client::start};
+use crate::{
+    api,
+    client::{Client, start},
+};
 
 /// Get back what a removed workspace held.
 #[derive(Debug, clap::Args)]
@@ -16,10 +19,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
-    let client = start::connect(&ctx.settings).await?;
     let nothing = serde_json::json!({});
     let path = format!("/v1/tasks/{}/undo", task.id);
-    let done: api::Restored = client.post(&path, &nothing).await?;
+    let ask = async |client: &Client| client.post(&path, &nothing).await;
+    let (_, done): (_, api::Restored) = start::ask(&ctx.settings, ask).await?;
     if args.json {
         out::json(&done)?;
     } else {

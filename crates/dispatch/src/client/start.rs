@@ -22,6 +22,8 @@ use crate::{
 const START_MAX: Duration = Duration::from_secs(10);
 const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(5);
 const LOOK_AGAIN_MAX: Duration = Duration::from_millis(200);
+/// Requests that meet an engine on its way out.
+const TRIES_MAX: u32 = 5;
 const LOG_TAIL_BYTES: u64 = 2048;
 
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +55,8 @@ pub(crate) async fn connect(settings: &Settings) -> Result<Client, StartError> {
     let deadline = Instant::now() + START_MAX;
     let (mut child, mut pause) = (None::<Child>, LOOK_AGAIN_FIRST);
     loop {
-        let last = match client.get::<Health>("/v1/health").await {
-            Ok(_) => break,
+        let last = match greet(&client, settings).await {
+            Ok(()) => return Ok(client),
             Err(error) => error.to_string(),
         };
         if let Some(started) = &mut child
@@ -79,8 +81,29 @@ pub(crate) async fn connect(settings: &Settings) -> Result<Client, StartError> {
         sleep(pause).await;
         pause = (pause * 2).min(LOOK_AGAIN_MAX);
     }
-    provide(&client, settings).await?;
-    Ok(client)
+}
+
+/// An engine that is just leaving refuses and nothing has happened; the next one is asked.
+pub(crate) async fn ask<T>(
+    settings: &Settings,
+    request: impl AsyncFn(&Client) -> Result<T, ClientError>,
+) -> Result<(Client, T), StartError> {
+    let mut tries = 0;
+    loop {
+        let client = connect(settings).await?;
+        tries += 1;
+        match request(&client).await {
+            Ok(answer) => return Ok((client, answer)),
+            Err(error) if error.nothing_happened() && tries < TRIES_MAX => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// It may leave between any two of these; then the next one is greeted.
+async fn greet(client: &Client, settings: &Settings) -> Result<(), ClientError> {
+    client.get::<Health>("/v1/health").await?;
+    provide(client, settings).await
 }
 
 /// Gives the engine what queued runs lack and our environment has.

@@ -1,0 +1,47 @@
+//! End to end: the real binary in a world of its own, from a person's command to a branch.
+//! Must not sleep, must not need a network, and must leave no process behind.
+
+#![cfg(target_os = "linux")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test's world lacks ends the test, and the place is what one wants to know"
+)]
+
+#[path = "runner/away.rs"]
+mod away;
+#[path = "runner/docs.rs"]
+mod docs;
+#[path = "runner/engine.rs"]
+mod engine;
+#[path = "runner/events.rs"]
+mod events;
+#[path = "runner/ids.rs"]
+mod ids;
+#[path = "runner/output.rs"]
+mod output;
+#[path = "runner/reading.rs"]
+mod reading;
+#[path = "runner/run.rs"]
+mod run;
+#[path = "runner/schema.rs"]
+mod schema;
+#[path = "runner/secrets.rs"]
+mod secrets;
+#[path = "runner/usage.rs"]
+mod usage;
+#[path = "runner/world.rs"]
+mod world;
+
+/// A file that nobody names is not compiled, and its tests pass for ever.
+#[test]
+fn no_file_is_forgotten() {
+    let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let named = std::fs::read_to_string(tests.join("runner.rs")).unwrap();
+    for entry in std::fs::read_dir(tests.join("runner")).unwrap() {
+        let path = entry.unwrap().path();
+        let file = path.file_name().unwrap().to_str().unwrap();
+        assert!(named.contains(&format!("\"runner/{file}\"")), "{file}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//! "), "{file} says what it is");
+    }
+}

@@ -1,0 +1,149 @@
+//! The task object of docs/cli.md: exactly these keys, of exactly these types.
+//! Must not be filled from what the program prints: it is the other side of a contract.
+
+use serde_json::Value;
+
+const TASK: [(&str, &str); 28] = [
+    ("id", "string"),
+    ("short", "string"),
+    ("title", "string"),
+    ("task", "string"),
+    ("repo", "string"),
+    ("branch", "string"),
+    ("base", "string?"),
+    ("agent", "string"),
+    ("placement", "string"),
+    ("enforced", "string?"),
+    ("state", "string"),
+    ("reason", "string?"),
+    ("question", "string?"),
+    ("workspace", "string?"),
+    ("org", "string?"),
+    ("issue", "number?"),
+    ("pr", "number?"),
+    ("tag", "string?"),
+    ("parent", "string?"),
+    ("created_at", "time"),
+    ("seq", "number"),
+    ("runs", "array"),
+    ("verified", "string"),
+    ("changed", "bool"),
+    ("checks_touched", "strings"),
+    ("diffstat", "object?"),
+    ("notes", "strings"),
+    ("removed", "bool"),
+];
+const RUN: [(&str, &str); 11] = [
+    ("n", "number"),
+    ("cause", "string"),
+    ("state", "string"),
+    ("exit", "object?"),
+    ("pid", "number?"),
+    ("log", "string?"),
+    ("started_at", "time?"),
+    ("ended_at", "time?"),
+    ("session", "string?"),
+    ("usage", "object?"),
+    ("checks", "array"),
+];
+const CHECK: [(&str, &str); 3] = [("name", "string"), ("state", "string"), ("exit", "object?")];
+const DIFFSTAT: [(&str, &str); 3] = [
+    ("files", "number"),
+    ("insertions", "number"),
+    ("deletions", "number"),
+];
+
+/// `2026-11-21T03:42:13.480Z`: always as long, so that times sort as text.
+pub(crate) fn is_time(text: &str) -> bool {
+    text.len() == 24 && text.ends_with('Z') && text.as_bytes()[19] == b'.'
+}
+
+fn fits(value: &Value, kind: &str) -> bool {
+    if let Some(kind) = kind.strip_suffix('?') {
+        return value.is_null() || fits(value, kind);
+    }
+    match kind {
+        "string" => value.is_string(),
+        "number" => value.is_u64(),
+        "bool" => value.is_boolean(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        "time" => value.as_str().is_some_and(is_time),
+        "strings" => {
+            let items = value.as_array();
+            items.is_some_and(|items| items.iter().all(Value::is_string))
+        }
+        _ => false,
+    }
+}
+
+#[track_caller]
+fn object(value: &Value, fields: &[(&str, &str)]) {
+    let mut keys: Vec<&str> = value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    let mut wanted: Vec<&str> = fields.iter().map(|(key, _)| *key).collect();
+    keys.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(keys, wanted, "{value:#}");
+    for (key, kind) in fields {
+        assert!(fits(&value[key], kind), "{key} is no {kind}: {value:#}");
+    }
+}
+
+#[track_caller]
+fn exit(value: &Value) {
+    if let Some(exit) = value.as_object() {
+        let (how, number) = exit.iter().next().unwrap();
+        assert_eq!(exit.len(), 1, "{value}");
+        assert!(how == "code" || how == "signal", "{value}");
+        assert!(number.is_i64(), "{value}");
+    }
+}
+
+#[track_caller]
+fn word(value: &Value, words: &[&str]) {
+    assert!(words.contains(&value.as_str().unwrap()), "{value}");
+}
+
+#[track_caller]
+pub(crate) fn task(value: &Value) {
+    const STATES: [&str; 10] = [
+        "queued",
+        "preparing",
+        "running",
+        "stopping",
+        "checking",
+        "completed",
+        "blocked",
+        "failed",
+        "stopped",
+        "lost",
+    ];
+    object(value, &TASK);
+    word(&value["state"], &STATES);
+    word(&value["verified"], &["yes", "no", "not_verified"]);
+    if !value["diffstat"].is_null() {
+        object(&value["diffstat"], &DIFFSTAT);
+    }
+    for run in value["runs"].as_array().unwrap() {
+        object(run, &RUN);
+        word(&run["state"], &STATES);
+        word(&run["cause"], &["dispatched", "answer", "retry"]);
+        exit(&run["exit"]);
+        for check in run["checks"].as_array().unwrap() {
+            object(check, &CHECK);
+            word(&check["state"], &["running", "passed", "failed", "not_run"]);
+            exit(&check["exit"]);
+        }
+    }
+}
+
+/// Every field, for whoever compares with the document.
+pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
+    let all = TASK.iter().chain(&RUN).chain(&CHECK).chain(&DIFFSTAT);
+    all.map(|(key, _)| *key)
+}
