@@ -291,9 +291,17 @@ impl Walk {
             base_branch: ready.workspace.base_branch.clone(),
             how: ready.how,
         };
+        let kept = self
+            .job
+            .task
+            .workspace
+            .as_ref()
+            .is_some_and(|before| !before.removed);
         self.job.task.workspace = Some(ready.workspace);
         self.tell(workspace).await?;
-        self.refill();
+        if !kept {
+            self.refill();
+        }
         self.asked_to_stop()?;
         let (invocation, first) = self.open(driver, profile)?;
         let job = self.id(Part::Agent);
