@@ -65,11 +65,18 @@ impl Mirror {
         let upstream = if is_url(upstream) {
             upstream.to_owned()
         } else {
-            let path = fs::canonicalize(upstream).map_err(|source| MirrorError::NotFound {
-                upstream: upstream.to_owned(),
-                source,
-            })?;
-            path.to_string_lossy().into_owned()
+            let known = data_dir
+                .join("mirrors")
+                .join(format!("{}.git", key_of(upstream)));
+            match fs::canonicalize(upstream) {
+                Ok(path) => path.to_string_lossy().into_owned(),
+                // Its tasks outlive it: what we have of it is here.
+                Err(_) if known.is_dir() => upstream.to_owned(),
+                Err(source) => {
+                    let upstream = upstream.to_owned();
+                    return Err(MirrorError::NotFound { upstream, source });
+                }
+            }
         };
         let key = key_of(&upstream);
         let dir = data_dir.join("mirrors").join(format!("{key}.git"));

@@ -37,6 +37,7 @@ use crate::{
 /// Behind any output: only the end is of interest. A file offset is a signed number.
 const FAR: u64 = 1 << 62;
 const LIVE_BYTES_MAX: usize = 2048;
+const BUNDLE_MS_MAX: u64 = 120_000;
 
 /// What every supervisor works with.
 #[derive(Clone)]
@@ -722,7 +723,9 @@ impl Walk {
                 Ok(path) => bundle = Some(path),
                 Err(reason) => {
                     let note = format!("the agent's own commits could not be kept: {reason}");
-                    notes.push(format!("{note}; their content is in the result"));
+                    notes.push(format!(
+                        "{note}; what the tree held at the end is in the result"
+                    ));
                 }
             }
         }
@@ -752,6 +755,7 @@ impl Walk {
         let limits = &self.ctx.settings.config.limits;
         let mut job_limits = limits.check_job();
         job_limits.output_bytes = limits.snapshot_bytes;
+        job_limits.wall_clock_ms = job_limits.wall_clock_ms.min(BUNDLE_MS_MAX);
         let what = Invocation {
             argv,
             env,

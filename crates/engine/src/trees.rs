@@ -19,6 +19,7 @@ use dispatch_core::{
 
 use crate::{
     engine::Settings,
+    files,
     git::{CommitId, Git, GitError, RefName, bundle_job},
     mirror::{Mirror, MirrorError},
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
@@ -28,6 +29,11 @@ use crate::{
 
 const QUESTION_BYTES_MAX: u64 = 64 << 10;
 const NOTED_PATHS_MAX: usize = 20;
+const NOTED_PATH_CHARS_MAX: usize = 200;
+// Names below a task's `aside` directory.
+const GIT: &str = "git";
+const WORKSPACE: &str = "workspace";
+const WHOLE: &str = "whole";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeError {
@@ -254,6 +260,11 @@ impl Trees {
         task: &Task,
     ) -> Option<(Vec<String>, BTreeMap<String, String>)> {
         let (base, workspace) = Self::base(task).ok()?;
+        // git would wait for ever to read a fifo.
+        let head = fs::symlink_metadata(workspace.path.join(".git").join("HEAD"));
+        if !head.is_ok_and(|meta| meta.is_file()) {
+            return None;
+        }
         match agent_head(&workspace.path, &base) {
             Head::AtBase | Head::Missing => None,
             Head::Moved(_) | Head::Unknown => {
@@ -350,19 +361,53 @@ impl Trees {
         Ok((result, self.question(task)))
     }
 
-    /// Keeps all that the workspace holds under a private ref, before something destructive.
-    pub(crate) fn keep(&self, task: &Task) -> Result<(String, String), TreeError> {
+    /// Keeps all that the workspace holds under a private ref, before something destructive. `None`:
+    /// the agent has taken the workspace away itself, so there is nothing to keep.
+    pub(crate) fn keep(&self, task: &Task) -> Result<Option<(String, String)>, TreeError> {
+        let (_, workspace) = Self::base(task)?;
+        if !is_folder(&workspace.path) {
+            return Ok(None);
+        }
         let vault = self.vault(task)?;
         let look = self.look(task, &vault)?;
         let name = format!("removal-{}", task.seq);
         let head = self.sealed_head(task, &vault)?;
         let id = task.id.to_string();
         let kept = snapshot::keep(&vault, &look, head.as_ref(), &id, &name, &author())?;
-        Ok((kept.1.to_string(), kept.0.to_string()))
+        // What a snapshot cannot hold must not be lost either: then all of it is set aside.
+        let all =
+            look.more_left_out == 0 && look.left_out.iter().all(|left| left.why == Why::Ignored);
+        let mark = self.aside(task).join(WHOLE);
+        let marked = if all {
+            files::remove_tree(&mark)
+        } else {
+            fs::create_dir_all(self.aside(task)).and_then(|()| fs::write(&mark, "1\n"))
+        };
+        marked.map_err(io_at("remember what a snapshot cannot hold in", &mark))?;
+        Ok(Some((kept.1.to_string(), kept.0.to_string())))
+    }
+
+    /// What a removal sets aside until its snapshot's time is over: the agent's `.git` with every
+    /// branch and stash, or the whole workspace.
+    fn aside(&self, task: &Task) -> PathBuf {
+        self.own(task).join("aside")
+    }
+
+    fn set_aside(&self, task: &Task, from: &Path, name: &str) -> Result<(), TreeError> {
+        let to = self.aside(task).join(name);
+        let moved = fs::create_dir_all(self.aside(task))
+            .and_then(|()| files::remove_tree(&to))
+            .and_then(|()| fs::rename(from, &to));
+        moved.map_err(io_at("set aside", from))
     }
 
     pub(crate) fn forget(&self, task: &Task, refname: &str) -> Result<(), TreeError> {
-        Ok(self.vault(task)?.delete_ref(&RefName::full(refname)?)?)
+        self.vault(task)?.delete_ref(&RefName::full(refname)?)?;
+        if task.snapshots.len() > 1 {
+            return Ok(());
+        }
+        let aside = self.aside(task);
+        files::remove_tree(&aside).map_err(io_at("remove what was set aside in", &aside))
     }
 
     /// The agent's own head, if a run's seal has brought it into the vault.
@@ -385,27 +430,54 @@ impl Trees {
         Ok(commit.to_string())
     }
 
+    /// Takes the workspace away after [`Trees::keep`].
     pub(crate) fn remove(&self, task: &Task) -> Result<(), TreeError> {
         let (_, workspace) = Self::base(task)?;
-        Ok(self.workspaces.remove(&workspace.path)?)
+        let path = &workspace.path;
+        if !is_folder(path) {
+            // What the agent put in its place goes, and nothing that it points to.
+            return match fs::remove_file(path) {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(io_at("remove", path)(error)),
+            };
+        }
+        files::unlock_dir(path).map_err(io_at("open for removal", path))?;
+        if self.aside(task).join(WHOLE).exists() {
+            return self.set_aside(task, path, WORKSPACE);
+        }
+        let git = path.join(".git");
+        if fs::symlink_metadata(&git).is_ok() {
+            self.set_aside(task, &git, GIT)?;
+        }
+        Ok(self.workspaces.remove(path)?)
     }
 
-    /// Re-creates the workspace from the newest snapshot.
+    /// Re-creates the workspace from the newest snapshot and from what was set aside.
     pub(crate) fn restore(&self, task: &Task) -> Result<(), TreeError> {
+        let (_, workspace) = Self::base(task)?;
+        let (path, aside) = (&workspace.path, self.aside(task));
+        let (whole, git) = (aside.join(WORKSPACE), aside.join(GIT));
+        if fs::symlink_metadata(&whole).is_ok() {
+            self.workspaces.remove(path)?;
+            return fs::rename(&whole, path).map_err(io_at("bring back", path));
+        }
         let what = "bring the workspace back: nothing of it was kept";
         let kept = task.snapshots.last().ok_or(TreeError::Missing { what })?;
         let vault = self.vault(task)?;
-        let (_, workspace) = Self::base(task)?;
         let (commit, branch) = (CommitId::parse(&kept.commit)?, Self::branch(task)?);
-        // What a crash left half restored; the content is under its ref.
-        self.workspaces.remove(&workspace.path)?;
-        Ok(snapshot::restore(
-            &vault,
-            &commit,
-            &branch,
-            &workspace.path,
-            &self.meta(task),
-        )?)
+        // A crash may have left it half restored, with the agent's `.git` in place already.
+        let there = path.join(".git");
+        if fs::symlink_metadata(&git).is_err() && fs::symlink_metadata(&there).is_ok() {
+            self.set_aside(task, &there, GIT)?;
+        }
+        self.workspaces.remove(path)?;
+        snapshot::restore(&vault, &commit, &branch, path, &self.meta(task))?;
+        if fs::symlink_metadata(&git).is_ok() {
+            let swapped = files::remove_tree(&there).and_then(|()| fs::rename(&git, &there));
+            swapped.map_err(io_at("bring back", &there))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn apply(&self, task: &Task, into: &Path, commit: &str) -> Result<(), TreeError> {
@@ -425,6 +497,15 @@ impl Trees {
     }
 }
 
+fn io_at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError {
+    let doing = format!("{doing} {}", path.display());
+    move |source| TreeError::Io { doing, source }
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
+}
+
 /// What a person should know about what is not in the result. Ignored trees are told in one line.
 fn left_out(look: &snapshot::Snapshot) -> Vec<String> {
     let ignored = look
@@ -440,14 +521,12 @@ fn left_out(look: &snapshot::Snapshot) -> Vec<String> {
     }
     let others = look.left_out.iter().filter(|left| left.why != Why::Ignored);
     for left in others.take(NOTED_PATHS_MAX) {
-        notes.push(format!(
-            "not kept: {} ({:?})",
-            left.path.display(),
-            left.why
-        ));
+        let path = left.path.to_string_lossy();
+        let path: String = path.chars().take(NOTED_PATH_CHARS_MAX).collect();
+        notes.push(format!("not in the result: {path} ({:?})", left.why));
     }
     if look.more_left_out > 0 {
-        notes.push(format!("not kept: {} more", look.more_left_out));
+        notes.push(format!("not in the result: {} more", look.more_left_out));
     }
     notes
 }

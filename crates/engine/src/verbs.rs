@@ -81,14 +81,15 @@ impl Engine {
         } else {
             now().saturating_add(keep_ms)
         };
-        let (refname, commit) = kept;
         // Durable before the removal: whoever starts after a crash knows where the content is.
-        let snapshotted = Kind::Snapshotted {
-            refname,
-            commit,
-            keep_until,
-        };
-        self.record(Subject::Task(id), vec![snapshotted]).await?;
+        if let Some((refname, commit)) = kept {
+            let snapshotted = Kind::Snapshotted {
+                refname,
+                commit,
+                keep_until,
+            };
+            self.record(Subject::Task(id), vec![snapshotted]).await?;
+        }
         self.blocking(task, Trees::remove)
             .await?
             .map_err(failed("remove", id))?;
@@ -280,7 +281,8 @@ pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
     let mut kinds = Vec::new();
     let mut remove = false;
     match kept {
-        Ok(Ok((refname, commit))) => {
+        Ok(Ok(None)) => remove = true,
+        Ok(Ok(Some((refname, commit)))) => {
             let keep_until = if keep_ms == 0 {
                 u64::MAX
             } else {

@@ -427,3 +427,95 @@ async fn a_line_of_ten_megabytes_and_bytes_that_are_no_text() {
         10_000_001 + 6 + 11
     );
 }
+
+/// What only the agent's own repository held comes back too, and so does what no snapshot can hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn stashes_side_branches_and_odd_files_survive_a_removal() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let orders = [
+        "write mine.txt mine",
+        "git add -A",
+        "git stash -q",
+        "git checkout -qb other",
+        "write side.txt x",
+        "git add -A",
+        "git commit -qm side",
+        "git checkout -q -",
+        "write left over",
+    ];
+    let view = run(&engine, world.spec(&orders)).await;
+    let (task, path) = (view.task.id, view.task.workspace.unwrap().path);
+    for odd in [false, true] {
+        if odd {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            let kind = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, path.join("pipe"), kind, mode, 0).unwrap();
+        }
+        engine.remove(task).await.unwrap();
+        assert!(!path.exists());
+        engine.undo(task).await.unwrap();
+        assert!(git(&path, &["stash", "list"]).contains("stash@{0}"));
+        assert!(git(&path, &["log", "--all", "--format=%s"]).contains("side"));
+        assert_eq!(fs::read_to_string(path.join("left")).unwrap(), "over\n");
+        assert_eq!(path.join("pipe").exists(), odd);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_that_is_gone_or_replaced_can_be_removed_and_so_can_one_without_upstream() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let decoy = world.home.path().join("decoy");
+    fs::create_dir(&decoy).unwrap();
+    fs::write(decoy.join("precious"), "p").unwrap();
+    let view = run(&engine, world.spec(&["write a b"])).await;
+    let path = view.task.workspace.unwrap().path;
+    fs::remove_dir_all(&path).unwrap();
+    std::os::unix::fs::symlink(&decoy, &path).unwrap();
+    engine.remove(view.task.id).await.unwrap();
+    assert!(fs::symlink_metadata(&path).is_err());
+    assert!(decoy.join("precious").exists());
+
+    let view = run(&engine, world.spec(&["write a b"])).await;
+    fs::remove_dir_all(view.task.workspace.unwrap().path).unwrap();
+    engine.remove(view.task.id).await.unwrap();
+
+    let view = run(&engine, world.spec(&["write kept yes"])).await;
+    fs::rename(world.repo(), world.home.path().join("moved")).unwrap();
+    engine.remove(view.task.id).await.unwrap();
+    let path = engine.undo(view.task.id).await.unwrap();
+    assert_eq!(fs::read_to_string(path.join("kept")).unwrap(), "yes\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fifo_for_a_head_holds_nothing_up() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let run = engine
+        .dispatch(
+            world.spec(&["write a b", "say ready", "await go"]),
+            Secrets::new(),
+        )
+        .await
+        .unwrap();
+    until(&engine, run.task, |kind| {
+        matches!(kind, Kind::Started { .. })
+    })
+    .await;
+    let path = engine
+        .task(run.task)
+        .await
+        .unwrap()
+        .task
+        .workspace
+        .unwrap()
+        .path;
+    fs::remove_file(path.join(".git/HEAD")).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, path.join(".git/HEAD"), kind, mode, 0).unwrap();
+    fs::write(path.join("go"), "").unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+}
