@@ -51,7 +51,7 @@ Examples:
 
 Exit codes: 0 completed, 1 failed or lost, 2 usage or config, 3 blocked, 4 stopped,
 5 engine unreachable, 70 a bug of ours.
-Hidden programs in this file: `dispatch job` (the keeper), `dispatch agent` (the native agent).";
+Hidden programs in this file: `dispatch job` (the keeper), `dispatch agent` (agents of our own).";
 
 /// Hands tasks to coding agents: a task in, a branch out, nothing lost.
 #[derive(Debug, Parser)]
