@@ -326,6 +326,12 @@ impl Trees {
         }
         let look = self.look(task, &vault)?;
         notes.extend(left_out(&look));
+        let asked = fs::symlink_metadata(Self::base(task)?.1.path.join(BLOCKED_FILE));
+        if asked.is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+            notes.push(format!(
+                "{BLOCKED_FILE} is not a plain file; it was not read as a question"
+            ));
+        }
         let message = format!(
             "{}\n\nDispatch-Task: {id}\nDispatch-Run: {n}\n",
             task.spec.title

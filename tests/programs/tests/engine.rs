@@ -519,3 +519,32 @@ async fn a_fifo_for_a_head_holds_nothing_up() {
     let view = finished(&engine, run).await;
     assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_is_a_link_is_not_followed_and_told() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let spec = world.spec(&["write a b", "say ready", "await go"]);
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
+    until(&engine, run.task, |kind| {
+        matches!(kind, Kind::Started { .. })
+    })
+    .await;
+    let path = engine
+        .task(run.task)
+        .await
+        .unwrap()
+        .task
+        .workspace
+        .unwrap()
+        .path;
+    std::os::unix::fs::symlink("/etc/hostname", path.join("BLOCKED.md")).unwrap();
+    fs::write(path.join("go"), "").unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let notes = &view.task.result().unwrap().notes;
+    assert!(
+        notes.iter().any(|note| note.contains("not a plain file")),
+        "{notes:?}"
+    );
+}
