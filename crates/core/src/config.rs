@@ -12,10 +12,10 @@ use toml::{Table, Value};
 use crate::{
     checks::Checks,
     drivers::DriverKind,
-    id::{AgentName, PoolName, SiteName},
+    id::{AgentName, PlacementName, PoolName},
     limits::Limits,
     schedule::{Pool, Pools},
-    task::{Expects, Placement, Wrap},
+    task::{Expects, Network, Placement, Wrap},
 };
 
 /// The only place of defaults; also the reference manual.
@@ -76,23 +76,17 @@ impl TryFrom<Value> for EnvValue {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PlacementName {
-    Host,
-}
-
-impl PlacementName {
-    /// Nothing registered means this machine.
-    #[must_use]
-    pub fn resolve(self, sites: Vec<SiteName>) -> Placement {
-        match self {
-            Self::Host => Placement {
-                sites,
-                wrap: Wrap::Host,
-            },
-        }
-    }
+/// One `[placements.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlacementTable {
+    wrap: Wrap,
+    #[serde(default)]
+    network: Network,
+    #[serde(default)]
+    strict: bool,
+    #[serde(default)]
+    gpu: bool,
 }
 
 /// One `[agents.NAME]`.
@@ -106,7 +100,11 @@ pub struct AgentProfile {
     #[serde(default)]
     pub env: BTreeMap<String, EnvValue>,
     pub pool: PoolName,
-    pub placement: PlacementName,
+    /// Absent: `task.placement`.
+    pub placement: Option<PlacementName>,
+    /// Absolute paths it may read inside a fence, besides the system and its own program.
+    #[serde(default)]
+    pub paths: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -120,6 +118,8 @@ struct PoolTable {
 pub struct TaskDefaults {
     pub agent: AgentName,
     pub expects: Expects,
+    pub placement: PlacementName,
+    pub allow_host: bool,
 }
 
 /// `[retention]`, in days; 0 means for ever.
@@ -139,6 +139,8 @@ pub struct Retention {
 pub struct Toolchains {
     pub pass_env: Vec<String>,
     pub home_default: BTreeMap<String, String>,
+    pub private: Vec<String>,
+    pub paths: Vec<String>,
 }
 
 /// Everything resolved; no `Option` that means "the default".
@@ -149,6 +151,8 @@ pub struct Config {
     pub retention: Retention,
     pub toolchains: Toolchains,
     pub pools: Pools,
+    /// As they are asked for; `sites` is empty, which means this machine.
+    pub placements: BTreeMap<PlacementName, Placement>,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
 }
@@ -175,12 +179,13 @@ struct Merged {
     sources: BTreeMap<String, String>,
 }
 
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 8] = [
     "task",
     "limits",
     "retention",
     "toolchains",
     "pools",
+    "placements",
     "agents",
     "checks",
 ];
@@ -222,6 +227,12 @@ pub fn load(layers: &[Layer<'_>]) -> Result<(Config, Vec<Sourced>), Vec<Problem>
 }
 
 impl Config {
+    /// Where an agent's jobs go when the task does not say.
+    #[must_use]
+    pub fn placement_of<'a>(&'a self, agent: &'a AgentProfile) -> &'a PlacementName {
+        agent.placement.as_ref().unwrap_or(&self.task.placement)
+    }
+
     /// The defaults alone; a test holds that they are valid.
     ///
     /// # Panics
@@ -325,6 +336,7 @@ impl Typing<'_> {
         let retention = self.one::<Retention>("retention");
         let toolchains = self.one::<Toolchains>("toolchains");
         let pools = self.many::<PoolName, PoolTable>("pools");
+        let placements = self.placements();
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
         for what in limits.iter().flat_map(Limits::problems) {
@@ -339,6 +351,16 @@ impl Typing<'_> {
                 let what = format!("pool {} is not configured; there are {there}", agent.pool);
                 self.problem(&format!("agents.{name}.pool"), what);
             }
+        }
+        for (name, agent) in &agents {
+            if let Some(asked) = &agent.placement
+                && !placements.contains_key(asked)
+            {
+                let there = list(placements.keys());
+                let what = format!("placement {asked} is not configured; there are {there}");
+                self.problem(&format!("agents.{name}.placement"), what);
+            }
+            self.absolute(&format!("agents.{name}.paths"), &agent.paths);
         }
         for (name, pool) in &pools {
             if pool.slots == 0 {
@@ -355,6 +377,16 @@ impl Typing<'_> {
             );
             self.problem("task.agent", what);
         }
+        if !placements.contains_key(&task.placement) {
+            let there = list(placements.keys());
+            let what = format!(
+                "placement {} is not configured; there are {there}",
+                task.placement
+            );
+            self.problem("task.placement", what);
+        }
+        let toolchains = toolchains?;
+        self.absolute("toolchains.paths", &toolchains.paths);
         let pools = pools
             .into_iter()
             .map(|(name, p)| (name, Pool { slots: p.slots }))
@@ -363,11 +395,45 @@ impl Typing<'_> {
             task,
             limits: limits?,
             retention: retention?,
-            toolchains: toolchains?,
+            toolchains,
             pools,
+            placements,
             agents,
             checks,
         })
+    }
+
+    fn placements(&mut self) -> BTreeMap<PlacementName, Placement> {
+        let tables = self.many::<PlacementName, PlacementTable>("placements");
+        let mut out = BTreeMap::new();
+        for (name, table) in tables {
+            let at = format!("placements.{name}");
+            if table.wrap == Wrap::Host && (table.strict || table.network != Network::Full) {
+                let what = "wrap host has no fence, so it can be neither strict nor without \
+                            network; use wrap = \"cage\"";
+                self.problem(&at, what.into());
+            }
+            // Every surface warns by this name, so it and no other may mean that.
+            if (table.wrap == Wrap::Host) != (name.as_str() == Wrap::Host.word()) {
+                let what = "wrap host is for the placement named host, and for no other";
+                self.problem(&at, what.into());
+            }
+            let placement = Placement {
+                name: Some(name.clone()),
+                network: table.network,
+                strict: table.strict,
+                gpu: table.gpu,
+                ..Placement::of(table.wrap)
+            };
+            out.insert(name, placement);
+        }
+        out
+    }
+
+    fn absolute(&mut self, at: &str, paths: &[String]) {
+        for path in paths.iter().filter(|path| !path.starts_with('/')) {
+            self.problem(at, format!("{path:?} is not an absolute path"));
+        }
     }
 
     fn problem(&mut self, at: &str, what: String) {
@@ -468,7 +534,9 @@ mod tests {
     fn every_problem_is_told_at_once_and_lists_what_exists() {
         let got = problems(
             "[limits]\nwall_clock = 3\n[agents.x]\ndriver = \"plain\"\nprogram = \"\"\npool = \"nope\"\n\
-             placement = \"host\"\n[agents.y]\ndriver = \"telepathy\"\n[nonsense]\na = 1\n[pools.p]\nslots = 0\n",
+             placement = \"host\"\n[agents.y]\ndriver = \"telepathy\"\n[nonsense]\na = 1\n[pools.p]\nslots = 0\n\
+             [task]\nplacement = \"cave\"\n[placements.open]\nwrap = \"host\"\nnetwork = \"none\"\n\
+             [placements.cage]\nwrap = \"host\"\n",
         );
         let all = got.join("\n");
         for part in [
@@ -479,6 +547,9 @@ mod tests {
             "expected one of `plain`",
             "nonsense: unknown table; there are task",
             "pools.p.slots: 0 slots",
+            "placement cave is not configured; there are cage, host",
+            "placements.open: wrap host has no fence",
+            "placements.cage: wrap host is for the placement named host",
         ] {
             assert!(all.contains(part), "{part} not in:\n{all}");
         }

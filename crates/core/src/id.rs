@@ -156,6 +156,7 @@ names! {
     AgentName = "an agent's name";
     /// Runs that share a limit: `[pools.NAME]`.
     PoolName = "a pool's name";
+    PlacementName = "a placement's name";
     /// A machine that can hold jobs.
     SiteName = "a site's name";
     /// A command that must pass after the agent is done: `[checks.NAME]`.

@@ -90,7 +90,28 @@ pub struct Invocation {
     pub cwd: PathBuf,
     pub stdin: Stdin,
     pub limits: JobLimits,
+    /// Who of ours is inside with it.
+    #[serde(default)]
+    pub inside: Inside,
+    /// Directories it may write, measured against `limits.disk_bytes`.
+    #[serde(default)]
+    pub writes: Vec<PathBuf>,
 }
+
+/// Whether the argv starts our warden, and how its keeper speaks to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Inside {
+    /// The argv is the program itself.
+    #[default]
+    Nobody,
+    /// The argv ends in the warden, which locks the fence, starts the program and tells its end
+    /// over a socket whose number it finds in [`WARDEN_VARIABLE`].
+    Warden,
+}
+
+/// The number of the warden's socket; the program itself never sees it.
+pub const WARDEN_VARIABLE: &str = "DISPATCH_WARDEN";
 
 impl fmt::Debug for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

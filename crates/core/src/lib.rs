@@ -5,8 +5,10 @@
 //! * [`event`] everything that can happen; [`state`] the fold of it
 //! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
+//! * [`cage`] a job's argv inside the OS sandbox
 //! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
+pub mod cage;
 pub mod checks;
 pub mod config;
 pub mod drivers;

@@ -13,6 +13,17 @@ pub struct JobLimits {
     pub output_bytes: u64,
     /// From the polite request to the kill.
     pub grace_ms: u64,
+    /// Memory of all its processes together. Here and below 0 means no limit.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    #[serde(default)]
+    pub processes_max: u64,
+    /// Of each process.
+    #[serde(default)]
+    pub open_files_max: u64,
+    /// Of what it may write: workspace, home and temporary files together.
+    #[serde(default)]
+    pub disk_bytes: u64,
 }
 
 /// `[limits]`: what no request can raise.
@@ -26,6 +37,10 @@ pub struct Limits {
     /// From an agent's last word to the stop ladder.
     pub linger_s: u64,
     pub check_wall_clock_s: u64,
+    pub memory_bytes: u64,
+    pub processes_max: u64,
+    pub open_files_max: u64,
+    pub workspace_bytes: u64,
     pub queue_max: usize,
     pub runs_max: u32,
     pub task_bytes: usize,
@@ -69,6 +84,10 @@ impl Limits {
             idle_ms: self.idle_s * 1000,
             output_bytes: self.output_bytes,
             grace_ms: self.grace_s * 1000,
+            memory_bytes: self.memory_bytes,
+            processes_max: self.processes_max,
+            open_files_max: self.open_files_max,
+            disk_bytes: self.workspace_bytes,
         }
     }
 

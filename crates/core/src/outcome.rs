@@ -21,6 +21,15 @@ pub enum Stop {
     OutputBytes {
         limit_bytes: u64,
     },
+    Memory {
+        limit_bytes: u64,
+    },
+    Processes {
+        limit: u64,
+    },
+    DiskBytes {
+        limit_bytes: u64,
+    },
     Budget,
     Shutdown,
     /// It had said its last word and did not leave by itself.
@@ -41,6 +50,18 @@ impl fmt::Display for Stop {
             Self::Idle { limit_ms } => write!(f, "said nothing for {} s", limit_ms / 1000),
             Self::OutputBytes { limit_bytes } => {
                 write!(f, "wrote more than its output limit of {limit_bytes} bytes")
+            }
+            Self::Memory { limit_bytes } => {
+                write!(f, "used more than its memory limit of {limit_bytes} bytes")
+            }
+            Self::Processes { limit } => {
+                write!(f, "had more processes than its limit of {limit}")
+            }
+            Self::DiskBytes { limit_bytes } => {
+                write!(
+                    f,
+                    "filled its workspace and home beyond {limit_bytes} bytes"
+                )
             }
             Self::Budget => f.write_str("spent its budget"),
             Self::Shutdown => f.write_str("stopped because Dispatch was told to shut down"),

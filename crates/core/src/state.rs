@@ -547,10 +547,7 @@ mod tests {
             base: Base::Head,
             agent: "a".parse().unwrap(),
             pool: pool.parse().unwrap(),
-            placement: Placement {
-                sites: vec!["local".parse().unwrap()],
-                wrap: Wrap::Host,
-            },
+            placement: Placement::of(Wrap::Host),
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
             workspace: None,

@@ -3,7 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AgentName, CheckName, PoolName, SiteName, TaskId, WorkspaceName, slug};
+use crate::id::{
+    AgentName, CheckName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName, slug,
+};
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,27 +37,85 @@ pub enum ChecksAsked {
     None,
 }
 
-/// How a job is fenced. Until the cage lands there is one way, and every surface shows it.
+/// How a job is fenced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wrap {
+    /// The OS sandbox without an image: `core::cage`.
+    Cage,
     /// No fence at all.
     Host,
 }
 
-/// Sites to try in order, and the wrap.
+impl Wrap {
+    /// The word used in JSON and on the screen.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cage => "cage",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// What a fenced job reaches of the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// All that the host reaches, its loopback included.
+    #[default]
+    Full,
+    /// Nothing but a loopback of its own.
+    None,
+}
+
+impl Network {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::None => "none",
+        }
+    }
+}
+
+/// Sites to try in order, and the wrap with all that it is asked to hold. It is resolved when the
+/// task is made, so a change of the configuration never weakens the fence of a task that waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     pub sites: Vec<SiteName>,
     pub wrap: Wrap,
+    /// What it is called in the configuration; logs of the first format have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<PlacementName>,
+    #[serde(default)]
+    pub network: Network,
+    /// Less than the full list of fences is a failed start, not a weaker fence.
+    #[serde(default)]
+    pub strict: bool,
+    #[serde(default)]
+    pub gpu: bool,
 }
 
 impl Placement {
-    /// The word used in JSON and on the screen.
     #[must_use]
-    pub fn word(&self) -> &'static str {
-        match self.wrap {
-            Wrap::Host => "host",
+    pub fn of(wrap: Wrap) -> Self {
+        Self {
+            sites: Vec::new(),
+            wrap,
+            name: None,
+            network: Network::Full,
+            strict: false,
+            gpu: false,
+        }
+    }
+
+    /// The word used in JSON and on the screen: the name in the configuration, else the wrap.
+    #[must_use]
+    pub fn word(&self) -> &str {
+        match &self.name {
+            Some(name) => name.as_str(),
+            None => self.wrap.word(),
         }
     }
 }

@@ -209,6 +209,7 @@ impl Settings {
             git: self.find("git").unwrap_or_else(|| PathBuf::from("git")),
             job_env: self.job_env(),
             keeper: Keeper::own(),
+            bwrap: self.find("bwrap"),
             observer: engine::Observer::default(),
         }
     }

@@ -94,6 +94,7 @@ async fn run() -> Result<(), Failure> {
         git: "git".into(),
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::own(),
+        bwrap: None,
         observer: Observer::default(),
     };
     let sites = Sites::from([("shy".parse()?, Arc::new(Shy) as Arc<dyn Site>)]);
@@ -107,7 +108,7 @@ async fn run() -> Result<(), Failure> {
         pool: "default".parse()?,
         placement: Placement {
             sites: vec!["shy".parse()?, "local".parse()?],
-            wrap: Wrap::Host,
+            ..Placement::of(Wrap::Host)
         },
         expects: Expects::Change,
         checks: ChecksAsked::None,

@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     events::EventStream,
+    fence::Fences,
     jobdir::JobDir,
     lock::{self, EngineLock},
     run::{self, Ctx, Ended},
@@ -61,6 +62,8 @@ pub struct Settings {
     /// What every job gets: PATH, LANG, the toolchains' variables.
     pub job_env: BTreeMap<String, String>,
     pub keeper: Keeper,
+    /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
+    pub bwrap: Option<PathBuf>,
     pub observer: Observer,
 }
 
@@ -213,6 +216,11 @@ impl Engine {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
+            fences: Arc::new(Fences::new(
+                settings.data.clone(),
+                settings.keeper.clone(),
+                settings.bwrap.clone(),
+            )),
             commands: commands.clone(),
             told: told.clone(),
         };

@@ -6,6 +6,7 @@
 //! started  written before the exec    out err  raw bytes, append-only, masked, capped
 //! in       every byte given to stdin  exit   written once by rename
 //! group    for sweeping               ctl    a socket; a convenience, the files are the truth
+//! enforced what is really around it
 //! ```
 
 use std::{
@@ -26,6 +27,15 @@ const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobDir(PathBuf);
+
+/// The content of the `enforced` file: what was really put around a job, before it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Enforced {
+    /// Layers of the fence; none for a job on the host.
+    pub layers: Vec<String>,
+    /// Limits beyond time and output, each with what enforces it.
+    pub limits: Vec<String>,
+}
 
 /// What lock, `started` and `exit` mean together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,6 +169,12 @@ impl JobDir {
     /// When the file is there and cannot be read as a group.
     pub fn group(&self) -> io::Result<Option<Group>> {
         read_json(&self.file("group"))
+    }
+
+    /// # Errors
+    /// When the file is there and cannot be read as what was enforced.
+    pub fn enforced(&self) -> io::Result<Option<Enforced>> {
+        read_json(&self.file("enforced"))
     }
 }
 

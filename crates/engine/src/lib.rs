@@ -5,6 +5,7 @@
 //!   finished one
 //! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
 //!   [`lock`] who is the engine; [`view`] what a reader sees
+//! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
@@ -17,6 +18,7 @@ compile_error!(
 
 pub mod engine;
 pub mod events;
+pub mod fence;
 mod files;
 pub mod git;
 pub mod jobdir;
@@ -35,4 +37,5 @@ mod trees;
 pub mod vault;
 mod verbs;
 pub mod view;
+pub mod warden;
 pub mod workspace;

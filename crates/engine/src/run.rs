@@ -10,6 +10,7 @@ use std::{
 };
 
 use dispatch_core::{
+    cage,
     checks::{self, Planned},
     config::{AgentProfile, EnvValue},
     drivers::{Ask, Driver, Step},
@@ -28,8 +29,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
+    fence::{Fences, Needs},
     lines::{Line, Lines},
-    sites::{JobEvent, Site, Start},
+    sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told},
 };
@@ -45,6 +47,7 @@ pub(crate) struct Ctx {
     pub(crate) settings: Arc<Settings>,
     pub(crate) sites: Arc<Sites>,
     pub(crate) trees: Arc<Trees>,
+    pub(crate) fences: Arc<Fences>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) told: broadcast::Sender<Told>,
 }
@@ -365,8 +368,18 @@ impl Walk {
     }
 
     async fn tell_started_at(&self, site: &SiteName, profile: &AgentProfile) -> Result<(), Cut> {
-        let enforced = match self.job.task.spec.placement.wrap {
+        let placement = &self.job.task.spec.placement;
+        let mut enforced = Enforced::default();
+        for (_, known) in self.sites().iter().filter(|(name, _)| name == site) {
+            match known.enforced(&self.id(Part::Agent)).await {
+                Ok(Some(found)) => enforced = found,
+                Ok(None) => {}
+                Err(error) => enforced.layers = vec![format!("unknown ({error})")],
+            }
+        }
+        let enforced = match placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
+            Wrap::Cage => cage::enforced(&enforced.layers, &enforced.limits, placement.network),
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -429,8 +442,55 @@ impl Walk {
             cwd: self.workspace(),
             stdin: opening.stdin,
             limits: self.ctx.settings.config.limits.agent_job(),
+            ..Invocation::default()
         };
-        Ok((invocation, opening.first))
+        let fenced = self.fence(invocation, &home, &profile.paths);
+        Ok((fenced.map_err(start)?, opening.first))
+    }
+
+    /// The invocation in the task's own placement, with `home` as its private home.
+    fn fence(
+        &self,
+        mut inner: Invocation,
+        home: &Path,
+        paths: &[String],
+    ) -> Result<Invocation, String> {
+        let placement = &self.job.task.spec.placement;
+        let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
+        let mut write = vec![self.workspace(), home.to_owned()];
+        write.extend(temporary);
+        if placement.wrap == Wrap::Host {
+            inner.writes = write;
+            return Ok(inner);
+        }
+        for dir in &write {
+            std::fs::create_dir_all(dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
+        }
+        let toolchains = &self.ctx.settings.config.toolchains;
+        let objects = self.ctx.trees.objects(&self.job.task);
+        let mut read = vec![objects.map_err(|error| error.to_string())?];
+        read.extend(toolchains.paths.iter().chain(paths).map(PathBuf::from));
+        let mut seen = toolchains.pass_env.clone();
+        for name in &toolchains.private {
+            seen.retain(|other| other != name);
+            // Of the person's own directory only the programs; what it caches is the task's.
+            if let Some(theirs) = inner.env.get(name).map(PathBuf::from) {
+                let own = home.join(theirs.file_name().unwrap_or_default());
+                read.push(theirs.join("bin"));
+                inner
+                    .env
+                    .insert(name.clone(), own.to_string_lossy().into_owned());
+            }
+        }
+        let needs = Needs {
+            read,
+            write,
+            toolchains: &seen,
+            gpu: placement.gpu,
+        };
+        self.ctx
+            .fences
+            .cage(inner, needs, placement.network, placement.strict)
     }
 
     fn workspace(&self) -> PathBuf {
@@ -763,6 +823,13 @@ impl Walk {
             cwd: self.workspace(),
             stdin: Stdin::Null,
             limits: job_limits,
+            ..Invocation::default()
+        };
+        // The agent's home holds its configuration of git, so this job does not see it.
+        let home = self.ctx.trees.check_home(&self.job.task);
+        let what = match self.fence(what, &home, &[]) {
+            Ok(what) => what,
+            Err(reason) => return Ok(Err(reason)),
         };
         let ended = self.job_to_its_end(site, Part::Seal, &what).await?;
         Ok(match ended {
@@ -874,7 +941,11 @@ impl Walk {
                 cwd: self.workspace(),
                 stdin: Stdin::Null,
                 limits: self.ctx.settings.config.limits.check_job(),
+                ..Invocation::default()
             };
+            let what = self
+                .fence(what, &home, &[])
+                .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {
                 failed.push(if note.is_empty() {

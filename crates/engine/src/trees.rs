@@ -128,6 +128,11 @@ impl Trees {
         self.own(task).join("check-home")
     }
 
+    /// What a workspace borrows from the mirror, at the same path in every fence.
+    pub(crate) fn objects(&self, task: &Task) -> Result<PathBuf, TreeError> {
+        Ok(self.mirror(task)?.objects())
+    }
+
     fn meta(&self, task: &Task) -> PathBuf {
         self.own(task).join("meta")
     }

@@ -39,7 +39,7 @@ fn sites(named: &[(&str, &Fake)]) -> Sites {
 fn placement(names: &[&str]) -> Placement {
     Placement {
         sites: names.iter().map(|name| name.parse().unwrap()).collect(),
-        wrap: Wrap::Host,
+        ..Placement::of(Wrap::Host)
     }
 }
 

@@ -8,9 +8,10 @@ use std::{
 };
 
 use dispatch_core::{
+    config::AgentProfile,
     config::{Config, list},
-    id::{AgentName, CheckName},
-    task::{Base, ChecksAsked, Expects, Labels, TaskSpec, title_of},
+    id::{AgentName, CheckName, PlacementName},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,7 @@ pub(crate) struct Dispatch {
     pub(crate) title: Option<String>,
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
+    pub(crate) placement: Option<String>,
     pub(crate) expects: Option<Expects>,
     pub(crate) checks: Option<ChecksWanted>,
     pub(crate) workspace: Option<String>,
@@ -107,6 +109,13 @@ pub(crate) struct Freeze {
 pub(crate) enum BadRequest {
     #[error("use agent {name}: it is not configured; there are {there}")]
     UnknownAgent { name: String, there: String },
+    #[error("use placement {name}: it is not configured; there are {there}")]
+    UnknownPlacement { name: String, there: String },
+    #[error(
+        "use placement {0}: it has no fence, and task.allow_host is false; set it to true in \
+         dispatch.toml to let tasks ask for it"
+    )]
+    HostNotAllowed(PlacementName),
     #[error("use check {name}: it is not configured; there are {there}")]
     UnknownCheck { name: String, there: String },
     #[error("read the task: {0}")]
@@ -146,6 +155,28 @@ pub(crate) fn agent(config: &Config, name: Option<&str>) -> Result<AgentName, Ba
         name: name.to_owned(),
         there: list(config.agents.keys()),
     })
+}
+
+/// The placement asked for, or the agent's own. No fence is never what a task gets by default, and
+/// only what its configuration names or allows.
+fn placement(
+    config: &Config,
+    profile: &AgentProfile,
+    asked: Option<&str>,
+) -> Result<Placement, BadRequest> {
+    let own = config.placement_of(profile);
+    let name = asked.unwrap_or(own.as_str());
+    let Some((name, placement)) = config.placements.iter().find(|(n, _)| n.as_str() == name) else {
+        return Err(BadRequest::UnknownPlacement {
+            name: name.to_owned(),
+            there: list(config.placements.keys()),
+        });
+    };
+    let named_by_agent = profile.placement.as_ref() == Some(name);
+    if placement.wrap == Wrap::Host && !named_by_agent && !config.task.allow_host {
+        return Err(BadRequest::HostNotAllowed(name.clone()));
+    }
+    Ok(placement.clone())
 }
 
 impl Dispatch {
@@ -191,7 +222,7 @@ impl Dispatch {
             base: self.branch.map_or(Base::Head, |name| Base::Branch { name }),
             agent: name,
             pool: profile.pool.clone(),
-            placement: profile.placement.resolve(Vec::new()),
+            placement: placement(config, profile, self.placement.as_deref())?,
             expects: self.expects.unwrap_or(config.task.expects),
             checks,
             workspace: self.workspace.map(|name| name.parse()).transpose()?,
@@ -224,6 +255,7 @@ mod tests {
             (got.expects, got.checks),
             (Expects::Change, ChecksAsked::Detect)
         );
+        assert_eq!(got.placement.word(), "cage");
         assert_eq!(got.title, "Fix it");
     }
 
@@ -245,6 +277,19 @@ mod tests {
         assert!(
             serde_json::from_str::<Dispatch>(r#"{"task":"x","repo":"/r","model":"y"}"#).is_err()
         );
+        for (bad, part) in [
+            (
+                r#"{"task": "x", "repo": "/r", "placement": "cave"}"#,
+                "there are cage, host",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "placement": "host"}"#,
+                "task.allow_host is false",
+            ),
+        ] {
+            let error = spec(bad).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
         let none = spec(r#"{"task": "x", "repo": "/r", "checks": "none"}"#).unwrap();
         assert_eq!(none.checks, ChecksAsked::None);
     }

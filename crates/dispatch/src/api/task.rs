@@ -282,10 +282,7 @@ pub(crate) mod tests {
                 base: Base::Head,
                 agent: "claude".parse().unwrap(),
                 pool: "default".parse().unwrap(),
-                placement: Placement {
-                    sites: vec![],
-                    wrap: Wrap::Host,
-                },
+                placement: Placement::of(Wrap::Host),
                 expects: Expects::Change,
                 checks: ChecksAsked::Detect,
                 workspace: None,

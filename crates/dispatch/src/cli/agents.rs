@@ -51,7 +51,7 @@ pub(crate) fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
         program: agent.program.clone(),
         found: ctx.settings.find(&agent.program),
         pool: agent.pool.to_string(),
-        placement: agent.placement.resolve(Vec::new()).word().into(),
+        placement: ctx.settings.config.placement_of(agent).to_string(),
         default: *name == config.task.agent,
     };
     let rows: Vec<Row> = config.agents.iter().map(row).collect();

@@ -1,5 +1,6 @@
 //! `dispatch doctor`: what is there, what is missing and how to get it.
-//! Must not change anything and must not start an engine.
+//! Must not start an engine, and must not change anything: the copy of itself that it lays down in
+//! the data directory, to try the cage out, is the one an engine would make.
 
 use std::{
     fs,
@@ -7,8 +8,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use dispatch_core::config::EnvValue;
-use dispatch_engine::git::VERSION_MIN;
+use dispatch_core::{cage, config::EnvValue, task::Network};
+use dispatch_engine::{fence::Fences, git::VERSION_MIN, sites::local::Keeper};
 use serde::Serialize;
 
 use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, out, style::Colour};
@@ -216,28 +217,56 @@ fn sandbox(settings: &Settings) -> Vec<Finding> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let spaces = number("/proc/sys/user/max_user_namespaces").is_some_and(|max| max > 0)
         && number("/proc/sys/kernel/unprivileged_userns_clone") != Some(0);
-    let yes_no = |yes: bool, good: &str, bad: &str, what: &str, how: &str| {
-        let (state, found) = if yes {
-            (Condition::Ok, good)
-        } else {
-            (Condition::Info, bad)
-        };
-        finding(what, state, found, how)
-    };
-    let bwrap = settings.find("bwrap");
     let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let later = "for the cage, which comes later; placement host has no fence";
-    vec![
-        yes_no(bwrap.is_some(), "found", "not found", "bubblewrap", later),
-        yes_no(spaces, "allowed", "not allowed", "user namespaces", later),
-        yes_no(
-            v2,
-            "version 2",
-            "not version 2",
-            "cgroups",
-            "leftovers are found by walking processes instead",
+    let asked = settings.find("bwrap");
+    let fences = Fences::new(settings.paths.data.clone(), Keeper::own(), asked);
+    let mut found = vec![match fences.layers() {
+        Ok((layers, None)) => finding(
+            "cage",
+            Condition::Ok,
+            cage::enforced(&layers, &[], Network::Full),
+            "",
         ),
-    ]
+        Ok((layers, Some(why))) => finding(
+            "cage",
+            Condition::Info,
+            format!(
+                "{}; without bubblewrap: {why}",
+                cage::enforced(&layers, &[], Network::Full)
+            ),
+            "install it (Debian, Ubuntu: `apt install bubblewrap`); where it is there and refused, \
+             user namespaces are switched off (see the next line)",
+        ),
+        Err(why) => finding(
+            "cage",
+            Condition::Missing,
+            format!("there would be no fence, so nothing caged can start: {why}"),
+            "install bubblewrap, or use a kernel with Landlock (5.13 or newer)",
+        ),
+    }];
+    found.push(if spaces {
+        finding("user namespaces", Condition::Ok, "allowed", "")
+    } else {
+        finding(
+            "user namespaces",
+            Condition::Info,
+            "not allowed",
+            "bubblewrap needs them unless the engine is root: \
+             `sysctl kernel.unprivileged_userns_clone=1`, on Ubuntu 24.04 and later \
+             an AppArmor profile for bwrap",
+        )
+    });
+    found.push(if v2 {
+        finding("cgroups", Condition::Ok, "version 2", "")
+    } else {
+        finding(
+            "cgroups",
+            Condition::Info,
+            "not version 2",
+            "memory and processes are watched instead of held by the kernel",
+        )
+    });
+    found
 }
 
 async fn engine(settings: &Settings) -> Finding {

@@ -59,6 +59,9 @@ pub(crate) struct Args {
     /// One of `dispatch agents`
     #[arg(long)]
     agent: Option<String>,
+    /// One of [placements] in the configuration: cage (the default), host (no fence), your own
+    #[arg(long, value_name = "NAME")]
+    placement: Option<String>,
     /// Start from this branch instead of what the repository has checked out
     #[arg(long)]
     branch: Option<String>,
@@ -202,6 +205,7 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         branch: args.branch,
         secrets: agent_secrets(settings, name.as_str())?,
         agent: Some(name.to_string()),
+        placement: args.placement,
         expects: args.expects.map(|expects| match expects {
             ExpectsArg::Change => Expects::Change,
             ExpectsArg::Report => Expects::Report,

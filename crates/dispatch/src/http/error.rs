@@ -59,6 +59,8 @@ impl From<BadRequest> for Problem {
     fn from(error: BadRequest) -> Self {
         let code = match &error {
             BadRequest::UnknownAgent { .. } => "unknown_agent",
+            BadRequest::UnknownPlacement { .. } => "unknown_placement",
+            BadRequest::HostNotAllowed(_) => "host_not_allowed",
             BadRequest::UnknownCheck { .. } => "unknown_check",
             BadRequest::Text(_) | BadRequest::Repo(_) | BadRequest::Name(_) => "bad_input",
         };

@@ -7,17 +7,23 @@
 //! `dispatch job DIR` is stage one: the leader of a new process group, which cannot become a
 //! session leader, so it starts stage two and leaves. Stage two is nobody's child but init's.
 
+mod inside;
 mod processes;
 mod redact;
 mod serve;
+mod watch;
 
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::{
+            fs::OpenOptionsExt,
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
@@ -26,13 +32,14 @@ use std::{
 
 use dispatch_core::{
     Millis,
-    job::{ExitReport, Invocation, Stdin},
+    job::{ExitReport, Inside, Invocation, Stdin, WARDEN_VARIABLE},
 };
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit};
 
 pub use processes::sweep;
+pub(crate) use processes::{close_inherited_but, descendants, kill};
 
-use crate::jobdir::{Group, JobDir, socket_path, write_whole};
+use crate::jobdir::{Enforced, Group, JobDir, socket_path, write_whole};
 
 /// Set in every job's environment, so that its processes can be found after its keeper's death.
 pub const JOB_VARIABLE: &str = "DISPATCH_JOB";
@@ -175,25 +182,61 @@ fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
     let marker = marker(dir);
     let mut cgroup = processes::Cgroup::create(&marker);
 
+    let mut problems = Vec::new();
+    if let Err(error) = limit_files(what.limits.open_files_max) {
+        problems.push(format!("limit its open files: {error}"));
+    }
+    let held = cgroup
+        .as_ref()
+        .map_or_else(Vec::new, |c| c.limit(&what.limits));
+    let mut fenced = None;
+    let layers = match what.inside {
+        Inside::Nobody => Vec::new(),
+        Inside::Warden => {
+            let made = fence(&what, &marker, cgroup.as_mut());
+            let (child, inside, layers) = made?;
+            fenced = Some((child, inside));
+            layers
+        }
+    };
+    let enforced = Enforced {
+        layers,
+        limits: watch::Watch::words(&what.limits, &what.writes, &held),
+    };
+    let written = serde_json::to_vec(&enforced).map_err(io::Error::other);
+    written
+        .and_then(|bytes| write_whole(&dir.file("enforced"), &bytes))
+        .map_err(|e| format!("write `enforced`: {e}"))?;
+
     let started_at = now();
     let started = dir.file("started");
     write_whole(&started, format!("{started_at}\n").as_bytes())
         .map_err(|e| format!("write `started`: {e}"))?;
-    let spawned = spawn(&what, &marker, cgroup.as_mut());
-    let mut child = match spawned {
-        Ok(child) => child,
-        Err(error) => {
-            let program = what.argv.first().map_or("(nothing)", String::as_str);
+    let spawned = match fenced {
+        // Inside the fence the warden waits for this word.
+        Some((child, mut inside)) => match inside.go() {
+            Ok(()) => Ok((child, Some(inside))),
+            Err(reason) => Err(serve::undo(child, reason)),
+        },
+        None => spawn(&what, &marker, cgroup.as_mut(), None)
+            .map(|child| (child, None))
+            .map_err(|error| {
+                let program = what.argv.first().map_or("(nothing)", String::as_str);
+                format!("run {program}: {error}")
+            }),
+    };
+    let (mut child, inside) = match spawned {
+        Ok(spawned) => spawned,
+        Err(reason) => {
             // Nothing ran; without this file the directory says so.
             let undone = std::fs::remove_file(&started);
             drop(cgroup);
             let also = undone
                 .err()
                 .map_or(String::new(), |e| format!("; remove `started`: {e}"));
-            return Err(format!("run {program}: {error}{also}"));
+            return Err(format!("{reason}{also}"));
         }
     };
-    let mut problems = Vec::new();
     if let Err(error) = write_group(dir, &child, cgroup.as_ref()) {
         problems.push(format!("write `group`: {error}"));
     }
@@ -204,7 +247,12 @@ fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
     let null = File::open("/dev/null").map_err(|e| format!("open /dev/null: {e}"))?;
     let told = std::mem::replace(report, null);
     drop(told);
-    let outcome = serve::Serve::new(&what, files, listener, &mut child, cgroup, problems)
+    let body = serve::Body {
+        inside,
+        cgroup,
+        watch: watch::Watch::new(&what.limits, &what.writes, &held, std::time::Instant::now()),
+    };
+    let outcome = serve::Serve::new(&what, files, listener, &mut child, body, problems)
         .and_then(serve::Serve::run);
     let ended = match outcome {
         Ok(ended) => ended,
@@ -251,11 +299,49 @@ fn listen(dir: &JobDir) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Starts the fence and waits until its warden has locked it. Nothing of the program runs yet.
+fn fence(
+    what: &Invocation,
+    marker: &str,
+    cgroup: Option<&mut processes::Cgroup>,
+) -> Result<(Child, inside::Inside, Vec<String>), String> {
+    let failed = |error: io::Error| format!("make the fence: {error}");
+    let (mut inside, theirs) = inside::pair().map_err(failed)?;
+    let mut child = spawn(what, marker, cgroup, Some(&theirs)).map_err(failed)?;
+    drop(theirs);
+    match inside.ready(child.stderr.as_mut()) {
+        Ok(layers) => Ok((child, inside, layers)),
+        Err(reason) => Err(serve::undo(child, reason)),
+    }
+}
+
+/// Of each process below us, and no core files. More than our own limit we cannot give.
+fn limit_files(open_files_max: u64) -> io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    rustix::process::setrlimit(Resource::Core, none)?;
+    let now = rustix::process::getrlimit(Resource::Nofile);
+    if open_files_max == 0 || now.maximum.is_some_and(|most| most <= open_files_max) {
+        return Ok(());
+    }
+    let limit = Rlimit {
+        current: Some(
+            now.current
+                .map_or(open_files_max, |c| c.min(open_files_max)),
+        ),
+        maximum: Some(open_files_max),
+    };
+    Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
+}
+
 /// From the main thread: a cage dies with the thread that started it.
 fn spawn(
     what: &Invocation,
     marker: &str,
     cgroup: Option<&mut processes::Cgroup>,
+    warden: Option<&UnixStream>,
 ) -> io::Result<Child> {
     let (program, args) = what
         .argv
@@ -276,6 +362,9 @@ fn spawn(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
+    if let Some(socket) = warden {
+        command.env(WARDEN_VARIABLE, socket.as_raw_fd().to_string());
+    }
     match cgroup {
         Some(cgroup) => cgroup.around(|| command.spawn()),
         None => command.spawn(),

@@ -12,6 +12,8 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
+use dispatch_core::limits::JobLimits;
+
 use super::JOB_VARIABLE;
 use crate::jobdir::JobDir;
 
@@ -26,13 +28,22 @@ pub(super) fn become_subreaper() -> io::Result<()> {
 
 /// Closes everything above standard error.
 pub(super) fn close_inherited() -> io::Result<()> {
+    close_above(None)
+}
+
+/// The same, but for one.
+pub(crate) fn close_inherited_but(keep: &impl std::os::fd::AsRawFd) -> io::Result<()> {
+    close_above(Some(keep.as_raw_fd()))
+}
+
+fn close_above(keep: Option<i32>) -> io::Result<()> {
     let Ok(listed) = fs::read_dir("/proc/self/fd") else {
         // No /proc (macOS): what we open ourselves closes on exec.
         return Ok(());
     };
     let numbers: Vec<i32> = listed
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|fd| *fd > 2)
+        .filter(|fd| *fd > 2 && Some(*fd) != keep)
         .collect();
     for fd in numbers {
         match nix::unistd::close(fd) {
@@ -70,7 +81,7 @@ pub(super) fn start_ticks(pid: Pid) -> io::Result<u64> {
 }
 
 /// All processes below us. Those whose parent died are below us too: we are their subreaper.
-pub(super) fn descendants() -> Vec<Pid> {
+pub(crate) fn descendants() -> Vec<Pid> {
     let mut found = Vec::new();
     let mut open = vec![rustix::process::getpid()];
     while let Some(pid) = open.pop() {
@@ -91,11 +102,23 @@ pub(super) fn descendants() -> Vec<Pid> {
     found
 }
 
-pub(super) fn kill(pid: Pid) {
+pub(crate) fn kill(pid: Pid) {
     match rustix::process::kill_process(pid, Signal::KILL) {
         // Gone, or not ours to signal (set-uid): the wait for the last one tells.
         Ok(()) | Err(_) => {}
     }
+}
+
+/// Resident memory that no other process shares with it by file.
+pub(super) fn private_bytes(pid: Pid) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/statm", pid.as_raw_nonzero()));
+    let text = text.unwrap_or_default();
+    let mut pages = text
+        .split(' ')
+        .skip(1)
+        .map(|field| field.parse::<u64>().unwrap_or(0));
+    let (resident, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
+    resident.saturating_sub(shared) * rustix::param::page_size() as u64
 }
 
 pub(super) fn signal_group(leader: Pid, signal: Signal) {
@@ -135,6 +158,22 @@ impl Cgroup {
             trapped: false,
         };
         cgroup.path.join("cgroup.kill").exists().then_some(cgroup)
+    }
+
+    /// Sets what this cgroup's controllers can hold, and says which limits that are.
+    pub(super) fn limit(&self, limits: &JobLimits) -> Vec<&'static str> {
+        let rows = [
+            ("memory", "memory.max", limits.memory_bytes),
+            ("processes", "pids.max", limits.processes_max),
+        ];
+        let mut held = Vec::new();
+        for (name, file, limit) in rows {
+            let file = self.path.join(file);
+            if limit > 0 && file.exists() && fs::write(file, limit.to_string()).is_ok() {
+                held.push(name);
+            }
+        }
+        held
     }
 
     /// For the sweep after our death; `None` when it holds ourselves too.

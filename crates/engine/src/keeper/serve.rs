@@ -25,8 +25,10 @@ use rustix::{
 };
 
 use super::{
+    inside::{Inside, Word},
     processes::{self, Cgroup},
     redact::Redactor,
+    watch::Watch,
 };
 
 const CHUNK_BYTES: usize = 64 << 10;
@@ -35,6 +37,7 @@ const SAY_BYTES_MAX: usize = 16 << 20;
 const PENDING_INPUT_BYTES_MAX: usize = 32 << 20;
 /// From the program's exit until what still runs or still holds the output is ended.
 const DRAIN: Duration = Duration::from_millis(200);
+const DRAIN_FENCED: Duration = Duration::from_millis(1500);
 /// From the kill of the last process until we stop waiting for it.
 const REAP: Duration = Duration::from_secs(10);
 const KILL_AGAIN: Duration = Duration::from_millis(10);
@@ -96,6 +99,13 @@ struct Connection {
     closed: bool,
 }
 
+/// What there is around the job.
+pub(super) struct Body {
+    pub(super) inside: Option<Inside>,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) watch: Watch,
+}
+
 pub(super) struct Serve {
     limits: JobLimits,
     out: Stream,
@@ -108,7 +118,7 @@ pub(super) struct Serve {
     listener: UnixListener,
     connections: Vec<Connection>,
     leader: Pid,
-    cgroup: Option<Cgroup>,
+    body: Body,
     reaped: mpsc::Receiver<Reaped>,
     woken: UnixStream,
     begun: Instant,
@@ -117,6 +127,8 @@ pub(super) struct Serve {
     kill_at: Option<Instant>,
     retry_at: Option<Instant>,
     exit: Option<Exit>,
+    /// The warden's socket is at its end.
+    deaf: bool,
     alone: bool,
     leftovers: u32,
     problems: Vec<String>,
@@ -169,7 +181,7 @@ impl Serve {
         files: Files,
         listener: UnixListener,
         child: &mut Child,
-        cgroup: Option<Cgroup>,
+        body: Body,
         problems: Vec<String>,
     ) -> io::Result<Self> {
         let leader = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -213,7 +225,7 @@ impl Serve {
             listener,
             connections: Vec::new(),
             leader,
-            cgroup,
+            body,
             reaped,
             woken,
             begun: now,
@@ -222,6 +234,7 @@ impl Serve {
             kill_at: None,
             retry_at: None,
             exit: None,
+            deaf: false,
             alone: false,
             leftovers: 0,
             problems,
@@ -264,11 +277,13 @@ impl Serve {
     /// The program has ended: give its output a moment, then end whatever it left behind.
     fn drain(&mut self) -> io::Result<()> {
         self.stdin = None;
-        let give_up = Instant::now() + DRAIN;
+        // A warden takes its own time for what the program left, and tells how many that were.
+        let fenced = self.body.inside.is_some();
+        let give_up = Instant::now() + if fenced { DRAIN_FENCED } else { DRAIN };
         while !self.settled() && Instant::now() < give_up {
             self.turn(Some(give_up))?;
         }
-        if !self.alone {
+        if !self.alone && !fenced {
             self.leftovers = u32::try_from(processes::descendants().len()).unwrap_or(u32::MAX);
         }
         let give_up = Instant::now() + REAP;
@@ -298,7 +313,7 @@ impl Serve {
 
     fn kill_all(&self) {
         processes::signal_group(self.leader, Signal::KILL);
-        if let Some(cgroup) = &self.cgroup {
+        if let Some(cgroup) = &self.body.cgroup {
             cgroup.kill();
         }
         for pid in processes::descendants() {
@@ -313,7 +328,10 @@ impl Serve {
         }
         let wall = limit(self.begun, self.limits.wall_clock_ms);
         let idle = limit(self.heard, self.limits.idle_ms);
-        wall.into_iter().chain(idle).min()
+        wall.into_iter()
+            .chain(idle)
+            .chain(self.body.watch.next)
+            .min()
     }
 
     /// Limits and the second rung of the ladder.
@@ -327,14 +345,20 @@ impl Serve {
             self.kill_at = Some(now + KILL_AGAIN);
             return;
         }
+        if self.body.watch.next.is_some_and(|at| now >= at)
+            && let Some(why) = self.body.watch.look(now)
+        {
+            self.stop(why, self.limits.grace_ms);
+            return;
+        }
         let (wall_ms, idle_ms) = (self.limits.wall_clock_ms, self.limits.idle_ms);
         let wall = wall_ms > 0 && now >= self.begun + Duration::from_millis(wall_ms);
-        let why = if wall {
-            Stop::WallClock { limit_ms: wall_ms }
-        } else {
-            Stop::Idle { limit_ms: idle_ms }
-        };
-        self.stop(why, self.limits.grace_ms);
+        let idle = idle_ms > 0 && now >= self.heard + Duration::from_millis(idle_ms);
+        if wall {
+            self.stop(Stop::WallClock { limit_ms: wall_ms }, self.limits.grace_ms);
+        } else if idle {
+            self.stop(Stop::Idle { limit_ms: idle_ms }, self.limits.grace_ms);
+        }
     }
 
     /// The first rung: ask the group, and set the time of the second.
@@ -346,7 +370,11 @@ impl Serve {
         self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
         if self.stopped.is_none() {
             self.stopped = Some(why);
-            processes::signal_group(self.leader, Signal::TERM);
+            match &mut self.body.inside {
+                // What is around the warden would end everything at once.
+                Some(inside) => inside.signal(Signal::TERM.as_raw()),
+                None => processes::signal_group(self.leader, Signal::TERM),
+            }
         }
     }
 
@@ -358,10 +386,15 @@ impl Serve {
             let mut sink = [0; 64];
             while matches!(self.woken.read(&mut sink), Ok(n) if n > 0) {}
         }
+        if ready.inside {
+            self.hear_inside();
+        }
         while let Ok(reaped) = self.reaped.try_recv() {
             match reaped {
-                Reaped::One(pid, status) if pid == self.leader && self.exit.is_none() => {
-                    self.exit = Some(exit_of(status));
+                Reaped::One(pid, status) if pid == self.leader => {
+                    // The warden's last words may still lie in the socket.
+                    self.hear_inside();
+                    self.exit = self.exit.or(Some(exit_of(status)));
                 }
                 Reaped::One(..) => {}
                 Reaped::All => self.alone = true,
@@ -389,6 +422,23 @@ impl Serve {
         }
         self.connections.retain(|connection| !connection.closed);
         Ok(())
+    }
+
+    fn hear_inside(&mut self) {
+        let Some(inside) = &mut self.body.inside else {
+            return;
+        };
+        match inside.hear() {
+            None => self.deaf = true,
+            Some(words) => {
+                for word in words {
+                    match word {
+                        Word::Exit(exit) => self.exit = self.exit.or(Some(exit)),
+                        Word::Left(left) => self.leftovers = left,
+                    }
+                }
+            }
+        }
     }
 
     fn wait(&self, until: Option<Instant>) -> io::Result<Ready> {
@@ -422,6 +472,16 @@ impl Serve {
                 fds.push(PollFd::new(pipe, PollFlags::OUT));
                 fds.len() - 1
             });
+        let socket = self
+            .body
+            .inside
+            .as_ref()
+            .filter(|_| !self.deaf)
+            .map(Inside::socket);
+        let inside = socket.as_ref().map(|socket| {
+            fds.push(PollFd::new(socket, PollFlags::IN));
+            fds.len() - 1
+        });
         let first = fds.len();
         for connection in &self.connections {
             fds.push(PollFd::new(&connection.stream, PollFlags::IN));
@@ -445,6 +505,7 @@ impl Serve {
             out: out.is_some_and(hit),
             err: err.is_some_and(hit),
             stdin: stdin.is_some_and(hit),
+            inside: inside.is_some_and(hit),
             connections: (first..fds.len())
                 .filter(|i| hit(*i))
                 .map(|i| i - first)
@@ -673,6 +734,7 @@ struct Ready {
     out: bool,
     err: bool,
     stdin: bool,
+    inside: bool,
     connections: Vec<usize>,
 }
 
@@ -705,4 +767,25 @@ pub(super) fn give_up(child: &mut Child, error: &io::Error) -> Ended {
         leftovers: 0,
         problems,
     }
+}
+
+/// Takes back a fence whose program never ran, and passes the reason on.
+pub(super) fn undo(mut child: Child, reason: String) -> String {
+    let until = Instant::now() + REAP;
+    let killed = child.kill().and_then(|()| child.wait().map(drop));
+    while !processes::descendants().is_empty() && Instant::now() < until {
+        for pid in processes::descendants() {
+            processes::kill(pid);
+        }
+        std::thread::sleep(KILL_AGAIN);
+        reap_all();
+    }
+    match killed {
+        Ok(()) => reason,
+        Err(error) => format!("{reason}; end the fence: {error}"),
+    }
+}
+
+fn reap_all() {
+    while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
 }

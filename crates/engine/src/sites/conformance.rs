@@ -46,6 +46,7 @@ pub fn invocation(argv: &[&str]) -> Invocation {
             idle_ms: 60_000,
             output_bytes: 1 << 20,
             grace_ms: 5000,
+            ..JobLimits::default()
         },
         ..Invocation::default()
     }

@@ -18,7 +18,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{BoxFuture, Follow, JobEvent, Site, Start};
+use super::{BoxFuture, Enforced, Follow, JobEvent, Site, Start};
 use crate::{
     jobdir::{JobDir, Probe, socket_path},
     keeper,
@@ -60,6 +60,13 @@ impl Keeper {
             program,
             args: vec!["job".into()],
         }
+    }
+}
+
+impl Keeper {
+    /// The file to copy it from.
+    pub(crate) fn path(&self) -> &Path {
+        &self.program
     }
 }
 
@@ -175,6 +182,11 @@ impl Site for Local {
     ) -> BoxFuture<'a, io::Result<Box<dyn Follow>>> {
         let dir = JobDir::of(&self.data, job);
         Box::pin(async move { Ok(Box::new(LocalFollow::new(dir, from)) as Box<dyn Follow>) })
+    }
+
+    fn enforced<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<Option<Enforced>>> {
+        let dir = JobDir::of(&self.data, job);
+        Box::pin(async move { dir.enforced() })
     }
 
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {

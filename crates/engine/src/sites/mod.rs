@@ -11,6 +11,8 @@ use std::{fmt, future::Future, io, path::Path, pin::Pin};
 
 use dispatch_core::job::{ExitReport, Invocation, JobId, Offset, Order};
 
+pub use crate::jobdir::Enforced;
+
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What came of a start.
@@ -56,6 +58,11 @@ pub trait Site: Send + Sync + fmt::Debug {
         job: &'a JobId,
         from: Offset,
     ) -> BoxFuture<'a, io::Result<Box<dyn Follow>>>;
+    /// What was really put around a job that has started; a site that fences nothing says nothing.
+    fn enforced<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<Option<Enforced>>> {
+        let _unfenced = job;
+        Box::pin(async { Ok(None) })
+    }
     /// An error of kind `NotFound` means that the job has ended.
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>>;
 }

@@ -240,10 +240,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         base: Base::Head,
         agent: "fake".parse()?,
         pool: "test".parse()?,
-        placement: Placement {
-            sites: Vec::new(),
-            wrap: Wrap::Host,
-        },
+        placement: Placement::of(Wrap::Host),
         expects: Expects::Either,
         checks: ChecksAsked::None,
         workspace: None,
@@ -333,6 +330,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         git: "git".into(),
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::program(dispatch.to_owned()),
+        bwrap: None,
         observer: Observer::default(),
     })
 }

@@ -119,6 +119,7 @@ async fn main() -> Result<()> {
         git: "git".into(),
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper,
+        bwrap: None,
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
     };
     let engine = Engine::with_sites(settings, sites).await?;
@@ -149,10 +150,7 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         base: Base::Head,
         agent: "fake".parse()?,
         pool: "test".parse()?,
-        placement: Placement {
-            sites: Vec::new(),
-            wrap: Wrap::Host,
-        },
+        placement: Placement::of(Wrap::Host),
         expects: Expects::Change,
         checks: ChecksAsked::Detect,
         workspace: None,

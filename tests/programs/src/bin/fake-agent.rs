@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let args: Vec<OsString> = env::args_os().skip(1).collect();
     match args.first().and_then(|arg| arg.to_str()) {
         Some("job") => return dispatch_engine::keeper::main(&args[1..]),
+        Some("warden") => return dispatch_engine::warden::main(&args[1..]),
         Some("--grandchild") => return grandchild(&args[1..]),
         _ => {}
     }

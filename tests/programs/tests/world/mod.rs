@@ -110,6 +110,7 @@ impl World {
             git: "git".into(),
             job_env: BTreeMap::from([("PATH".into(), path), ("LANG".into(), "C.UTF-8".into())]),
             keeper: Keeper::program(AGENT.into()),
+            bwrap: None,
             observer: Observer::default(),
         }
     }
@@ -134,10 +135,7 @@ impl World {
             base: Base::Head,
             agent: "fake".parse().unwrap(),
             pool: "test".parse().unwrap(),
-            placement: Placement {
-                sites: Vec::new(),
-                wrap: Wrap::Host,
-            },
+            placement: Placement::of(Wrap::Host),
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
             workspace: None,

@@ -1,0 +1,477 @@
+//! What is where on this host, for `core::cage`: the system's directories, what of them is not for
+//! everybody, the install tree of a program, whether bubblewrap works, and a copy of ourselves for
+//! the warden to run from.
+//! Must not decide what is shown: it finds facts, the cage turns them into mounts.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::Read,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use dispatch_core::{
+    cage::{self, Hidden, View},
+    job::{Inside, Invocation},
+    task::Network,
+};
+
+use crate::{files, sites::local::Keeper};
+
+/// Whatever of these a system has; a name that is not here is not visible in a cage.
+const SYSTEM: [&str; 12] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc",
+    "/opt",
+    "/nix",
+    "/gnu",
+    "/sys/devices/system/cpu",
+];
+/// Where private keys and passwords of the system lie among public files.
+const MIXED: &str = "/etc";
+const MIXED_ENTRIES_MAX: usize = 20_000;
+/// Links and `#!` lines from a program's name to what runs.
+const HOPS_MAX: usize = 8;
+const SHEBANG_BYTES_MAX: u64 = 512;
+const DEVICES: [&str; 8] = [
+    "/dev/dri",
+    "/dev/kfd",
+    "/dev/nvidia0",
+    "/dev/nvidia1",
+    "/dev/nvidiactl",
+    "/dev/nvidia-uvm",
+    "/dev/nvidia-uvm-tools",
+    "/dev/nvidia-modeset",
+];
+
+/// What a job needs to see and to write.
+#[derive(Debug)]
+pub struct Needs<'a> {
+    /// Read-only: the mirror's objects, the agent's own list.
+    pub read: Vec<PathBuf>,
+    pub write: Vec<PathBuf>,
+    /// Variables of the job whose directories are toolchains.
+    pub toolchains: &'a [String],
+    pub gpu: bool,
+}
+
+/// The facts that are the same for every job of an engine.
+#[derive(Debug)]
+pub struct Fences {
+    data: PathBuf,
+    keeper: Keeper,
+    bwrap: Option<PathBuf>,
+    host: OnceLock<Result<Host, String>>,
+}
+
+#[derive(Debug)]
+struct Host {
+    bwrap: Option<PathBuf>,
+    warden: Vec<String>,
+    warden_file: PathBuf,
+    links: Vec<(PathBuf, PathBuf)>,
+    system: Vec<PathBuf>,
+    hidden: Vec<Hidden>,
+    parts: Vec<PathBuf>,
+    resolver: Option<PathBuf>,
+}
+
+impl Fences {
+    #[must_use]
+    pub fn new(data: PathBuf, keeper: Keeper, bwrap: Option<PathBuf>) -> Self {
+        Self {
+            data,
+            keeper,
+            bwrap,
+            host: OnceLock::new(),
+        }
+    }
+
+    /// `inner` in a cage of this host.
+    ///
+    /// # Errors
+    /// In words for a person: what could not be found out or laid down.
+    pub fn cage(
+        &self,
+        inner: Invocation,
+        needs: Needs<'_>,
+        network: Network,
+        strict: bool,
+    ) -> Result<Invocation, String> {
+        let host = self.host()?;
+        let view = host.view(&inner, needs)?;
+        Ok(cage::wrap(inner, &view, network, strict))
+    }
+
+    /// The layers that a cage has on this machine, tried out; and why bubblewrap is not among them.
+    ///
+    /// # Errors
+    /// When there would be no fence at all.
+    pub fn layers(&self) -> Result<(Vec<String>, Option<String>), String> {
+        let host = self.host()?;
+        let refused = match &self.bwrap {
+            None => Some("bubblewrap is not installed".to_owned()),
+            Some(bwrap) => host.try_out(Some(bwrap)).err(),
+        };
+        Ok((host.try_out(host.bwrap.as_deref())?, refused))
+    }
+
+    fn host(&self) -> Result<&Host, String> {
+        let found = self.host.get_or_init(|| self.find_out());
+        found.as_ref().map_err(Clone::clone)
+    }
+
+    fn find_out(&self) -> Result<Host, String> {
+        let warden_file = self
+            .lay_down_warden()
+            .map_err(|e| format!("copy the warden into {}: {e}", self.data.display()))?;
+        let (mut links, mut system) = (Vec::new(), Vec::new());
+        for path in SYSTEM.map(PathBuf::from) {
+            match fs::symlink_metadata(&path) {
+                Ok(meta) if meta.is_symlink() => {
+                    let target = fs::read_link(&path);
+                    links.push((
+                        path.clone(),
+                        target.map_err(|e| format!("read the link {}: {e}", path.display()))?,
+                    ));
+                }
+                Ok(_) => system.push(path),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(format!("look at {}: {error}", path.display())),
+            }
+        }
+        let hidden = not_for_everybody(Path::new(MIXED));
+        let mut parts = Vec::new();
+        for dir in &system {
+            without(dir, &hidden, &mut parts);
+        }
+        let resolver = fs::canonicalize("/etc/resolv.conf").ok();
+        let mut host = Host {
+            bwrap: None,
+            warden: vec![utf8(&warden_file)?, "warden".into()],
+            warden_file,
+            links,
+            resolver: resolver.filter(|path| !visible(&system, path)),
+            system,
+            hidden,
+            parts,
+        };
+        host.bwrap = self
+            .bwrap
+            .clone()
+            .filter(|bwrap| host.try_out(Some(bwrap)).is_ok());
+        Ok(host)
+    }
+
+    /// A copy that an upgrade of the program on disk leaves alone, named by what it is a copy of.
+    fn lay_down_warden(&self) -> io::Result<PathBuf> {
+        let dir = self.data.join("bin");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&dir)?;
+        let source = self.keeper.path();
+        let meta = fs::metadata(source)?;
+        let stamp = format!("{}-{}.{}", meta.len(), meta.mtime(), meta.mtime_nsec());
+        let dest = dir.join(format!("warden-{stamp}"));
+        if dest.exists() {
+            return Ok(dest);
+        }
+        let making = dir.join(files::unique("making-"));
+        fs::copy(source, &making)?;
+        fs::set_permissions(&making, fs::Permissions::from_mode(0o555))?;
+        fs::rename(&making, &dest)?;
+        Ok(dest)
+    }
+}
+
+impl Host {
+    fn view(&self, inner: &Invocation, needs: Needs<'_>) -> Result<View, String> {
+        let mut links = self.links.clone();
+        let mut read = needs.read;
+        read.extend(self.resolver.iter().cloned());
+        read.push(self.warden_file.clone());
+        for name in needs.toolchains {
+            let path = inner.env.get(name).map(PathBuf::from);
+            read.extend(path.filter(|path| path.is_absolute()));
+        }
+        if let Some(program) = inner.argv.first() {
+            self.install_tree(Path::new(program), &inner.env, &mut read, &mut links);
+        }
+        read.retain(|path| !visible(&self.system, path) && path.exists());
+        read.sort();
+        read.dedup();
+        for path in read.iter().chain(&needs.write) {
+            utf8(path)?;
+        }
+        let devices = if needs.gpu { &DEVICES[..] } else { &[] };
+        let devices = devices.iter().map(PathBuf::from).filter(|d| d.exists());
+        Ok(View {
+            bwrap: self.bwrap.clone(),
+            warden: self.warden.clone(),
+            links,
+            system: self.system.clone(),
+            hidden: self.hidden.clone(),
+            parts: self.parts.clone(),
+            read,
+            write: needs.write,
+            devices: devices.collect(),
+        })
+    }
+
+    /// What a program needs of its own: every link on the way to it, the package it lies in, and
+    /// the same for the interpreter that its first line names.
+    fn install_tree(
+        &self,
+        program: &Path,
+        env: &BTreeMap<String, String>,
+        read: &mut Vec<PathBuf>,
+        links: &mut Vec<(PathBuf, PathBuf)>,
+    ) {
+        let mut program = program.to_owned();
+        for _ in 0..HOPS_MAX {
+            let mut at = program.clone();
+            for _ in 0..HOPS_MAX {
+                let Ok(target) = fs::read_link(&at) else {
+                    break;
+                };
+                let there = self.links.iter().any(|(link, _)| at.starts_with(link));
+                if !there && !visible(&self.system, &at) {
+                    links.push((at.clone(), target.clone()));
+                }
+                at = at
+                    .parent()
+                    .map_or_else(|| target.clone(), |dir| dir.join(&target));
+            }
+            let Ok(real) = fs::canonicalize(&program) else {
+                return;
+            };
+            if !visible(&self.system, &real) {
+                read.push(package(&real));
+            }
+            match interpreter(&real, env) {
+                Some(next) => program = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Runs the cage with nothing in it; what the warden in there could lock.
+    fn try_out(&self, bwrap: Option<&Path>) -> Result<Vec<String>, String> {
+        let probe = Invocation {
+            argv: vec!["--layers".into()],
+            cwd: "/".into(),
+            ..Invocation::default()
+        };
+        let mut view = self.view(
+            &probe,
+            Needs {
+                read: Vec::new(),
+                write: Vec::new(),
+                toolchains: &[],
+                gpu: false,
+            },
+        )?;
+        view.bwrap = bwrap.map(Path::to_owned);
+        let wrapped = cage::wrap(probe, &view, Network::Full, false);
+        debug_assert_eq!(wrapped.inside, Inside::Warden);
+        let (program, args) = wrapped.argv.split_first().ok_or("the cage has no argv")?;
+        let output = Command::new(program)
+            .args(args)
+            .env_clear()
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| format!("run {program}: {e}"))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() {
+            return Ok(said.lines().map(str::to_owned).collect());
+        }
+        let why = String::from_utf8_lossy(&output.stderr);
+        Err(why.lines().next().unwrap_or("it gave no reason").to_owned())
+    }
+}
+
+fn utf8(path: &Path) -> Result<String, String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| format!("{} is not UTF-8: a cage cannot show it", path.display()))
+}
+
+fn visible(system: &[PathBuf], path: &Path) -> bool {
+    system.iter().any(|dir| path.starts_with(dir))
+}
+
+/// The directory that a program cannot do without, or the program alone.
+fn package(real: &Path) -> PathBuf {
+    let modules = real.ancestors().filter(|dir| dir.ends_with("node_modules"));
+    if let Some(outermost) = modules.last() {
+        return outermost.to_owned();
+    }
+    let bin = real.parent().filter(|dir| dir.ends_with("bin"));
+    if let Some(prefix) = bin.and_then(Path::parent) {
+        // ~/.local has a lib, too, and much else that is nobody's business.
+        let own = prefix.join("pyvenv.cfg").exists()
+            || (prefix.join("lib").is_dir() && !prefix.ends_with(".local"));
+        if own && prefix.components().count() > 3 {
+            return prefix.to_owned();
+        }
+    }
+    real.to_owned()
+}
+
+/// What the `#!` of a script names, found on the job's PATH when `env` is asked for it.
+fn interpreter(script: &Path, env: &BTreeMap<String, String>) -> Option<PathBuf> {
+    let mut head = Vec::new();
+    let file = fs::File::open(script).ok()?;
+    file.take(SHEBANG_BYTES_MAX).read_to_end(&mut head).ok()?;
+    let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?;
+    let line = std::str::from_utf8(line).ok()?;
+    let mut words = line.split_whitespace();
+    let program = Path::new(words.next()?);
+    if !program.ends_with("env") {
+        return Some(program.to_owned());
+    }
+    let name = words.find(|word| !word.starts_with('-') && !word.contains('='))?;
+    let dirs = env.get("PATH").map_or("", String::as_str).split(':');
+    let mut found = dirs.map(|dir| Path::new(dir).join(name));
+    found.find(|path| path.is_absolute() && path.is_file())
+}
+
+/// What other users of this machine could not read.
+fn not_for_everybody(root: &Path) -> Vec<Hidden> {
+    let mut hidden = Vec::new();
+    let mut left = MIXED_ENTRIES_MAX;
+    let mut open = vec![root.to_owned()];
+    while let Some(dir) = open.pop() {
+        // Not to be read, or more than we look through: then nobody in a cage looks either.
+        let Ok(entries) = fs::read_dir(&dir) else {
+            hidden.push(Hidden::Directory(dir));
+            continue;
+        };
+        if left == 0 {
+            hidden.push(Hidden::Directory(dir));
+            continue;
+        }
+        for entry in entries.flatten() {
+            left = left.saturating_sub(1);
+            let Ok(meta) = entry.metadata() else { continue };
+            let path = entry.path();
+            match (meta.is_dir(), meta.is_symlink()) {
+                (true, _) if meta.mode() & 0o005 == 0o005 => open.push(path),
+                (true, _) => hidden.push(Hidden::Directory(path)),
+                (false, false) if meta.mode() & 0o004 == 0 => hidden.push(Hidden::File(path)),
+                _ => {}
+            }
+        }
+    }
+    hidden.sort_by_key(|hidden| match hidden {
+        Hidden::File(path) | Hidden::Directory(path) => path.clone(),
+    });
+    hidden
+}
+
+/// `dir` as the largest parts that hold nothing hidden.
+fn without(dir: &Path, hidden: &[Hidden], parts: &mut Vec<PathBuf>) {
+    let path_of = |hidden: &Hidden| match hidden {
+        Hidden::File(path) | Hidden::Directory(path) => path.clone(),
+    };
+    if hidden.iter().any(|hidden| path_of(hidden) == dir) {
+        return;
+    }
+    if !hidden.iter().any(|hidden| path_of(hidden).starts_with(dir)) {
+        parts.push(dir.to_owned());
+        return;
+    }
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    let mut children: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    children.sort();
+    for child in children {
+        without(&child, hidden, parts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &Path, mode: u32, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_for_everybody_is_hidden_and_the_rest_is_left_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        file(&root.join("hosts"), 0o644, "");
+        file(&root.join("shadow"), 0o640, "");
+        file(&root.join("ssl/certs/a.pem"), 0o644, "");
+        file(&root.join("ssl/private/key"), 0o644, "");
+        let private = root.join("ssl/private");
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o710)).unwrap();
+        let hidden = not_for_everybody(root);
+        assert_eq!(
+            hidden,
+            [
+                Hidden::File(root.join("shadow")),
+                Hidden::Directory(private)
+            ]
+        );
+        let mut parts = Vec::new();
+        without(root, &hidden, &mut parts);
+        assert_eq!(parts, [root.join("hosts"), root.join("ssl/certs")]);
+    }
+
+    #[test]
+    fn a_program_brings_its_package_its_links_and_its_interpreter() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(dir.path()).unwrap();
+        let cli = root.join("n/lib/node_modules/cli/bin/cli.js");
+        file(&cli, 0o755, "#!/usr/bin/env -S node --x\n");
+        file(&root.join("n/bin/node"), 0o755, "");
+        let link = root.join("home/.local/bin/cli");
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("../../../n/lib/node_modules/cli/bin/cli.js", &link).unwrap();
+        let host = Host {
+            bwrap: None,
+            warden: Vec::new(),
+            warden_file: PathBuf::new(),
+            links: Vec::new(),
+            system: vec!["/usr".into()],
+            hidden: Vec::new(),
+            parts: Vec::new(),
+            resolver: None,
+        };
+        let path = format!("relative:{}", root.join("n/bin").display());
+        let env = BTreeMap::from([("PATH".to_owned(), path)]);
+        let (mut read, mut links) = (Vec::new(), Vec::new());
+        host.install_tree(&link, &env, &mut read, &mut links);
+        assert_eq!(read, [root.join("n/lib/node_modules"), root.join("n")]);
+        assert_eq!(links.len(), 1);
+        assert_eq!(links[0].0, link);
+    }
+
+    #[test]
+    fn a_program_in_a_shared_bin_comes_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let tool = dir.path().join("home/.local/bin/tool");
+        file(&tool, 0o755, "");
+        fs::create_dir_all(dir.path().join("home/.local/lib")).unwrap();
+        assert_eq!(package(&tool), tool);
+        let venv = dir.path().join("a/b/venv/bin/aider");
+        file(&venv, 0o755, "");
+        file(&dir.path().join("a/b/venv/pyvenv.cfg"), 0o644, "");
+        assert_eq!(package(&venv), dir.path().join("a/b/venv"));
+    }
+}
