@@ -1,4 +1,6 @@
-//! What the test programs share: so far the parts of `fake-model`, so that its binary stays thin.
+//! What the test programs share, so that their binaries stay thin: the parts of `fake-model`, and
+//! what the fake agent tries to get out of a fence.
 //! Nothing of the product may depend on this crate.
 
+pub mod escape;
 pub mod fake_model;

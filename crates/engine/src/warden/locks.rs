@@ -11,6 +11,7 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
     SeccompFilter, SeccompRule, apply_filter, sock_filter,
@@ -60,6 +61,7 @@ pub(super) fn lock(policy: &Policy) -> Result<Vec<String>, String> {
         }
         None => missing.push("Landlock".into()),
     }
+    drop_capabilities().map_err(|e| format!("drop capabilities: {e}"))?;
     restrict_calls(policy.deny).map_err(|e| e.to_string())?;
     layers.push("seccomp".into());
     if landlock_or_mounts(&layers) && (!policy.strict || missing.is_empty()) {
@@ -69,6 +71,17 @@ pub(super) fn lock(policy: &Policy) -> Result<Vec<String>, String> {
     Err(format!(
         "the fence would be incomplete: {missing} is missing; `dispatch doctor` tells more"
     ))
+}
+
+/// Bubblewrap did so already; where there is none, a root engine's jobs would be root indeed. With
+/// no-new-privileges no program gets them back.
+fn drop_capabilities() -> io::Result<()> {
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(set_capabilities(None, none)?)
 }
 
 /// Seccomp alone keeps no file from anybody: that is not a cage.

@@ -143,6 +143,13 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
             open.sort();
             println!("descriptors: {}", open.join(" "));
         }
+        "escape" => dispatch_test_programs::escape::attempt(rest)?,
+        "fill" => fs::write(path, vec![1; text.parse()?])?,
+        "eat" => {
+            let bytes = vec![1_u8; rest.parse()?];
+            println!("ate {}", bytes.iter().map(|b| u64::from(*b)).sum::<u64>());
+            std::mem::forget(bytes);
+        }
         "env" => println!("{rest}={}", env::var(rest).unwrap_or_default()),
         "environment" => {
             let mut names: Vec<String> = env::vars().map(|(name, _)| name).collect();
