@@ -18,6 +18,8 @@ compile_error!(
 pub mod engine;
 pub mod events;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod git;
 pub mod jobdir;
 pub mod keeper;

@@ -1,4 +1,5 @@
-//! What the test programs share: so far the parts of `fake-model`, so that its binary stays thin.
+//! What the test programs share: the parts of `fake-model` and the fuzzer with its targets.
 //! Nothing of the product may depend on this crate.
 
 pub mod fake_model;
+pub mod fuzz;
