@@ -1,7 +1,7 @@
 //! Every fuzz target for a bounded number of inputs, always the same ones; `cargo xtask fuzz` runs
 //! longer and with other seeds. Must stay a matter of seconds in a debug build.
 
-use dispatch_test_programs::fuzz::{Fuzzer, shrunk, targets};
+use dispatch_test_programs::fuzz::{Fuzzer, Target, run, shrunk, targets};
 
 const SEED: u64 = 3;
 const EXECUTIONS: u64 = 400;
@@ -63,4 +63,41 @@ fn targets_have_names_of_their_own() {
     names.dedup();
     assert_eq!(names.len(), all);
     assert!(names.iter().all(|name| !name.contains(['.', '/'])));
+}
+
+/// A fuzzer that finds nothing may be one that cannot: here is something to find.
+#[test]
+fn a_planted_fault_is_found_and_made_small() {
+    let planted = Target {
+        name: "planted",
+        property: "the second number is never large",
+        seeds: || vec![br#"{"a":[1,2],"b":"text and more text"}"#.to_vec()],
+        words: &[],
+        check: |bytes| {
+            let value: serde_json::Value = match serde_json::from_slice(bytes) {
+                Ok(value) => value,
+                Err(_) => return Ok(0),
+            };
+            if value["a"][1].as_u64() >= Some(1 << 32) {
+                return Err("planted".into());
+            }
+            Ok(1)
+        },
+    };
+    let mut fuzzer = Fuzzer::new(planted, SEED);
+    let find = loop {
+        assert!(fuzzer.executions < 20_000, "not found");
+        let input = fuzzer.next_input();
+        if let Err(find) = fuzzer.run(input) {
+            break find;
+        }
+    };
+    let small = shrunk(&planted, find);
+    assert_eq!(small.what, "planted");
+    assert!(small.input.len() < 32, "{small:?}");
+    let panics = Target {
+        check: |_| panic!("at once"),
+        ..planted
+    };
+    assert_eq!(run(&panics, b""), Err("panic: at once".into()));
 }

@@ -97,7 +97,7 @@ impl Mutator<'_> {
 
     fn change(&mut self, input: &mut Vec<u8>) {
         let at = self.random.below(input.len() + 1);
-        match self.random.below(15) {
+        match self.random.below(16) {
             0 => {
                 if let Some(byte) = input.get_mut(at) {
                     *byte ^= 1 << self.random.below(8);
@@ -141,8 +141,17 @@ impl Mutator<'_> {
             10 => insert(input, at, BAD_UTF8[self.random.below(BAD_UTF8.len())]),
             11 => self.lines(input),
             12 => self.number(input, at),
+            13 => {
+                let deep = self.word().repeat(self.depth());
+                insert(input, at, deep.as_bytes());
+            }
             _ => self.json(input),
         }
+    }
+
+    /// Mostly a few; sometimes more than any limit or stack should have to take.
+    fn depth(&mut self) -> usize {
+        DEPTHS[self.random.below(DEPTHS.len())]
     }
 
     fn word(&mut self) -> &'static str {
@@ -219,7 +228,7 @@ impl Mutator<'_> {
                 let depth = DEPTHS[self.random.below(2)];
                 (0..depth).fold(Value::Null, |inner, _| json!([inner]))
             }
-            12 => json!("x".repeat(DEPTHS[self.random.below(DEPTHS.len())])),
+            12 => json!("x".repeat(self.depth())),
             _ => json!(self.word()),
         }
     }
