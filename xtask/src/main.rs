@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask test | demo | crash | bench`.
+//! The project's chores: `cargo xtask test | demo | crash | fuzz | bench`.
 //! Must not be needed by a user of Dispatch, and must not install anything outside the target folder.
 #![expect(
     clippy::print_stdout,
@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod crash;
 mod demo;
+mod fuzz;
 mod test;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ cargo xtask demo              the main job on a small project, offline, with a s
 cargo xtask test              everything CI checks
 cargo xtask crash [--count N] [--seed S]
                               kill the engine N times at random instants, check that nothing is lost
+cargo xtask fuzz [--seconds N] [--target T] [--seed S] [--replay FILE]
+                              odd inputs for every parser of what agents, git and people write
 cargo xtask bench             print the figures of the README";
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn run() -> Result<()> {
         ["test"] => test::run(),
         ["bench"] => bench::run(),
         ["crash", rest @ ..] => crash::run(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -176,7 +176,8 @@ pub struct Sourced {
 #[derive(Debug)]
 struct Merged {
     table: Table,
-    sources: BTreeMap<String, String>,
+    /// The value of each place, as TOML writes both, and the layer it came from.
+    sources: BTreeMap<String, (String, String)>,
 }
 
 const TABLES: [&str; 8] = [
@@ -206,7 +207,7 @@ pub fn load(layers: &[Layer<'_>]) -> Result<(Config, Vec<Sourced>), Vec<Problem>
     };
     for layer in std::iter::once(&defaults).chain(layers) {
         match layer.text.parse::<Table>() {
-            Ok(table) => merge(&mut merged, "", table, layer.source),
+            Ok(table) => merge(&mut merged, &[], table, layer.source),
             Err(error) => problems.push(Problem {
                 at: "the file".into(),
                 source: layer.source.into(),
@@ -247,39 +248,66 @@ impl Config {
     }
 }
 
-fn merge(into: &mut Merged, prefix: &str, table: Table, source: &str) {
+fn merge(into: &mut Merged, above: &[&str], table: Table, source: &str) {
     for (key, value) in table {
-        let path = if prefix.is_empty() {
-            key.clone()
-        } else {
-            format!("{prefix}.{key}")
-        };
+        let path = [above, &[key.as_str()]].concat();
         let whole = is_leaf(&path, &value);
         match value {
             Value::Table(inner) if !whole => merge(into, &path, inner, source),
             leaf => {
-                into.sources.insert(path.clone(), source.to_owned());
+                let at = place(&path);
+                let text = leaf.to_string();
                 put(&mut into.table, &path, leaf);
+                // What it is laid over, or is laid below, is no longer in force.
+                let below = format!("{at}.");
+                into.sources.retain(|known, _| {
+                    !known.starts_with(&below) && !at.starts_with(&format!("{known}."))
+                });
+                into.sources.insert(at, (text, source.to_owned()));
             }
         }
     }
 }
 
-/// `{ from = .. }` is one value, not a table to merge into.
-fn is_leaf(path: &str, value: &Value) -> bool {
-    let parts: Vec<&str> = path.split('.').collect();
-    !matches!(value, Value::Table(_))
-        || (parts.len() > 3 && parts[0] == "agents" && parts[2] == "env")
+/// A path of keys as TOML writes it. Names may hold dots, so joining alone would not tell which.
+fn place(path: &[&str]) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let mut out = String::new();
+    for key in path {
+        if !out.is_empty() {
+            out.push('.');
+        }
+        if !key.is_empty() && key.chars().all(bare) {
+            out.push_str(key);
+            continue;
+        }
+        out.push('"');
+        for c in key.chars() {
+            match c {
+                '"' | '\\' => out.extend(['\\', c]),
+                c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+    out
 }
 
-fn put(table: &mut Table, path: &str, leaf: Value) {
-    match path.split_once('.') {
-        None => {
-            table.insert(path.to_owned(), leaf);
+/// `{ from = .. }` is one value, not a table to merge into.
+fn is_leaf(path: &[&str], value: &Value) -> bool {
+    !matches!(value, Value::Table(_)) || (path.len() > 3 && path[0] == "agents" && path[2] == "env")
+}
+
+fn put(table: &mut Table, path: &[&str], leaf: Value) {
+    match path {
+        [] => {}
+        [key] => {
+            table.insert((*key).to_owned(), leaf);
         }
-        Some((head, rest)) => {
+        [head, rest @ ..] => {
             let slot = table
-                .entry(head)
+                .entry(*head)
                 .or_insert_with(|| Value::Table(Table::new()));
             if !slot.is_table() {
                 *slot = Value::Table(Table::new());
@@ -292,20 +320,9 @@ fn put(table: &mut Table, path: &str, leaf: Value) {
 }
 
 fn flatten(merged: &Merged) -> Vec<Sourced> {
-    let value_at = |path: &str| {
-        let mut value = None;
-        let mut table = &merged.table;
-        for part in path.split('.') {
-            value = table.get(part);
-            if let Some(Value::Table(inner)) = value {
-                table = inner;
-            }
-        }
-        value.map(ToString::to_string).unwrap_or_default()
-    };
-    let row = |(key, source): (&String, &String)| Sourced {
+    let row = |(key, (value, source)): (&String, &(String, String))| Sourced {
         key: key.clone(),
-        value: value_at(key),
+        value: value.clone(),
         source: source.clone(),
     };
     merged.sources.iter().map(row).collect()
@@ -329,7 +346,7 @@ impl Typing<'_> {
             .collect();
         for key in unknown {
             let what = format!("unknown table; there are {}", TABLES.join(", "));
-            self.problem(&key, what);
+            self.problem(&place(&[&key]), what);
         }
         let task = self.one::<TaskDefaults>("task");
         let limits = self.one::<Limits>("limits");
@@ -344,12 +361,13 @@ impl Typing<'_> {
         }
         for (name, agent) in &agents {
             if agent.program.is_empty() {
-                self.problem(&format!("agents.{name}.program"), "it is empty".into());
+                let at = place(&["agents", name.as_str(), "program"]);
+                self.problem(&at, "it is empty".into());
             }
             if !pools.contains_key(&agent.pool) {
                 let there = list(pools.keys());
                 let what = format!("pool {} is not configured; there are {there}", agent.pool);
-                self.problem(&format!("agents.{name}.pool"), what);
+                self.problem(&place(&["agents", name.as_str(), "pool"]), what);
             }
         }
         for (name, agent) in &agents {
@@ -365,7 +383,7 @@ impl Typing<'_> {
         for (name, pool) in &pools {
             if pool.slots == 0 {
                 let what = "0 slots: nothing in this pool could ever run".into();
-                self.problem(&format!("pools.{name}.slots"), what);
+                self.problem(&place(&["pools", name.as_str(), "slots"]), what);
             }
         }
         let task = task?;
@@ -438,14 +456,14 @@ impl Typing<'_> {
 
     fn problem(&mut self, at: &str, what: String) {
         let below = format!("{at}.");
-        let hit = |(key, _): &(&String, &String)| *key == at || key.starts_with(&below);
+        let hit = |(key, _): &(&String, &(String, String))| *key == at || key.starts_with(&below);
         // The newest layer that touches the place is the one to mend.
         let mut sources: Vec<&String> = self
             .merged
             .sources
             .iter()
             .filter(hit)
-            .map(|(_, source)| source)
+            .map(|(_, (_, source))| source)
             .collect();
         sources.sort_by_key(|source| *source == "defaults");
         let source = sources
@@ -484,11 +502,17 @@ impl Typing<'_> {
         T: DeserializeOwned,
     {
         let mut out = BTreeMap::new();
-        let Some(Value::Table(table)) = self.merged.table.get(name).cloned() else {
-            return out;
+        let table = match self.merged.table.get(name).cloned() {
+            None => return out,
+            Some(Value::Table(table)) => table,
+            Some(_) => {
+                let what = format!("it is no table; write [{name}.NAME]");
+                self.problem(name, what);
+                return out;
+            }
         };
         for (key, value) in table {
-            let at = format!("{name}.{key}");
+            let at = place(&[name, &key]);
             match key.parse::<K>() {
                 Err(error) => self.problem(&at, error.to_string()),
                 Ok(key) => {
@@ -584,6 +608,47 @@ mod tests {
         assert!(claude.env.contains_key("ANTHROPIC_API_KEY"));
         let idle = sourced.iter().find(|s| s.key == "limits.idle_s").unwrap();
         assert_eq!((idle.value.as_str(), idle.source.as_str()), ("7", "mine"));
+    }
+
+    /// Found by the fuzz target `config`: such a name was taken apart at its dots.
+    #[test]
+    fn a_name_may_hold_dots() {
+        let text = "[agents.\"claude-3.5\"]\ndriver = \"claude\"\nprogram = \"c\"\npool = \"p.q\"\n\
+                    placement = \"host\"\nenv = { \"A.B\" = \"x\" }\n[pools.\"p.q\"]\nslots = 2\n";
+        let (config, sourced) = load(&[Layer {
+            source: "mine",
+            text,
+        }])
+        .unwrap();
+        let agent = &config.agents[&"claude-3.5".parse().unwrap()];
+        assert_eq!(agent.env["A.B"], EnvValue::Literal("x".into()));
+        let slots = sourced.iter().find(|s| s.key == "pools.\"p.q\".slots");
+        assert_eq!(slots.unwrap().value, "2");
+        for (text, at) in [
+            (
+                "[pools.\"a.b\"]\nslots = 0\n",
+                "pools.\"a.b\".slots: 0 slots",
+            ),
+            (
+                "[pools.\"\"]\nslots = 1\n",
+                "pools.\"\": read a pool's name",
+            ),
+            ("\"a.b\" = 1\n", "\"a.b\": unknown table"),
+        ] {
+            assert!(problems(text)[0].contains(at), "{:?}", problems(text));
+        }
+    }
+
+    /// Without the message `checks = 3` would mean that nothing is checked.
+    #[test]
+    fn what_should_be_a_table_is_never_passed_over() {
+        for name in TABLES {
+            let got = problems(&format!("{name} = 3\n"));
+            assert!(
+                got[0].starts_with(&format!("dispatch.toml: {name}: ")),
+                "{got:?}"
+            );
+        }
     }
 
     #[test]

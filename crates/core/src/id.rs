@@ -88,10 +88,16 @@ impl FromStr for RunId {
             rule: "TASK-NUMBER",
         };
         let (task, n) = text.split_once('-').ok_or_else(bad)?;
-        Ok(Self {
+        let run = Self {
             task: task.parse()?,
             n: n.parse().map_err(|_| bad())?,
-        })
+        };
+        // `+1` and `01` are numbers too, but no name of ours.
+        if run.to_string() == text {
+            Ok(run)
+        } else {
+            Err(bad())
+        }
     }
 }
 
@@ -206,6 +212,10 @@ mod tests {
         }
         let run = RunId { task: id, n: 2 };
         assert_eq!(run.to_string().parse(), Ok(run));
+        // Found by the fuzz target `names`.
+        for bad in ["000000000000003f-02", "000000000000003f-+2"] {
+            assert!(bad.parse::<RunId>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -80,10 +80,10 @@ impl Limits {
     #[must_use]
     pub fn agent_job(&self) -> JobLimits {
         JobLimits {
-            wall_clock_ms: self.wall_clock_s * 1000,
-            idle_ms: self.idle_s * 1000,
+            wall_clock_ms: self.wall_clock_s.saturating_mul(1000),
+            idle_ms: self.idle_s.saturating_mul(1000),
             output_bytes: self.output_bytes,
-            grace_ms: self.grace_s * 1000,
+            grace_ms: self.grace_s.saturating_mul(1000),
             memory_bytes: self.memory_bytes,
             processes_max: self.processes_max,
             open_files_max: self.open_files_max,
@@ -94,9 +94,24 @@ impl Limits {
     #[must_use]
     pub fn check_job(&self) -> JobLimits {
         JobLimits {
-            wall_clock_ms: self.check_wall_clock_s * 1000,
-            idle_ms: self.check_wall_clock_s * 1000,
+            wall_clock_ms: self.check_wall_clock_s.saturating_mul(1000),
+            idle_ms: self.check_wall_clock_s.saturating_mul(1000),
             ..self.agent_job()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Layer, load};
+
+    /// Found by the fuzz target `config`: a panic in debug, a limit of no meaning in release.
+    #[test]
+    fn a_limit_too_large_for_milliseconds_is_the_largest_one() {
+        let text = "[limits]\nwall_clock_s = 9223372036854775807\ncheck_wall_clock_s = 9223372036854775807\n";
+        let layer = Layer { source: "x", text };
+        let limits = load(&[layer]).unwrap().0.limits;
+        assert_eq!(limits.agent_job().wall_clock_ms, u64::MAX);
+        assert_eq!(limits.check_job().idle_ms, u64::MAX);
     }
 }

@@ -156,10 +156,10 @@ const SLUG_CHARS_MAX: usize = 24;
 pub fn title_of(text: &str) -> String {
     let line = text
         .lines()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-        .unwrap_or("(no text)");
-    let clean: String = line.chars().filter(|c| !c.is_control()).collect();
+        .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or_else(|| "(no text)".into());
+    let clean = line.trim().to_owned();
     if clean.chars().count() <= TITLE_CHARS_MAX {
         return clean;
     }
@@ -189,5 +189,23 @@ impl TaskSpec {
         let trimmed = self.repo.trim_end_matches('/');
         let last = trimmed.rsplit(['/', ':']).next().unwrap_or(trimmed);
         last.strip_suffix(".git").unwrap_or(last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first was found by the fuzz target `names`.
+    #[test]
+    fn a_title_is_never_empty_and_always_one_short_line() {
+        for (text, title) in [
+            ("\u{1}\n", "(no text)"),
+            ("", "(no text)"),
+            ("\u{1}\n  Fix it \u{7}\nmore", "Fix it"),
+        ] {
+            assert_eq!(title_of(text), title);
+        }
+        assert_eq!(title_of(&"x".repeat(100)).chars().count(), TITLE_CHARS_MAX);
     }
 }

@@ -106,3 +106,22 @@ pub enum LastWord {
         expected: &'static str,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the fuzzer: one cost in ten was read back as its neighbour, so that a state folded
+    /// from the log was not the state in memory.
+    #[test]
+    fn money_reads_back_as_it_was() {
+        for n in 0..1000_u32 {
+            let usage = Usage {
+                cost_usd: Some(f64::from(n * 7919) / 997.0e6),
+                ..Usage::default()
+            };
+            let text = serde_json::to_string(&usage).unwrap();
+            assert_eq!(serde_json::from_str::<Usage>(&text).unwrap(), usage);
+        }
+    }
+}

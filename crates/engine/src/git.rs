@@ -690,6 +690,9 @@ pub fn parse_entries(stdout: &[u8]) -> Result<Vec<Entry>, GitError> {
         let (Some(mode), Some(id)) = (words.next(), words.next()) else {
             return Err(unclear(record));
         };
+        if tab + 1 == record.len() {
+            return Err(unclear(record));
+        }
         entries.push(Entry {
             mode: mode.to_owned(),
             id: CommitId::parse(id)?,
@@ -714,13 +717,16 @@ pub struct Change {
 pub fn parse_changes(stdout: &[u8]) -> Result<Vec<Change>, GitError> {
     let mut changes = Vec::new();
     let mut fields = records(stdout);
-    while let (Some(head), Some(path)) = (fields.next(), fields.next()) {
+    while let Some(head) = fields.next() {
         let text = String::from_utf8_lossy(head);
         let words: Vec<&str> = text.trim_start_matches(':').split(' ').collect();
-        let &[old_mode, new_mode, old_id, new_id, status] = words.as_slice() else {
+        // A head without its path is a change that would be passed over.
+        let (&[old_mode, new_mode, old_id, new_id, status], Some(path)) =
+            (words.as_slice(), fields.next())
+        else {
             return Err(GitError::Unclear {
                 verb: "diff",
-                what: text.into_owned(),
+                what: text.chars().take(80).collect(),
             });
         };
         changes.push(Change {
@@ -924,6 +930,13 @@ mod tests {
         assert!(parse_entries(b"junk\0").is_err());
         assert!(parse_entries(b"100644 zz 0\ta\0").is_err());
         assert!(parse_changes(b":1 2\0a\0").is_err());
+        // These two were found by the fuzz targets `git-entries` and `git-changes`.
+        let id = "a".repeat(40);
+        assert!(parse_entries(format!("100644 {id} 0\t\0").as_bytes()).is_err());
+        let whole = format!(":100644 100644 {id} {id} M\0a\0");
+        assert_eq!(parse_changes(whole.as_bytes()).unwrap().len(), 1);
+        let cut = format!("{whole}:100644 100644 {id} {id} M\0");
+        assert!(parse_changes(cut.as_bytes()).is_err());
         for bad in [
             &b"x"[..],
             b"id blob 10\nabc\n",

@@ -184,11 +184,13 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<Option<T>>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut text = String::new();
-    file.take(SMALL_FILE_BYTES_MAX).read_to_string(&mut text)?;
-    serde_json::from_str(&text)
-        .map(Some)
-        .map_err(io::Error::other)
+    let mut bytes = Vec::new();
+    file.take(SMALL_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    small_json(&bytes).map(Some)
+}
+
+pub(crate) fn small_json<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(bytes).map_err(io::Error::other)
 }
 
 /// Writes a small file so that a reader sees all of it or nothing.

@@ -20,6 +20,8 @@ pub mod engine;
 pub mod events;
 pub mod fence;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod git;
 pub mod jobdir;
 pub mod keeper;

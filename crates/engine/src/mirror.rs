@@ -273,13 +273,13 @@ impl Mirror {
 }
 
 #[derive(Debug, PartialEq, Eq, Default)]
-struct Head {
-    commit: Option<CommitId>,
-    branch: Option<RefName>,
+pub(crate) struct Head {
+    pub(crate) commit: Option<CommitId>,
+    pub(crate) branch: Option<RefName>,
 }
 
 /// Upstream's HEAD, and whether upstream has any commit at all.
-fn parse_ls_remote(text: &str) -> (Head, bool) {
+pub(crate) fn parse_ls_remote(text: &str) -> (Head, bool) {
     let mut head = Head::default();
     let mut any = false;
     for line in text.lines() {

@@ -14,6 +14,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 pub use restore::restore;
+pub(crate) use rules::root_rules_ignore;
 pub use seal::{Seal, Sealed, Squashed, keep, seal};
 
 use crate::files;

@@ -424,7 +424,7 @@ fn path_from(bytes: &[u8]) -> &std::ffi::OsStr {
 }
 
 /// The work tree that has a branch checked out, the first (main) one included unless bare.
-fn worktree_on(stdout: &[u8], branch: &RefName) -> Option<PathBuf> {
+pub(crate) fn worktree_on(stdout: &[u8], branch: &RefName) -> Option<PathBuf> {
     let mut path = None;
     let wanted = format!("branch {branch}");
     for record in git::records(stdout) {
@@ -437,7 +437,7 @@ fn worktree_on(stdout: &[u8], branch: &RefName) -> Option<PathBuf> {
     None
 }
 
-fn parse_numstat(stdout: &[u8]) -> DiffStat {
+pub(crate) fn parse_numstat(stdout: &[u8]) -> DiffStat {
     let mut stat = DiffStat::default();
     for record in git::records(stdout) {
         let mut fields = record.splitn(3, |b| *b == b'\t');
@@ -446,8 +446,8 @@ fn parse_numstat(stdout: &[u8]) -> DiffStat {
             // Binary files have '-' for both numbers.
             text.and_then(|t| t.parse::<u64>().ok()).unwrap_or(0)
         };
-        stat.insertions += count();
-        stat.deletions += count();
+        stat.insertions = stat.insertions.saturating_add(count());
+        stat.deletions = stat.deletions.saturating_add(count());
         stat.files += 1;
         if let Some(path) = fields.next()
             && stat.paths.len() < DIFFSTAT_PATHS_MAX

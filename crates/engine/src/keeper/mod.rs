@@ -386,6 +386,17 @@ fn write_group(dir: &JobDir, child: &Child, cgroup: Option<&processes::Cgroup>) 
     )
 }
 
+/// What is left to see of an output that comes in these pieces; for the fuzzer.
+pub(crate) fn masked(secrets: &[&str], pieces: &[&[u8]]) -> Vec<u8> {
+    let mut redactor = redact::Redactor::new(secrets.iter().copied());
+    let mut shown: Vec<u8> = pieces
+        .iter()
+        .flat_map(|piece| redactor.push(piece))
+        .collect();
+    shown.extend(redactor.finish());
+    shown
+}
+
 fn now() -> Millis {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

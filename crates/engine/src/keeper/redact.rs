@@ -46,12 +46,16 @@ impl Redactor {
         let mut at = 0;
         while at < held.len() {
             let rest = &held[at..];
-            if let Some(secret) = self.secrets.iter().find(|secret| rest.starts_with(secret)) {
-                shown.extend_from_slice(MASK);
-                at += secret.len();
-            } else if !last && self.secrets.iter().any(|secret| secret.starts_with(rest)) {
+            // Before a shorter one is masked: what follows may make a longer one of it, whose end
+            // would then be to be seen.
+            let begins = |secret: &Vec<u8>| secret.len() > rest.len() && secret.starts_with(rest);
+            if !last && self.secrets.iter().any(begins) {
                 self.held = rest.to_vec();
                 break;
+            } else if let Some(secret) = self.secrets.iter().find(|secret| rest.starts_with(secret))
+            {
+                shown.extend_from_slice(MASK);
+                at += secret.len();
             } else {
                 shown.push(held[at]);
                 at += 1;
@@ -77,6 +81,21 @@ mod tests {
             }
             shown.extend(redactor.finish());
             assert_eq!(shown, b"a *** b sk-secret ***", "pieces of {size}");
+        }
+    }
+
+    /// Found by the fuzz target `masked`: the end of the longer one was shown.
+    #[test]
+    fn a_secret_that_starts_with_another_is_masked_whole_across_every_cut() {
+        let text = b"sk-secret-1-long sk-secret-1-lo sk-secret-1";
+        for size in 1..=text.len() {
+            let mut redactor = Redactor::new(["sk-secret-1", "sk-secret-1-long"].into_iter());
+            let mut shown = Vec::new();
+            for piece in text.chunks(size) {
+                shown.extend(redactor.push(piece));
+            }
+            shown.extend(redactor.finish());
+            assert_eq!(shown, b"*** ***-lo ***", "pieces of {size}");
         }
     }
 

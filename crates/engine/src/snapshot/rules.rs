@@ -89,6 +89,12 @@ impl Rules {
     }
 }
 
+/// Whether a root `.gitignore` of these bytes ignores a file; for the fuzzer.
+pub(crate) fn root_rules_ignore(bytes: &[u8], file: &[u8]) -> bool {
+    let by_dir = HashMap::from([(Vec::new(), build(bytes))]);
+    Rules { by_dir }.ignores(file)
+}
+
 fn build(bytes: &[u8]) -> Gitignore {
     // With "." nothing is stripped from the paths we ask about.
     let mut builder = GitignoreBuilder::new(".");

@@ -1,0 +1,251 @@
+//! What the log holds: events, read back and folded. A damaged log must be told, never guessed at.
+//! Must not make states by hand: the fold alone makes them.
+
+use std::collections::BTreeSet;
+
+use dispatch_core::{
+    event::{Event, Kind, Sealed, Subject, Verified},
+    id::{RunId, SiteName, TaskId},
+    job::{Exit, ExitReport},
+    outcome::{Failure, Outcome, Stop},
+    run::RunCause,
+    state::State,
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    update::{Update, Usage},
+};
+
+use super::{Shape, Target, holds, shape_of};
+
+pub(super) const TARGETS: &[Target] = &[Target {
+    name: "events",
+    property: "an event reads back as it was; the fold takes it or leaves the state alone, and its \
+        indexes hold",
+    seeds,
+    words: &[
+        "engine_started",
+        "frozen_set",
+        "task_created",
+        "answered",
+        "applied",
+        "snapshotted",
+        "workspace_removed",
+        "workspace_restored",
+        "task_removed",
+        "task_restored",
+        "run_queued",
+        "admitted",
+        "workspace_ready",
+        "site_refused",
+        "started",
+        "adopted",
+        "session_seen",
+        "stop_requested",
+        "agent_ended",
+        "workspace_sealed",
+        "checks_started",
+        "check_finished",
+        "finished",
+        "noted",
+        "said",
+        "0000000000000001",
+        "\"run\":",
+        "\"task\":",
+        "\"seq\":",
+    ],
+    check: events,
+}];
+
+/// The life of a task, one event a line.
+fn seeds() -> Vec<Vec<u8>> {
+    let (Ok(agent), Ok(pool), Ok(site)) = ("a".parse(), "p".parse(), "local".parse::<SiteName>())
+    else {
+        return Vec::new();
+    };
+    let task = TaskId::from_bits(1);
+    let run = |n| Subject::Run(RunId { task, n });
+    let spec = TaskSpec {
+        title: "t".into(),
+        text: "t".into(),
+        repo: "/r".into(),
+        base: Base::Head,
+        agent,
+        pool,
+        placement: Placement {
+            sites: Vec::new(),
+            wrap: Wrap::Host,
+        },
+        expects: Expects::Change,
+        checks: ChecksAsked::Detect,
+        workspace: None,
+        parent: None,
+        labels: Labels::default(),
+    };
+    let usage = Usage {
+        cost_usd: Some(0.1),
+        input_tokens: Some(7),
+        ..Usage::default()
+    };
+    let report = ExitReport {
+        exit: Exit::Code(0),
+        stopped: None,
+        started_at: 1,
+        ended_at: 2,
+        out_bytes: 3,
+        err_bytes: 4,
+        leftovers: 0,
+        problems: Vec::new(),
+    };
+    let failed = Outcome::Failed(Failure::RateLimited {
+        retry_at: Some(9),
+        said: "s".into(),
+    });
+    let kinds = [
+        (
+            Subject::Engine,
+            Kind::EngineStarted {
+                version: "0".into(),
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::TaskCreated {
+                spec: Box::new(spec),
+                short: "0000".into(),
+            },
+        ),
+        (
+            run(1),
+            Kind::RunQueued {
+                cause: RunCause::Dispatched,
+            },
+        ),
+        (run(1), Kind::Admitted),
+        (
+            run(1),
+            Kind::WorkspaceReady {
+                path: "/w".into(),
+                base: "b".into(),
+                base_branch: None,
+                how: "pool".into(),
+            },
+        ),
+        (
+            run(1),
+            Kind::SiteRefused {
+                site: site.clone(),
+                reason: "r".into(),
+            },
+        ),
+        (
+            run(1),
+            Kind::Started {
+                site,
+                driver: dispatch_core::drivers::DriverKind::Plain,
+                enforced: "e".into(),
+            },
+        ),
+        (
+            run(1),
+            Kind::Said {
+                update: Update::Usage(usage.clone()),
+                out_offset: 5,
+            },
+        ),
+        (
+            run(1),
+            Kind::SessionSeen {
+                session: "s".into(),
+            },
+        ),
+        (
+            run(1),
+            Kind::StopRequested {
+                why: Stop::ByPerson,
+            },
+        ),
+        (
+            run(1),
+            Kind::AgentEnded {
+                report,
+                usage: Some(usage),
+            },
+        ),
+        (
+            run(1),
+            Kind::WorkspaceSealed {
+                sealed: Sealed::default(),
+            },
+        ),
+        (
+            run(1),
+            Kind::Finished {
+                outcome: failed,
+                verified: Verified::NotVerified,
+            },
+        ),
+        (Subject::Task(task), Kind::Answered { text: "yes".into() }),
+        (
+            run(2),
+            Kind::RunQueued {
+                cause: RunCause::RetryOf { n: 1 },
+            },
+        ),
+        (run(2), Kind::Admitted),
+        (
+            run(2),
+            Kind::Finished {
+                outcome: Outcome::Lost,
+                verified: Verified::No,
+            },
+        ),
+        (Subject::Task(task), Kind::WorkspaceRemoved),
+        (Subject::Task(task), Kind::TaskRemoved),
+    ];
+    let mut text = Vec::new();
+    for (seq, (subject, kind)) in (1..).zip(kinds) {
+        let event = Event {
+            seq,
+            at: 1_700_000_000_000 + seq,
+            subject,
+            kind,
+        };
+        // A seed that cannot be written is none.
+        if let Ok(line) = serde_json::to_vec(&event) {
+            text.extend(line);
+            text.push(b'\n');
+        }
+    }
+    vec![text]
+}
+
+fn events(bytes: &[u8]) -> Result<Shape, String> {
+    let mut state = State::default();
+    let mut seen = BTreeSet::new();
+    for line in bytes.split(|b| *b == b'\n') {
+        let Ok(event) = serde_json::from_slice::<Event>(line) else {
+            continue;
+        };
+        let text = serde_json::to_vec(&event).map_err(|e| e.to_string())?;
+        let back: Event = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        holds(back == event, || {
+            format!("{event:?} reads back as {back:?}")
+        })?;
+        if let Kind::Finished { outcome, .. } = &event.kind {
+            holds(!outcome.word().is_empty(), || {
+                "an end without a word".into()
+            })?;
+            // Made for a person; it must not fail.
+            seen.insert(("reason", outcome.reason().is_empty()));
+        }
+        let before = state.clone();
+        let taken = state.apply(&event).is_ok();
+        holds(taken || state == before, || {
+            format!("refused, but the state is another: {event:?}")
+        })?;
+        holds(state.indexes_hold(), || {
+            format!("the indexes do not hold after {event:?}")
+        })?;
+        seen.insert((event.kind.word(), taken));
+    }
+    Ok(shape_of(seen))
+}
