@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dispatch_core::config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Sourced};
+use dispatch_core::{
+    config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Sourced},
+    secret::Secret,
+};
 use dispatch_engine::{engine, sites::local::Keeper};
 
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -229,7 +232,7 @@ impl Settings {
     pub(crate) fn secrets_of(
         &self,
         agent: &AgentProfile,
-    ) -> (BTreeMap<String, String>, Vec<String>) {
+    ) -> (BTreeMap<String, Secret>, Vec<String>) {
         let (mut found, mut missing) = (BTreeMap::new(), Vec::new());
         for value in agent.env.values() {
             let EnvValue::From { var, optional } = value else {
@@ -237,7 +240,7 @@ impl Settings {
             };
             match self.env.text(var) {
                 Some(value) => {
-                    found.insert(var.clone(), value.to_owned());
+                    found.insert(var.clone(), value.into());
                 }
                 None if *optional => {}
                 None => missing.push(var.clone()),

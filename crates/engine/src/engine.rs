@@ -18,6 +18,7 @@ use dispatch_core::{
     outcome::{Outcome, Stop},
     run::{RunCause, RunState},
     schedule::{self, Held},
+    secret::Secret,
     state::State,
     task::TaskSpec,
 };
@@ -40,8 +41,8 @@ use crate::{
     view::{Force, TaskView, Told, VerbError},
 };
 
-/// VAR to value; held in memory only.
-pub type Secrets = BTreeMap<String, String>;
+/// By name; held in memory only.
+pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;

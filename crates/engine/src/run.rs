@@ -15,7 +15,7 @@ use dispatch_core::{
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     id::{RunId, SiteName},
-    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Part, Stdin},
+    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     outcome::{Failure, Outcome, Stop},
     prompt,
     run::{RunCause, RunState},
@@ -416,7 +416,7 @@ impl Walk {
                 }
                 EnvValue::From { var, .. } => {
                     if let Some(text) = self.job.secrets.get(var) {
-                        env.insert(name.clone(), text.clone());
+                        env.insert(name.clone(), text.expose().to_owned());
                         secrets.push(name.clone());
                     }
                 }
@@ -426,6 +426,8 @@ impl Walk {
             argv: opening.argv,
             env,
             secrets,
+            masked: Vec::new(),
+            output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
             limits: self.ctx.settings.config.limits.agent_job(),
@@ -760,6 +762,8 @@ impl Walk {
             argv,
             env,
             secrets: Vec::new(),
+            masked: Vec::new(),
+            output: Output::Bytes,
             cwd: self.workspace(),
             stdin: Stdin::Null,
             limits: job_limits,
@@ -871,6 +875,8 @@ impl Walk {
                 argv,
                 env,
                 secrets: Vec::new(),
+                masked: self.job.secrets.values().cloned().collect(),
+                output: Output::Text,
                 cwd: self.workspace(),
                 stdin: Stdin::Null,
                 limits: self.ctx.settings.config.limits.check_job(),

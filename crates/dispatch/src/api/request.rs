@@ -10,6 +10,7 @@ use std::{
 use dispatch_core::{
     config::{Config, list},
     id::{AgentName, CheckName},
+    secret::{Secret, travel},
     task::{Base, ChecksAsked, Expects, Labels, TaskSpec, title_of},
 };
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// Values of variables by name; never printed.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Secrets(pub(crate) BTreeMap<String, String>);
+pub(crate) struct Secrets(#[serde(with = "travel")] pub(crate) BTreeMap<String, Secret>);
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -112,7 +112,7 @@ async fn provide(client: &Client, settings: &Settings) -> Result<(), ClientError
     // Only what an agent's table names: an engine cannot ask for anything else of ours.
     let known = settings.secret_names();
     let have = |name: String| {
-        let value = settings.env.text(&name)?.to_owned();
+        let value = settings.env.text(&name)?.into();
         known.contains(&name.as_str()).then_some((name, value))
     };
     let secrets = Secrets(needs.into_iter().filter_map(have).collect());

@@ -8,7 +8,6 @@
 //! session leader, so it starts stage two and leaves. Stage two is nobody's child but init's.
 
 mod processes;
-mod redact;
 mod serve;
 
 use std::{
