@@ -930,24 +930,25 @@ impl Actor {
         self.held.remove(&run);
     }
 
-    /// What the run's agent takes from the dispatcher's environment and has not been given.
+    /// What the run's agent takes from whoever dispatches and has not been given.
     fn lacks(&self, run: RunId) -> Vec<String> {
-        let agents = &self.ctx.settings.config.agents;
-        let agent = self
-            .state
-            .task(run.task)
-            .and_then(|task| agents.get(&task.spec.agent));
-        let have = self.secrets.get(&run.task);
-        let lacking = |value: &EnvValue| match value {
-            EnvValue::From {
-                var,
-                optional: false,
-            } => (!have.is_some_and(|have| have.contains_key(var))).then(|| var.clone()),
-            EnvValue::From { .. } | EnvValue::Literal(_) => None,
+        let Some(task) = self.state.task(run.task) else {
+            return Vec::new();
         };
-        agent
-            .map(|agent| agent.env.values().filter_map(lacking).collect())
-            .unwrap_or_default()
+        let name = &task.spec.agent;
+        let Some(agent) = self.ctx.settings.config.agents.get(name) else {
+            return Vec::new();
+        };
+        let have = self.secrets.get(&run.task);
+        let lacking = |(variable, value): (&String, &EnvValue)| match value {
+            EnvValue::Taken {
+                optional: false, ..
+            } => value
+                .key(name, variable)
+                .filter(|key| !have.is_some_and(|have| have.contains_key(key))),
+            EnvValue::Taken { .. } | EnvValue::Literal(_) => None,
+        };
+        agent.env.iter().filter_map(lacking).collect()
     }
 
     fn look_for_secrets(&mut self, run: RunId) {

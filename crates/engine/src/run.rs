@@ -414,8 +414,9 @@ impl Walk {
                 EnvValue::Literal(text) => {
                     env.insert(name.clone(), text.clone());
                 }
-                EnvValue::From { var, .. } => {
-                    if let Some(text) = self.job.secrets.get(var) {
+                EnvValue::Taken { .. } => {
+                    let key = value.key(&task.spec.agent, name);
+                    if let Some(text) = key.and_then(|key| self.job.secrets.get(&key)) {
                         env.insert(name.clone(), text.expose().to_owned());
                         secrets.push(name.clone());
                     }
