@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use crate::event::Kind;
+
 const MASK: &[u8] = b"***";
 /// Shorter values would mask ordinary words.
 const VALUE_BYTES_MIN: usize = 6;
@@ -398,17 +400,21 @@ fn forms(value: &str) -> Vec<Vec<u8>> {
     }
     let mut all = Vec::new();
     for text in plain {
-        let once = json(text);
-        all.extend([
-            text.to_owned(),
-            once.replace('/', "\\/"),
-            ascii(&once),
-            json(&once),
-            once,
-        ]);
+        all.push(text.to_owned());
+        let once = escaped(text);
+        all.extend(once.iter().flat_map(|text| escaped(text)));
+        all.extend(once);
     }
     all.retain(|form| form.len() >= VALUE_BYTES_MIN);
     all.into_iter().map(String::into_bytes).collect()
+}
+
+/// As writers of JSON write it: some want ASCII only, some escape slashes.
+fn escaped(text: &str) -> [String; 4] {
+    let plain = json(text);
+    let narrow = ascii(&plain);
+    let slashed = |text: &str| text.replace('/', "\\/");
+    [slashed(&plain), slashed(&narrow), plain, narrow]
 }
 
 /// Without the quotes around it.
@@ -417,7 +423,6 @@ fn json(text: &str) -> String {
     quoted[1..quoted.len() - 1].to_owned()
 }
 
-/// What writers of JSON do that want ASCII only.
 fn ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -558,9 +563,90 @@ impl Redactor {
     }
 }
 
+/// Members of events whose texts are words or names of ours: a mask in one would break what it leads
+/// to. What could put a secret into one is refused or masked before.
+const NAMES: [&str; 32] = [
+    "agent",
+    "base",
+    "base_branch",
+    "branch",
+    "cause",
+    "check",
+    "checks",
+    "child",
+    "commit",
+    "driver",
+    "expects",
+    "failed",
+    "id",
+    "named",
+    "outcome",
+    "parent",
+    "path",
+    "pool",
+    "refname",
+    "repo",
+    "session",
+    "short",
+    "site",
+    "sites",
+    "state",
+    "stopped",
+    "verified",
+    "version",
+    "why",
+    "workspace",
+    "wrap",
+    "exit",
+];
+/// Those among them whose lists are names too; what else is a list holds texts.
+const NAME_LISTS: [&str; 3] = ["checks", "named", "sites"];
+
+impl Redactor {
+    /// Everything that a person or an agent worded in an event.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON; then it could not be stored either.
+    pub fn event(&self, kind: Kind) -> Result<Kind, serde_json::Error> {
+        let text = serde_json::to_string(&kind)?;
+        if self.redact(&text) == text {
+            return Ok(kind);
+        }
+        let mut value = serde_json::from_str(&text)?;
+        self.value(&mut value);
+        serde_json::from_value(value)
+    }
+
+    fn value(&self, value: &mut serde_json::Value) {
+        use serde_json::Value;
+        match value {
+            Value::String(text) => *text = self.redact(text),
+            Value::Array(values) => values.iter_mut().for_each(|value| self.value(value)),
+            Value::Object(members) => {
+                for (name, value) in members {
+                    let names = match value {
+                        Value::String(_) => NAMES.contains(&name.as_str()),
+                        Value::Array(_) => NAME_LISTS.contains(&name.as_str()),
+                        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
+                    };
+                    if !names {
+                        self.value(value);
+                    }
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        event::Verified,
+        outcome::{Failure, Outcome, Stop},
+        update::Update,
+    };
 
     const JWT: &str =
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P";
@@ -654,6 +740,8 @@ mod tests {
             json(&once),
             once.replace('/', "\\/"),
             ascii(&once),
+            json(&ascii(&once)),
+            ascii(&once).replace('/', "\\/"),
         ] {
             shows(
                 &redactor,
@@ -743,6 +831,133 @@ mod tests {
         let value = format!("{token}:@host.example");
         let redactor = Redactor::new([value.as_str()].into_iter());
         shows(&redactor, &format!("<{value}> <{token}>"), "<***> <***>");
+    }
+
+    #[test]
+    fn events_lose_what_was_worded_and_keep_what_names() {
+        let redactor = Redactor::new(["sesame-4b1e7c", "a\"b\nc-d-e"].into_iter());
+        let said = |text: &str| Kind::Said {
+            update: Update::ToolCall {
+                id: "1".into(),
+                name: "sh".into(),
+                input: text.into(),
+            },
+            out_offset: 7,
+        };
+        let quoted = serde_json::json!({"key": "a\"b\nc-d-e"}).to_string();
+        let masked = redactor.event(said(&quoted)).unwrap();
+        assert_eq!(masked, said("{\"key\":\"***\"}"));
+        let finished = |said: &str| Kind::Finished {
+            outcome: Outcome::Failed(Failure::Exit {
+                code: 1,
+                said: said.into(),
+            }),
+            verified: Verified::No,
+        };
+        let token = format!("use ghp_{}", "a1".repeat(18));
+        assert_eq!(
+            redactor.event(finished(&token)).unwrap(),
+            finished("use ***")
+        );
+        // Nothing in it: it is the same one.
+        assert_eq!(redactor.event(finished("no")).unwrap(), finished("no"));
+        let ready = Kind::WorkspaceReady {
+            path: "/work/sesame-4b1e7c".into(),
+            base: "0".into(),
+            base_branch: None,
+            how: "for sesame-4b1e7c".into(),
+        };
+        let Kind::WorkspaceReady { path, how, .. } = redactor.event(ready).unwrap() else {
+            panic!("another kind");
+        };
+        assert_eq!(
+            (path.to_str(), how.as_str()),
+            (Some("/work/sesame-4b1e7c"), "for ***")
+        );
+    }
+
+    /// A secret that is one of our own words breaks no event.
+    #[test]
+    fn our_own_words_survive() {
+        let words = [
+            "completed",
+            "stopped",
+            "by_person",
+            "finished",
+            "failed",
+            "nothing_said",
+            "passed",
+            "running",
+            "claude",
+            "dispatched",
+            "detect",
+            "change",
+            "either",
+            "report",
+            "not_verified",
+            "lingered",
+            "shutdown",
+            "budget",
+            "check_finished",
+            "rust.test",
+            "outcome",
+            "reason",
+        ];
+        let redactor = Redactor::new(words.into_iter());
+        let report = crate::job::ExitReport {
+            exit: crate::job::Exit::Code(0),
+            stopped: Some(Stop::Shutdown),
+            started_at: 1,
+            ended_at: 2,
+            out_bytes: 3,
+            err_bytes: 4,
+            leftovers: 0,
+            problems: Vec::new(),
+        };
+        let finished = |outcome| Kind::Finished {
+            outcome,
+            verified: Verified::NotVerified,
+        };
+        for kind in [
+            Kind::RunQueued {
+                cause: crate::run::RunCause::Dispatched,
+            },
+            Kind::Started {
+                site: "finished".parse().unwrap(),
+                driver: crate::drivers::DriverKind::Claude,
+                enforced: String::new(),
+            },
+            Kind::StopRequested {
+                why: Stop::ByPerson,
+            },
+            Kind::AgentEnded {
+                report,
+                usage: None,
+            },
+            Kind::ChecksStarted {
+                checks: vec!["rust.test".parse().unwrap()],
+            },
+            Kind::CheckFinished {
+                check: "rust.test".parse().unwrap(),
+                state: crate::event::CheckState::Passed,
+                exit: None,
+                note: String::new(),
+            },
+            finished(Outcome::Stopped(Stop::Lingered)),
+            finished(Outcome::Failed(Failure::NothingSaid)),
+            finished(Outcome::Lost),
+            Kind::ChildEnded {
+                child: crate::id::TaskId::from_bits(1),
+                state: "completed".into(),
+            },
+        ] {
+            assert_eq!(redactor.event(kind.clone()).unwrap(), kind);
+        }
+        let failed = finished(Outcome::Failed(Failure::Checks {
+            failed: vec!["rust.test (completed)".into()],
+        }));
+        let masked = format!("{:?}", redactor.event(failed).unwrap());
+        assert!(masked.contains("*** (***)"), "{masked}");
     }
 
     #[test]

@@ -18,7 +18,9 @@ use dispatch_core::{
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     outcome::{Failure, Outcome, Stop},
     prompt,
+    redact::Redactor,
     run::{RunCause, RunState},
+    secret::Secret,
     state::{Run, Task},
     task::Wrap,
     update::{Said, Update},
@@ -104,8 +106,10 @@ pub(crate) async fn supervise(
     orders: mpsc::Receiver<StopOrder>,
 ) -> Ended {
     let run = job.run;
+    let redactor = Redactor::new(job.secrets.values().map(Secret::expose));
     let mut walk = Walk {
         ctx,
+        redactor,
         job,
         orders,
         stop: None,
@@ -127,6 +131,8 @@ struct Walk {
     ctx: Ctx,
     job: Supervised,
     orders: mpsc::Receiver<StopOrder>,
+    /// For what is told and never recorded; events are masked where they are written.
+    redactor: Redactor,
     /// Set once a person asked for the end.
     stop: Option<Force>,
 }
@@ -616,7 +622,7 @@ impl Walk {
                     }
                     Step::Live(text) => {
                         if fresh {
-                            let text = short(text);
+                            let text = short(self.redactor.redact(&text));
                             let told = Told::Live {
                                 run: self.job.run,
                                 text,

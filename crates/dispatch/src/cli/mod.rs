@@ -93,6 +93,7 @@ pub(crate) struct Ctx {
 }
 
 pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
+    out::tell_panics();
     // Clap prints help, versions and usage errors itself, with codes 0 and 2.
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
