@@ -2,6 +2,7 @@
 //! Must not hold back more than what may still become a secret, and must not change anything else.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, OnceLock},
 };
@@ -161,6 +162,8 @@ struct Swallow {
     alphabet: fn(u8) -> bool,
     left: usize,
     dots: u8,
+    /// The backslashes taken last: in front of a quote they are not the key's but JSON's.
+    slashes: usize,
     key: Option<KeyEnd>,
 }
 
@@ -199,6 +202,7 @@ impl Swallow {
                 return (n, false);
             }
             self.left -= 1;
+            self.slashes = if *byte == b'\\' { self.slashes + 1 } else { 0 };
             if self.key.as_mut().is_some_and(|key| key.is_behind(*byte)) {
                 return (n + 1, false);
             }
@@ -209,8 +213,8 @@ impl Swallow {
 
 /// What is masked. Made once, shared by streams.
 struct Patterns {
-    /// The longest first.
-    values: Vec<Vec<u8>>,
+    /// By their first two bytes, the longest first: a long key has many lines.
+    values: BTreeMap<[u8; 2], Vec<Vec<u8>>>,
     /// First bytes, and pairs of first bytes, that anything masked begins with.
     firsts: [bool; 256],
     pairs: Vec<u64>,
@@ -222,7 +226,7 @@ impl Patterns {
         all.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         all.dedup();
         let mut patterns = Self {
-            values: Vec::new(),
+            values: BTreeMap::new(),
             firsts: [false; 256],
             pairs: vec![0; PAIR_WORDS],
         };
@@ -230,8 +234,13 @@ impl Patterns {
             shape.starts.iter().for_each(|start| patterns.begin(start));
         }
         patterns.begin(JWT_START);
-        all.iter().for_each(|value| patterns.begin(value));
-        patterns.values = all;
+        for value in all {
+            patterns.begin(&value);
+            if let [first, second, ..] = value[..] {
+                let same = patterns.values.entry([first, second]);
+                same.or_default().push(value);
+            }
+        }
         patterns
     }
 
@@ -263,7 +272,9 @@ impl Patterns {
     fn look(&self, bytes: &[u8], at: usize, before: [u8; 2], dead: &mut usize, last: bool) -> Seen {
         let rest = &bytes[at..];
         let (mut perhaps, mut whole, mut found) = (false, 0, None);
-        for value in &self.values {
+        let least = [rest[0], rest.get(1).copied().unwrap_or(u8::MIN)];
+        let most = [rest[0], rest.get(1).copied().unwrap_or(u8::MAX)];
+        for value in self.values.range(least..=most).flat_map(|(_, same)| same) {
             if rest.len() < value.len() {
                 perhaps |= value.starts_with(rest);
             } else if whole == 0 && rest.starts_with(value) {
@@ -337,6 +348,7 @@ fn token(shape: &Shape, rest: &[u8]) -> Shaped {
                 alphabet: shape.rest,
                 left: shape.bytes_max,
                 dots: 0,
+                slashes: 0,
                 key: (start[0] == b'-').then(KeyEnd::default),
             };
             return Shaped::Yes(start.len(), swallow);
@@ -381,6 +393,7 @@ fn web_token(rest: &[u8]) -> Result<Shaped, usize> {
             alphabet: word_or_dash,
             left: TOKEN_BYTES_MAX,
             dots: 2,
+            slashes: 0,
             key: None,
         };
         return Ok(Shaped::Yes(0, swallow));
@@ -399,8 +412,16 @@ fn forms(value: &str) -> Vec<Vec<u8>> {
         plain.extend(lines.filter(|line| line.len() >= LINE_BYTES_MIN));
     }
     let mut all = Vec::new();
+    plain.dedup();
     for text in plain {
         all.push(text.to_owned());
+        if text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !b"\"\\/".contains(&byte))
+        {
+            // However it is written, it is the same.
+            continue;
+        }
         let once = escaped(text);
         all.extend(once.iter().flat_map(|text| escaped(text)));
         all.extend(once);
@@ -451,7 +472,10 @@ pub struct Redactor {
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redactor")
-            .field("values", &self.patterns.values.len())
+            .field(
+                "values",
+                &self.patterns.values.values().map(Vec::len).sum::<usize>(),
+            )
             .finish_non_exhaustive()
     }
 }
@@ -523,6 +547,7 @@ impl Redactor {
                 if open {
                     break;
                 }
+                shown.resize(shown.len() + swallow.slashes, b'\\');
                 self.swallow = None;
             }
             let next = self.patterns.next(bytes, at);
@@ -811,6 +836,15 @@ mod tests {
         assert_eq!(redactor.push(b"a ghp_aaaa"), b"a ");
         assert_eq!(redactor.finish(), b"ghp_aaaa");
         assert_eq!(redactor.finish(), b"");
+    }
+
+    /// A key that is cut short inside of JSON leaves JSON behind.
+    #[test]
+    fn a_key_without_an_end_does_not_take_the_quote_with_it() {
+        let cut = &KEY[..KEY.len() - 40];
+        let line = serde_json::json!({ "a": format!("say \"{cut}\" now"), "b": 1 }).to_string();
+        let expected = "{\"a\":\"say \\\"***\\\" now\",\"b\":1}";
+        shows(&Redactor::shapes(), &line, expected);
     }
 
     /// A key that is never closed does not hide all that follows.
