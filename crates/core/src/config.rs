@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -41,38 +42,76 @@ impl fmt::Display for Problem {
 #[serde(try_from = "Value")]
 pub enum EnvValue {
     Literal(String),
-    /// From the environment of whoever dispatches; a secret as far as we know.
-    From {
-        var: String,
+    /// A secret as far as we know, taken by whoever dispatches.
+    Taken {
+        source: Source,
         optional: bool,
     },
+}
+
+/// Where whoever dispatches takes a secret from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A variable of their environment.
+    Variable(String),
+    /// A file that is theirs alone, by its absolute path.
+    File(PathBuf),
+    /// The output of a program: an argv, no shell.
+    Command(Vec<String>),
+}
+
+impl EnvValue {
+    /// The name under which a secret is asked for and handed over: the variable it comes from, or
+    /// `AGENT/VARIABLE` it goes to. No variable's name that we take holds a slash, and no agent's.
+    #[must_use]
+    pub fn key(&self, agent: &AgentName, variable: &str) -> Option<String> {
+        match self {
+            Self::Literal(_) => None,
+            Self::Taken { source, .. } => Some(match source {
+                Source::Variable(name) => name.clone(),
+                Source::File(_) | Source::Command(_) => format!("{agent}/{variable}"),
+            }),
+        }
+    }
 }
 
 impl TryFrom<Value> for EnvValue {
     type Error = String;
 
     fn try_from(value: Value) -> Result<Self, String> {
-        let rule = "a value is text, or { from = \"VAR\", optional = true }";
-        match value {
-            Value::String(text) => Ok(Self::Literal(text)),
-            Value::Table(mut table) => {
-                let var = match table.remove("from") {
-                    Some(Value::String(var)) if !var.is_empty() => var,
-                    _ => return Err(rule.into()),
-                };
-                let optional = match table.remove("optional") {
-                    None => false,
-                    Some(Value::Boolean(optional)) => optional,
-                    Some(_) => return Err(rule.into()),
-                };
-                if table.is_empty() {
-                    Ok(Self::From { var, optional })
-                } else {
-                    Err(rule.into())
-                }
+        let rule = || {
+            "a value is text, or one of { from = \"VAR\" }, { file = \"/absolute/path\" } and \
+             { command = [\"program\", \"argument\"] }, each with optional = true or without"
+                .to_owned()
+        };
+        let mut table = match value {
+            Value::String(text) => return Ok(Self::Literal(text)),
+            Value::Table(table) => table,
+            _ => return Err(rule()),
+        };
+        let optional = match table.remove("optional") {
+            None => false,
+            Some(Value::Boolean(optional)) => optional,
+            Some(_) => return Err(rule()),
+        };
+        let mut sources = table.into_iter();
+        let (Some((word, value)), None) = (sources.next(), sources.next()) else {
+            return Err(rule());
+        };
+        let source = match (word.as_str(), value) {
+            ("from", Value::String(name)) if !name.is_empty() && !name.contains(['/', '=']) => {
+                Source::Variable(name)
             }
-            _ => Err(rule.into()),
-        }
+            ("file", Value::String(path)) if path.starts_with('/') => Source::File(path.into()),
+            ("command", Value::Array(words)) => {
+                let text = |word: Value| word.as_str().map(str::to_owned);
+                let argv: Option<Vec<String>> = words.into_iter().map(text).collect();
+                let argv = argv.filter(|argv| argv.first().is_some_and(|word| !word.is_empty()));
+                Source::Command(argv.ok_or_else(rule)?)
+            }
+            _ => return Err(rule()),
+        };
+        Ok(Self::Taken { source, optional })
     }
 }
 
@@ -600,8 +639,8 @@ mod tests {
         assert_eq!(claude.args, ["--model", "x"]);
         assert_eq!(
             claude.env["A"],
-            EnvValue::From {
-                var: "B".into(),
+            EnvValue::Taken {
+                source: Source::Variable("B".into()),
                 optional: false
             }
         );
@@ -648,6 +687,39 @@ mod tests {
                 got[0].starts_with(&format!("dispatch.toml: {name}: ")),
                 "{got:?}"
             );
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_three_places() {
+        let value = |text: &str| format!("x = {text}").parse::<Table>().unwrap().remove("x");
+        let read = |text: &str| EnvValue::try_from(value(text).unwrap());
+        let agent = "claude".parse().unwrap();
+        let key = |text: &str| read(text).unwrap().key(&agent, "KEY");
+        assert_eq!(key("\"text\""), None);
+        assert_eq!(key("{ from = \"VAR\" }"), Some("VAR".into()));
+        assert_eq!(key("{ file = \"/a\" }"), Some("claude/KEY".into()));
+        assert_eq!(
+            read("{ command = [\"pass\", \"show\"], optional = true }").unwrap(),
+            EnvValue::Taken {
+                source: Source::Command(vec!["pass".into(), "show".into()]),
+                optional: true
+            }
+        );
+        for bad in [
+            "1",
+            "{ }",
+            "{ from = \"\" }",
+            "{ from = \"a/b\" }",
+            "{ file = \"relative\" }",
+            "{ command = \"pass show\" }",
+            "{ command = [] }",
+            "{ command = [1] }",
+            "{ from = \"A\", file = \"/a\" }",
+            "{ from = \"A\", optional = 1 }",
+            "{ form = \"A\" }",
+        ] {
+            assert!(read(bad).unwrap_err().contains("absolute"), "{bad}");
         }
     }
 

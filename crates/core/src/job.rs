@@ -10,6 +10,8 @@ use crate::{
     id::{BadId, CheckName, RunId},
     limits::JobLimits,
     outcome::Stop,
+    redact::Redactor,
+    secret::{Secret, travel_list},
 };
 
 /// Which of a run's jobs.
@@ -78,6 +80,17 @@ pub enum Stdin {
     Open,
 }
 
+/// What a job writes, and so what its keeper may do to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Output {
+    /// Secrets are masked in it.
+    #[default]
+    Text,
+    /// Only a program reads it, and one changed byte would spoil it: a bundle.
+    Bytes,
+}
+
 /// One argv with all it needs. Secrets are in `env` only, and named in `secrets` so that the
 /// keeper can mask their values in the output; it travels on a pipe, never on disk or in argv.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +100,12 @@ pub struct Invocation {
     pub env: BTreeMap<String, String>,
     /// Names in `env` whose values are masked in the output.
     pub secrets: Vec<String>,
+    /// Values that are masked in the output although this job is not given them: a check may print
+    /// what the agent wrote into a file.
+    #[serde(default, with = "travel_list")]
+    pub masked: Vec<Secret>,
+    #[serde(default)]
+    pub output: Output,
     pub cwd: PathBuf,
     pub stdin: Stdin,
     pub limits: JobLimits,
@@ -112,6 +131,19 @@ pub enum Inside {
 
 /// The number of the warden's socket; the program itself never sees it.
 pub const WARDEN_VARIABLE: &str = "DISPATCH_WARDEN";
+
+impl Invocation {
+    /// Masks what of this job must not be shown; `None` where nothing may be changed.
+    #[must_use]
+    pub fn redactor(&self) -> Option<Redactor> {
+        let given = self.secrets.iter().filter_map(|name| self.env.get(name));
+        let known = self.masked.iter().map(Secret::expose);
+        match self.output {
+            Output::Text => Some(Redactor::new(given.map(String::as_str).chain(known))),
+            Output::Bytes => None,
+        }
+    }
+}
 
 impl fmt::Debug for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,9 +220,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_job_must_not_show() {
+        let mut job = Invocation {
+            env: BTreeMap::from([("KEY".into(), "hunter2".into())]),
+            secrets: vec!["KEY".into()],
+            masked: vec!["correct horse".into()],
+            ..Invocation::default()
+        };
+        let sent = serde_json::to_string(&job).unwrap();
+        assert_eq!(serde_json::from_str::<Invocation>(&sent).unwrap(), job);
+        let shown = job.redactor().unwrap().redact("hunter2, correct horse");
+        assert_eq!(shown, "***, ***");
+        job.output = Output::Bytes;
+        assert!(job.redactor().is_none());
+    }
+
+    #[test]
     fn debug_shows_no_secret() {
         let job = Invocation {
             env: BTreeMap::from([("KEY".into(), "hunter2".into())]),
+            masked: vec!["hunter2".into()],
             ..Invocation::default()
         };
         assert!(!format!("{job:?}").contains("hunter2"));

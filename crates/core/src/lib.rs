@@ -5,6 +5,7 @@
 //! * [`event`] everything that can happen; [`state`] the fold of it
 //! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
+//! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
 //! * [`cage`] a job's argv inside the OS sandbox
 //! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
@@ -18,8 +19,10 @@ pub mod job;
 pub mod limits;
 pub mod outcome;
 pub mod prompt;
+pub mod redact;
 pub mod run;
 pub mod schedule;
+pub mod secret;
 pub mod state;
 pub mod task;
 pub mod update;

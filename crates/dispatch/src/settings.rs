@@ -9,8 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dispatch_core::config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Sourced};
+use dispatch_core::{
+    config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Source, Sourced},
+    id::AgentName,
+    secret::Secret,
+};
 use dispatch_engine::{engine, sites::local::Keeper};
+
+use crate::secrets::{self, SecretError};
 
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Without it a job would inherit whatever locale, or none, and CLIs print mojibake.
@@ -226,36 +232,67 @@ impl Settings {
             .find(|path| is_program(path))
     }
 
-    /// Values for an agent's variables, and the names that are missing and not optional.
+    /// The secrets of an agent by key, and the variables that are not set and not optional.
     pub(crate) fn secrets_of(
         &self,
+        name: &AgentName,
         agent: &AgentProfile,
-    ) -> (BTreeMap<String, String>, Vec<String>) {
+    ) -> Result<(BTreeMap<String, Secret>, Vec<String>), SecretError> {
         let (mut found, mut missing) = (BTreeMap::new(), Vec::new());
-        for value in agent.env.values() {
-            let EnvValue::From { var, optional } = value else {
+        for (variable, value) in &agent.env {
+            let (EnvValue::Taken { source, optional }, Some(key)) =
+                (value, value.key(name, variable))
+            else {
                 continue;
             };
-            match self.env.text(var) {
-                Some(value) => {
-                    found.insert(var.clone(), value.to_owned());
+            match self.take(&key, source, *optional)? {
+                Some(secret) => {
+                    found.insert(key, secret);
                 }
                 None if *optional => {}
-                None => missing.push(var.clone()),
+                None => missing.push(key),
             }
         }
-        (found, missing)
+        Ok((found, missing))
+    }
+
+    /// One secret by its key, when an agent's table names it and it is there.
+    pub(crate) fn secret(&self, wanted: &str) -> Result<Option<Secret>, SecretError> {
+        for (name, agent) in &self.config.agents {
+            for (variable, value) in &agent.env {
+                if let EnvValue::Taken { source, optional } = value
+                    && value.key(name, variable).as_deref() == Some(wanted)
+                {
+                    return self.take(wanted, source, *optional);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(
+        &self,
+        key: &str,
+        source: &Source,
+        optional: bool,
+    ) -> Result<Option<Secret>, SecretError> {
+        secrets::take(key, source, optional, |name| {
+            self.env.text(name).map(Secret::from)
+        })
     }
 
     /// Every variable that some agent takes as a secret.
-    pub(crate) fn secret_names(&self) -> Vec<&str> {
+    pub(crate) fn secret_variables(&self) -> Vec<&str> {
         self.config
             .agents
             .values()
             .flat_map(|agent| agent.env.values())
             .filter_map(|value| match value {
-                EnvValue::From { var, .. } => Some(var.as_str()),
-                EnvValue::Literal(_) => None,
+                EnvValue::Taken {
+                    source: Source::Variable(name),
+                    ..
+                } => Some(name.as_str()),
+                EnvValue::Taken { .. } | EnvValue::Literal(_) => None,
             })
             .collect()
     }
@@ -366,10 +403,13 @@ mod tests {
             ("K", "s3"),
         ]);
         let settings = Settings::from_env(env, Path::new("/")).unwrap();
-        let agent = &settings.config.agents[&"a".parse().unwrap()];
-        let (found, missing) = settings.secrets_of(agent);
+        let name = "a".parse().unwrap();
+        let agent = &settings.config.agents[&name];
+        let (found, missing) = settings.secrets_of(&name, agent).unwrap();
         assert_eq!(found, BTreeMap::from([("K".into(), "s3".into())]));
         assert_eq!(missing, ["L"]);
-        assert!(!format!("{settings:?}").contains("s3"));
+        assert!(!format!("{settings:?} {found:?}").contains("s3"));
+        assert_eq!(settings.secret("K").unwrap(), Some("s3".into()));
+        assert_eq!(settings.secret("HOME").unwrap(), None);
     }
 }

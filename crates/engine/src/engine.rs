@@ -16,10 +16,12 @@ use dispatch_core::{
     event::{Event, Kind, Subject},
     id::{RunId, Seq, SiteName, TaskId},
     outcome::{Outcome, Stop},
+    redact::Redactor,
     run::{RunCause, RunState},
     schedule::{self, Held},
+    secret::Secret,
     state::State,
-    task::TaskSpec,
+    task::{Base, TaskSpec},
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -41,8 +43,8 @@ use crate::{
     view::{Force, TaskView, Told, VerbError},
 };
 
-/// VAR to value; held in memory only.
-pub type Secrets = BTreeMap<String, String>;
+/// By name; held in memory only.
+pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
@@ -621,9 +623,25 @@ impl Actor {
             .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
+    /// What masks the secrets of a task, or of nobody in particular.
+    fn redactor(&self, task: Option<TaskId>) -> Redactor {
+        let known = task.and_then(|task| self.secrets.get(&task));
+        match known {
+            Some(known) if !known.is_empty() => Redactor::new(known.values().map(Secret::expose)),
+            Some(_) | None => Redactor::shapes(),
+        }
+    }
+
     /// Applies an event in memory and keeps it for the commit. An illegal one is a bug: it is noted
-    /// instead, and changes nothing.
+    /// instead, and changes nothing. The one place where events are written, so where secrets are
+    /// masked in them: neither the log nor the state has one.
     fn put(&mut self, subject: Subject, kind: Kind) -> bool {
+        let kind = match self.redactor(subject.task()).event(kind) {
+            Ok(kind) => kind,
+            Err(error) => Kind::Noted {
+                text: format!("bug: an event cannot be written: {error}"),
+            },
+        };
         let event = Event {
             seq: self.state.seq() + 1,
             at: now(),
@@ -649,6 +667,7 @@ impl Actor {
                 if let Some(source) = std::error::Error::source(&error) {
                     text.push_str(&format!(": {source}"));
                 }
+                let text = self.redactor(subject.task()).redact(&text);
                 let kind = Kind::Noted { text };
                 let note = Event {
                     seq: self.state.seq() + 1,
@@ -783,6 +802,12 @@ impl Actor {
             );
             return Err(VerbError::BadInput { what });
         }
+        if names_a_secret(&spec, &secrets) {
+            let what = "take the task: the name of its repository, branch or workspace holds a \
+                        secret; give one without, and let ssh log in"
+                .to_owned();
+            return Err(VerbError::BadInput { what });
+        }
         if let Some(name) = &spec.workspace {
             let same = |task: &&dispatch_core::state::Task| {
                 task.spec.workspace.as_ref() == Some(name)
@@ -801,6 +826,8 @@ impl Actor {
         let task = self.fresh_id()?;
         let short = self.state.short(task);
         let spec = Box::new(spec);
+        // Before the first event, so that they are masked in it.
+        self.secrets.insert(task, secrets);
         self.put(Subject::Task(task), Kind::TaskCreated { spec, short });
         let run = RunId { task, n: 1 };
         self.put(
@@ -809,7 +836,6 @@ impl Actor {
                 cause: RunCause::Dispatched,
             },
         );
-        self.secrets.insert(task, secrets);
         self.look_for_secrets(run);
         Ok(run)
     }
@@ -865,6 +891,7 @@ impl Actor {
         }
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
+        self.secrets.entry(task).or_default().extend(secrets);
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
         self.put(
             Subject::Run(run),
@@ -872,7 +899,6 @@ impl Actor {
                 cause: RunCause::Answer { text },
             },
         );
-        self.secrets.entry(task).or_default().extend(secrets);
         self.look_for_secrets(run);
         Ok(run)
     }
@@ -937,24 +963,25 @@ impl Actor {
         self.held.remove(&run);
     }
 
-    /// What the run's agent takes from the dispatcher's environment and has not been given.
+    /// What the run's agent takes from whoever dispatches and has not been given.
     fn lacks(&self, run: RunId) -> Vec<String> {
-        let agents = &self.ctx.settings.config.agents;
-        let agent = self
-            .state
-            .task(run.task)
-            .and_then(|task| agents.get(&task.spec.agent));
-        let have = self.secrets.get(&run.task);
-        let lacking = |value: &EnvValue| match value {
-            EnvValue::From {
-                var,
-                optional: false,
-            } => (!have.is_some_and(|have| have.contains_key(var))).then(|| var.clone()),
-            EnvValue::From { .. } | EnvValue::Literal(_) => None,
+        let Some(task) = self.state.task(run.task) else {
+            return Vec::new();
         };
-        agent
-            .map(|agent| agent.env.values().filter_map(lacking).collect())
-            .unwrap_or_default()
+        let name = &task.spec.agent;
+        let Some(agent) = self.ctx.settings.config.agents.get(name) else {
+            return Vec::new();
+        };
+        let have = self.secrets.get(&run.task);
+        let lacking = |(variable, value): (&String, &EnvValue)| match value {
+            EnvValue::Taken {
+                optional: false, ..
+            } => value
+                .key(name, variable)
+                .filter(|key| !have.is_some_and(|have| have.contains_key(key))),
+            EnvValue::Taken { .. } | EnvValue::Literal(_) => None,
+        };
+        agent.env.iter().filter_map(lacking).collect()
     }
 
     fn look_for_secrets(&mut self, run: RunId) {
@@ -1117,6 +1144,22 @@ impl Actor {
             }
         }
     }
+}
+
+/// It would be in the log, in an argv of git and in a path, where nothing can mask it.
+fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
+    let redactor = Redactor::new(secrets.values().map(Secret::expose));
+    let shows = |name: &str| redactor.redact(name) != name;
+    let branch = match &spec.base {
+        Base::Head => false,
+        Base::Branch { name } => shows(name),
+    };
+    branch
+        || shows(&spec.repo)
+        || spec
+            .workspace
+            .as_ref()
+            .is_some_and(|name| shows(&name.to_string()))
 }
 
 fn answer<T>(reply: Reply<T>, value: Result<T, VerbError>) {

@@ -16,10 +16,12 @@ use dispatch_core::{
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     id::{RunId, SiteName},
-    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Part, Stdin},
+    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     outcome::{Failure, Outcome, Stop},
     prompt,
+    redact::Redactor,
     run::{RunCause, RunState},
+    secret::Secret,
     state::{Run, Task},
     task::Wrap,
     update::{Said, Update},
@@ -107,8 +109,10 @@ pub(crate) async fn supervise(
     orders: mpsc::Receiver<StopOrder>,
 ) -> Ended {
     let run = job.run;
+    let redactor = Redactor::new(job.secrets.values().map(Secret::expose));
     let mut walk = Walk {
         ctx,
+        redactor,
         job,
         orders,
         stop: None,
@@ -130,6 +134,8 @@ struct Walk {
     ctx: Ctx,
     job: Supervised,
     orders: mpsc::Receiver<StopOrder>,
+    /// For what is told and never recorded; events are masked where they are written.
+    redactor: Redactor,
     /// Set once a person asked for the end.
     stop: Option<Force>,
 }
@@ -427,9 +433,10 @@ impl Walk {
                 EnvValue::Literal(text) => {
                     env.insert(name.clone(), text.clone());
                 }
-                EnvValue::From { var, .. } => {
-                    if let Some(text) = self.job.secrets.get(var) {
-                        env.insert(name.clone(), text.clone());
+                EnvValue::Taken { .. } => {
+                    let key = value.key(&task.spec.agent, name);
+                    if let Some(text) = key.and_then(|key| self.job.secrets.get(&key)) {
+                        env.insert(name.clone(), text.expose().to_owned());
                         secrets.push(name.clone());
                     }
                 }
@@ -439,6 +446,8 @@ impl Walk {
             argv: opening.argv,
             env,
             secrets,
+            masked: Vec::new(),
+            output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
             limits: self.ctx.settings.config.limits.agent_job(),
@@ -673,7 +682,7 @@ impl Walk {
                     }
                     Step::Live(text) => {
                         if fresh {
-                            let text = short(text);
+                            let text = short(self.redactor.redact(&text));
                             let told = Told::Live {
                                 run: self.job.run,
                                 text,
@@ -820,6 +829,8 @@ impl Walk {
             argv,
             env,
             secrets: Vec::new(),
+            masked: Vec::new(),
+            output: Output::Bytes,
             cwd: self.workspace(),
             stdin: Stdin::Null,
             limits: job_limits,
@@ -938,6 +949,8 @@ impl Walk {
                 argv,
                 env,
                 secrets: Vec::new(),
+                masked: self.job.secrets.values().cloned().collect(),
+                output: Output::Text,
                 cwd: self.workspace(),
                 stdin: Stdin::Null,
                 limits: self.ctx.settings.config.limits.check_job(),

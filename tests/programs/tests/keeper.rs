@@ -14,7 +14,7 @@ use std::{
 };
 
 use dispatch_core::{
-    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Stdin},
+    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Stdin},
     outcome::Stop,
 };
 use dispatch_engine::{
@@ -392,6 +392,27 @@ async fn secrets_are_masked_in_the_output() {
     what.env.insert("KEY".into(), "sk-very-secret".into());
     what.secrets = vec!["KEY".into()];
     assert_eq!(world.run(&what).await.0, b"KEY=***\ndone\n");
+}
+
+/// A bundle that holds a token must arrive as it is.
+#[tokio::test]
+async fn bytes_are_not_masked() {
+    let world = World::new();
+    let mut what = world.agent(&["env KEY"]);
+    what.env.insert("KEY".into(), "sk-very-secret".into());
+    what.secrets = vec!["KEY".into()];
+    what.output = Output::Bytes;
+    assert_eq!(world.run(&what).await.0, b"KEY=sk-very-secret\n");
+}
+
+/// A job may print what another one was given.
+#[tokio::test]
+async fn values_of_others_and_tokens_are_masked() {
+    let world = World::new();
+    let token = format!("ghp_{}", "a1".repeat(18));
+    let mut what = world.agent(&["say one sesame-4b1e7c", &format!("say two {token}")]);
+    what.masked = vec!["sesame-4b1e7c".into()];
+    assert_eq!(world.run(&what).await.0, b"one ***\ntwo ***\n");
 }
 
 #[tokio::test]

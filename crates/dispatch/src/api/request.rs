@@ -11,6 +11,7 @@ use dispatch_core::{
     config::AgentProfile,
     config::{Config, list},
     id::{AgentName, CheckName, PlacementName},
+    secret::{Secret, travel},
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
 };
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 /// Values of variables by name; never printed.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Secrets(pub(crate) BTreeMap<String, String>);
+pub(crate) struct Secrets(#[serde(with = "travel")] pub(crate) BTreeMap<String, Secret>);
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,12 +8,16 @@ use std::{
     process::{Command, Stdio},
 };
 
-use dispatch_core::{cage, config::EnvValue, task::Network};
+use dispatch_core::{
+    cage,
+    config::{EnvValue, Source},
+    task::Network,
+};
 use dispatch_engine::{fence::Fences, git::VERSION_MIN, sites::local::Keeper};
 use serde::Serialize;
 
 use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, out, style::Colour};
-use crate::{api::Health, client::start, settings::Settings};
+use crate::{api::Health, client::start, secrets, settings::Settings};
 
 /// Look for what is missing, and say how to get it.
 #[derive(Debug, clap::Args)]
@@ -135,15 +139,29 @@ fn agents(settings: &Settings) -> Vec<Finding> {
             continue;
         };
         any = true;
-        let (have, missing) = settings.secrets_of(agent);
-        let takes: Vec<&str> = agent
-            .env
-            .values()
-            .filter_map(|value| match value {
-                EnvValue::From { var, .. } => Some(var.as_str()),
-                EnvValue::Literal(_) => None,
-            })
-            .collect();
+        let (mut have, mut missing, mut takes) = (false, Vec::new(), Vec::new());
+        for (variable, value) in &agent.env {
+            let EnvValue::Taken { source, optional } = value else {
+                continue;
+            };
+            // A command is not run: it may ask somebody to touch a key.
+            let (there, from) = match source {
+                Source::Variable(name) => (settings.env.text(name).is_some(), name.clone()),
+                Source::File(path) => (
+                    secrets::from_file(variable, path).is_ok(),
+                    path.display().to_string(),
+                ),
+                Source::Command(argv) => {
+                    let program = argv.first().cloned().unwrap_or_default();
+                    (settings.find(&program).is_some(), program)
+                }
+            };
+            have |= there;
+            if !there && !optional {
+                missing.push(from.clone());
+            }
+            takes.push(from);
+        }
         let found = path.display().to_string();
         out.push(if !missing.is_empty() {
             let how = format!("set {}", missing.join(", "));
@@ -153,7 +171,7 @@ fn agents(settings: &Settings) -> Vec<Finding> {
                 format!("{found}, without a login"),
                 &how,
             )
-        } else if have.is_empty() && !takes.is_empty() {
+        } else if !have && !takes.is_empty() {
             let how = format!(
                 "tasks have a home of their own; set one of {}",
                 takes.join(", ")

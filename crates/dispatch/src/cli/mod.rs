@@ -10,7 +10,7 @@ mod config;
 mod diff;
 mod doctor;
 mod duration;
-mod error;
+pub(crate) mod error;
 mod events;
 pub(crate) mod exit;
 mod follow;
@@ -18,7 +18,7 @@ mod freeze;
 mod ids;
 mod list;
 mod logs;
-mod out;
+pub(crate) mod out;
 mod repo;
 mod rm;
 mod run;
@@ -93,6 +93,7 @@ pub(crate) struct Ctx {
 }
 
 pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
+    out::tell_panics();
     // Clap prints help, versions and usage errors itself, with codes 0 and 2.
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,

@@ -11,7 +11,7 @@ use dispatch_core::{config::AgentProfile, task::Expects};
 
 use super::{
     Ctx, agents,
-    error::{CliError, Result},
+    error::{CliError, Result, chain},
     exit::Exit,
     follow, out, repo,
     screen::{Screen, next_lines},
@@ -132,10 +132,17 @@ fn profile<'a>(
     })
 }
 
-/// What an agent's table takes from our environment.
+/// What an agent's table takes from us.
 pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
     let name = request::agent(&settings.config, Some(agent))?;
-    let (found, missing) = settings.secrets_of(profile(settings, &name)?);
+    let taken = settings.secrets_of(&name, profile(settings, &name)?);
+    let (found, missing) = taken.map_err(|error| {
+        let told = CliError::usage(chain(&error));
+        match error.hint() {
+            Some(hint) => told.hint(hint),
+            None => told,
+        }
+    })?;
     if missing.is_empty() {
         return Ok(Secrets(found));
     }

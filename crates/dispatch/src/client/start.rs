@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use super::{Client, ClientError};
 use crate::{
     api::{Health, request::Secrets},
+    cli::{error::chain, out::aside},
     settings::{Paths, Settings},
 };
 
@@ -106,16 +107,24 @@ async fn greet(client: &Client, settings: &Settings) -> Result<(), ClientError> 
     provide(client, settings).await
 }
 
-/// Gives the engine what queued runs lack and our environment has.
+/// Gives the engine what queued runs lack and we have.
 async fn provide(client: &Client, settings: &Settings) -> Result<(), ClientError> {
     let needs: Vec<String> = client.get("/v1/needs").await?;
     // Only what an agent's table names: an engine cannot ask for anything else of ours.
-    let known = settings.secret_names();
-    let have = |name: String| {
-        let value = settings.env.text(&name)?.to_owned();
-        known.contains(&name.as_str()).then_some((name, value))
-    };
-    let secrets = Secrets(needs.into_iter().filter_map(have).collect());
+    let mut secrets = Secrets::default();
+    for key in needs {
+        match settings.secret(&key) {
+            Ok(Some(secret)) => {
+                secrets.0.insert(key, secret);
+            }
+            Ok(None) => {}
+            // It stays queued and says what it needs; what was asked for now is another thing.
+            Err(error) => aside(&format!(
+                "warning: a queued run needs a key: {}",
+                chain(&error)
+            )),
+        }
+    }
     if secrets.0.is_empty() {
         return Ok(());
     }
@@ -150,7 +159,7 @@ fn spawn(settings: &Settings) -> io::Result<Child> {
         command.env("DISPATCH_HOME", home);
     }
     // They go over the socket and stay in memory; an environment can be read from outside.
-    for name in settings.secret_names() {
+    for name in settings.secret_variables() {
         command.env_remove(name);
     }
     command.spawn()

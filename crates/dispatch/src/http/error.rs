@@ -10,6 +10,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
+use dispatch_core::redact::Redactor;
 use dispatch_engine::view::VerbError;
 use serde::de::DeserializeOwned;
 
@@ -73,7 +74,8 @@ impl IntoResponse for Problem {
         let body = api::Problem {
             status: self.status.as_u16(),
             code: self.code.into(),
-            detail: self.detail,
+            // It may quote what was asked, or what git said.
+            detail: Redactor::shapes().redact(&self.detail),
         };
         let mut response = (self.status, Json(body)).into_response();
         let kind = HeaderValue::from_static("application/problem+json");

@@ -9,7 +9,6 @@
 
 mod inside;
 mod processes;
-mod redact;
 mod serve;
 mod watch;
 
@@ -388,7 +387,7 @@ fn write_group(dir: &JobDir, child: &Child, cgroup: Option<&processes::Cgroup>) 
 
 /// What is left to see of an output that comes in these pieces; for the fuzzer.
 pub(crate) fn masked(secrets: &[&str], pieces: &[&[u8]]) -> Vec<u8> {
-    let mut redactor = redact::Redactor::new(secrets.iter().copied());
+    let mut redactor = dispatch_core::redact::Redactor::new(secrets.iter().copied());
     let mut shown: Vec<u8> = pieces
         .iter()
         .flat_map(|piece| redactor.push(piece))

@@ -18,6 +18,7 @@ use dispatch_core::{
     job::{Exit, Invocation, Stdin},
     limits::JobLimits,
     outcome::Stop,
+    redact::Redactor,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -27,7 +28,6 @@ use rustix::{
 use super::{
     inside::{Inside, Word},
     processes::{self, Cgroup},
-    redact::Redactor,
     watch::Watch,
 };
 
@@ -69,7 +69,8 @@ enum Reaped {
 struct Stream {
     pipe: Option<OwnedFd>,
     file: File,
-    redactor: Redactor,
+    /// None where only a program reads what the job writes.
+    redactor: Option<Redactor>,
     bytes: u64,
     /// Taken from the pipe and not on disk yet, because the disk is full. While there is some, the
     /// pipe is not read: the job waits, and nothing is lost.
@@ -187,10 +188,7 @@ impl Serve {
         let leader = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let leader = leader.ok_or_else(|| io::Error::other("the job has no process number"))?;
         let (reaped, woken) = reaper()?;
-        let secrets = || {
-            let values = what.secrets.iter().filter_map(|name| what.env.get(name));
-            Redactor::new(values.map(String::as_str))
-        };
+        let redactor = what.redactor();
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
         for pipe in [&stdout, &stderr].into_iter().flatten() {
@@ -206,14 +204,14 @@ impl Serve {
             out: Stream {
                 pipe: stdout,
                 file: files.out,
-                redactor: secrets(),
+                redactor: redactor.clone(),
                 bytes: 0,
                 unwritten: Vec::new(),
             },
             err: Stream {
                 pipe: stderr,
                 file: files.err,
-                redactor: secrets(),
+                redactor,
                 bytes: 0,
                 unwritten: Vec::new(),
             },
@@ -255,7 +253,8 @@ impl Serve {
         }
         self.drain()?;
         for stream in [&mut self.out, &mut self.err] {
-            let rest = stream.redactor.finish();
+            let rest = stream.redactor.as_mut().map(Redactor::finish);
+            let rest = rest.unwrap_or_default();
             stream.unwritten.extend(rest);
             if let Err(error) = stream.write() {
                 let lost = stream.unwritten.len();
@@ -531,7 +530,10 @@ impl Serve {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        let shown = stream.redactor.push(&chunk[..n]);
+        let shown = match &mut stream.redactor {
+            Some(redactor) => redactor.push(&chunk[..n]),
+            None => chunk[..n].to_vec(),
+        };
         let cap = self.limits.output_bytes;
         let room = if cap == 0 {
             u64::MAX
