@@ -22,7 +22,10 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         return Ok(());
     }
     let Some(signal) = status.signal() else {
-        bail!("a target does not hold: see above");
+        match status.code() {
+            Some(2) => bail!("the fuzzer did not run: see above"),
+            _ => bail!("a target does not hold: see above"),
+        }
     };
     // A stack that overflows takes the process along: the same seed again, each input written first.
     let trail = out.join("last-input");
