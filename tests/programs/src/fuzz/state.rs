@@ -72,7 +72,7 @@ fn seeds() -> Vec<Vec<u8>> {
         pool,
         placement: Placement {
             sites: Vec::new(),
-            wrap: Wrap::Host,
+            ..Placement::of(Wrap::Host)
         },
         expects: Expects::Change,
         checks: ChecksAsked::Detect,
