@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
@@ -56,4 +56,50 @@ pub(crate) fn need_git() -> Result<()> {
         Ok(output) if output.status.success() => Ok(()),
         _ => bail!("git is not on PATH; on Debian or Ubuntu: apt-get install git"),
     }
+}
+
+/// Where bubblewrap lies: on PATH, else unpacked from Debian's package below the target folder,
+/// which needs no root. `Err` says what to install.
+pub(crate) fn bubblewrap() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs = std::env::split_paths(&path);
+    if let Some(dir) = dirs.find(|dir| dir.join("bwrap").is_file()) {
+        return Ok(dir);
+    }
+    let place = target()?.join("tools/bubblewrap");
+    let bin = place.join("usr/bin");
+    if bin.join("bwrap").is_file() {
+        return Ok(bin);
+    }
+    std::fs::create_dir_all(&place)?;
+    let run = |program: &str, args: &[&str]| {
+        let status = Command::new(program)
+            .args(args)
+            .current_dir(&place)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success())
+    };
+    println!("== fetch bubblewrap (once)");
+    let fetch = ["download", "-q", "bubblewrap"];
+    // A fresh machine has no package lists; only root may fetch those.
+    let fetched =
+        run("apt-get", &fetch) || (run("apt-get", &["-q", "update"]) && run("apt-get", &fetch));
+    let package = std::fs::read_dir(&place)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|ext| ext == "deb"));
+    if let (true, Some(package)) = (fetched, package)
+        && run("dpkg-deb", &["-x", &package.to_string_lossy(), "."])
+    {
+        return Ok(bin);
+    }
+    bail!("bubblewrap is not there (on Debian or Ubuntu: apt-get install bubblewrap)")
+}
+
+/// PATH with one more directory behind the others.
+pub(crate) fn path_with(dir: &Path) -> Result<std::ffi::OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain([dir.to_owned()]);
+    Ok(std::env::join_paths(dirs)?)
 }

@@ -84,7 +84,7 @@ impl Demo {
         let config = format!(
             "# The demo's agent: a scripted program of ours, run through the ordinary plain driver.\n\
              [task]\nagent = \"scripted\"\n\n[agents.scripted]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
-             args = [\"agent\", \"--scripted\"]\npool = \"default\"\nplacement = \"host\"\n"
+             args = [\"agent\", \"--scripted\"]\npool = \"default\"\n"
         );
         fs::write(self.home.join("dispatch.toml"), config)?;
         println!(

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::{cargo, need_git, root, target};
+use crate::build::{bubblewrap, cargo, need_git, path_with, root, target};
 
 const CARGO_DENY: &str = "0.20.2";
 
@@ -32,6 +32,10 @@ pub(crate) fn run() -> Result<()> {
     let agents = agents(&mut skipped)?;
     let mut tests = cargo();
     tests.args(["test", "--quiet", "--workspace"]);
+    match bubblewrap() {
+        Ok(dir) => drop(tests.env("PATH", path_with(&dir)?)),
+        Err(error) => skipped.push(format!("tests of the cage with bubblewrap: {error}")),
+    }
     if let Some(agents) = agents {
         tests.env("DISPATCH_TEST_AGENTS", agents);
     }

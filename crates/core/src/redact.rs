@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 32] = [
+const NAMES: [&str; 34] = [
     "agent",
     "base",
     "base_branch",
@@ -605,6 +605,7 @@ const NAMES: [&str; 32] = [
     "failed",
     "id",
     "named",
+    "network",
     "outcome",
     "parent",
     "path",
@@ -621,6 +622,7 @@ const NAMES: [&str; 32] = [
     "version",
     "why",
     "workspace",
+    "wrap",
     "wrap",
     "exit",
 ];

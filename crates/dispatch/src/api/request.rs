@@ -8,9 +8,9 @@ use std::{
 };
 
 use dispatch_core::{
-    config::AgentProfile,
-    config::{Config, list},
+    config::{AgentProfile, Config, list},
     id::{AgentName, CheckName, PlacementName},
+    redact::Redactor,
     secret::{Secret, travel},
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
 };
@@ -216,8 +216,11 @@ impl Dispatch {
                 ChecksAsked::Named(names)
             }
         };
+        // The engine masks what it writes, but not the half of a secret that a title may end with.
+        let redactor = Redactor::new(self.secrets.0.values().map(Secret::expose));
+        let titled = redactor.redact(self.title.as_deref().unwrap_or(&self.task));
         Ok(TaskSpec {
-            title: title_of(self.title.as_deref().unwrap_or(&self.task)),
+            title: title_of(&titled),
             text: self.task,
             repo: self.repo,
             base: self.branch.map_or(Base::Head, |name| Base::Branch { name }),

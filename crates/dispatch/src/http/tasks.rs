@@ -31,9 +31,9 @@ async fn find(ctx: &Ctx, task: TaskId) -> Result<Json<Task>, Problem> {
 
 pub(crate) async fn dispatch(
     State(ctx): State<Ctx>,
-    Body(mut asked): Body<request::Dispatch>,
+    Body(asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, Json<Task>), Problem> {
-    let secrets = std::mem::take(&mut asked.secrets);
+    let secrets = asked.secrets.clone();
     let spec = asked.spec(&ctx.config)?;
     let run = ctx.engine.dispatch(spec, secrets.0).await?;
     Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))

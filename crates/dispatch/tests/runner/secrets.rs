@@ -81,7 +81,8 @@ fn after_a_restart_a_queued_run_asks_and_any_verb_gives() {
 /// more than one way.
 const CANARY: &str = "canary/9f\"2c\\x-\u{f6}4b1e\nsecond-line-77aa";
 /// What no reader may find: the whole of it, and each of its lines, as it is and as JSON has it.
-const TRACES: [&str; 5] = [
+const TRACES: [&str; 6] = [
+    "canary/9",
     "canary/9f\"2c",
     "canary/9f\\\"2c",
     "canary\\/9f",
@@ -157,7 +158,8 @@ fn canary_secret() {
         "[agents.loud.env]\nKEY = {{ from = \"E2E_KEY\" }}\nGATE = {gate:?}\nPIECES = {printed:?}\n{text}"
     );
     fs::write(&config, env).unwrap();
-    let task = format!("Keep {CANARY} for yourself");
+    // Its title would end within the secret.
+    let task = format!("{}Keep {CANARY} for yourself", "long ".repeat(11));
     let given = [("E2E_KEY", CANARY)];
     let args = [
         "run", "--agent", "loud", "--check", "leak", "--detach", "--json", &task,
