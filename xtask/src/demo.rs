@@ -188,18 +188,22 @@ impl Demo {
     fn crash(&self) -> Result<()> {
         title("3. kill -9 in the middle: the agent goes on, and the next engine picks it up");
         let mut engine = self.serve()?;
-        let count = self.home.join("count");
-        let task = format!(
-            "Be busy\n> count {}\n> work 4\n> write busy.txt done",
-            count.display()
-        );
-        self.show(&["run", "--detach", "--no-checks", &task])?;
+        // In its workspace: the agent is in a cage, and writes nowhere else.
+        let task = "Be busy\n> count started.txt\n> work 4\n> write busy.txt done";
+        self.show(&["run", "--detach", "--no-checks", task])?;
         let (id, _) = self.newest()?;
         let begun = std::time::Instant::now();
-        while !count.exists() {
+        let count = loop {
+            let task = self.json(&["show", &id, "--json"])?;
+            let count = task["workspace"]
+                .as_str()
+                .map(|w| Path::new(w).join("started.txt"));
+            if let Some(count) = count.filter(|count| count.exists()) {
+                break count;
+            }
             ensure!(begun.elapsed().as_secs() < 60, "the agent did not start");
             std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        };
         println!(
             "\n$ kill -9 {}        # the engine, while the agent works",
             engine.id()

@@ -5,6 +5,11 @@
 //!
 //! To add an attempt: a row in `CALLS`, or an arm in [`attempt`].
 
+#![allow(
+    clippy::print_stdout,
+    reason = "a part of the fake agent, which speaks by its output"
+)]
+
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
