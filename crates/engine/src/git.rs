@@ -26,13 +26,25 @@ pub const VERSION_MIN: (u32, u32) = (2, 41);
 
 /// Everything through which a repository could make git run a program or change what we read.
 /// `diff.external` is absent on purpose: an empty value is a command to git; every diff of ours
-/// says `--no-ext-diff --no-textconv` instead.
+/// says `--no-ext-diff --no-textconv` instead. An empty `alternateRefsCommand` is one too, and it
+/// is asked in a person's repository that borrows objects when a result is fetched into it; `true`
+/// says that the lender has nothing, which costs the transfer of some objects twice.
 const SETTINGS: &[&str] = &[
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.untrackedCache=false",
     "core.attributesFile=/dev/null",
     "core.excludesFile=/dev/null",
+    "core.alternateRefsCommand=true",
+    "core.sshCommand=ssh -oBatchMode=yes",
+    "core.gitProxy=",
+    "core.askPass=false",
+    "core.editor=false",
+    "transfer.bundleURI=false",
+    "fetch.recurseSubmodules=false",
+    "log.showSignature=false",
+    "gc.recentObjectsHook=",
+    "protocol.ext.allow=never",
     "core.autocrlf=false",
     "core.fileMode=true",
     "core.symlinks=true",
@@ -60,6 +72,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("GIT_PROTOCOL_FROM_USER", "0"),
     ("GIT_LITERAL_PATHSPECS", "1"),
     ("GIT_ASKPASS", "false"),
+    ("GIT_LFS_SKIP_SMUDGE", "1"),
     ("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
     ("LC_ALL", "C"),
 ];

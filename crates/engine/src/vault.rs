@@ -392,7 +392,13 @@ impl Vault {
                 path,
             });
         }
+        // Their configuration may rewrite paths to other places; the longest rewrite wins, and none
+        // is longer than the whole path. By environment, because a path may hold a '='.
+        let key = format!("url.{}.insteadOf", self.dir.display());
         theirs("fetch")
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", &key)
+            .env("GIT_CONFIG_VALUE_0", &self.dir)
             // An older protocol, which their configuration may ask for, gives no bare commits.
             .set("protocol.version=2")
             .args([
