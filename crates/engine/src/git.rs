@@ -61,6 +61,37 @@ const SETTINGS: &[&str] = &[
     "filter.lfs.required=false",
 ];
 
+/// Objects from elsewhere are checked before they are kept. What old versions of git and importers
+/// from other systems wrote, and what no reader is harmed by, is let through: long public histories
+/// hold all of these. What names a path (`hasDotgit`, `gitmodulesUrl`, `symlinkTargetLength`) or
+/// makes a tree ambiguous (`treeNotSorted`, `duplicateEntries`) stays an error.
+pub(crate) const FSCK: &[&str] = &[
+    "transfer.fsckObjects=true",
+    "fetch.fsckObjects=true",
+    "receive.fsckObjects=true",
+    // 0100664 and 040000 with a leading zero: early git, and tools that wrote trees themselves.
+    "fetch.fsck.zeroPaddedFilemode=ignore",
+    "fetch.fsck.badFilemode=ignore",
+    // Who and when, as converters from CVS, Subversion and Mercurial guessed it.
+    "fetch.fsck.missingEmail=ignore",
+    "fetch.fsck.missingNameBeforeEmail=ignore",
+    "fetch.fsck.missingSpaceBeforeEmail=ignore",
+    "fetch.fsck.missingSpaceBeforeDate=ignore",
+    "fetch.fsck.badEmail=ignore",
+    "fetch.fsck.badName=ignore",
+    "fetch.fsck.badDate=ignore",
+    "fetch.fsck.badDateOverflow=ignore",
+    "fetch.fsck.badTimezone=ignore",
+    "fetch.fsck.zeroPaddedDate=ignore",
+    "fetch.fsck.multipleAuthors=ignore",
+    // Tags from before 2005 have no tagger.
+    "fetch.fsck.missingTaggerEntry=ignore",
+    "fetch.fsck.extraHeaderEntry=ignore",
+    "fetch.fsck.nulInCommit=ignore",
+    // A sub-module that was never resolved; nothing follows it here.
+    "fetch.fsck.nullSha1=ignore",
+];
+
 /// Environment of every git of ours, and of the bundle job.
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("GIT_CONFIG_NOSYSTEM", "1"),

@@ -162,7 +162,9 @@ impl Mirror {
             refs.push(&head);
         }
         // Pruning drops names, not objects, and lets `a` make room for `a/b`.
-        self.cmd("fetch")
+        git::FSCK
+            .iter()
+            .fold(self.cmd("fetch"), |cmd, setting| cmd.set(setting))
             .args([
                 "--quiet",
                 "--prune",
