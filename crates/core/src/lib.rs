@@ -7,6 +7,7 @@
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
+pub mod carried;
 pub mod checks;
 pub mod config;
 pub mod drivers;

@@ -250,6 +250,23 @@ impl Mirror {
             .collect())
     }
 
+    /// The full paths of what lies directly in these folders of a commit; none is fine.
+    pub fn ls_tree_in(
+        &self,
+        commit: &CommitId,
+        folders: &[&str],
+    ) -> Result<Vec<String>, MirrorError> {
+        let out = self
+            .cmd("ls-tree")
+            .args(["--name-only", "-z", "--end-of-options", commit.as_str()])
+            .args(folders.iter().map(|folder| format!("{folder}/")))
+            .run()
+            .map_err(|e| self.git_error(e))?;
+        Ok(git::records(&out.stdout)
+            .map(|n| String::from_utf8_lossy(n).into_owned())
+            .collect())
+    }
+
     fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
         self.git.cmd(verb).git_dir(&self.dir)
     }

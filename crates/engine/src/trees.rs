@@ -11,6 +11,7 @@ use std::{
 };
 
 use dispatch_core::{
+    carried::{self, Carried},
     checks::{self, Checks, RootFiles},
     event::Sealed,
     prompt::BLOCKED_FILE,
@@ -247,6 +248,15 @@ impl Trees {
             }
         }
         Ok(files)
+    }
+
+    /// What the base commit carries for agents. Sets of names, no content.
+    pub(crate) fn carried(&self, task: &Task) -> Result<Vec<Carried>, TreeError> {
+        let (base, _) = Self::base(task)?;
+        let mirror = self.mirror(task)?;
+        let mut paths = mirror.ls_tree_root(&base)?;
+        paths.extend(mirror.ls_tree_in(&base, carried::FOLDERS)?);
+        Ok(carried::carried(paths.iter().map(String::as_str)))
     }
 
     /// The question in the workspace, if there is more than white space.
