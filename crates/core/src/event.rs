@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Millis,
+    carried::Carried,
     drivers::DriverKind,
     id::{CheckName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
@@ -178,6 +179,10 @@ pub enum Kind {
         base_branch: Option<String>,
         how: String,
     },
+    /// The base commit carries configuration for agents. Said before the agent starts.
+    CarriedFound {
+        carried: Vec<Carried>,
+    },
     /// A site refused before anything ran; the next one is tried.
     SiteRefused {
         site: SiteName,
@@ -246,6 +251,7 @@ impl Kind {
             Self::RunQueued { .. } => "run_queued",
             Self::Admitted => "admitted",
             Self::WorkspaceReady { .. } => "workspace_ready",
+            Self::CarriedFound { .. } => "carried_found",
             Self::SiteRefused { .. } => "site_refused",
             Self::Started { .. } => "started",
             Self::Adopted => "adopted",
@@ -280,6 +286,7 @@ impl Kind {
             | Self::RunQueued { .. }
             | Self::Admitted
             | Self::WorkspaceReady { .. }
+            | Self::CarriedFound { .. }
             | Self::SiteRefused { .. }
             | Self::Started { .. }
             | Self::Adopted

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     Millis,
+    carried::Carried,
     drivers::DriverKind,
     event::{CheckState, Event, Kind, Sealed, Subject, Verified},
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
@@ -77,6 +78,8 @@ pub struct Task {
     pub applied: Option<(PathBuf, String)>,
     pub removed: bool,
     pub notes: Vec<String>,
+    /// Configuration for agents in the base commit.
+    pub carried: Vec<Carried>,
 }
 
 impl Task {
@@ -300,6 +303,7 @@ impl State {
                 applied: None,
                 removed: false,
                 notes: Vec::new(),
+                carried: Vec::new(),
             };
             self.tasks.insert(id, task);
             self.created.push(id);
@@ -481,6 +485,7 @@ impl State {
                     removed: false,
                 });
             }
+            Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
             Kind::Admitted
             | Kind::Adopted

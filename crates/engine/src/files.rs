@@ -131,12 +131,48 @@ pub(crate) fn parent_beneath(
     Ok((at, last))
 }
 
-/// Opens a regular file beneath `root` for reading. Symlinks, fifos and devices are errors.
-pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+/// How often the kernel is asked again when it saw a rename on the way.
+#[cfg(target_os = "linux")]
+const CONTAINED_TRIES_MAX: u32 = 64;
+
+/// Opens `path` in one step that the kernel contains: a directory that is swapped for a symlink
+/// while we are on the way is an error, never followed.
+#[cfg(target_os = "linux")]
+fn open_contained(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    use rustix::{fs::ResolveFlags, io::Errno};
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..CONTAINED_TRIES_MAX {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+            Ok(file) => return Ok(file),
+            Err(Errno::AGAIN) => {}
+            // An older kernel, or a filter around us that does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => return open_by_parts(root, path, flags),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Errno::AGAIN.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_contained(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    open_by_parts(root, path, flags)
+}
+
+/// The same, one directory after the other: each is held open, so none can be swapped under us.
+fn open_by_parts(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let (parent, name) = parent_beneath(root, path, false)?;
-    // NONBLOCK: opening a fifo without a writer would wait for ever.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::openat(&parent, &name, flags, Mode::empty())?);
+    Ok(rustix::fs::openat(&parent, &name, flags, Mode::empty())?)
+}
+
+/// Opens a regular file beneath `root` for reading. Symlinks on any part of the way, magic links,
+/// fifos and devices are errors. This is the one way in which the host reads a workspace's file.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    // NONBLOCK: opening a fifo without a writer would wait for ever. NOCTTY: nor may a terminal
+    // become ours.
+    let flags =
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    parts(path)?;
+    let file = File::from(open_contained(root, path, flags)?);
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -281,5 +317,86 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn only_plain_files_are_read_and_never_more_than_asked_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = open_dir(temp.path()).unwrap();
+        let read = |path: &str| read_beneath(root.as_fd(), Path::new(path), 4);
+        fs::write(temp.path().join("four"), "1234").unwrap();
+        fs::write(temp.path().join("five"), "12345").unwrap();
+        assert_eq!(read("four").unwrap(), b"1234");
+        assert!(read("five").is_err());
+        let fifo = temp.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert!(read("fifo").is_err());
+        // Magic links go where no path leads.
+        let proc = open_dir(Path::new(&format!("/proc/{}", std::process::id()))).unwrap();
+        for magic in ["fd/0", "root/etc/passwd", "cwd/Cargo.toml", "exe"] {
+            assert!(
+                open_beneath(proc.as_fd(), Path::new(magic)).is_err(),
+                "{magic}"
+            );
+        }
+    }
+
+    /// Both ways in, while another thread swaps the directory for a link to the secret's.
+    #[test]
+    fn a_directory_swapped_for_a_link_is_never_followed() {
+        use std::sync::atomic::AtomicBool;
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        for (dir, text) in [("inside", "ours"), ("outside", "secret")] {
+            fs::create_dir(at(dir)).unwrap();
+            fs::write(at(dir).join("file"), text).unwrap();
+        }
+        fs::create_dir(at("root")).unwrap();
+        std::os::unix::fs::symlink(at("outside"), at("root/link")).unwrap();
+        fs::rename(at("inside"), at("root/dir")).unwrap();
+        let root = open_dir(&at("root")).unwrap();
+        let over = AtomicBool::new(false);
+        let exchange = || {
+            rustix::fs::renameat_with(
+                &root,
+                "dir",
+                &root,
+                "link",
+                rustix::fs::RenameFlags::EXCHANGE,
+            )
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    exchange().unwrap();
+                }
+            });
+            let (mut seen, mut refused) = (0, 0);
+            for n in 0..20_000 {
+                let path = Path::new("dir/file");
+                let opened = if n % 2 == 0 {
+                    open_beneath(root.as_fd(), path)
+                } else {
+                    open_by_parts(root.as_fd(), path, OFlags::RDONLY).map(File::from)
+                };
+                let Ok(mut file) = opened else {
+                    refused += 1;
+                    continue;
+                };
+                let mut text = String::new();
+                file.read_to_string(&mut text).unwrap();
+                assert_eq!(text, "ours");
+                seen += 1;
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(seen + refused == 20_000);
+        });
     }
 }

@@ -26,13 +26,25 @@ pub const VERSION_MIN: (u32, u32) = (2, 41);
 
 /// Everything through which a repository could make git run a program or change what we read.
 /// `diff.external` is absent on purpose: an empty value is a command to git; every diff of ours
-/// says `--no-ext-diff --no-textconv` instead.
+/// says `--no-ext-diff --no-textconv` instead. An empty `alternateRefsCommand` is one too, and it
+/// is asked in a person's repository that borrows objects when a result is fetched into it; `true`
+/// says that the lender has nothing, which costs the transfer of some objects twice.
 const SETTINGS: &[&str] = &[
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.untrackedCache=false",
     "core.attributesFile=/dev/null",
     "core.excludesFile=/dev/null",
+    "core.alternateRefsCommand=true",
+    "core.sshCommand=ssh -oBatchMode=yes",
+    "core.gitProxy=",
+    "core.askPass=false",
+    "core.editor=false",
+    "transfer.bundleURI=false",
+    "fetch.recurseSubmodules=false",
+    "log.showSignature=false",
+    "gc.recentObjectsHook=",
+    "protocol.ext.allow=never",
     "core.autocrlf=false",
     "core.fileMode=true",
     "core.symlinks=true",
@@ -49,6 +61,37 @@ const SETTINGS: &[&str] = &[
     "filter.lfs.required=false",
 ];
 
+/// Objects from elsewhere are checked before they are kept. What old versions of git and importers
+/// from other systems wrote, and what no reader is harmed by, is let through: long public histories
+/// hold all of these. What names a path (`hasDotgit`, `gitmodulesUrl`, `symlinkTargetLength`) or
+/// makes a tree ambiguous (`treeNotSorted`, `duplicateEntries`) stays an error.
+pub(crate) const FSCK: &[&str] = &[
+    "transfer.fsckObjects=true",
+    "fetch.fsckObjects=true",
+    "receive.fsckObjects=true",
+    // 0100664 and 040000 with a leading zero: early git, and tools that wrote trees themselves.
+    "fetch.fsck.zeroPaddedFilemode=ignore",
+    "fetch.fsck.badFilemode=ignore",
+    // Who and when, as converters from CVS, Subversion and Mercurial guessed it.
+    "fetch.fsck.missingEmail=ignore",
+    "fetch.fsck.missingNameBeforeEmail=ignore",
+    "fetch.fsck.missingSpaceBeforeEmail=ignore",
+    "fetch.fsck.missingSpaceBeforeDate=ignore",
+    "fetch.fsck.badEmail=ignore",
+    "fetch.fsck.badName=ignore",
+    "fetch.fsck.badDate=ignore",
+    "fetch.fsck.badDateOverflow=ignore",
+    "fetch.fsck.badTimezone=ignore",
+    "fetch.fsck.zeroPaddedDate=ignore",
+    "fetch.fsck.multipleAuthors=ignore",
+    // Tags from before 2005 have no tagger.
+    "fetch.fsck.missingTaggerEntry=ignore",
+    "fetch.fsck.extraHeaderEntry=ignore",
+    "fetch.fsck.nulInCommit=ignore",
+    // A sub-module that was never resolved; nothing follows it here.
+    "fetch.fsck.nullSha1=ignore",
+];
+
 /// Environment of every git of ours, and of the bundle job.
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("GIT_CONFIG_NOSYSTEM", "1"),
@@ -60,6 +103,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("GIT_PROTOCOL_FROM_USER", "0"),
     ("GIT_LITERAL_PATHSPECS", "1"),
     ("GIT_ASKPASS", "false"),
+    ("GIT_LFS_SKIP_SMUDGE", "1"),
     ("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
     ("LC_ALL", "C"),
 ];

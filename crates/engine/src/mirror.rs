@@ -162,7 +162,9 @@ impl Mirror {
             refs.push(&head);
         }
         // Pruning drops names, not objects, and lets `a` make room for `a/b`.
-        self.cmd("fetch")
+        git::FSCK
+            .iter()
+            .fold(self.cmd("fetch"), |cmd, setting| cmd.set(setting))
             .args([
                 "--quiet",
                 "--prune",
@@ -241,6 +243,23 @@ impl Mirror {
         let out = self
             .cmd("ls-tree")
             .args(["--name-only", "-z", "--end-of-options", commit.as_str()])
+            .run()
+            .map_err(|e| self.git_error(e))?;
+        Ok(git::records(&out.stdout)
+            .map(|n| String::from_utf8_lossy(n).into_owned())
+            .collect())
+    }
+
+    /// The full paths of what lies directly in these folders of a commit; none is fine.
+    pub fn ls_tree_in(
+        &self,
+        commit: &CommitId,
+        folders: &[&str],
+    ) -> Result<Vec<String>, MirrorError> {
+        let out = self
+            .cmd("ls-tree")
+            .args(["--name-only", "-z", "--end-of-options", commit.as_str()])
+            .args(folders.iter().map(|folder| format!("{folder}/")))
             .run()
             .map_err(|e| self.git_error(e))?;
         Ok(git::records(&out.stdout)

@@ -309,6 +309,13 @@ impl Walk {
             .is_some_and(|before| !before.removed);
         self.job.task.workspace = Some(ready.workspace);
         self.tell(workspace).await?;
+        let carried = self
+            .blocking(Trees::carried)
+            .await?
+            .map_err(|error| prepare_failed(&error))?;
+        if !carried.is_empty() {
+            self.tell(Kind::CarriedFound { carried }).await?;
+        }
         if !kept {
             self.refill();
         }

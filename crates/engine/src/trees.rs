@@ -6,10 +6,12 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
 use dispatch_core::{
+    carried::{self, Carried},
     checks::{self, Checks, RootFiles},
     event::Sealed,
     prompt::BLOCKED_FILE,
@@ -253,6 +255,15 @@ impl Trees {
         Ok(files)
     }
 
+    /// What the base commit carries for agents. Sets of names, no content.
+    pub(crate) fn carried(&self, task: &Task) -> Result<Vec<Carried>, TreeError> {
+        let (base, _) = Self::base(task)?;
+        let mirror = self.mirror(task)?;
+        let mut paths = mirror.ls_tree_root(&base)?;
+        paths.extend(mirror.ls_tree_in(&base, carried::FOLDERS)?);
+        Ok(carried::carried(paths.iter().map(String::as_str)))
+    }
+
     /// The question in the workspace, if there is more than white space.
     pub(crate) fn question(&self, task: &Task) -> Option<String> {
         let workspace = task.workspace.as_ref()?;
@@ -265,9 +276,7 @@ impl Trees {
         task: &Task,
     ) -> Option<(Vec<String>, BTreeMap<String, String>)> {
         let (base, workspace) = Self::base(task).ok()?;
-        // git would wait for ever to read a fifo.
-        let head = fs::symlink_metadata(workspace.path.join(".git").join("HEAD"));
-        if !head.is_ok_and(|meta| meta.is_file()) {
+        if !git_can_read(&workspace.path) {
             return None;
         }
         match agent_head(&workspace.path, &base) {
@@ -542,25 +551,35 @@ fn left_out(look: &snapshot::Snapshot) -> Vec<String> {
     notes
 }
 
+/// Whether the agent's `.git` is a directory of its own whose first files are plain ones: git would
+/// follow a `.git` file or link to another repository, and wait for the end of its time to read a
+/// fifo. One that lies deeper costs that time, no more.
+fn git_can_read(workspace: &Path) -> bool {
+    const FIRST: [&str; 6] = [
+        "config",
+        "config.worktree",
+        "packed-refs",
+        "shallow",
+        "commondir",
+        "objects/info/alternates",
+    ];
+    let git_dir = files::open_dir(workspace)
+        .and_then(|root| files::open_dir_at(root.as_fd(), ".git".as_ref()));
+    let Ok(git_dir) = git_dir else { return false };
+    let plain = |name: &str| files::open_beneath(git_dir.as_fd(), Path::new(name)).map(drop);
+    plain("HEAD").is_ok()
+        && FIRST.iter().all(|name| match plain(name) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        })
+}
+
 /// A file, not a link: the agent could point one at what only we can read.
 fn read_question(workspace: &Path) -> Option<String> {
-    use std::io::Read;
-    let path = workspace.join(BLOCKED_FILE);
-    let plain = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
-    if !plain {
-        return None;
-    }
-    let flags =
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = rustix::fs::open(
-        &path,
-        flags | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    );
+    use std::io::Read as _;
+    let root = files::open_dir(workspace).ok()?;
+    let file = files::open_beneath(root.as_fd(), Path::new(BLOCKED_FILE)).ok()?;
     let mut bytes = Vec::new();
-    fs::File::from(file.ok()?)
-        .take(QUESTION_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .ok()?;
+    file.take(QUESTION_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }

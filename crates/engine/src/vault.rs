@@ -3,7 +3,7 @@
 //! comes in is a bundle file or a tree we wrote ourselves.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufRead as _, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::files;
@@ -12,6 +12,12 @@ use crate::mirror::{InitError, Mirror, init_bare};
 
 /// The largest bundle that is taken in.
 pub const BUNDLE_MAX_BYTES: u64 = 2 << 30;
+/// The longest header of a bundle: its references and what it stands on.
+pub const BUNDLE_HEADER_MAX_BYTES: u64 = 64 << 10;
+/// How many references a bundle may name: the job that makes it asks for HEAD alone.
+pub const BUNDLE_REFS_MAX: usize = 1;
+/// How many objects its pack may say it has.
+pub const BUNDLE_OBJECTS_MAX: u32 = 2_000_000;
 /// The longest patch text `diff` gives before it is cut.
 pub const DIFF_MAX_BYTES: usize = 8 << 20;
 /// How many changed paths a diffstat names.
@@ -37,6 +43,8 @@ pub enum VaultError {
     RefPlace { name: RefName },
     #[error("import the agent's bundle: {bytes} bytes are more than the limit of {max}")]
     BundleTooLarge { bytes: u64, max: u64 },
+    #[error("import the agent's bundle: {what}")]
+    OddBundle { what: String },
     #[error("apply to {branch}: it is checked out in {path}; choose another branch, or leave it")]
     CheckedOut { branch: String, path: PathBuf },
     #[error(
@@ -166,9 +174,10 @@ impl Vault {
                 max: BUNDLE_MAX_BYTES,
             });
         }
-        self.cmd("fetch")
-            .set("transfer.fsckObjects=true")
-            .set("fetch.fsckObjects=true")
+        check_bundle(File::open(&bundle).map_err(io)?)?;
+        git::FSCK
+            .iter()
+            .fold(self.cmd("fetch"), |cmd, setting| cmd.set(setting))
             .args([
                 "--quiet",
                 "--no-tags",
@@ -392,7 +401,13 @@ impl Vault {
                 path,
             });
         }
+        // Their configuration may rewrite paths to other places; the longest rewrite wins, and none
+        // is longer than the whole path. By environment, because a path may hold a '='.
+        let key = format!("url.{}.insteadOf", self.dir.display());
         theirs("fetch")
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", &key)
+            .env("GIT_CONFIG_VALUE_0", &self.dir)
             // An older protocol, which their configuration may ask for, gives no bare commits.
             .set("protocol.version=2")
             .args([
@@ -409,6 +424,62 @@ impl Vault {
             .map_err(error)?;
         Ok(done)
     }
+}
+
+/// Reads a bundle's header before git does: one reference, HEAD, and a pack of a bounded count.
+fn check_bundle(file: impl io::Read) -> Result<(), VaultError> {
+    let odd = |what: &str| VaultError::OddBundle {
+        what: what.to_owned(),
+    };
+    let mut head = io::BufReader::new(file.take(BUNDLE_HEADER_MAX_BYTES));
+    let mut next = || {
+        let mut line = Vec::new();
+        head.read_until(b'\n', &mut line)
+            .map_err(|error| odd(&format!("read its header: {error}")))?;
+        match line.pop() {
+            Some(b'\n') => Ok(line),
+            _ => Err(odd(&format!(
+                "its header is cut or longer than {BUNDLE_HEADER_MAX_BYTES} bytes"
+            ))),
+        }
+    };
+    // Only the oldest version has no capabilities, which could ask for filters.
+    if next()? != b"# v2 git bundle" {
+        return Err(odd("it is no bundle of version 2"));
+    }
+    let mut refs = 0;
+    loop {
+        let line = next()?;
+        if line.is_empty() {
+            break;
+        }
+        let text = String::from_utf8_lossy(&line).into_owned();
+        let words = text.strip_prefix('-').unwrap_or(&text).split_once(' ');
+        let (id, name) = words.unwrap_or((text.trim_start_matches('-'), ""));
+        CommitId::parse(id).map_err(|_| odd("its header names no object"))?;
+        if text.starts_with('-') {
+            continue;
+        }
+        refs += 1;
+        if refs > BUNDLE_REFS_MAX || name != "HEAD" {
+            return Err(odd(&format!(
+                "it names more than {BUNDLE_REFS_MAX} reference, or another than HEAD"
+            )));
+        }
+    }
+    let mut pack = [0; 12];
+    head.read_exact(&mut pack)
+        .map_err(|error| odd(&format!("read its pack: {error}")))?;
+    let [b'P', b'A', b'C', b'K', _, _, _, _, a, b, c, d] = pack else {
+        return Err(odd("there is no pack in it"));
+    };
+    let objects = u32::from_be_bytes([a, b, c, d]);
+    if refs != BUNDLE_REFS_MAX || objects > BUNDLE_OBJECTS_MAX {
+        return Err(odd(&format!(
+            "{refs} references and {objects} objects, of {BUNDLE_OBJECTS_MAX} allowed"
+        )));
+    }
+    Ok(())
 }
 
 fn check_place(name: &RefName) -> Result<(), VaultError> {
@@ -479,5 +550,91 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // What stays behind costs room only; it is named after a dead process.
         files::remove_tree(&self.0).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    #[test]
+    fn only_a_bundle_as_our_job_makes_it_is_given_to_git() {
+        let id = "a".repeat(40);
+        let bundle = |head: &str, pack: &[u8]| {
+            let mut bytes = format!("# v2 git bundle\n{head}\n").into_bytes();
+            bytes.extend(pack);
+            check_bundle(bytes.as_slice())
+        };
+        let pack = [b"PACK".as_slice(), &[0, 0, 0, 2, 0, 0, 0, 9]].concat();
+        let many = [b"PACK".as_slice(), &[0, 0, 0, 2, 0xff, 0, 0, 0]].concat();
+        let good = format!("-{id} a subject\n{id} HEAD\n");
+        bundle(&good, &pack).unwrap();
+        assert!(bundle(&good, &many).is_err());
+        assert!(bundle(&good, b"").is_err());
+        assert!(bundle(&good, b"KCAP00000000").is_err());
+        for bad in [
+            String::new(),
+            format!("-{id}\n"),
+            format!("{id} HEAD\n{id} HEAD\n"),
+            format!("{id} HEAD\n{id} refs/heads/x\n"),
+            format!("{id} refs/heads/--upload-pack=x\n"),
+            format!("{id}\n"),
+            "--exec=x HEAD\n".to_owned(),
+            format!("-{id} {}\n{id} HEAD\n", "x".repeat(1 << 20)),
+        ] {
+            let short: String = bad.chars().take(80).collect();
+            assert!(bundle(&bad, &pack).is_err(), "{short}");
+        }
+        assert!(check_bundle(b"# v3 git bundle\n@filter=blob:none\n".as_slice()).is_err());
+    }
+
+    /// Trees that git itself would never write: `hash-object` is told not to look.
+    fn odd_commit(world: &World, repo: &crate::testing::Repo, entry: &[u8]) {
+        let blob = repo.run(&["rev-parse", "HEAD:a.txt"]);
+        let raw: Vec<u8> = (0..blob.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&blob[at..at + 2], 16).unwrap())
+            .collect();
+        let file = world.temp.path().join("tree");
+        std::fs::write(&file, [entry, b"\0", &raw].concat()).unwrap();
+        let file = file.to_str().unwrap();
+        let tree = repo.run(&["hash-object", "-w", "--literally", "-t", "tree", file]);
+        let commit = repo.run(&["commit-tree", "-p", "HEAD", "-m", "odd", &tree]);
+        repo.run(&["update-ref", "HEAD", &commit]);
+    }
+
+    #[test]
+    fn broken_objects_are_refused_and_old_harmless_ones_are_not() {
+        for (entry, fine) in [
+            (b"100644 .git".as_slice(), false),
+            (b"100644 ..", false),
+            (b"100644 a/b", false),
+            (b"0100644 old", true),
+        ] {
+            let text = String::from_utf8_lossy(entry).into_owned();
+            let world = World::new(&[("a.txt", b"one")]);
+            odd_commit(&world, &world.upstream, entry);
+            assert_eq!(world.mirror.refresh().is_ok(), fine, "upstream: {text}");
+
+            let world = World::new(&[("a.txt", b"one")]);
+            let agent = world.prepare("w");
+            odd_commit(&world, &agent, entry);
+            let file = world.temp.path().join("w.bundle");
+            let range = format!("{}..HEAD", world.base);
+            agent.run(&[
+                "bundle",
+                "create",
+                "-q",
+                file.to_str().unwrap(),
+                &range,
+                "HEAD",
+            ]);
+            let name = RefName::full("refs/dispatch/heads/w/1").unwrap();
+            let taken = world.vault.import_bundle(&file, &name);
+            // Git lets no complaint be named for a bundle, and a new commit has no excuse.
+            assert!(taken.is_err(), "bundle: {text} {taken:?}");
+            assert_eq!(world.vault.resolve(&name).unwrap(), None);
+        }
     }
 }

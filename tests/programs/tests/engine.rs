@@ -548,3 +548,32 @@ async fn a_question_that_is_a_link_is_not_followed_and_told() {
         "{notes:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_repository_carries_for_agents_is_told_before_one_starts() {
+    let world = World::new();
+    world.commit("CLAUDE.md", "be nice");
+    world.commit(".claude/settings.json", "{}");
+    world.commit(".claude/hooks/x.sh", "true");
+    let engine = world.engine().await;
+    let view = run(&engine, world.spec(&["write .mcp.json {}"])).await;
+    let told: Vec<_> = view
+        .task
+        .carried
+        .iter()
+        .map(|item| (item.path.as_str(), item.can.word()))
+        .collect();
+    // What the agent itself writes is its result, not what it was given.
+    assert_eq!(
+        told,
+        [
+            ("CLAUDE.md", "instruct"),
+            (".claude/hooks", "run_commands"),
+            (".claude/settings.json", "run_commands"),
+        ]
+    );
+    let plain = World::new();
+    let engine = plain.engine().await;
+    let view = run(&engine, plain.spec(&["write a b"])).await;
+    assert!(view.task.carried.is_empty());
+}

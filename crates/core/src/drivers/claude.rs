@@ -67,6 +67,16 @@ impl Driver for Claude {
             // is its newer name, which older versions do not know.
             "--permission-mode",
             "default",
+            // A repository's own settings could run commands (hooks, `apiKeyHelper`), send the key
+            // elsewhere (`env.ANTHROPIC_BASE_URL`) or give permissions; its `.mcp.json` starts
+            // programs. An agent's table can say otherwise: the last one counts.
+            "--setting-sources",
+            "user",
+            "--strict-mcp-config",
+            // Without the project's settings its CLAUDE.md is not read either, and that one is
+            // only words: this way it is.
+            "--add-dir",
+            ".",
         ]
         .map(str::to_owned)
         .to_vec();
@@ -79,6 +89,10 @@ impl Driver for Claude {
             env: vec![
                 ("CLAUDE_CONFIG_DIR".into(), format!("{}/.claude", ask.home)),
                 ("CLAUDE_CODE_MAX_RETRIES".into(), RETRIES_MAX.into()),
+                (
+                    "CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD".into(),
+                    "1".into(),
+                ),
                 ("DISABLE_AUTOUPDATER".into(), "1".into()),
             ],
             stdin: Stdin::Open,
@@ -481,7 +495,8 @@ mod tests {
         assert_eq!(
             opening.argv.join(" "),
             "claude -p --input-format stream-json --output-format stream-json --verbose \
-             --permission-prompt-tool stdio --permission-mode default --resume abc-1 --model opus"
+             --permission-prompt-tool stdio --permission-mode default --setting-sources user \
+             --strict-mcp-config --add-dir . --resume abc-1 --model opus"
         );
         assert_eq!(opening.stdin, Stdin::Open);
         let first: Value = serde_json::from_slice(&opening.first.unwrap()).unwrap();

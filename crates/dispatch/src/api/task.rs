@@ -49,7 +49,16 @@ pub(crate) struct Task {
     pub(crate) checks_touched: Vec<String>,
     pub(crate) diffstat: Option<Diffstat>,
     pub(crate) notes: Vec<String>,
+    /// Configuration for agents in the base commit.
+    #[serde(default)]
+    pub(crate) carried: Vec<Carried>,
     pub(crate) removed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Carried {
+    pub(crate) path: String,
+    pub(crate) can: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -215,6 +224,14 @@ impl From<&TaskView> for Task {
                 deletions: sealed.deletions,
             }),
             notes,
+            carried: task
+                .carried
+                .iter()
+                .map(|item| Carried {
+                    path: item.path.clone(),
+                    can: item.can.word().into(),
+                })
+                .collect(),
             removed: task.removed,
         }
     }
@@ -302,6 +319,10 @@ pub(crate) mod tests {
             applied: None,
             removed: false,
             notes: vec![],
+            carried: vec![dispatch_core::carried::Carried {
+                path: ".mcp.json".into(),
+                can: dispatch_core::carried::Can::RunCommands,
+            }],
         };
         TaskView {
             task,
@@ -340,7 +361,8 @@ pub(crate) mod tests {
             }],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
-            "notes": ["history rewritten"], "removed": false,
+            "notes": ["history rewritten"],
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

@@ -210,6 +210,16 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         "run_queued" => format!("run {} queued", event.run.unwrap_or(0)),
         "admitted" => "preparing the workspace".into(),
         "workspace_ready" => format!("workspace {} ({})", text("path"), text("how")),
+        "carried_found" => {
+            let count = event
+                .body
+                .get("carried")
+                .and_then(|all| all.as_array())
+                .map_or(0, Vec::len);
+            format!(
+                "{count} files that configure agents are in the repository: `dispatch show` names them"
+            )
+        }
         "site_refused" => format!("site {} refused: {}", text("site"), text("reason")),
         "started" => format!("agent started on {} ({})", text("site"), text("enforced")),
         "stop_requested" => "stopping".into(),

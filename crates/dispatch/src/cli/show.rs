@@ -9,6 +9,8 @@ use super::{
     style::{Colour, clean_line, clean_text},
     tasks,
 };
+use dispatch_core::carried::Can;
+
 use crate::api::task::{Exit as JobExit, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
@@ -71,6 +73,12 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
     field("verified", Some(&checks_line(task)));
     for note in &task.notes {
         field("note", Some(note));
+    }
+    for item in &task.carried {
+        let all = [Can::RunCommands, Can::ChangeAccess, Can::Instruct];
+        let known = all.iter().find(|can| can.word() == item.can);
+        let phrase = known.map_or(item.can.as_str(), |can| can.phrase());
+        field("carries", Some(&format!("{} ({phrase})", item.path)));
     }
     for run in &task.runs {
         field(&format!("run {}", run.n), Some(&run_line(run)));

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 28] = [
+const TASK: [(&str, &str); 29] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -31,6 +31,7 @@ const TASK: [(&str, &str); 28] = [
     ("checks_touched", "strings"),
     ("diffstat", "object?"),
     ("notes", "strings"),
+    ("carried", "array"),
     ("removed", "bool"),
 ];
 const RUN: [(&str, &str); 11] = [
