@@ -17,15 +17,20 @@ use dispatch_core::{
     config::{self, Layer},
     event::{Kind, Subject},
     id::{RunId, TaskId},
+    job::{Exit, Offset},
     run::RunCause,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Network, Placement, TaskSpec, Wrap},
 };
 use dispatch_engine::{
     engine::{Engine, Observer, Secrets, Settings},
+    fence::{Fences, Needs},
     git::Git,
     mirror::Mirror,
     reader::Reader,
-    sites::local::Keeper,
+    sites::{
+        Site, Start, conformance,
+        local::{Keeper, Local},
+    },
     store::Store,
     view::Told,
     workspace::Workspaces,
@@ -49,6 +54,7 @@ fn main() -> Result<()> {
         .build()?;
     disk()?;
     binary(&dispatch)?;
+    runtime.block_on(cage(&dispatch))?;
     prepare()?;
     fold()?;
     runtime.block_on(start(&dispatch, &agent))?;
@@ -113,6 +119,59 @@ fn disk() -> Result<()> {
         samples.push(ms(begun));
     }
     figure("the disk's own fdatasync", samples, "ms");
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+/// What the fence costs a start: the same keeper starts the same program bare and caged, in turns.
+async fn cage(dispatch: &Path) -> Result<()> {
+    let place = tempfile_dir("cage")?;
+    let keeper = Keeper::program(dispatch.to_owned());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
+    let bwrap = dirs.find(|file| file.is_file());
+    if bwrap.is_none() {
+        println!("cage: SKIPPED, bubblewrap is not installed");
+        return Ok(());
+    }
+    let fences = Fences::new(place.clone(), keeper.clone(), bwrap);
+    let layers = fences.layers().map_err(anyhow::Error::msg)?.0;
+    let site = Local::new(place.clone(), keeper);
+    let workspace = place.join("workspace");
+    fs::create_dir_all(&workspace)?;
+    let (mut bare, mut caged) = (Vec::new(), Vec::new());
+    for n in 0..60_u64 {
+        let mut inner = conformance::invocation(&["/bin/true"]);
+        inner.cwd.clone_from(&workspace);
+        for fenced in [false, true] {
+            let begun = Instant::now();
+            let what = if fenced {
+                let needs = Needs {
+                    read: Vec::new(),
+                    write: vec![workspace.clone()],
+                    toolchains: &[],
+                    gpu: false,
+                };
+                let made = fences.cage(inner.clone(), needs, Network::Full, true);
+                made.map_err(anyhow::Error::msg)?
+            } else {
+                inner.clone()
+            };
+            let job = conformance::job(0xca6e_0000 + n * 2 + u64::from(fenced));
+            let started = site.start(&job, &what).await;
+            anyhow::ensure!(started == Start::Started, "{started:?}");
+            let took = ms(begun);
+            let from = Offset::default();
+            let (_, report) = conformance::read_all(&site, &job, from).await?;
+            anyhow::ensure!(report.exit == Exit::Code(0), "{report:?}");
+            if n >= 10 {
+                if fenced { &mut caged } else { &mut bare }.push(took);
+            }
+        }
+    }
+    let bare = figure("start of a job through its keeper, bare", bare, "ms");
+    let caged = figure(&format!("the same in a cage ({})", layers.join("+")), caged, "ms");
+    println!("cage over bare: {:.2} ms more (goal 10)", caged - bare);
     fs::remove_dir_all(place)?;
     Ok(())
 }
