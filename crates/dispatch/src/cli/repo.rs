@@ -45,13 +45,49 @@ pub(crate) fn uncommitted(settings: &Settings, top: &str) -> usize {
     let Some(git) = settings.find("git") else {
         return 0;
     };
-    let output = Command::new(git)
-        .args(["--no-optional-locks", "-c", "core.fsmonitor=false"])
-        .args(["-c", "core.hooksPath=/dev/null", "-C", top])
-        .args(["status", "--porcelain", "--ignore-submodules=all"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
+    let run = |args: &[String]| {
+        Command::new(&git)
+            .args(["--no-optional-locks", "-c", "core.fsmonitor=false"])
+            .args(["-c", "core.hooksPath=/dev/null"])
+            .args(args)
+            .env("GIT_LFS_SKIP_SMUDGE", "1")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+    };
+    let text = |words: &[&str]| -> Vec<String> { words.iter().map(|&w| w.to_owned()).collect() };
+    let asked = text(&[
+        "-C",
+        top,
+        "config",
+        "-z",
+        "--name-only",
+        "--get-regexp",
+        "^filter\\.",
+    ]);
+    // To compare a touched file, `status` would run its filter: a command of the repository's.
+    let Ok(filters) = run(&asked) else { return 0 };
+    let mut args = Vec::new();
+    for key in String::from_utf8_lossy(&filters.stdout).split('\0') {
+        let Some((filter, _)) = key.rsplit_once('.') else {
+            continue;
+        };
+        if filter.contains('=') {
+            // A name that `-c` cannot say: no warning then, rather than its command.
+            return 0;
+        }
+        for setting in ["clean=", "smudge=", "process=", "required=false"] {
+            args.extend(["-c".to_owned(), format!("{filter}.{setting}")]);
+        }
+    }
+    args.extend(text(&[
+        "-C",
+        top,
+        "status",
+        "--porcelain",
+        "--ignore-submodules=all",
+    ]));
+    let output = run(&args);
     // A warning is no reason to fail; a repository that git cannot read fails later, with its words.
     output.map_or(0, |output| {
         output.stdout.iter().filter(|b| **b == b'\n').count()

@@ -272,3 +272,25 @@ fn one_workspace_has_one_agent() {
     let tasks = world.dispatch(&["list", "--all", "--json"]).exits(0).json();
     assert_eq!(tasks.as_array().unwrap().len(), 1);
 }
+
+/// Not even to count what is not committed: a checkout may come from anywhere.
+#[test]
+fn a_repositorys_filters_do_not_run() {
+    let world = TestWorld::with_config(CHECK);
+    fs::write(world.repo().join(".gitattributes"), "*.md filter=evil\n").unwrap();
+    world.commit();
+    let canary = world.repo().join("../canary");
+    let command = format!("touch {}; cat", canary.display());
+    for key in [
+        "filter.evil.clean",
+        "filter.evil.smudge",
+        "filter.a.b c.process",
+    ] {
+        world.git(&["config", key, &command]);
+    }
+    world.git(&["config", "filter.evil.required", "true"]);
+    fs::write(world.repo().join("README.md"), "changed\n").unwrap();
+    let done = world.dispatch(&["run", "--no-checks", "> write out.txt hi"]);
+    done.exits(0).says(&["1 uncommitted file(s)"]);
+    assert!(!canary.exists());
+}
