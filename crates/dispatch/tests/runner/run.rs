@@ -289,7 +289,10 @@ fn a_repositorys_filters_do_not_run() {
         world.git(&["config", key, &command]);
     }
     world.git(&["config", "filter.evil.required", "true"]);
-    fs::write(world.repo().join("README.md"), "changed\n").unwrap();
+    // Touched, and as long as before: only its content can tell.
+    let readme = world.repo().join("README.md");
+    fs::write(&readme, fs::read(&readme).unwrap()).unwrap();
+    fs::write(world.repo().join("new.txt"), "new\n").unwrap();
     let done = world.dispatch(&["run", "--no-checks", "> write out.txt hi"]);
     done.exits(0).says(&["1 uncommitted file(s)"]);
     assert!(!canary.exists());
