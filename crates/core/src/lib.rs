@@ -16,6 +16,7 @@ pub mod id;
 pub mod job;
 pub mod limits;
 pub mod outcome;
+pub mod project;
 pub mod prompt;
 pub mod run;
 pub mod schedule;

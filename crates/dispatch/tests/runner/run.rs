@@ -297,3 +297,26 @@ fn a_repositorys_filters_do_not_run() {
     done.exits(0).says(&["1 uncommitted file(s)"]);
     assert!(!canary.exists());
 }
+
+/// Of what the person configured it may choose; anything else is refused before anything starts.
+#[test]
+fn a_repositorys_own_file_chooses_among_names_only() {
+    let world = TestWorld::with_config(CHECK);
+    let file = world.repo().join("dispatch.toml");
+    fs::write(&file, "[task]\nexpects = \"report\"\n").unwrap();
+    world.dispatch(&["run", "> say nothing to change"]).exits(0);
+    // A flag says more.
+    let done = world.dispatch(&["run", "--expects", "change", "> say nothing"]);
+    done.exits(1);
+    fs::write(&file, "[agents.codex]\nprogram = \"/tmp/evil\"\n").unwrap();
+    let refused = world.dispatch(&["run", "> say x"]).exits(2);
+    refused.says(&["agents.codex", "allowed are task.agent"]);
+    fs::write(&file, "[task]\nagent = \"nobody\"\n").unwrap();
+    world
+        .dispatch(&["run", "> say x"])
+        .exits(2)
+        .says(&["nobody"]);
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+    world.dispatch(&["run", "> say x"]).exits(2);
+}
