@@ -19,6 +19,7 @@ pub mod id;
 pub mod job;
 pub mod limits;
 pub mod outcome;
+pub mod project;
 pub mod prompt;
 pub mod redact;
 pub mod run;

@@ -2,9 +2,13 @@
 //! Must not run anything a repository configures: hooks and the file system monitor are off.
 
 use std::{
+    fs::File,
+    io::Read as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use dispatch_core::project::{self, Project};
 
 use super::error::{CliError, Result};
 use crate::{api::request::is_url, settings::Settings};
@@ -40,18 +44,86 @@ pub(crate) fn top_level(path: &Path) -> Result<PathBuf> {
     })
 }
 
+/// What the repository's own `dispatch.toml` asks for, of the checkout at its top. A plain file
+/// only: a checkout may come from anywhere.
+pub(crate) fn project(settings: &Settings, top: &str) -> Result<Project> {
+    use rustix::fs::{Mode, OFlags};
+    let path = Path::new(top).join(project::FILE);
+    // With DISPATCH_HOME in a checkout, the person's own one lies there.
+    if path == settings.paths.config {
+        return Ok(Project::default());
+    }
+    let failed = |why: &dyn std::fmt::Display| {
+        CliError::usage(format!("read {}: {why}", path.display()))
+            .hint("it must be a short plain file; docs/cli.md says what may be in it")
+    };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(Project::default()),
+        Err(error) => return Err(failed(&error)),
+    };
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Err(failed(&"it is no plain file"));
+    }
+    let mut text = String::new();
+    file.take(project::BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| failed(&error))?;
+    if text.len() as u64 > project::BYTES_MAX {
+        return Err(failed(&format!("longer than {} bytes", project::BYTES_MAX)));
+    }
+    project::parse(&text).map_err(|error| CliError::usage(error.to_string()))
+}
+
 /// Files that differ from what is committed: a task starts from a commit and does not see them.
 pub(crate) fn uncommitted(settings: &Settings, top: &str) -> usize {
     let Some(git) = settings.find("git") else {
         return 0;
     };
-    let output = Command::new(git)
-        .args(["--no-optional-locks", "-c", "core.fsmonitor=false"])
-        .args(["-c", "core.hooksPath=/dev/null", "-C", top])
-        .args(["status", "--porcelain", "--ignore-submodules=all"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
+    let run = |args: &[String]| {
+        Command::new(&git)
+            .args(["--no-optional-locks", "-c", "core.fsmonitor=false"])
+            .args(["-c", "core.hooksPath=/dev/null"])
+            .args(args)
+            .env("GIT_LFS_SKIP_SMUDGE", "1")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+    };
+    let text = |words: &[&str]| -> Vec<String> { words.iter().map(|&w| w.to_owned()).collect() };
+    let asked = text(&[
+        "-C",
+        top,
+        "config",
+        "-z",
+        "--name-only",
+        "--get-regexp",
+        "^filter\\.",
+    ]);
+    // To compare a touched file, `status` would run its filter: a command of the repository's.
+    let Ok(filters) = run(&asked) else { return 0 };
+    let mut args = Vec::new();
+    for key in String::from_utf8_lossy(&filters.stdout).split('\0') {
+        let Some((filter, _)) = key.rsplit_once('.') else {
+            continue;
+        };
+        if filter.contains('=') {
+            // A name that `-c` cannot say: no warning then, rather than its command.
+            return 0;
+        }
+        for setting in ["clean=", "smudge=", "process=", "required=false"] {
+            args.extend(["-c".to_owned(), format!("{filter}.{setting}")]);
+        }
+    }
+    args.extend(text(&[
+        "-C",
+        top,
+        "status",
+        "--porcelain",
+        "--ignore-submodules=all",
+    ]));
+    let output = run(&args);
     // A warning is no reason to fail; a repository that git cannot read fails later, with its words.
     output.map_or(0, |output| {
         output.stdout.iter().filter(|b| **b == b'\n').count()

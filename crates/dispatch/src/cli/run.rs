@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use dispatch_core::{config::AgentProfile, task::Expects};
+use dispatch_core::{config::AgentProfile, project::Project, task::Expects};
 
 use super::{
     Ctx, agents,
@@ -188,7 +188,14 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
 
 fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     let text = read_text(args.text.as_deref(), args.file.as_ref())?;
-    let name = request::agent(&settings.config, args.agent.as_deref())?;
+    let repo = repo::resolve(&args.repo)?;
+    let project = if request::is_url(&repo) {
+        Project::default()
+    } else {
+        repo::project(settings, &repo)?
+    };
+    let wanted = args.agent.or(project.agent);
+    let name = request::agent(&settings.config, wanted.as_deref())?;
     let program = &profile(settings, &name)?.program;
     if settings.find(program).is_none() {
         let what = format!("use agent {name}: its program {program:?} is not on PATH");
@@ -197,7 +204,7 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     let checks = if args.no_checks {
         Some(ChecksWanted::Word(ChecksWord::None))
     } else if args.check.is_empty() {
-        None
+        project.checks.map(ChecksWanted::Named)
     } else {
         let names: std::result::Result<Vec<_>, dispatch_core::id::BadId> =
             args.check.iter().map(|name| name.parse()).collect();
@@ -207,17 +214,18 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     };
     let asked = Dispatch {
         task: text,
-        repo: repo::resolve(&args.repo)?,
+        repo,
         title: args.title,
         branch: args.branch,
         secrets: agent_secrets(settings, name.as_str())?,
         agent: Some(name.to_string()),
         placement: args.placement,
-        expects: args.expects.map(|expects| match expects {
-            ExpectsArg::Change => Expects::Change,
-            ExpectsArg::Report => Expects::Report,
-            ExpectsArg::Either => Expects::Either,
-        }),
+        expects: match args.expects {
+            Some(ExpectsArg::Change) => Some(Expects::Change),
+            Some(ExpectsArg::Report) => Some(Expects::Report),
+            Some(ExpectsArg::Either) => Some(Expects::Either),
+            None => project.expects,
+        },
         checks,
         workspace: args.workspace,
         parent: None,

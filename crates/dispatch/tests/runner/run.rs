@@ -272,3 +272,51 @@ fn one_workspace_has_one_agent() {
     let tasks = world.dispatch(&["list", "--all", "--json"]).exits(0).json();
     assert_eq!(tasks.as_array().unwrap().len(), 1);
 }
+
+/// Not even to count what is not committed: a checkout may come from anywhere.
+#[test]
+fn a_repositorys_filters_do_not_run() {
+    let world = TestWorld::with_config(CHECK);
+    fs::write(world.repo().join(".gitattributes"), "*.md filter=evil\n").unwrap();
+    world.commit();
+    let canary = world.repo().join("../canary");
+    let command = format!("touch {}; cat", canary.display());
+    for key in [
+        "filter.evil.clean",
+        "filter.evil.smudge",
+        "filter.a.b c.process",
+    ] {
+        world.git(&["config", key, &command]);
+    }
+    world.git(&["config", "filter.evil.required", "true"]);
+    // Touched, and as long as before: only its content can tell.
+    let readme = world.repo().join("README.md");
+    fs::write(&readme, fs::read(&readme).unwrap()).unwrap();
+    fs::write(world.repo().join("new.txt"), "new\n").unwrap();
+    let done = world.dispatch(&["run", "--no-checks", "> write out.txt hi"]);
+    done.exits(0).says(&["1 uncommitted file(s)"]);
+    assert!(!canary.exists());
+}
+
+/// Of what the person configured it may choose; anything else is refused before anything starts.
+#[test]
+fn a_repositorys_own_file_chooses_among_names_only() {
+    let world = TestWorld::with_config(CHECK);
+    let file = world.repo().join("dispatch.toml");
+    fs::write(&file, "[task]\nexpects = \"report\"\n").unwrap();
+    world.dispatch(&["run", "> say nothing to change"]).exits(0);
+    // A flag says more.
+    let done = world.dispatch(&["run", "--expects", "change", "> say nothing"]);
+    done.exits(1);
+    fs::write(&file, "[agents.codex]\nprogram = \"/tmp/evil\"\n").unwrap();
+    let refused = world.dispatch(&["run", "> say x"]).exits(2);
+    refused.says(&["agents.codex", "allowed are task.agent"]);
+    fs::write(&file, "[task]\nagent = \"nobody\"\n").unwrap();
+    world
+        .dispatch(&["run", "> say x"])
+        .exits(2)
+        .says(&["nobody"]);
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+    world.dispatch(&["run", "> say x"]).exits(2);
+}

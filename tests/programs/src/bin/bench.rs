@@ -170,7 +170,11 @@ async fn cage(dispatch: &Path) -> Result<()> {
         }
     }
     let bare = figure("start of a job through its keeper, bare", bare, "ms");
-    let caged = figure(&format!("the same in a cage ({})", layers.join("+")), caged, "ms");
+    let caged = figure(
+        &format!("the same in a cage ({})", layers.join("+")),
+        caged,
+        "ms",
+    );
     println!("cage over bare: {:.2} ms more (goal 10)", caged - bare);
     fs::remove_dir_all(place)?;
     Ok(())

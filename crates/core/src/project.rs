@@ -1,0 +1,124 @@
+//! `dispatch.toml` in the root of a repository: it may choose among what the person configured, and
+//! nothing else. Must not read a file, and must not learn a key through which a repository could
+//! run, mount or reach anything.
+
+use toml::{Table, Value};
+
+use crate::{id::CheckName, task::Expects};
+
+/// Its name in the root of a repository.
+pub const FILE: &str = "dispatch.toml";
+/// A longer one is an error.
+pub const BYTES_MAX: u64 = 16 << 10;
+
+const ALLOWED: &str = "allowed are task.agent, task.expects and task.checks (names of \
+                       configured checks); the rest belongs into your own configuration";
+
+/// What a repository asks for where the request says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Project {
+    /// A name only: whether it is configured is for the one who uses it.
+    pub agent: Option<String>,
+    pub expects: Option<Expects>,
+    pub checks: Option<Vec<CheckName>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadProject {
+    #[error("read dispatch.toml of the repository: {0}")]
+    Syntax(String),
+    #[error("use {key} of the repository's dispatch.toml: a repository may not set it; {ALLOWED}")]
+    Key { key: String },
+    #[error("use {key} of the repository's dispatch.toml: {why}")]
+    Value { key: &'static str, why: String },
+}
+
+pub fn parse(text: &str) -> Result<Project, BadProject> {
+    let table: Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| BadProject::Syntax(error.message().to_owned()))?;
+    let mut project = Project::default();
+    for (name, value) in &table {
+        let Value::Table(task) = value else {
+            return Err(BadProject::Key { key: name.clone() });
+        };
+        if name != "task" {
+            let key = match task.keys().next() {
+                Some(inner) => format!("{name}.{inner}"),
+                None => name.clone(),
+            };
+            return Err(BadProject::Key { key });
+        }
+        for (key, value) in task {
+            match key.as_str() {
+                "agent" => project.agent = Some(get("task.agent", value)?),
+                "expects" => project.expects = Some(get("task.expects", value)?),
+                "checks" => project.checks = Some(get("task.checks", value)?),
+                _ => {
+                    let key = format!("task.{key}");
+                    return Err(BadProject::Key { key });
+                }
+            }
+        }
+    }
+    Ok(project)
+}
+
+fn get<T: serde::de::DeserializeOwned>(key: &'static str, value: &Value) -> Result<T, BadProject> {
+    value.clone().try_into().map_err(|error: toml::de::Error| {
+        let why = error.message().to_owned();
+        BadProject::Value { key, why }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_chooses_among_names() {
+        let text = "[task]\nagent = \"codex\"\nexpects = \"report\"\nchecks = [\"rust\"]\n";
+        let project = parse(text).unwrap();
+        assert_eq!(project.agent.as_deref(), Some("codex"));
+        assert_eq!(project.expects, Some(Expects::Report));
+        assert_eq!(project.checks, Some(vec!["rust".parse().unwrap()]));
+        assert_eq!(parse("").unwrap(), Project::default());
+    }
+
+    #[test]
+    fn anything_else_is_named_and_refused() {
+        for (text, key) in [
+            ("[agents.x]\nprogram = \"sh\"", "agents.x"),
+            (
+                "[agents.claude.env]\nANTHROPIC_BASE_URL = \"x\"",
+                "agents.claude",
+            ),
+            ("[checks.x]\nsteps = []", "checks.x"),
+            ("[limits]\nwall_clock_s = 1", "limits.wall_clock_s"),
+            ("[task]\nplacement = \"host\"", "task.placement"),
+            ("[placements.host]", "placements.host"),
+            ("[pools.x]\nslots = 9", "pools.x"),
+            ("hooks = 1", "hooks"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(error, BadProject::Key { key: key.into() });
+            assert!(
+                error.to_string().contains("allowed are task.agent"),
+                "{error}"
+            );
+        }
+        assert!(matches!(parse("[task"), Err(BadProject::Syntax(_))));
+        for text in [
+            "agent = 1",
+            "expects = \"x\"",
+            "checks = \"none\"",
+            "checks = [\"../x\"]",
+        ] {
+            let got = parse(&format!("[task]\n{text}"));
+            assert!(
+                matches!(got, Err(BadProject::Value { .. })),
+                "{text}: {got:?}"
+            );
+        }
+    }
+}
