@@ -80,8 +80,9 @@ struct Host {
     warden_file: PathBuf,
     links: Vec<(PathBuf, PathBuf)>,
     system: Vec<PathBuf>,
-    hidden: Vec<Hidden>,
-    parts: Vec<PathBuf>,
+    /// Looked through for every job: what was hidden when the engine began may be gone by now, and
+    /// then nothing can be mounted over it; and a key that came since must not be shown.
+    mixed: PathBuf,
     resolver: Option<PathBuf>,
 }
 
@@ -149,11 +150,6 @@ impl Fences {
                 Err(error) => return Err(format!("look at {}: {error}", path.display())),
             }
         }
-        let hidden = not_for_everybody(Path::new(MIXED));
-        let mut parts = Vec::new();
-        for dir in &system {
-            without(dir, &hidden, &mut parts);
-        }
         let resolver = fs::canonicalize("/etc/resolv.conf").ok();
         let mut host = Host {
             bwrap: None,
@@ -162,8 +158,7 @@ impl Fences {
             links,
             resolver: resolver.filter(|path| !visible(&system, path)),
             system,
-            hidden,
-            parts,
+            mixed: MIXED.into(),
         };
         host.bwrap = self
             .bwrap
@@ -213,6 +208,11 @@ impl Host {
         for path in read.iter().chain(&needs.write) {
             utf8(path)?;
         }
+        let hidden = not_for_everybody(&self.mixed);
+        let mut parts = Vec::new();
+        for dir in &self.system {
+            without(dir, &hidden, &mut parts);
+        }
         let devices = if needs.gpu { &DEVICES[..] } else { &[] };
         let devices = devices.iter().map(PathBuf::from).filter(|d| d.exists());
         Ok(View {
@@ -220,8 +220,8 @@ impl Host {
             warden: self.warden.clone(),
             links,
             system: self.system.clone(),
-            hidden: self.hidden.clone(),
-            parts: self.parts.clone(),
+            hidden,
+            parts,
             read,
             write: needs.write,
             devices: devices.collect(),
@@ -410,6 +410,43 @@ mod tests {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
+    fn host(system: &[&str], mixed: &Path) -> Host {
+        Host {
+            bwrap: None,
+            warden: Vec::new(),
+            warden_file: PathBuf::new(),
+            links: Vec::new(),
+            system: system.iter().map(PathBuf::from).collect(),
+            mixed: mixed.to_owned(),
+            resolver: None,
+        }
+    }
+
+    /// An engine lives for weeks; a mount over a file that is gone would end every job of it.
+    #[test]
+    fn what_is_hidden_is_as_it_is_when_a_job_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        file(&root.join("hosts"), 0o644, "");
+        file(&root.join("old-key"), 0o600, "");
+        let host = host(&[root.to_str().unwrap()], root);
+        let view = || {
+            let needs = Needs {
+                read: Vec::new(),
+                write: Vec::new(),
+                toolchains: &[],
+                gpu: false,
+            };
+            host.view(&Invocation::default(), needs).unwrap()
+        };
+        assert_eq!(view().hidden, [Hidden::File(root.join("old-key"))]);
+        fs::remove_file(root.join("old-key")).unwrap();
+        file(&root.join("new-key"), 0o600, "");
+        let now = view();
+        assert_eq!(now.hidden, [Hidden::File(root.join("new-key"))]);
+        assert_eq!(now.parts, [root.join("hosts")]);
+    }
+
     #[test]
     fn what_is_not_for_everybody_is_hidden_and_the_rest_is_left_whole() {
         let dir = tempfile::tempdir().unwrap();
@@ -443,16 +480,7 @@ mod tests {
         let link = root.join("home/.local/bin/cli");
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink("../../../n/lib/node_modules/cli/bin/cli.js", &link).unwrap();
-        let host = Host {
-            bwrap: None,
-            warden: Vec::new(),
-            warden_file: PathBuf::new(),
-            links: Vec::new(),
-            system: vec!["/usr".into()],
-            hidden: Vec::new(),
-            parts: Vec::new(),
-            resolver: None,
-        };
+        let host = host(&["/usr"], Path::new("/none"));
         let path = format!("relative:{}", root.join("n/bin").display());
         let env = BTreeMap::from([("PATH".to_owned(), path)]);
         let (mut read, mut links) = (Vec::new(), Vec::new());

@@ -1,7 +1,7 @@
 //! The real Claude Code and Codex through the engine, against the scripted model server: what the
 //! drivers and the keeper take for granted about them is so. `DISPATCH_TEST_AGENTS` names the folder
 //! whose `node_modules` holds them (`cargo xtask test` sets it); without it nothing is tested here,
-//! said aloud.
+//! said aloud. What matters most is done in the cage, too (skipped aloud without bubblewrap).
 //! Must not sleep, must not leave this machine, and must not read a login of the person's own.
 #![expect(
     clippy::unwrap_used,
@@ -22,11 +22,11 @@ use dispatch_core::{
     event::Kind,
     id::{RunId, TaskId},
     outcome::{Failure, Outcome, Stop},
-    task::{TaskSpec, title_of},
+    task::{Placement, TaskSpec, Wrap, title_of},
     update::Update,
 };
 use dispatch_engine::{
-    engine::{Engine, Secrets},
+    engine::{Engine, Secrets, Settings},
     view::{Force, TaskView, Told},
 };
 use rustix::{
@@ -134,6 +134,28 @@ impl Cli {
     }
 }
 
+/// Where bubblewrap is; `None`: said aloud, and nothing is tested in the cage.
+fn bwrap() -> Option<PathBuf> {
+    static SKIPPED: Once = Once::new();
+    let path = std::env::var_os("PATH").unwrap();
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join("bwrap"))
+        .find(|file| file.is_file());
+    if found.is_none() {
+        SKIPPED.call_once(|| {
+            let mut out = std::io::stderr().lock();
+            let why = "bubblewrap is not installed (apt-get install bubblewrap)";
+            writeln!(out, "SKIPPED: Claude Code and Codex in the cage: {why}").unwrap();
+        });
+    }
+    found
+}
+
+/// The scenario in the cage and on the host at the same time.
+async fn both<F: Future<Output = ()>>(scenario: impl Fn(Wrap) -> F) {
+    tokio::join!(scenario(Wrap::Cage), scenario(Wrap::Host));
+}
+
 /// The model server, with a script of one conversation that goes on from run to run.
 struct Model {
     child: Child,
@@ -197,6 +219,7 @@ impl Drop for Model {
 /// One real agent, its model and its engine.
 struct Stage {
     cli: Cli,
+    wrap: Wrap,
     program: PathBuf,
     model: Model,
     world: World,
@@ -205,18 +228,31 @@ struct Stage {
 
 impl Stage {
     async fn set(cli: Cli, steps: Value) -> Option<Self> {
-        Self::with_key(cli, cli.key(), steps).await
+        Self::within(Wrap::Host, cli, steps).await
     }
 
-    async fn with_key(cli: Cli, key: &str, steps: Value) -> Option<Self> {
+    async fn within(wrap: Wrap, cli: Cli, steps: Value) -> Option<Self> {
+        Self::with_key(wrap, cli, cli.key(), steps).await
+    }
+
+    async fn with_key(wrap: Wrap, cli: Cli, key: &str, steps: Value) -> Option<Self> {
         let program = cli.program()?;
+        let bwrap = match wrap {
+            Wrap::Host => None,
+            Wrap::Cage => Some(bwrap()?),
+        };
         let model = Model::start(&steps);
         // Codex cannot start its own sandbox from below the temporary directory.
         let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let world = World::below(place, &cli.table(&program, &model.url, key));
-        let engine = world.engine().await;
+        let settings = Settings {
+            bwrap,
+            ..world.settings()
+        };
+        let engine = Engine::open(settings).await.unwrap();
         Some(Self {
             cli,
+            wrap,
             program,
             model,
             world,
@@ -229,6 +265,7 @@ impl Stage {
             text: TASK.into(),
             title: title_of(TASK),
             agent: self.cli.name().parse().unwrap(),
+            placement: Placement::of(self.wrap),
             ..self.world.spec(&[])
         }
     }
@@ -248,6 +285,9 @@ impl Stage {
     async fn end(&self, run: RunId) -> TaskView {
         let view = finished(&self.engine, run).await;
         assert_eq!(self.world.alive(run.task), [""; 0]);
+        let enforced = view.task.last_run().unwrap().enforced.clone();
+        let caged = enforced.is_some_and(|words| words.starts_with("bwrap+landlock"));
+        assert_eq!(caged, self.wrap == Wrap::Cage, "{}", reason(&view));
         view
     }
 
@@ -293,13 +333,16 @@ impl Stage {
         (run, tools)
     }
 
-    /// The CLI itself: of the keeper's children the one that runs its program.
+    /// The CLI itself: of what is below the keeper the outermost that runs its program.
     async fn agent(&self, run: RunId) -> Process {
         let view = self.engine.task(run.task).await.unwrap();
         let keeper = view.jobs.last().unwrap().keeper_pid.unwrap();
+        let runs_it = |pid: i32| {
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == self.program)
+        };
         let ours = |process: &Process| {
-            let program = fs::read_link(format!("/proc/{}/exe", process.pid));
-            process.parent == keeper && program.is_ok_and(|path| path == self.program)
+            let above = process.up_to(keeper);
+            runs_it(process.pid) && above.is_some_and(|mut above| !above.any(runs_it))
         };
         let mut found = processes(ours);
         assert_eq!(found.len(), 1, "{found:?}");
@@ -330,6 +373,17 @@ impl Process {
             session,
             command,
         })
+    }
+
+    /// What is between it and this ancestor; `None`: it is not below that.
+    fn up_to(&self, ancestor: i32) -> Option<impl Iterator<Item = i32> + use<>> {
+        let mut between = Vec::new();
+        let mut at = self.parent;
+        while at != ancestor {
+            between.push(at);
+            at = Self::read(at).filter(|_| at > 1)?.parent;
+        }
+        Some(between.into_iter())
     }
 
     fn mentions(&self, word: &str) -> bool {
@@ -364,8 +418,9 @@ async fn appears(path: PathBuf) {
 }
 
 /// A word that no other process on this machine has in its command line.
-fn word(cli: Cli, what: &str) -> String {
-    format!("{}-{what}-{}", cli.name(), std::process::id())
+fn word(cli: Cli, wrap: Wrap, what: &str) -> String {
+    let wrap = wrap.word();
+    format!("{}-{wrap}-{what}-{}", cli.name(), std::process::id())
 }
 
 /// A tool command that does not end. (Claude Code refuses a `sleep` that stands alone.)
@@ -376,12 +431,12 @@ fn endless(word: &str) -> Value {
     ])
 }
 
-async fn edits_a_file(cli: Cli) {
+async fn edits_a_file(cli: Cli, wrap: Wrap) {
     let steps = json!([
         {"text": "I edit it.", "tool": "shell", "command": "echo edited >> README.md"},
         {"text": "Finished."}
     ]);
-    let Some(stage) = Stage::set(cli, steps).await else {
+    let Some(stage) = Stage::within(wrap, cli, steps).await else {
         return;
     };
     let view = stage.run().await;
@@ -426,12 +481,12 @@ async fn edits_a_file(cli: Cli) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_edits_a_file() {
-    edits_a_file(Cli::Claude).await;
+    both(|wrap| edits_a_file(Cli::Claude, wrap)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn codex_edits_a_file() {
-    edits_a_file(Cli::Codex).await;
+    both(|wrap| edits_a_file(Cli::Codex, wrap)).await;
 }
 
 /// Its tools ask first; the answer goes over its standard input, and the tool really runs.
@@ -499,7 +554,7 @@ async fn claude_at_the_limit_of_its_plan_says_when_to_come_back() {
         "anthropic-ratelimit-unified-representative-claim": "five_hour",
     }}]);
     let login = "CLAUDE_CODE_OAUTH_TOKEN";
-    let Some(stage) = Stage::with_key(Cli::Claude, login, steps).await else {
+    let Some(stage) = Stage::with_key(Wrap::Host, Cli::Claude, login, steps).await else {
         return;
     };
     let view = stage.run().await;
@@ -564,13 +619,16 @@ async fn codex_has_a_bad_key() {
 }
 
 /// Killed from outside in the middle of a tool command, which does not die with it.
-async fn is_killed(cli: Cli) {
-    let word = word(cli, "killed");
-    let Some(stage) = Stage::set(cli, endless(&word)).await else {
+async fn is_killed(cli: Cli, wrap: Wrap) {
+    let word = word(cli, wrap, "killed");
+    let Some(stage) = Stage::within(wrap, cli, endless(&word)).await else {
         return;
     };
     let (run, _) = stage.busy(&word).await;
     let agent = stage.agent(run).await;
+    // A fence in a fence: Codex may do without its own only where it is in ours.
+    let free = agent.mentions("--dangerously-bypass-approvals-and-sandbox");
+    assert_eq!(free, cli == Cli::Codex && wrap == Wrap::Cage);
     rustix::process::kill_process(Pid::from_raw(agent.pid).unwrap(), Signal::KILL).unwrap();
     let view = stage.end(run).await;
     let killed = Failure::Signal { signal: 9 };
@@ -583,18 +641,18 @@ async fn is_killed(cli: Cli) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_is_killed() {
-    is_killed(Cli::Claude).await;
+    both(|wrap| is_killed(Cli::Claude, wrap)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn codex_is_killed() {
-    is_killed(Cli::Codex).await;
+    both(|wrap| is_killed(Cli::Codex, wrap)).await;
 }
 
 /// Tool commands run in sessions of their own, so a signal to the agent's group misses them.
-async fn is_stopped(cli: Cli, force: Force) {
-    let word = word(cli, "stopped");
-    let Some(stage) = Stage::set(cli, endless(&word)).await else {
+async fn is_stopped(cli: Cli, wrap: Wrap, force: Force) {
+    let word = word(cli, wrap, "stopped");
+    let Some(stage) = Stage::within(wrap, cli, endless(&word)).await else {
         return;
     };
     let (run, tools) = stage.busy(&word).await;
@@ -610,17 +668,17 @@ async fn is_stopped(cli: Cli, force: Force) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_is_stopped_during_a_long_command() {
-    is_stopped(Cli::Claude, Force::Ask).await;
+    both(|wrap| is_stopped(Cli::Claude, wrap, Force::Ask)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn codex_is_stopped_during_a_long_command() {
-    is_stopped(Cli::Codex, Force::Ask).await;
+    both(|wrap| is_stopped(Cli::Codex, wrap, Force::Ask)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_is_stopped_at_once() {
-    is_stopped(Cli::Claude, Force::Kill).await;
+    both(|wrap| is_stopped(Cli::Claude, wrap, Force::Kill)).await;
 }
 
 /// The second run is in the session of the first: the model is shown what was said then.
@@ -664,9 +722,9 @@ fn question_then_work(question: &Value) -> Value {
     ])
 }
 
-async fn writes_a_question(cli: Cli) {
+async fn writes_a_question(cli: Cli, wrap: Wrap) {
     let question = json!({"tool": "shell", "command": "echo 'Which zone?' > BLOCKED.md"});
-    let Some(stage) = Stage::set(cli, question_then_work(&question)).await else {
+    let Some(stage) = Stage::within(wrap, cli, question_then_work(&question)).await else {
         return;
     };
     let first = stage.run().await;
@@ -678,12 +736,12 @@ async fn writes_a_question(cli: Cli) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_writes_a_question_and_goes_on_in_its_session() {
-    writes_a_question(Cli::Claude).await;
+    both(|wrap| writes_a_question(Cli::Claude, wrap)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn codex_writes_a_question_and_goes_on_in_its_session() {
-    writes_a_question(Cli::Codex).await;
+    both(|wrap| writes_a_question(Cli::Codex, wrap)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
