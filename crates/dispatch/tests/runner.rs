@@ -19,6 +19,8 @@ mod events;
 mod ids;
 #[path = "runner/output.rs"]
 mod output;
+#[path = "runner/placement.rs"]
+mod placement;
 #[path = "runner/reading.rs"]
 mod reading;
 #[path = "runner/run.rs"]

@@ -42,7 +42,9 @@ impl Driver for Codex {
             .map(str::to_owned)
             .to_vec();
         if ask.unfenced {
-            argv.extend(["-s", "workspace-write"].map(str::to_owned));
+            // Its own sandbox would leave an empty .git in the shared /tmp; TMPDIR is the task's own.
+            let own = "sandbox_workspace_write.exclude_slash_tmp=true";
+            argv.extend(["-s", "workspace-write", "-c", own].map(str::to_owned));
         } else {
             argv.push("--dangerously-bypass-approvals-and-sandbox".into());
         }
@@ -334,7 +336,8 @@ mod tests {
     fn it_fences_itself_only_where_we_do_not() {
         assert_eq!(
             argv(None, true),
-            "codex exec --json --skip-git-repo-check -s workspace-write -m gpt -"
+            "codex exec --json --skip-git-repo-check -s workspace-write -c \
+             sandbox_workspace_write.exclude_slash_tmp=true -m gpt -"
         );
         assert_eq!(
             argv(Some("01a1-2"), false),

@@ -7,7 +7,11 @@ use std::{
     path::PathBuf,
 };
 
-use dispatch_core::{config::AgentProfile, project::Project, task::Expects};
+use dispatch_core::{
+    config::AgentProfile,
+    project::Project,
+    task::{Expects, Wrap},
+};
 
 use super::{
     Ctx, agents,
@@ -194,9 +198,21 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     } else {
         repo::project(settings, &repo)?
     };
+    let by_repository = args.agent.is_none() && project.agent.is_some();
     let wanted = args.agent.or(project.agent);
     let name = request::agent(&settings.config, wanted.as_deref())?;
-    let program = &profile(settings, &name)?.program;
+    let agent = profile(settings, &name)?;
+    // A repository may choose among what was configured, but never its way out of the fence.
+    let own = settings.config.placement_of(agent).as_str();
+    if by_repository && args.placement.is_none() && own == Wrap::Host.word() {
+        let what = format!(
+            "use agent {name}, which the repository's dispatch.toml chose: its placement is host, \
+             which has no fence"
+        );
+        let hint = format!("if that is what you want, say so yourself: --agent {name}");
+        return Err(CliError::usage(what).hint(hint));
+    }
+    let program = &agent.program;
     if settings.find(program).is_none() {
         let what = format!("use agent {name}: its program {program:?} is not on PATH");
         return Err(CliError::usage(what).hint(agents::how_to_get(program)));

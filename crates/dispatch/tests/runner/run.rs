@@ -39,7 +39,7 @@ fn a_task_in_a_branch_out_and_the_checkout_is_left_alone() {
         "Do it now\n> say hello\n> write out.txt hi",
     ];
     let done = world.dispatch(&[&args[..], &labels].concat()).exits(0);
-    let done = done.says(&["3 uncommitted file(s)", "placement host"]);
+    let done = done.says(&["3 uncommitted file(s)"]);
     let task = done.json();
     schema::task(&task);
     assert_eq!(task["state"], "completed");
@@ -316,6 +316,10 @@ fn a_repositorys_own_file_chooses_among_names_only() {
         .dispatch(&["run", "> say x"])
         .exits(2)
         .says(&["nobody"]);
+    // An agent without a fence is the person's own choice.
+    fs::write(&file, "[task]\nagent = \"gated\"\n").unwrap();
+    let refused = world.dispatch(&["run", "> say x"]).exits(2);
+    refused.says(&["its placement is host", "--agent gated"]);
     fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
     world.dispatch(&["run", "> say x"]).exits(2);

@@ -206,7 +206,7 @@ impl TestWorld {
         let config = format!(
             "{more}\n[task]\nagent = \"scripted\"\n\n\
              [agents.scripted]\ndriver = \"plain\"\nprogram = {DISPATCH:?}\n\
-             args = [\"agent\", \"--scripted\"]\npool = \"default\"\nplacement = \"host\"\n\n\
+             args = [\"agent\", \"--scripted\"]\npool = \"default\"\n\n\
              [agents.gated]\ndriver = \"plain\"\nprogram = \"sh\"\nargs = [\"-c\", {gated:?}]\n\
              pool = \"default\"\nplacement = \"host\"\n\
              env = {{ GATE = {:?}, COUNTER = {:?} }}\n",
