@@ -150,6 +150,9 @@ impl Fences {
                 Err(error) => return Err(format!("look at {}: {error}", path.display())),
             }
         }
+        let data = fs::canonicalize(&self.data)
+            .map_err(|e| format!("look at {}: {e}", self.data.display()))?;
+        let system = beside(&system, &data);
         let resolver = fs::canonicalize("/etc/resolv.conf").ok();
         let mut host = Host {
             bwrap: None,
@@ -307,6 +310,18 @@ fn utf8(path: &Path) -> Result<String, String> {
 
 fn visible(system: &[PathBuf], path: &Path) -> bool {
     system.iter().any(|dir| path.starts_with(dir))
+}
+
+/// The system's directories without the one that our data lies in: with the data below `/opt` every
+/// job would see the store and the other tasks, and beside the data the engine's socket.
+fn beside(system: &[PathBuf], data: &Path) -> Vec<PathBuf> {
+    let ours = data.parent().unwrap_or(data);
+    let data = [Hidden::Directory(ours.to_owned())];
+    let mut shown = Vec::new();
+    for dir in system {
+        without(dir, &data, &mut shown);
+    }
+    shown
 }
 
 /// The directory that a program cannot do without, or the program alone.
@@ -468,6 +483,21 @@ mod tests {
         let mut parts = Vec::new();
         without(root, &hidden, &mut parts);
         assert_eq!(parts, [root.join("hosts"), root.join("ssl/certs")]);
+    }
+
+    #[test]
+    fn our_own_data_in_a_system_directory_is_not_shown_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        file(&root.join("opt/tool/bin/tool"), 0o755, "");
+        file(&root.join("opt/dispatch/data/log.sqlite"), 0o644, "");
+        file(&root.join("opt/dispatch/run/engine.sock"), 0o600, "");
+        file(&root.join("usr/bin/env"), 0o755, "");
+        let shown = beside(
+            &[root.join("usr"), root.join("opt")],
+            &root.join("opt/dispatch/data"),
+        );
+        assert_eq!(shown, [root.join("usr"), root.join("opt/tool")]);
     }
 
     #[test]
