@@ -63,7 +63,7 @@ pub(crate) struct Args {
     /// One of `dispatch agents`
     #[arg(long)]
     agent: Option<String>,
-    /// One of [placements] in the configuration: cage (the default), host (no fence), your own
+    /// A placement of the configuration: cage (the default), host (no fence), your own
     #[arg(long, value_name = "NAME")]
     placement: Option<String>,
     /// Start from this branch instead of what the repository has checked out

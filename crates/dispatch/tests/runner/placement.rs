@@ -18,28 +18,56 @@ fn the_cage_is_the_default_and_what_holds_is_shown() {
     schema::task(&task);
     assert_eq!(task["placement"], "cage");
     let said = fence(&task);
-    assert!(said.contains("landlock(abi ") && said.contains("network: full"), "{said}");
+    assert!(
+        said.contains("landlock(abi ") && said.contains("network: full"),
+        "{said}"
+    );
     let id = task["id"].as_str().unwrap();
-    world.dispatch(&["show", id]).exits(0).says(&["cage (", "seccomp"]);
-    let args = ["run", "--json", "--no-checks", "--placement", "locked", "> write b c"];
+    world
+        .dispatch(&["show", id])
+        .exits(0)
+        .says(&["cage (", "seccomp"]);
+    let args = [
+        "run",
+        "--json",
+        "--no-checks",
+        "--placement",
+        "locked",
+        "> write b c",
+    ];
     let task = world.dispatch(&args).exits(0).json();
     assert_eq!(task["placement"], "locked");
     assert!(fence(&task).contains("network: none"), "{}", fence(&task));
     // A dot is no name of a placement, and a typo lists what there is.
-    let refused = world.dispatch(&["run", "--placement", "lokced", "> say x"]).exits(2);
+    let refused = world
+        .dispatch(&["run", "--placement", "lokced", "> say x"])
+        .exits(2);
     refused.says(&["lokced", "cage, host, locked"]);
 }
 
 #[test]
 fn no_fence_is_only_had_by_name_and_warned_of() {
     let world = TestWorld::new();
-    let host = ["run", "--no-checks", "--placement", "host", "> write out.txt hi"];
+    let host = [
+        "run",
+        "--no-checks",
+        "--placement",
+        "host",
+        "> write out.txt hi",
+    ];
     let refused = world.dispatch(&host).exits(2);
     refused.says(&["task.allow_host is false"]);
-    assert!(!world.home().join("data/tasks").exists(), "nothing was made for it");
+    assert!(
+        !world.home().join("data/tasks").exists(),
+        "nothing was made for it"
+    );
     let file = world.home().join("dispatch.toml");
     let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, text.replacen("[task]\n", "[task]\nallow_host = true\n", 1)).unwrap();
+    fs::write(
+        &file,
+        text.replacen("[task]\n", "[task]\nallow_host = true\n", 1),
+    )
+    .unwrap();
     let done = world.dispatch(&host).exits(0);
     done.says(&["placement host", "no fence around it", "nothing (host)"]);
 }
