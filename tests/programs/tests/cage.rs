@@ -158,6 +158,13 @@ async fn every_way_out_is_refused_by_name() {
         let mut out = Vec::new();
         for attempt in &attempts {
             let name = attempt.split(' ').next().unwrap();
+            // A cage has a /tmp of its own, which takes the file and forgets it: where the tests'
+            // folder lies below /tmp, the host's file is the judge.
+            let path = attempt.split(" write ").nth(1).map(Path::new);
+            let own = path.filter(|path| path.starts_with("/tmp"));
+            if own.is_some_and(|path| !path.exists()) {
+                continue;
+            }
             if !said.contains(&format!("{name}: refused")) {
                 out.push(name.to_owned());
             }
