@@ -47,13 +47,21 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     need_git()?;
     let dispatch = program("dispatch", "dispatch", false)?;
     let agent = program("dispatch-test-programs", "fake-agent", false)?;
-    println!("seed {seed}");
+    let placements: &[&str] = if can_cage(&dispatch)? {
+        &["cage", "host"]
+    } else {
+        println!("SKIPPED: scenarios in the cage; `dispatch doctor` tells what is missing here");
+        &["host"]
+    };
+    println!("seed {seed}; placements {}", placements.join(" and "));
     let mut random = Random(seed);
     let mut count = Count::default();
     let begun = Instant::now();
     while count.kills < kills {
         let wanted = KILLS_PER_SCENARIO.min(kills - count.kills);
-        let scenario = Scenario::new(&dispatch, &agent)?;
+        // In turns, so that a fence is killed around as often as nothing is.
+        let placement = placements[count.scenarios % placements.len()];
+        let scenario = Scenario::new(&dispatch, &agent, placement)?;
         scenario.play(wanted, &mut random, &mut count)?;
     }
     println!(
@@ -92,7 +100,7 @@ struct Scenario {
 }
 
 impl Scenario {
-    fn new(dispatch: &Path, agent: &Path) -> Result<Self> {
+    fn new(dispatch: &Path, agent: &Path, placement: &str) -> Result<Self> {
         let place = tempfile::Builder::new()
             .prefix("dispatch-crash-")
             .tempdir()?;
@@ -102,12 +110,15 @@ impl Scenario {
         };
         fs::create_dir(scenario.path("home"))?;
         fs::create_dir(scenario.path("repo"))?;
+        // What lets the jobs go: theirs to look at, in a cage too.
+        fs::create_dir(scenario.path("gates"))?;
         fs::write(
             scenario.path("home/dispatch.toml"),
             format!(
                 "[task]\nagent = \"fake\"\n[pools.test]\nslots = {JOBS}\n[agents.fake]\ndriver = \"plain\"\n\
-                 program = \"{}\"\npool = \"test\"\nplacement = \"host\"\n",
-                agent.display()
+                 program = \"{}\"\npool = \"test\"\nplacement = \"{placement}\"\npaths = [{:?}]\n",
+                agent.display(),
+                scenario.path("gates")
             ),
         )?;
         fs::write(scenario.path("repo/Makefile"), "check:\n\ttest -f result\n")?;
@@ -176,9 +187,8 @@ impl Scenario {
         for n in 0..JOBS {
             let lines = 200 * (n + 1);
             let task = format!(
-                "job {n}\n@append {} ran\n@lines {lines}\n@await {}\n@write result {n}\n@lines {lines}\n@say done\n",
-                self.path(&format!("count{n}")).display(),
-                self.path(&format!("go{n}")).display(),
+                "job {n}\n@append count ran\n@lines {lines}\n@await {}\n@write result {n}\n@lines {lines}\n@say done\n",
+                self.path(&format!("gates/go{n}")).display(),
             );
             let output = self
                 .command(&["run", "--detach", "--json", &task])
@@ -188,7 +198,7 @@ impl Scenario {
         }
         for kill in 0..kills {
             // Jobs end in the middle of it all, one by one.
-            fs::write(self.path(&format!("go{}", kill % JOBS)), "")?;
+            fs::write(self.path(&format!("gates/go{}", kill % JOBS)), "")?;
             std::thread::sleep(Duration::from_millis(random.below(SPAN_MS)));
             engine.kill()?;
             engine.wait()?;
@@ -196,7 +206,7 @@ impl Scenario {
             engine = self.serve()?;
         }
         for n in 0..JOBS {
-            fs::write(self.path(&format!("go{n}")), "")?;
+            fs::write(self.path(&format!("gates/go{n}")), "")?;
         }
         let tasks = self.wait_for_all()?;
         engine.kill()?;
@@ -253,7 +263,10 @@ impl Scenario {
                 count.lost += 1;
                 writeln!(out, "lost: {task}")?;
             }
-            let executions = fs::read_to_string(self.path(&format!("count{n}")))?
+            let workspace = task["workspace"]
+                .as_str()
+                .context("a task has a workspace")?;
+            let executions = fs::read_to_string(Path::new(workspace).join("count"))?
                 .lines()
                 .count();
             let ended = ends.iter().filter(|end| *end == id).count();
@@ -292,6 +305,19 @@ impl Scenario {
         }
         Ok(ends)
     }
+}
+
+/// Whether this machine has any fence at all.
+fn can_cage(dispatch: &Path) -> Result<bool> {
+    let home = tempfile::tempdir()?;
+    let output = Command::new(dispatch)
+        .args(["doctor", "--json"])
+        .env("DISPATCH_HOME", home.path())
+        .stdin(Stdio::null())
+        .output()?;
+    let found: Value = serde_json::from_slice(&output.stdout).context("read what doctor found")?;
+    let mut rows = found.as_array().into_iter().flatten();
+    Ok(rows.any(|row| row["what"] == "cage" && row["state"] != "missing"))
 }
 
 /// Processes that carry the task's mark.
