@@ -14,9 +14,17 @@ use crate::{
     task::Network,
 };
 
-/// In memory, and charged to the job; programs that honour TMPDIR use the disk instead.
-const TMP_BYTES: u64 = 1 << 30;
-const TMP_DIRS: [&str; 3] = ["/tmp", "/var/tmp", "/run"];
+/// In memory, each with its limit in bytes; programs that honour TMPDIR use the disk instead.
+const TMP_DIRS: [(&str, u64); 4] = [
+    ("/tmp", 1 << 30),
+    ("/var/tmp", 256 << 20),
+    ("/run", 16 << 20),
+    ("/dev/shm", 256 << 20),
+];
+/// What may be written below `/dev`; the rest of it is memory without a limit.
+const DEVICES: [&str; 9] = [
+    "null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "shm",
+];
 
 /// Something in a visible directory that other users of the machine may not read, so neither may a
 /// job: a private key below `/etc` when the engine is root.
@@ -103,8 +111,8 @@ fn policy_text(policy: &Policy) -> String {
 /// Under bubblewrap the mounts say what is visible; Landlock says again what of it is writable.
 fn inside(view: &View, strict: bool) -> Policy {
     let mut write = view.write.clone();
-    write.extend(TMP_DIRS.iter().map(PathBuf::from));
-    write.push("/dev".into());
+    write.extend(TMP_DIRS.iter().map(|(dir, _)| PathBuf::from(dir)));
+    write.extend(devices(view));
     Policy {
         outer: vec![BWRAP.into()],
         strict,
@@ -119,11 +127,7 @@ fn alone(view: &View, network: Network, strict: bool) -> Policy {
     read.extend(view.read.iter().cloned());
     read.push("/proc".into());
     let mut write = view.write.clone();
-    let devices = [
-        "null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "shm",
-    ];
-    write.extend(devices.iter().map(|name| Path::new("/dev").join(name)));
-    write.extend(view.devices.iter().cloned());
+    write.extend(devices(view));
     Policy {
         outer: Vec::new(),
         strict,
@@ -134,6 +138,11 @@ fn alone(view: &View, network: Network, strict: bool) -> Policy {
             Network::None => Sockets::UnixAndInternet,
         },
     }
+}
+
+fn devices(view: &View) -> impl Iterator<Item = PathBuf> + '_ {
+    let usual = DEVICES.iter().map(|name| Path::new("/dev").join(name));
+    usual.chain(view.devices.iter().cloned())
 }
 
 fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: Network) -> Vec<String> {
@@ -172,12 +181,12 @@ fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: Network) -> Vec
     for device in &view.devices {
         argv.paths("--dev-bind-try", device, device);
     }
-    for dir in TMP_DIRS {
+    for (dir, bytes) in TMP_DIRS {
         argv.words(&[
             "--perms",
             "1777",
             "--size",
-            &TMP_BYTES.to_string(),
+            &bytes.to_string(),
             "--tmpfs",
             dir,
         ]);

@@ -136,6 +136,7 @@ async fn every_way_out_is_refused_by_name() {
             format!("host-home write {}", below("planted")),
             format!("data write {}", data("planted")),
             "etc write /etc/dispatch-escape".into(),
+            "device-directory write /dev/planted".into(),
             "core-pattern write /proc/sys/kernel/core_pattern".into(),
             format!("signal-engine signal {}", std::process::id()),
             format!("engine-socket unix {}", socket.display()),
