@@ -12,12 +12,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::build::{need_git, program};
+use crate::build::{bubblewrap, need_git, path_with, program};
 
 const CALC: &str = "pub fn add(a: i32, b: i32) -> i32 {\n    a - b\n}\n\n#[cfg(test)]\nmod tests {\n    \
                     #[test]\n    fn adds() {\n        assert_eq!(super::add(2, 2), 4);\n    }\n}\n";
 
 struct Demo {
+    /// With bubblewrap on it, so that the cage is whole.
+    path: std::ffi::OsString,
     dispatch: PathBuf,
     home: PathBuf,
     project: PathBuf,
@@ -27,12 +29,20 @@ pub(crate) fn run() -> Result<()> {
     need_git()?;
     println!("building dispatch ...");
     let dispatch = program("dispatch", "dispatch", false)?;
+    let path = match bubblewrap() {
+        Ok(dir) => path_with(&dir)?,
+        Err(error) => {
+            println!("note: {error}; the fence is Landlock and seccomp alone");
+            std::env::var_os("PATH").unwrap_or_default()
+        }
+    };
     let place = tempfile::Builder::new()
         .prefix("dispatch-demo-")
         .tempdir()?;
     let home = place.path().join("home");
     let project = place.path().join("calc");
     let demo = Demo {
+        path,
         dispatch,
         home,
         project,
@@ -99,6 +109,7 @@ impl Demo {
         command
             .args(args)
             .current_dir(&self.project)
+            .env("PATH", &self.path)
             .env("DISPATCH_HOME", &self.home);
         command
     }
