@@ -56,6 +56,8 @@ const DEVICES: [&str; 8] = [
 /// What a job needs to see and to write.
 #[derive(Debug)]
 pub struct Needs<'a> {
+    /// Programs beside the one that is started: scripts that an interpreter is given.
+    pub programs: Vec<PathBuf>,
     /// Read-only: the mirror's objects, the agent's own list.
     pub read: Vec<PathBuf>,
     pub write: Vec<PathBuf>,
@@ -202,8 +204,9 @@ impl Host {
             let path = inner.env.get(name).map(PathBuf::from);
             read.extend(path.filter(|path| path.is_absolute()));
         }
-        if let Some(program) = inner.argv.first() {
-            self.install_tree(Path::new(program), &inner.env, &mut read, &mut links);
+        let started = inner.argv.first().map(PathBuf::from);
+        for program in started.iter().chain(&needs.programs) {
+            self.install_tree(program, &inner.env, &mut read, &mut links);
         }
         read.retain(|path| !visible(&self.system, path) && path.exists());
         read.sort();
@@ -278,6 +281,7 @@ impl Host {
         let mut view = self.view(
             &probe,
             Needs {
+                programs: Vec::new(),
                 read: Vec::new(),
                 write: Vec::new(),
                 toolchains: &[],
@@ -447,6 +451,7 @@ mod tests {
         let host = host(&[root.to_str().unwrap()], root);
         let view = || {
             let needs = Needs {
+                programs: Vec::new(),
                 read: Vec::new(),
                 write: Vec::new(),
                 toolchains: &[],

@@ -460,7 +460,7 @@ impl Walk {
             limits: self.ctx.settings.config.limits.agent_job(),
             ..Invocation::default()
         };
-        let fenced = self.fence(invocation, &home, &profile.paths);
+        let fenced = self.fence(invocation, &home, Some(profile));
         Ok((fenced.map_err(start)?, opening.first))
     }
 
@@ -469,7 +469,7 @@ impl Walk {
         &self,
         mut inner: Invocation,
         home: &Path,
-        paths: &[String],
+        agent: Option<&AgentProfile>,
     ) -> Result<Invocation, String> {
         let placement = &self.job.task.spec.placement;
         let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
@@ -485,6 +485,7 @@ impl Walk {
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
+        let paths = agent.map_or(&[][..], |agent| &agent.paths);
         read.extend(toolchains.paths.iter().chain(paths).map(PathBuf::from));
         let mut seen = toolchains.pass_env.clone();
         for name in &toolchains.private {
@@ -498,7 +499,12 @@ impl Walk {
                     .insert(name.clone(), own.to_string_lossy().into_owned());
             }
         }
+        // `python3 /home/me/agent.py`: a file that the person's own table names is its program, too.
+        let named = agent.map_or(&[][..], |agent| &agent.args);
+        let programs = named.iter().map(PathBuf::from);
+        let programs = programs.filter(|path| path.is_absolute() && path.is_file());
         let needs = Needs {
+            programs: programs.collect(),
             read,
             write,
             toolchains: &seen,
@@ -845,7 +851,7 @@ impl Walk {
         };
         // The agent's home holds its configuration of git, so this job does not see it.
         let home = self.ctx.trees.check_home(&self.job.task);
-        let what = match self.fence(what, &home, &[]) {
+        let what = match self.fence(what, &home, None) {
             Ok(what) => what,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -964,7 +970,7 @@ impl Walk {
                 ..Invocation::default()
             };
             let what = self
-                .fence(what, &home, &[])
+                .fence(what, &home, None)
                 .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {

@@ -71,3 +71,26 @@ fn no_fence_is_only_had_by_name_and_warned_of() {
     let done = world.dispatch(&host).exits(0);
     done.says(&["placement host", "no fence around it", "nothing (host)"]);
 }
+
+/// `program = "sh", args = ["/home/me/agent.sh"]`: the script is the agent, and it is seen; what lies
+/// beside it is not.
+#[test]
+fn a_script_that_an_interpreter_is_given_is_seen_in_the_cage() {
+    let world = TestWorld::new();
+    let script = world.path("agent.sh");
+    fs::write(
+        &script,
+        "cat > /dev/null; cat \"${0%/*}/beside\" || echo made > out.txt\n",
+    )
+    .unwrap();
+    fs::write(world.path("beside"), "not for it\n").unwrap();
+    let file = world.home().join("dispatch.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let agent = format!(
+        "[agents.script]\ndriver = \"plain\"\nprogram = \"sh\"\nargs = [{script:?}]\npool = \"default\"\n"
+    );
+    fs::write(&file, text + &agent).unwrap();
+    let args = ["run", "--json", "--no-checks", "--agent", "script", "x"];
+    let task = world.dispatch(&args).exits(0).json();
+    assert_eq!(task["changed"], true, "{task}");
+}

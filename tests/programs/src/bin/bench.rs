@@ -147,6 +147,7 @@ async fn cage(dispatch: &Path) -> Result<()> {
             let begun = Instant::now();
             let what = if fenced {
                 let needs = Needs {
+                    programs: Vec::new(),
                     read: Vec::new(),
                     write: vec![workspace.clone()],
                     toolchains: &[],
