@@ -898,7 +898,7 @@ mod tests {
         // Nothing in it: it is the same one.
         assert_eq!(redactor.event(finished("no")).unwrap(), finished("no"));
         let ready = Kind::WorkspaceReady {
-            path: "/work/sesame-4b1e7c".into(),
+            path: "/data/sesame-4b1e7c".into(),
             base: "0".into(),
             base_branch: None,
             how: "for sesame-4b1e7c".into(),
@@ -908,7 +908,7 @@ mod tests {
         };
         assert_eq!(
             (path.to_str(), how.as_str()),
-            (Some("/work/sesame-4b1e7c"), "for ***")
+            (Some("/data/sesame-4b1e7c"), "for ***")
         );
     }
 
