@@ -24,13 +24,14 @@ use std::{
 
 use dispatch_core::{
     event::Kind,
+    id::TaskId,
     job::Exit,
     outcome::{Failure, Outcome, Stop},
     task::{ChecksAsked, Expects, Network, Placement, TaskSpec, Wrap},
 };
 use dispatch_engine::engine::{Engine, Secrets};
 use dispatch_test_programs::escape;
-use world::{World, finished, outcome, run, until};
+use world::{World, finished, outcome, patient, run, until};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fence {
@@ -65,6 +66,19 @@ fn caged(world: &World, orders: &[&str]) -> TaskSpec {
         checks: ChecksAsked::None,
         ..world.spec(orders)
     }
+}
+
+/// Waits until the agent has written `up`.
+async fn is_up(engine: &Engine, task: TaskId) {
+    until(engine, task, |kind| matches!(kind, Kind::Started { .. })).await;
+    let view = engine.task(task).await.unwrap();
+    let workspace = view.task.workspace.unwrap().path;
+    let look = async {
+        while !workspace.join("up").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    patient(look).await;
 }
 
 fn output(world: &World, view: &dispatch_engine::view::TaskView) -> String {
@@ -256,15 +270,7 @@ async fn the_stop_ladder_reaches_the_last_grandchild() {
         let mut spec = caged(&world, &orders);
         spec.title = "stubborn".into();
         let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
-        until(&engine, run.task, |kind| {
-            matches!(kind, Kind::Started { .. })
-        })
-        .await;
-        let view = engine.task(run.task).await.unwrap();
-        let workspace = view.task.workspace.unwrap().path;
-        while !workspace.join("up").exists() {
-            tokio::task::yield_now().await;
-        }
+        is_up(&engine, run.task).await;
         assert!(!world.alive(run.task).is_empty());
         engine
             .stop(run.task, dispatch_engine::view::Force::Kill)
@@ -388,15 +394,7 @@ async fn a_keeper_killed_leaves_nothing_alive_and_the_lock_free() {
         };
         let spec = caged(&world, &["grandchild pid setsid", "write up x", "hang"]);
         let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
-        until(&engine, run.task, |kind| {
-            matches!(kind, Kind::Started { .. })
-        })
-        .await;
-        let view = engine.task(run.task).await.unwrap();
-        let workspace = view.task.workspace.unwrap().path;
-        while !workspace.join("up").exists() {
-            tokio::task::yield_now().await;
-        }
+        is_up(&engine, run.task).await;
         let dir = world
             .data()
             .join("runs")

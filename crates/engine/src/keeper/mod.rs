@@ -308,6 +308,12 @@ fn fence(
     let (mut inside, theirs) = inside::pair().map_err(failed)?;
     let mut child = spawn(what, marker, cgroup, Some(&theirs)).map_err(failed)?;
     drop(theirs);
+    // Why there is no fence is written before the socket ends; what is not there then never comes.
+    if let Some(stderr) = &child.stderr
+        && let Err(error) = serve::nonblocking(stderr)
+    {
+        return Err(serve::undo(child, format!("make the fence: {error}")));
+    }
     match inside.ready(child.stderr.as_mut()) {
         Ok(layers) => Ok((child, inside, layers)),
         Err(reason) => Err(serve::undo(child, reason)),

@@ -168,7 +168,7 @@ fn reaper() -> io::Result<(mpsc::Receiver<Reaped>, UnixStream)> {
     Ok((told, woken))
 }
 
-fn nonblocking(fd: &impl AsFd) -> io::Result<()> {
+pub(super) fn nonblocking(fd: &impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     Ok(rustix::fs::fcntl_setfl(
         fd,
@@ -751,13 +751,7 @@ fn exit_of(status: WaitStatus) -> Exit {
 /// The loop failed (it can only be the disk or the kernel): end the job rather than lose sight of it.
 pub(super) fn give_up(child: &mut Child, error: &io::Error) -> Ended {
     let mut problems = vec![format!("the keeper could not go on: {error}")];
-    let until = Instant::now() + REAP;
-    while !processes::descendants().is_empty() && Instant::now() < until {
-        for pid in processes::descendants() {
-            processes::kill(pid);
-        }
-        std::thread::sleep(KILL_AGAIN);
-    }
+    end_all();
     if let Err(error) = child.kill() {
         problems.push(format!("kill the job: {error}"));
     }
@@ -773,21 +767,22 @@ pub(super) fn give_up(child: &mut Child, error: &io::Error) -> Ended {
 
 /// Takes back a fence whose program never ran, and passes the reason on.
 pub(super) fn undo(mut child: Child, reason: String) -> String {
-    let until = Instant::now() + REAP;
     let killed = child.kill().and_then(|()| child.wait().map(drop));
-    while !processes::descendants().is_empty() && Instant::now() < until {
-        for pid in processes::descendants() {
-            processes::kill(pid);
-        }
-        std::thread::sleep(KILL_AGAIN);
-        reap_all();
-    }
+    end_all();
     match killed {
         Ok(()) => reason,
         Err(error) => format!("{reason}; end the fence: {error}"),
     }
 }
 
-fn reap_all() {
-    while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
+/// Whatever is below us, reaped too: a dead child that nobody waits for would count as alive.
+fn end_all() {
+    let until = Instant::now() + REAP;
+    while !processes::descendants().is_empty() && Instant::now() < until {
+        for pid in processes::descendants() {
+            processes::kill(pid);
+        }
+        std::thread::sleep(KILL_AGAIN);
+        while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
+    }
 }
