@@ -420,11 +420,15 @@ impl Walk {
             RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
         };
         let text = prompt::prompt(&task.spec.text, &cause, task.spec.expects, resume.is_some());
+        let whole = prompt::prompt(&task.spec.text, &cause, task.spec.expects, false);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();
+        let workspace = self.workspace();
         let ask = Ask {
             prompt: &text,
+            whole: &whole,
+            cwd: &workspace.to_string_lossy(),
             program: &program,
             args: &profile.args,
             home: &home_text,

@@ -319,6 +319,8 @@ mod tests {
         let args = ["-m".to_owned(), "gpt".to_owned()];
         let ask = Ask {
             prompt: "--help",
+            whole: "whole",
+            cwd: "/workspace/repo",
             program: "codex",
             args: &args,
             home: "/h",

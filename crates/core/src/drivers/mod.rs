@@ -5,6 +5,7 @@
 //! To add one: a file with a `Driver`, a row in [`DriverKind`], a golden transcript in `testdata/`,
 //! an `[agents.*]` table in `defaults.toml`.
 
+mod acp;
 mod claude;
 mod codex;
 #[cfg(test)]
@@ -25,9 +26,13 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     pub prompt: &'a str,
+    /// The same for an agent that turns out not to remember the session of `resume`.
+    pub whole: &'a str,
     pub program: &'a str,
     /// From the agent's table, put where the CLI takes options.
     pub args: &'a [String],
+    /// The workspace, as an absolute path.
+    pub cwd: &'a str,
     /// The task's private home, for CLIs that have a variable of their own for it.
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
@@ -76,6 +81,7 @@ pub enum DriverKind {
     Plain,
     Claude,
     Codex,
+    Acp,
 }
 
 impl DriverKind {
@@ -85,6 +91,7 @@ impl DriverKind {
             Self::Plain => Box::<plain::Plain>::default(),
             Self::Claude => Box::<claude::Claude>::default(),
             Self::Codex => Box::<codex::Codex>::default(),
+            Self::Acp => Box::<acp::Acp>::default(),
         }
     }
 }

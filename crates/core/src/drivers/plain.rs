@@ -54,6 +54,8 @@ mod tests {
         let args = ["--fast".to_owned()];
         let ask = Ask {
             prompt: "-rf; $(x)",
+            whole: "whole",
+            cwd: "/workspace/repo",
             program: "tool",
             args: &args,
             home: "/h",
