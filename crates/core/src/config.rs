@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::PathBuf,
+    path::{Component, Path, PathBuf},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -144,6 +144,36 @@ pub struct AgentProfile {
     /// Absolute paths it may read inside a fence, besides the system and its own program.
     #[serde(default)]
     pub paths: Vec<String>,
+    /// Laid into the task's private home before each run, by their path below it.
+    #[serde(default)]
+    pub files: BTreeMap<HomePath, String>,
+}
+
+/// A relative path that stays below the directory it is taken from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HomePath(PathBuf);
+
+impl HomePath {
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for HomePath {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parts: Vec<Component<'_>> = Path::new(&text).components().collect();
+        let plain = |part: &Component<'_>| matches!(part, Component::Normal(_));
+        if parts.is_empty() || !parts.iter().all(plain) || text.contains('\0') {
+            return Err(format!(
+                "{text:?} is not a path below the private home, such as .gemini/settings.json"
+            ));
+        }
+        Ok(Self(text.into()))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

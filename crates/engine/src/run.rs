@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,7 +13,7 @@ use std::{
 use dispatch_core::{
     cage,
     checks::{self, Planned},
-    config::{AgentProfile, EnvValue},
+    config::{AgentProfile, EnvValue, HomePath},
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     id::{RunId, SiteName},
@@ -32,6 +33,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{Fences, Needs},
+    files,
     lines::{Line, Lines},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
@@ -437,6 +439,7 @@ impl Walk {
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
+        lay_down(&home, &profile.files).map_err(start)?;
         env.extend(opening.env);
         let mut secrets = Vec::new();
         for (name, value) in &profile.env {
@@ -1083,6 +1086,17 @@ fn prepare_failed(error: &TreeError) -> Stopped {
         reason: error.to_string(),
     }
     .into()
+}
+
+/// The agent's own files in its private home. An earlier run may have put anything in their places.
+fn lay_down(home: &Path, wanted: &BTreeMap<HomePath, String>) -> Result<(), String> {
+    for (path, text) in wanted {
+        let path = path.as_path();
+        let written = files::open_dir(home)
+            .and_then(|root| files::replace_beneath(root.as_fd(), path, text.as_bytes()));
+        written.map_err(|e| format!("write {} into the private home: {e}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The program's full path, found on the job's own PATH.

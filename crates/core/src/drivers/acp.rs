@@ -450,7 +450,7 @@ impl Acp {
             .open
             .as_ref()
             .is_some_and(|open| open.thought == thought && open.message == message);
-        let mut steps = if same { Vec::new() } else { self.flush() };
+        let steps = if same { Vec::new() } else { self.flush() };
         if text.is_empty() {
             return steps;
         }
@@ -463,7 +463,6 @@ impl Acp {
         if open.text.len() <= TEXT_BYTES_MAX {
             open.text.push_str(&bounded(&text, TEXT_BYTES_MAX));
         }
-        steps.push(Step::Live(kept_text(&text)));
         steps
     }
 

@@ -227,6 +227,8 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
     let mut driver = kind.driver();
     driver.open(&Ask {
         prompt: "x",
+        whole: "x",
+        cwd: "/w",
         program: "agent",
         args: &[],
         home: "/home",
