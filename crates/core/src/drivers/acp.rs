@@ -272,7 +272,8 @@ impl Acp {
         };
         match (self.resume.clone(), method) {
             (Some(session), Some(method)) => {
-                let params = json!({"sessionId": session, "cwd": self.cwd, "mcpServers": []});
+                let mut params = self.session_params();
+                params["sessionId"] = json!(session);
                 self.session = Some(session);
                 self.ask(Asked::Resume, method, &params)
             }
@@ -288,8 +289,22 @@ impl Acp {
     }
 
     fn new_session(&mut self) -> Vec<Step> {
-        let params = json!({"cwd": self.cwd, "mcpServers": []});
+        let params = self.session_params();
         self.ask(Asked::New, "session/new", &params)
+    }
+
+    /// `_meta` is for the adapter of Claude Code, and nothing to others: a repository's settings
+    /// could run commands, send the key elsewhere or give permissions (its CLAUDE.md is read as
+    /// that of an additional directory), and a guess at the next prompt would cost a request.
+    fn session_params(&self) -> Value {
+        let options = json!({
+            "settingSources": ["user"],
+            "strictMcpConfig": true,
+            "additionalDirectories": [self.cwd],
+            "promptSuggestions": false,
+        });
+        let meta = json!({"claudeCode": {"options": options}});
+        json!({"cwd": self.cwd, "mcpServers": [], "_meta": meta})
     }
 
     fn opened(&mut self, what: Asked, result: &Value) -> Vec<Step> {

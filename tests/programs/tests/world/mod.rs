@@ -6,6 +6,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod model;
+
 use std::{
     collections::BTreeMap,
     fs,
