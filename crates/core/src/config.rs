@@ -141,6 +141,10 @@ pub struct AgentProfile {
     pub pool: PoolName,
     /// Absent: `task.placement`.
     pub placement: Option<PlacementName>,
+    /// Absent: `task.expects`.
+    pub expects: Option<Expects>,
+    /// Where a review begins that names no base; absent: the commit before the last.
+    pub review_base: Option<String>,
     /// Absolute paths it may read inside a fence, besides the system and its own program.
     #[serde(default)]
     pub paths: Vec<String>,

@@ -21,10 +21,11 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     prompt,
     redact::Redactor,
+    review::{self, Range, Verdict},
     run::{RunCause, RunState},
     secret::Secret,
     state::{Run, Task},
-    task::Wrap,
+    task::{Expects, Wrap},
     update::{Said, Update},
     verdict::{self, Tree},
 };
@@ -118,7 +119,9 @@ pub(crate) async fn supervise(
         job,
         orders,
         stop: None,
+        range: None,
     };
+    walk.range = walk.run().and_then(|run| run.range.clone());
     let (outcome, verified) = match walk.walk().await {
         Ok(ended) => ended,
         Err(Stopped::Outcome(outcome)) => (outcome, Verified::NotVerified),
@@ -140,6 +143,8 @@ struct Walk {
     redactor: Redactor,
     /// Set once a person asked for the end.
     stop: Option<Force>,
+    /// The commits under review.
+    range: Option<Range>,
 }
 
 /// What following the agent to its end has shown.
@@ -318,6 +323,7 @@ impl Walk {
         if !carried.is_empty() {
             self.tell(Kind::CarriedFound { carried }).await?;
         }
+        self.set_range().await?;
         if !kept {
             self.refill();
         }
@@ -357,6 +363,20 @@ impl Walk {
             reason: refused.join("; "),
         }
         .into())
+    }
+
+    /// Of a review: the commits it is about.
+    async fn set_range(&mut self) -> Result<(), Stopped> {
+        if self.job.task.spec.expects != Expects::Review || self.range.is_some() {
+            return Ok(());
+        }
+        let range = self
+            .blocking(Trees::review_range)
+            .await?
+            .map_err(|error| prepare_failed(&error))?;
+        self.range = Some(range.clone());
+        self.tell(Kind::RangeSet { range }).await?;
+        Ok(())
     }
 
     fn asked_to_stop(&mut self) -> Result<(), Stopped> {
@@ -421,8 +441,13 @@ impl Walk {
             RunCause::Dispatched => None,
             RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
         };
-        let text = prompt::prompt(&task.spec.text, &cause, task.spec.expects, resume.is_some());
-        let whole = prompt::prompt(&task.spec.text, &cause, task.spec.expects, false);
+        let mut words = task.spec.text.clone();
+        if let Some(range) = &self.range {
+            words.push_str("\n\n");
+            words.push_str(&review::instructions(range));
+        }
+        let text = prompt::prompt(&words, &cause, task.spec.expects, resume.is_some());
+        let whole = prompt::prompt(&words, &cause, task.spec.expects, false);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();
@@ -435,6 +460,7 @@ impl Walk {
             args: &profile.args,
             home: &home_text,
             resume,
+            review: self.range.as_ref(),
             unfenced: task.spec.placement.wrap == Wrap::Host,
         };
         let opening = driver.open(&ask);
@@ -770,6 +796,9 @@ impl Walk {
         if !matches!(outcome, Outcome::Completed { .. }) {
             return Ok((outcome, Verified::NotVerified));
         }
+        if let Some(range) = self.range.clone() {
+            return self.review(&heard.said.text, range).await;
+        }
         let planned = self.planned().await?;
         if planned.is_empty() {
             return Ok((outcome, Verified::NotVerified));
@@ -779,6 +808,38 @@ impl Walk {
             self.tell(Kind::ChecksStarted { checks: names }).await?;
         }
         self.check(site, &planned, outcome).await
+    }
+
+    /// The reviewer's word, which stands where checks stand otherwise.
+    async fn review(&self, said: &str, range: Range) -> Result<(Outcome, Verified), Stopped> {
+        let known = self.run().and_then(|run| run.review.clone());
+        let review = match known {
+            Some(review) => review,
+            None => {
+                let review = review::read(said, range);
+                let told = review.clone();
+                self.tell(Kind::Reviewed { review: told }).await?;
+                review
+            }
+        };
+        let findings = review.findings.len();
+        Ok(match review.verdict {
+            Verdict::Pass => {
+                let summary = format!("the review passes, with {findings} findings");
+                (Outcome::Completed { summary }, Verified::Yes)
+            }
+            Verdict::Fail => {
+                let note = review.note;
+                (Failure::Review { findings, note }.into(), Verified::No)
+            }
+            Verdict::NotVerified => {
+                let reason = review.note;
+                (
+                    Failure::NotReviewed { reason }.into(),
+                    Verified::NotVerified,
+                )
+            }
+        })
     }
 
     async fn planned(&self) -> Result<Vec<Planned>, Stopped> {

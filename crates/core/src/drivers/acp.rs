@@ -636,6 +636,7 @@ mod tests {
             home: "/h",
             cwd: "/w",
             resume,
+            review: None,
             unfenced,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);

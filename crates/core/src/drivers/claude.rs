@@ -477,6 +477,7 @@ mod tests {
             args,
             home: "/h",
             resume,
+            review: None,
             unfenced: false,
         }
     }

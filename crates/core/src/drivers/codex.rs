@@ -325,6 +325,7 @@ mod tests {
             args: &args,
             home: "/h",
             resume,
+            review: None,
             unfenced,
         };
         let opening = Codex::default().open(&ask);

@@ -83,6 +83,7 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         args: &[],
         home: "/home",
         resume: None,
+        review: None,
         unfenced: false,
     });
     (driver, opening.first)

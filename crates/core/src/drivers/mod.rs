@@ -7,6 +7,7 @@
 
 mod acp;
 mod claude;
+mod coderabbit;
 mod codex;
 #[cfg(test)]
 mod golden;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::Stdin,
+    review::Range,
     update::{Said, Update},
 };
 
@@ -37,6 +39,8 @@ pub struct Ask<'a> {
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
     pub resume: Option<&'a str>,
+    /// What is to be reviewed, where that is the task.
+    pub review: Option<&'a Range>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
 }
@@ -82,6 +86,7 @@ pub enum DriverKind {
     Claude,
     Codex,
     Acp,
+    Coderabbit,
 }
 
 impl DriverKind {
@@ -92,6 +97,7 @@ impl DriverKind {
             Self::Claude => Box::<claude::Claude>::default(),
             Self::Codex => Box::<codex::Codex>::default(),
             Self::Acp => Box::<acp::Acp>::default(),
+            Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
         }
     }
 }

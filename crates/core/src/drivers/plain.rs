@@ -60,6 +60,7 @@ mod tests {
             args: &args,
             home: "/h",
             resume: None,
+            review: None,
             unfenced: true,
         };
         let opening = Plain::default().open(&ask);

@@ -233,6 +233,7 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
         args: &[],
         home: "/home",
         resume: None,
+        review: None,
         unfenced: false,
     });
     driver

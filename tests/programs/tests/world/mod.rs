@@ -140,6 +140,7 @@ impl World {
             placement: Placement::of(Wrap::Host),
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
+            review_base: None,
             workspace: None,
             parent: None,
             labels: Labels::default(),
