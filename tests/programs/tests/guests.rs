@@ -1,5 +1,5 @@
 //! The agents that speak ACP, as themselves, against the scripted model server: Gemini, opencode, and
-//! the adapters of Claude Code and Codex. `DISPATCH_TEST_AGENTS` names the folder whose
+//! the adapters of Claude Code and Codex; and Codex as a server. `DISPATCH_TEST_AGENTS` names the folder whose
 //! `node_modules` holds them (`cargo xtask test` sets it); without it nothing is tested here, said
 //! aloud. In the cage where bubblewrap is there, else on the host, said aloud.
 //! Must not sleep, must not leave this machine, and must not read a login of the person's own.
@@ -43,13 +43,15 @@ enum Guest {
     Opencode,
     ClaudeAcp,
     CodexAcp,
+    CodexApp,
 }
 
-const GUESTS: [Guest; 4] = [
+const GUESTS: [Guest; 5] = [
     Guest::Gemini,
     Guest::Opencode,
     Guest::ClaudeAcp,
     Guest::CodexAcp,
+    Guest::CodexApp,
 ];
 
 fn aloud(once: &Once, text: &str) {
@@ -80,6 +82,7 @@ impl Guest {
             Self::Opencode => "opencode",
             Self::ClaudeAcp => "claude-acp",
             Self::CodexAcp => "codex-acp",
+            Self::CodexApp => "codex-app",
         }
     }
 
@@ -96,6 +99,16 @@ impl Guest {
         let arch = match std::env::consts::ARCH {
             "aarch64" => "arm64",
             _ => "x64",
+        };
+        let triple = match arch {
+            "arm64" => "aarch64",
+            _ => "x86_64",
+        };
+        let codex = match self {
+            Self::CodexApp => {
+                format!("@openai/codex-linux-{arch}/vendor/{triple}-unknown-linux-musl/bin/codex")
+            }
+            _ => format!("@zed-industries/codex-acp-linux-{arch}/bin/codex-acp"),
         };
         let modules = Path::new(&folder).join("node_modules");
         let at = |below: &str| modules.join(below).canonicalize().unwrap();
@@ -126,15 +139,13 @@ impl Guest {
                  ANTHROPIC_BASE_URL = \"{url}\"\nCLAUDE_CODE_MAX_RETRIES = \"1\"\n",
                 at("@agentclientprotocol/claude-agent-acp/dist/index.js"),
             ),
-            Self::CodexAcp => format!(
-                "[agents.{name}]\npool = \"test\"\nprogram = {:?}\nargs = [\"-c\", \
+            Self::CodexAcp | Self::CodexApp => format!(
+                "[agents.{name}]\npool = \"test\"\nprogram = {:?}\nargs = [\"-c\", \"model=any\", \"-c\", \
                  \"model_provider=fake\", \"-c\", '''model_providers.fake={{name=\"Fake\",\
                  base_url=\"{url}/v1\",wire_api=\"responses\",env_key=\"FAKE_KEY\",\
                  request_max_retries=0,stream_max_retries=0}}''']\n\
                  [agents.{name}.env]\nFAKE_KEY = \"{KEY}\"\n",
-                at(&format!(
-                    "@zed-industries/codex-acp-linux-{arch}/bin/codex-acp"
-                )),
+                at(&codex),
             ),
         })
     }

@@ -49,6 +49,7 @@ fn transcripts() -> Vec<Transcript> {
         ("acp", DriverKind::Acp),
         ("claude", DriverKind::Claude),
         ("codex", DriverKind::Codex),
+        ("codex_app", DriverKind::CodexApp),
     ];
     for (folder, kind) in kinds {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
@@ -185,6 +186,8 @@ fn no_line_can_break_a_driver() {
         DriverKind::Claude,
         DriverKind::Codex,
         DriverKind::Acp,
+        DriverKind::CodexApp,
+        DriverKind::Coderabbit,
     ] {
         let (mut driver, _) = opened(kind, "x");
         for transcript in transcripts() {

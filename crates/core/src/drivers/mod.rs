@@ -9,6 +9,7 @@ mod acp;
 mod claude;
 mod coderabbit;
 mod codex;
+mod codex_app;
 #[cfg(test)]
 mod golden;
 mod plain;
@@ -87,6 +88,7 @@ pub enum DriverKind {
     Codex,
     Acp,
     Coderabbit,
+    CodexApp,
 }
 
 impl DriverKind {
@@ -98,6 +100,7 @@ impl DriverKind {
             Self::Codex => Box::<codex::Codex>::default(),
             Self::Acp => Box::<acp::Acp>::default(),
             Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
+            Self::CodexApp => Box::<codex_app::CodexApp>::default(),
         }
     }
 }

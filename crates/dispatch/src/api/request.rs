@@ -283,7 +283,9 @@ mod tests {
     fn what_cannot_be_is_refused_and_names_what_exists() {
         let error = spec(r#"{"task": "x", "repo": "/r", "agent": "gpt"}"#).unwrap_err();
         assert!(
-            error.to_string().contains("there are claude, codex"),
+            error
+                .to_string()
+                .contains("there are claude, claude-acp, coderabbit, codex"),
             "{error}"
         );
         for bad in [
