@@ -329,7 +329,7 @@ fn merge(into: &mut Merged, above: &[&str], table: Table, source: &str) {
             Value::Table(inner) if !whole => merge(into, &path, inner, source),
             leaf => {
                 let at = place(&path);
-                let text = leaf.to_string();
+                let text = on_one_line(&leaf);
                 put(&mut into.table, &path, leaf);
                 // What it is laid over, or is laid below, is no longer in force.
                 let below = format!("{at}.");
@@ -339,6 +339,16 @@ fn merge(into: &mut Merged, above: &[&str], table: Table, source: &str) {
                 into.sources.insert(at, (text, source.to_owned()));
             }
         }
+    }
+}
+
+/// A value as TOML writes it, on one line. What JSON escapes in a string, TOML reads the same way.
+fn on_one_line(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains('\n') => {
+            serde_json::to_string(text).unwrap_or_default()
+        }
+        other => other.to_string(),
     }
 }
 
