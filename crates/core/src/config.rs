@@ -13,9 +13,10 @@ use toml::{Table, Value};
 use crate::{
     checks::Checks,
     drivers::DriverKind,
-    id::{AgentName, PlacementName, PoolName},
+    gate::{Gate, Pool},
+    id::{AgentName, ModelName, PlacementName, PoolName},
     limits::Limits,
-    schedule::{Pool, Pools},
+    schedule::Pools,
     task::{Expects, Network, Placement, Wrap},
 };
 
@@ -139,17 +140,13 @@ pub struct AgentProfile {
     #[serde(default)]
     pub env: BTreeMap<String, EnvValue>,
     pub pool: PoolName,
+    /// Of a task that names none. Absent: what the program takes by itself.
+    pub model: Option<ModelName>,
     /// Absent: `task.placement`.
     pub placement: Option<PlacementName>,
     /// Absolute paths it may read inside a fence, besides the system and its own program.
     #[serde(default)]
     pub paths: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PoolTable {
-    slots: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -187,6 +184,7 @@ pub struct Toolchains {
 pub struct Config {
     pub task: TaskDefaults,
     pub limits: Limits,
+    pub gate: Gate,
     pub retention: Retention,
     pub toolchains: Toolchains,
     pub pools: Pools,
@@ -219,9 +217,10 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "task",
     "limits",
+    "gate",
     "retention",
     "toolchains",
     "pools",
@@ -389,9 +388,10 @@ impl Typing<'_> {
         }
         let task = self.one::<TaskDefaults>("task");
         let limits = self.one::<Limits>("limits");
+        let gate = self.one::<Gate>("gate");
         let retention = self.one::<Retention>("retention");
         let toolchains = self.one::<Toolchains>("toolchains");
-        let pools = self.many::<PoolName, PoolTable>("pools");
+        let pools = self.many::<PoolName, Pool>("pools");
         let placements = self.placements();
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
@@ -419,10 +419,12 @@ impl Typing<'_> {
             }
             self.absolute(&format!("agents.{name}.paths"), &agent.paths);
         }
+        for (key, what) in gate.iter().flat_map(Gate::problems) {
+            self.problem(&place(&["gate", key]), what);
+        }
         for (name, pool) in &pools {
-            if pool.slots == 0 {
-                let what = "0 slots: nothing in this pool could ever run".into();
-                self.problem(&place(&["pools", name.as_str(), "slots"]), what);
+            for (key, what) in pool.problems() {
+                self.problem(&place(&["pools", name.as_str(), key]), what);
             }
         }
         let task = task?;
@@ -444,13 +446,10 @@ impl Typing<'_> {
         }
         let toolchains = toolchains?;
         self.absolute("toolchains.paths", &toolchains.paths);
-        let pools = pools
-            .into_iter()
-            .map(|(name, p)| (name, Pool { slots: p.slots }))
-            .collect();
         Some(Config {
             task,
             limits: limits?,
+            gate: gate?,
             retention: retention?,
             toolchains,
             pools,

@@ -590,7 +590,8 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 38] = [
+    "after",
     "agent",
     "base",
     "base_branch",
@@ -605,11 +606,13 @@ const NAMES: [&str; 34] = [
     "failed",
     "id",
     "named",
+    "model",
     "network",
     "outcome",
     "parent",
     "path",
     "pool",
+    "priority",
     "refname",
     "repo",
     "session",
@@ -618,6 +621,7 @@ const NAMES: [&str; 34] = [
     "sites",
     "state",
     "stopped",
+    "task",
     "verified",
     "version",
     "why",
@@ -627,7 +631,7 @@ const NAMES: [&str; 34] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 3] = ["checks", "named", "sites"];
+const NAME_LISTS: [&str; 4] = ["after", "checks", "named", "sites"];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.

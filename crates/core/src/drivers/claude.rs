@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::{
     Ask, Driver, Opening, Step, Tail,
     text::{
-        AUTH_MARKS, LIMIT_MARKS, blocks, epoch_in, epoch_ms, has_any, kept_text, notice, plain,
-        questions, retry_after_ms, session_ok, status_at, str_at, tool_text, u32_at,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, blocks, epoch_in, epoch_ms, has_any, is_away,
+        kept_text, notice, plain, questions, retry_after_ms, session_ok, status_at, str_at,
+        tool_text, u32_at,
     },
 };
 use crate::{
@@ -82,6 +83,9 @@ impl Driver for Claude {
         .to_vec();
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
             argv.extend(["--resume".to_owned(), session.to_owned()]);
+        }
+        if let Some(model) = ask.model {
+            argv.extend(["--model".to_owned(), model.to_owned()]);
         }
         argv.extend(ask.args.iter().cloned());
         Opening {
@@ -322,11 +326,13 @@ impl Claude {
         match status_at(event, "api_error_status") {
             Some(429) => self.limited(said),
             Some(401 | 403) => LastWord::Auth,
+            Some(status) if is_away(status) => LastWord::Unavailable,
             Some(_) => LastWord::Model,
             None if self.error == "rate_limit" => self.limited(said),
             None if self.error == "authentication_failed" => LastWord::Auth,
             None if has_any(&lower, AUTH_MARKS) => LastWord::Auth,
             None if has_any(&lower, LIMIT_MARKS) => self.limited(said),
+            None if has_any(&lower, AWAY_MARKS) => LastWord::Unavailable,
             None => LastWord::Model,
         }
     }
@@ -476,6 +482,7 @@ mod tests {
             home: "/h",
             resume,
             unfenced: false,
+            model: None,
         }
     }
 
@@ -544,7 +551,15 @@ mod tests {
             (r#""is_error":true,"api_error_status":401"#, LastWord::Auth),
             (
                 r#""is_error":true,"api_error_status":500,"result":"try again in 5s, rate limit""#,
+                LastWord::Unavailable,
+            ),
+            (
+                r#""is_error":true,"api_error_status":400,"result":"too long""#,
                 LastWord::Model,
+            ),
+            (
+                r#""is_error":true,"result":"Connection error.""#,
+                LastWord::Unavailable,
             ),
             (
                 r#""is_error":true,"api_error_status":429,"result":"try again in 5 minutes""#,

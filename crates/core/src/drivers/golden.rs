@@ -77,6 +77,7 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         home: "/home",
         resume: None,
         unfenced: false,
+        model: None,
     });
     (driver, opening.first)
 }
@@ -335,6 +336,7 @@ fn last_text(last: &LastWord) -> String {
         } => format!("rate limited, after {retry_after_ms:?} ms, at {retry_at:?}"),
         LastWord::Auth => "auth".into(),
         LastWord::Model => "model".into(),
+        LastWord::Unavailable => "unavailable".into(),
         LastWord::Missing { expected } => format!("missing {expected}"),
     }
 }

@@ -32,6 +32,8 @@ pub struct Ask<'a> {
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
     pub resume: Option<&'a str>,
+    /// The model asked for; a plain program finds it in DISPATCH_MODEL.
+    pub model: Option<&'a str>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
 }

@@ -193,6 +193,7 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
         home: "/home",
         resume: None,
         unfenced: false,
+        model: None,
     });
     driver
 }
