@@ -335,6 +335,14 @@ impl Budget {
     }
 
     #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.saturating_sub(other.tokens),
+            usd: MicroUsd(self.usd.0.saturating_sub(other.usd.0)),
+        }
+    }
+
+    #[must_use]
     pub fn is_none(self) -> bool {
         self == Self::default()
     }

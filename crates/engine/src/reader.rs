@@ -112,6 +112,7 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         short: state.short(task),
         seq: state.seq(),
         waits: None,
+        place: None,
         jobs: found.runs.iter().map(job).collect(),
         vault: trees::vault_of(data, &found.spec.repo),
         task: found.clone(),

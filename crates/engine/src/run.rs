@@ -15,7 +15,8 @@ use dispatch_core::{
     config::{AgentProfile, EnvValue},
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
-    id::{RunId, SiteName},
+    gate::Budget,
+    id::{ModelName, RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     outcome::{Failure, Outcome, Stop},
     prompt,
@@ -24,7 +25,7 @@ use dispatch_core::{
     secret::Secret,
     state::{Run, Task},
     task::Wrap,
-    update::{Said, Update},
+    update::{Said, Update, Usage},
     verdict::{self, Tree},
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -116,6 +117,7 @@ pub(crate) async fn supervise(
         job,
         orders,
         stop: None,
+        swept: false,
     };
     let (outcome, verified) = match walk.walk().await {
         Ok(ended) => ended,
@@ -123,8 +125,7 @@ pub(crate) async fn supervise(
         Err(Stopped::NeedsSecrets) => return Ended::NeedsSecrets,
         Err(Stopped::Cut) => return Ended::Cut,
     };
-    let finished = Kind::Finished { outcome, verified };
-    match walk.record(Subject::Run(run), vec![finished]).await {
+    match walk.finish(run, outcome, verified).await {
         Ok(()) => Ended::Judged,
         Err(Cut) => Ended::Cut,
     }
@@ -138,6 +139,8 @@ struct Walk {
     redactor: Redactor,
     /// Set once a person asked for the end.
     stop: Option<Force>,
+    /// Its keeper has ended all of it, so another run may have the workspace.
+    swept: bool,
 }
 
 /// What following the agent to its end has shown.
@@ -172,6 +175,22 @@ impl Walk {
         self.ctx.commands.send(command).await.map_err(|_| Cut)?;
         match answer.await {
             // A refused event is a bug that the actor has noted; the run goes on to its end.
+            Ok(Ok(()) | Err(_)) => Ok(()),
+            Err(_) => Err(Cut),
+        }
+    }
+
+    async fn finish(&self, run: RunId, outcome: Outcome, verified: Verified) -> Result<(), Cut> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Finish {
+            run,
+            outcome,
+            verified,
+            swept: self.swept,
+            reply,
+        };
+        self.ctx.commands.send(command).await.map_err(|_| Cut)?;
+        match answer.await {
             Ok(Ok(()) | Err(_)) => Ok(()),
             Err(_) => Err(Cut),
         }
@@ -429,6 +448,7 @@ impl Walk {
             args: &profile.args,
             home: &home_text,
             resume,
+            model: task.spec.terms.model.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
         };
         let opening = driver.open(&ask);
@@ -606,10 +626,11 @@ impl Walk {
             usage: None,
             bytes_left: limits.updates_bytes,
             done: false,
+            over_budget: false,
         };
         let linger = tokio::time::sleep(Duration::from_secs(limits.linger_s));
         let mut linger = std::pin::pin!(linger);
-        let mut shown_the_door = false;
+        let (mut shown_the_door, mut told_to_save) = (false, false);
         loop {
             let event = tokio::select! {
                 event = follow.next() => event.map_err(lost)?,
@@ -632,11 +653,31 @@ impl Walk {
                 JobEvent::Out(bytes) => {
                     let lines = ear.lines.push(&bytes);
                     self.hear(site, driver, &mut ear, lines).await?;
+                    // One that is done has nothing left to spend.
+                    if ear.over_budget && !ear.done && !told_to_save {
+                        told_to_save = true;
+                        let grace_ms = limits.grace_s * 1000;
+                        let order = Order::Stop {
+                            why: Stop::Budget,
+                            grace_ms,
+                        };
+                        match site.order(&job, &order).await {
+                            // It has ended by itself.
+                            Ok(()) | Err(_) => {}
+                        }
+                    }
                     None
                 }
                 JobEvent::Err(_) | JobEvent::Alive => None,
-                JobEvent::Exited(report) => Some(Some(report)),
-                JobEvent::NeverStarted | JobEvent::Gone => Some(None),
+                JobEvent::Exited(report) => {
+                    self.swept = true;
+                    Some(Some(report))
+                }
+                JobEvent::Gone => {
+                    self.swept = true;
+                    Some(None)
+                }
+                JobEvent::NeverStarted => Some(None),
             };
             if ear.done && !was_done {
                 let after = tokio::time::Instant::now() + Duration::from_secs(limits.linger_s);
@@ -679,7 +720,9 @@ impl Walk {
                 match step {
                     Step::Said(update) => {
                         if let Update::Usage(usage) = &update {
-                            ear.usage = Some(usage.clone());
+                            let before = ear.usage.replace(usage.clone());
+                            let warning = self.look_at_budget(before.as_ref(), usage, ear);
+                            facts.push(warning.filter(|_| fresh));
                         }
                         if let Update::Session { id } = &update
                             && ear.session.as_ref() != Some(id)
@@ -724,6 +767,22 @@ impl Walk {
             self.record(Subject::Run(self.job.run), facts).await?;
         }
         Ok(())
+    }
+
+    /// The task's budget against what all its runs have spent: a word at its warning, an end at its
+    /// limit.
+    fn look_at_budget(&self, before: Option<&Usage>, now: &Usage, ear: &mut Ear) -> Option<Kind> {
+        let task = &self.job.task;
+        let earlier = task.runs.iter().filter(|run| run.n < self.job.run.n);
+        let earlier = earlier.filter_map(|run| run.usage.as_ref()).map(Budget::of);
+        let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::add));
+        let after = earlier.add(Budget::of(now));
+        let before = earlier.add(before.map(Budget::of).unwrap_or_default());
+        ear.over_budget |= budget.reached(after).is_some();
+        let percent = self.ctx.settings.config.gate.warn_percent;
+        let spent = budget.crossed(before, after, percent)?;
+        let what = "task".to_owned();
+        Some(Kind::BudgetWarned { what, spent })
     }
 
     async fn close_input(&self, site: &Arc<dyn Site>) {
@@ -1041,6 +1100,8 @@ struct Ear {
     usage: Option<dispatch_core::update::Usage>,
     bytes_left: u64,
     done: bool,
+    /// It has spent what its task may, and has been told to end.
+    over_budget: bool,
 }
 
 impl Ear {

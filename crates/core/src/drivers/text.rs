@@ -116,6 +116,7 @@ pub(super) fn is_away(status: u16) -> bool {
 /// The same as a CLI or a provider words it.
 pub(super) const AWAY_MARKS: &[&str] = &[
     "overloaded",
+    "experiencing high demand",
     "stream disconnected",
     "connection error",
     "connection refused",

@@ -20,6 +20,7 @@ mod list;
 mod logs;
 pub(crate) mod out;
 mod repo;
+mod retry;
 mod rm;
 mod run;
 mod screen;
@@ -69,6 +70,7 @@ enum Verb {
     Logs(logs::Args),
     Diff(diff::Args),
     Answer(answer::Args),
+    Retry(retry::Args),
     Stop(stop::Args),
     Wait(wait::Args),
     Apply(apply::Args),
@@ -171,6 +173,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Logs(args) => logs::run(ctx, &args).await,
         Verb::Diff(args) => diff::run(ctx, &args).await,
         Verb::Answer(args) => Box::pin(answer::run(ctx, args)).await,
+        Verb::Retry(args) => Box::pin(retry::run(ctx, args)).await,
         Verb::Stop(args) => Box::pin(stop::run(ctx, &args)).await,
         Verb::Wait(args) => Box::pin(wait::run(ctx, &args)).await,
         Verb::Apply(args) => apply::run(ctx, &args).await,

@@ -15,13 +15,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
-    event::{Kind, Subject},
+    event::{Kind, Scope, Subject},
     id::{RunId, TaskId},
     job::{Exit, Offset},
     run::RunCause,
-    task::{Base, ChecksAsked, Expects, Labels, Network, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Network, Placement, TaskSpec, Terms, Wrap},
 };
 use dispatch_engine::{
+    clock::Clock,
     engine::{Engine, Observer, Secrets, Settings},
     fence::{Fences, Needs},
     git::Git,
@@ -310,6 +311,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        terms: Terms::default(),
     })
 }
 
@@ -396,6 +398,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
         observer: Observer::default(),
+        clock: Clock::default(),
     })
 }
 
@@ -448,7 +451,7 @@ async fn enqueue(dispatch: &Path, agent: &Path) -> Result<()> {
     let place = tempfile_dir("enqueue")?;
     let repo = repository(&place, 5)?;
     let engine = Engine::open(settings(&place, dispatch, agent, 1)?).await?;
-    engine.set_frozen(true).await?;
+    engine.set_frozen(true, Scope::All).await?;
     let begun = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..50 {

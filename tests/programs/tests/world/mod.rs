@@ -19,9 +19,10 @@ use dispatch_core::{
     event::{Event, Kind},
     id::{RunId, TaskId},
     outcome::Outcome,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap, title_of},
 };
 use dispatch_engine::{
+    clock::Clock,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::local::Keeper,
     view::{TaskView, Told},
@@ -112,6 +113,7 @@ impl World {
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
             observer: Observer::default(),
+            clock: Clock::default(),
         }
     }
 
@@ -141,6 +143,7 @@ impl World {
             workspace: None,
             parent: None,
             labels: Labels::default(),
+            terms: Terms::default(),
         }
     }
 
