@@ -635,3 +635,6 @@ impl View<'_> {
         task.is_some_and(|task| self.state.repo_frozen(&task.spec.repo))
     }
 }
+
+#[cfg(test)]
+mod tests;
