@@ -624,6 +624,7 @@ impl Walk {
             recorded: self.job.recorded,
             session: self.run().and_then(|run| run.session.clone()),
             usage: None,
+            spent: None,
             bytes_left: limits.updates_bytes,
             done: false,
             over_budget: false,
@@ -720,7 +721,8 @@ impl Walk {
                 match step {
                     Step::Said(update) => {
                         if let Update::Usage(usage) = &update {
-                            let before = ear.usage.replace(usage.clone());
+                            ear.usage = Some(usage.clone());
+                            let before = ear.spent.replace(usage.clone());
                             let warning = self.look_at_budget(before.as_ref(), usage, ear);
                             facts.push(warning.filter(|_| fresh));
                         }
@@ -747,6 +749,11 @@ impl Walk {
                                 Ok(_) | Err(_) => {}
                             }
                         }
+                    }
+                    Step::Spent(usage) => {
+                        let before = ear.spent.replace(usage.clone());
+                        let warning = self.look_at_budget(before.as_ref(), &usage, ear);
+                        facts.push(warning.filter(|_| fresh));
                     }
                     Step::Send(bytes) => {
                         // Ids are counted, so a replay says the same under the same id.
@@ -1098,6 +1105,8 @@ struct Ear {
     recorded: u64,
     session: Option<String>,
     usage: Option<dispatch_core::update::Usage>,
+    /// As far as it is known while it works.
+    spent: Option<Usage>,
     bytes_left: u64,
     done: bool,
     /// It has spent what its task may, and has been told to end.

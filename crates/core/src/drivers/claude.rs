@@ -40,6 +40,9 @@ pub(super) struct Claude {
     /// Lines that are not of the protocol, for when nothing else was said.
     tail: Tail,
     usage: Option<Usage>,
+    /// The messages of this turn so far, and the one that is being said.
+    spent: Usage,
+    message: Option<(String, Usage)>,
     questions: Vec<String>,
     denied: Vec<String>,
     /// When a rejected rate limit window opens again.
@@ -231,7 +234,31 @@ impl Claude {
                 _ => {}
             }
         }
+        steps.extend(self.spent_so_far(&event["message"]));
         steps
+    }
+
+    /// Each message of the model brings its own tokens, with every block of it that is told.
+    fn spent_so_far(&mut self, message: &Value) -> Option<Step> {
+        let (id, told) = (str_at(message, "id"), &message["usage"]);
+        if id.is_empty() || !told.is_object() {
+            return None;
+        }
+        let now = tokens_of(told);
+        match &mut self.message {
+            Some((known, usage)) if known == id => {
+                if *usage == now {
+                    return None;
+                }
+                *usage = now.clone();
+            }
+            before => {
+                if let Some((_, usage)) = before.replace((id.to_owned(), now.clone())) {
+                    self.spent = sum_of(&self.spent, &usage);
+                }
+            }
+        }
+        Some(Step::Spent(sum_of(&self.spent, &now)))
     }
 
     fn control(&mut self, event: &Value) -> Vec<Step> {
@@ -404,6 +431,26 @@ impl Claude {
         };
         self.usage = Some(usage.clone());
         usage
+    }
+}
+
+fn tokens_of(usage: &Value) -> Usage {
+    Usage {
+        input_tokens: usage["input_tokens"].as_u64(),
+        output_tokens: usage["output_tokens"].as_u64(),
+        cache_read_tokens: usage["cache_read_input_tokens"].as_u64(),
+        cache_write_tokens: usage["cache_creation_input_tokens"].as_u64(),
+        ..Usage::default()
+    }
+}
+
+fn sum_of(a: &Usage, b: &Usage) -> Usage {
+    Usage {
+        input_tokens: add(a.input_tokens, b.input_tokens),
+        output_tokens: add(a.output_tokens, b.output_tokens),
+        cache_read_tokens: add(a.cache_read_tokens, b.cache_read_tokens),
+        cache_write_tokens: add(a.cache_write_tokens, b.cache_write_tokens),
+        ..Usage::default()
     }
 }
 

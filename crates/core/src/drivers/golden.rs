@@ -262,6 +262,7 @@ fn step_text(step: &Step) -> String {
     match step {
         Step::Said(update) => update_text(update),
         Step::Live(text) => format!("live {text:?}"),
+        Step::Spent(usage) => format!("spent so far {}", usage_text(usage)),
         Step::Send(bytes) => format!("-> {}", String::from_utf8_lossy(bytes).trim_end()),
         Step::CloseInput => "close input".into(),
         Step::Done => "done".into(),

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::Stdin,
-    update::{Said, Update},
+    update::{Said, Update, Usage},
 };
 
 /// What a driver is asked to open.
@@ -54,6 +54,8 @@ pub enum Step {
     Said(Update),
     /// For whoever is looking; nothing depends on it.
     Live(String),
+    /// What it has spent so far, before it tells the sum itself: for budgets, and not kept.
+    Spent(Usage),
     /// For its standard input.
     Send(Vec<u8>),
     CloseInput,
