@@ -30,6 +30,7 @@ mod stop;
 mod style;
 mod tasks;
 mod undo;
+mod usage;
 mod wait;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -78,6 +79,7 @@ enum Verb {
     Rm(rm::Args),
     Clean(clean::Args),
     Events(events::Args),
+    Usage(usage::Args),
     Freeze(freeze::FreezeArgs),
     Thaw(freeze::ThawArgs),
     Serve(serve::Args),
@@ -181,6 +183,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Rm(args) => rm::run(ctx, &args).await,
         Verb::Clean(args) => clean::run(ctx, args).await,
         Verb::Events(args) => events::run(ctx, &args).await,
+        Verb::Usage(args) => usage::run(ctx, &args).await,
         Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
         Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
         Verb::Serve(args) => serve::run(ctx, &args).await,
