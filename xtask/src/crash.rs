@@ -115,7 +115,7 @@ impl Scenario {
         fs::write(
             scenario.path("home/dispatch.toml"),
             format!(
-                "[task]\nagent = \"fake\"\n[pools.test]\nslots = {JOBS}\n[agents.fake]\ndriver = \"plain\"\n\
+                "[task]\nagent = \"fake\"\n[gate]\nload_per_core_max = 0\n[pools.test]\nslots = {JOBS}\n[agents.fake]\ndriver = \"plain\"\n\
                  program = \"{}\"\npool = \"test\"\nplacement = \"{placement}\"\npaths = [{:?}]\n",
                 agent.display(),
                 scenario.path("gates")

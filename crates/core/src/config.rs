@@ -13,9 +13,10 @@ use toml::{Table, Value};
 use crate::{
     checks::Checks,
     drivers::DriverKind,
-    id::{AgentName, PlacementName, PoolName},
+    gate::{Gate, Pool},
+    id::{AgentName, ModelName, PlacementName, PoolName},
     limits::Limits,
-    schedule::{Pool, Pools},
+    schedule::Pools,
     task::{Expects, Network, Placement, Wrap},
 };
 
@@ -139,6 +140,8 @@ pub struct AgentProfile {
     #[serde(default)]
     pub env: BTreeMap<String, EnvValue>,
     pub pool: PoolName,
+    /// Of a task that names none. Absent: what the program takes by itself.
+    pub model: Option<ModelName>,
     /// Absent: `task.placement`.
     pub placement: Option<PlacementName>,
     /// Absent: `task.expects`.
@@ -182,12 +185,6 @@ impl TryFrom<String> for HomePath {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PoolTable {
-    slots: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TaskDefaults {
     pub agent: AgentName,
     pub expects: Expects,
@@ -221,6 +218,7 @@ pub struct Toolchains {
 pub struct Config {
     pub task: TaskDefaults,
     pub limits: Limits,
+    pub gate: Gate,
     pub retention: Retention,
     pub toolchains: Toolchains,
     pub pools: Pools,
@@ -253,9 +251,10 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "task",
     "limits",
+    "gate",
     "retention",
     "toolchains",
     "pools",
@@ -433,9 +432,10 @@ impl Typing<'_> {
         }
         let task = self.one::<TaskDefaults>("task");
         let limits = self.one::<Limits>("limits");
+        let gate = self.one::<Gate>("gate");
         let retention = self.one::<Retention>("retention");
         let toolchains = self.one::<Toolchains>("toolchains");
-        let pools = self.many::<PoolName, PoolTable>("pools");
+        let pools = self.many::<PoolName, Pool>("pools");
         let placements = self.placements();
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
@@ -463,10 +463,12 @@ impl Typing<'_> {
             }
             self.absolute(&format!("agents.{name}.paths"), &agent.paths);
         }
+        for (key, what) in gate.iter().flat_map(Gate::problems) {
+            self.problem(&place(&["gate", key]), what);
+        }
         for (name, pool) in &pools {
-            if pool.slots == 0 {
-                let what = "0 slots: nothing in this pool could ever run".into();
-                self.problem(&place(&["pools", name.as_str(), "slots"]), what);
+            for (key, what) in pool.problems() {
+                self.problem(&place(&["pools", name.as_str(), key]), what);
             }
         }
         let task = task?;
@@ -488,13 +490,10 @@ impl Typing<'_> {
         }
         let toolchains = toolchains?;
         self.absolute("toolchains.paths", &toolchains.paths);
-        let pools = pools
-            .into_iter()
-            .map(|(name, p)| (name, Pool { slots: p.slots }))
-            .collect();
         Some(Config {
             task,
             limits: limits?,
+            gate: gate?,
             retention: retention?,
             toolchains,
             pools,

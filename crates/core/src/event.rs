@@ -12,7 +12,7 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    id::{CheckName, RunId, Seq, SiteName, TaskId},
+    id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::{Outcome, Stop},
     review::{Range, Review},
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -58,6 +58,16 @@ impl Subject {
             Self::Run(run) => Some(*run),
         }
     }
+}
+
+/// What is frozen, or thawed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    #[default]
+    All,
+    Pool(PoolName),
+    Repo(String),
 }
 
 /// Which events make the state, and which are only told.
@@ -133,6 +143,19 @@ pub enum Kind {
     },
     FrozenSet {
         frozen: bool,
+        #[serde(default)]
+        scope: Scope,
+    },
+    /// Starts of a pool stand still until then. Told: the pause itself follows from how runs ended.
+    PoolPaused {
+        pool: PoolName,
+        until: Millis,
+        reason: String,
+    },
+    /// Most of a budget is used. Nothing stops yet.
+    BudgetWarned {
+        what: String,
+        spent: String,
     },
 
     /// `short` is the prefix of the id that names the branch and the workspace.
@@ -172,6 +195,11 @@ pub enum Kind {
 
     RunQueued {
         cause: RunCause,
+    },
+    /// It did not start at once, and why. Told once; what changes later is asked of the engine.
+    Waits {
+        reason: String,
+        until: Option<Millis>,
     },
     Admitted,
     WorkspaceReady {
@@ -247,6 +275,9 @@ impl Kind {
         match self {
             Self::EngineStarted { .. } => "engine_started",
             Self::FrozenSet { .. } => "frozen_set",
+            Self::PoolPaused { .. } => "pool_paused",
+            Self::BudgetWarned { .. } => "budget_warned",
+            Self::Waits { .. } => "waits",
             Self::TaskCreated { .. } => "task_created",
             Self::Answered { .. } => "answered",
             Self::ChildEnded { .. } => "child_ended",
@@ -284,6 +315,9 @@ impl Kind {
             Self::Said { .. } => Class::Update,
             Self::EngineStarted { .. }
             | Self::FrozenSet { .. }
+            | Self::PoolPaused { .. }
+            | Self::BudgetWarned { .. }
+            | Self::Waits { .. }
             | Self::TaskCreated { .. }
             | Self::Answered { .. }
             | Self::ChildEnded { .. }

@@ -3,7 +3,8 @@
 //!
 //! * [`id`] names; [`task`] what was asked; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`event`] everything that can happen; [`state`] the fold of it
-//! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
+//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
+//! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
 //! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
@@ -15,8 +16,10 @@ pub mod checks;
 pub mod config;
 pub mod drivers;
 pub mod event;
+pub mod gate;
 pub mod id;
 pub mod job;
+pub mod ledger;
 pub mod limits;
 pub mod outcome;
 pub mod project;

@@ -590,7 +590,8 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 38] = [
+const NAMES: [&str; 42] = [
+    "after",
     "agent",
     "base",
     "base_branch",
@@ -606,11 +607,13 @@ const NAMES: [&str; 38] = [
     "head",
     "id",
     "named",
+    "model",
     "network",
     "outcome",
     "parent",
     "path",
     "pool",
+    "priority",
     "refname",
     "repo",
     "review_base",
@@ -622,6 +625,7 @@ const NAMES: [&str; 38] = [
     "state",
     "stopped",
     "verdict",
+    "task",
     "verified",
     "version",
     "why",
@@ -631,7 +635,7 @@ const NAMES: [&str; 38] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 3] = ["checks", "named", "sites"];
+const NAME_LISTS: [&str; 4] = ["after", "checks", "named", "sites"];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.

@@ -3,8 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{
-    AgentName, CheckName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName, slug,
+use crate::{
+    gate::MicroUsd,
+    id::{
+        AgentName, CheckName, ModelName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName,
+        slug,
+    },
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -131,6 +135,61 @@ pub struct Labels {
     pub tag: Option<String>,
 }
 
+/// Who goes first where tasks wait for the same pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+    Urgent,
+}
+
+impl Priority {
+    /// The word used in JSON and on the screen.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Urgent => "urgent",
+        }
+    }
+
+    /// Steps above normal.
+    #[must_use]
+    pub fn steps(self) -> i64 {
+        match self {
+            Self::Low => -1,
+            Self::Normal => 0,
+            Self::High => 1,
+            Self::Urgent => 2,
+        }
+    }
+}
+
+/// Tasks that one task may wait for.
+pub const AFTER_MAX: usize = 32;
+
+/// On what terms the gate lets a task in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    #[serde(default)]
+    pub model: Option<ModelName>,
+    #[serde(default)]
+    pub priority: Priority,
+    /// It starts when all of these have completed.
+    #[serde(default)]
+    pub after: Vec<TaskId>,
+    /// Of all its runs together; 0 means no budget.
+    #[serde(default)]
+    pub budget_tokens: u64,
+    #[serde(default)]
+    pub budget_usd: MicroUsd,
+}
+
 /// What a person or an agent asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
@@ -151,6 +210,8 @@ pub struct TaskSpec {
     pub workspace: Option<WorkspaceName>,
     pub parent: Option<TaskId>,
     pub labels: Labels,
+    #[serde(default)]
+    pub terms: Terms,
 }
 
 const TITLE_CHARS_MAX: usize = 72;

@@ -7,6 +7,7 @@ mod api;
 mod cli;
 mod client;
 mod http;
+mod import;
 mod secrets;
 mod settings;
 

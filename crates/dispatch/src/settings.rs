@@ -14,7 +14,7 @@ use dispatch_core::{
     id::AgentName,
     secret::Secret,
 };
-use dispatch_engine::{engine, sites::local::Keeper};
+use dispatch_engine::{clock::Clock, engine, sites::local::Keeper};
 
 use crate::secrets::{self, SecretError};
 
@@ -217,6 +217,7 @@ impl Settings {
             keeper: Keeper::own(),
             bwrap: self.find("bwrap"),
             observer: engine::Observer::default(),
+            clock: Clock::default(),
         }
     }
 

@@ -15,6 +15,8 @@ mod docs;
 mod engine;
 #[path = "runner/events.rs"]
 mod events;
+#[path = "runner/gate.rs"]
+mod gate;
 #[path = "runner/ids.rs"]
 mod ids;
 #[path = "runner/output.rs"]

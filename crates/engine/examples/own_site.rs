@@ -18,9 +18,10 @@ use std::{
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
 };
 use dispatch_engine::{
+    clock::Clock,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     keeper,
     sites::{BoxFuture, Follow, Site, Start, local::Keeper},
@@ -96,6 +97,7 @@ async fn run() -> Result<(), Failure> {
         keeper: Keeper::own(),
         bwrap: None,
         observer: Observer::default(),
+        clock: Clock::default(),
     };
     let sites = Sites::from([("shy".parse()?, Arc::new(Shy) as Arc<dyn Site>)]);
     let engine = Engine::with_sites(settings, sites).await?;
@@ -116,6 +118,7 @@ async fn run() -> Result<(), Failure> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        terms: Terms::default(),
     };
     engine.dispatch(spec, Secrets::new()).await?;
     let mut events = engine.events(0);

@@ -7,21 +7,23 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use dispatch_core::{
     Millis,
     config::{Config, EnvValue},
-    event::{Event, Kind, Subject},
+    event::{Event, Kind, Scope, Subject, Verified},
+    gate::Budget,
     id::{RunId, Seq, SiteName, TaskId},
     outcome::{Outcome, Stop},
     redact::Redactor,
     run::{RunCause, RunState},
-    schedule::{self, Held},
+    schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
     state::State,
-    task::{Base, TaskSpec},
+    task::{AFTER_MAX, Base, TaskSpec},
+    update::Usage,
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -29,10 +31,12 @@ use tokio::{
 };
 
 use crate::{
+    clock::Clock,
     events::EventStream,
     fence::Fences,
     jobdir::JobDir,
     lock::{self, EngineLock},
+    pressure,
     run::{self, Ctx, Ended},
     sites::{
         Site,
@@ -50,8 +54,6 @@ const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
 const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
-/// While nothing may start because the disk is full: the time between two looks at it.
-const DISK_LOOK: Duration = Duration::from_secs(20);
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// What an engine is made of. Nothing else reaches it: no environment, no HOME.
@@ -67,6 +69,7 @@ pub struct Settings {
     /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
     pub bwrap: Option<PathBuf>,
     pub observer: Observer,
+    pub clock: Clock,
 }
 
 /// Called by the actor with the last event of each commit, before anything acts on it. For embedders
@@ -116,6 +119,11 @@ pub(crate) enum Command {
         secrets: Secrets,
         reply: Reply<RunId>,
     },
+    Retry {
+        task: TaskId,
+        secrets: Secrets,
+        reply: Reply<RunId>,
+    },
     Stop {
         task: TaskId,
         force: Force,
@@ -123,6 +131,7 @@ pub(crate) enum Command {
     },
     Freeze {
         frozen: bool,
+        scope: Scope,
         reply: Reply<()>,
     },
     Provide {
@@ -143,6 +152,14 @@ pub(crate) enum Command {
     Record {
         subject: Subject,
         kinds: Vec<Kind>,
+        reply: Reply<()>,
+    },
+    /// From a run: its end. `swept` says that nothing of it is left, so that another may follow.
+    Finish {
+        run: RunId,
+        outcome: Outcome,
+        verified: Verified,
+        swept: bool,
         reply: Reply<()>,
     },
     Shutdown {
@@ -240,7 +257,9 @@ impl Engine {
             pending: Vec::new(),
             effects: Vec::new(),
             shutdown: None,
-            disk_full: false,
+            fresh: Vec::new(),
+            host: Host::default(),
+            wake_at: None,
             _lock: lock,
         };
         spawn_actor(actor);
@@ -301,6 +320,21 @@ impl Engine {
         .await
     }
 
+    /// Tries a task again that failed, was stopped or was lost: queues a run that goes on in the same
+    /// workspace, and in the same session where the agent can.
+    ///
+    /// # Errors
+    /// When it has not ended so, or cannot run again.
+    pub async fn retry(&self, task: TaskId, secrets: Secrets) -> Result<RunId, VerbError> {
+        let _busy = self.hold("retry", task)?;
+        self.ask(|reply| Command::Retry {
+            task,
+            secrets,
+            reply,
+        })
+        .await
+    }
+
     /// Asks a task's run to end; a second time, or with force, it is killed.
     ///
     /// # Errors
@@ -309,10 +343,17 @@ impl Engine {
         self.ask(|reply| Command::Stop { task, force, reply }).await
     }
 
+    /// Starts nothing new of all, of a pool or of a repository; or does again.
+    ///
     /// # Errors
-    /// When the engine has ended.
-    pub async fn set_frozen(&self, frozen: bool) -> Result<(), VerbError> {
-        self.ask(|reply| Command::Freeze { frozen, reply }).await
+    /// When there is no such pool, or the engine has ended.
+    pub async fn set_frozen(&self, frozen: bool, scope: Scope) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Freeze {
+            frozen,
+            scope,
+            reply,
+        })
+        .await
     }
 
     /// Gives what queued runs lack.
@@ -467,10 +508,7 @@ pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
 }
 
 pub(crate) fn now() -> Millis {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    Clock::System.now()
 }
 
 type Effect = Box<dyn FnOnce(&mut Actor) + Send>;
@@ -491,7 +529,12 @@ struct Actor {
     /// Let out when they are.
     effects: Vec<Effect>,
     shutdown: Option<Reply<()>>,
-    disk_full: bool,
+    /// Queued since the last decision.
+    fresh: Vec<RunId>,
+    /// What the last decision knew of the machine.
+    host: Host,
+    /// When a decision is due although nothing happens.
+    wake_at: Option<Millis>,
     _lock: EngineLock,
 }
 
@@ -517,14 +560,15 @@ impl Actor {
         }
         let mut clean = tokio::time::interval(Duration::from_millis(DAY_MS / 24));
         while self.shutdown.is_none() {
-            let look_at_disk = self.disk_full;
+            let clock = self.ctx.settings.clock.clone();
+            let wake_at = self.wake_at;
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(command) => self.handle(command),
                     None => break,
                 },
                 Some(joined) = self.runs.join_next(), if !self.runs.is_empty() => self.ended(joined),
-                () = tokio::time::sleep(DISK_LOOK), if look_at_disk => {}
+                () = clock.wait(wake_at), if wake_at.is_some() => {}
                 _ = clean.tick() => self.clean(),
             }
             for _ in 0..BATCH_MAX {
@@ -601,26 +645,57 @@ impl Actor {
     }
 
     fn decide(&mut self) {
-        if self.state.queue().len() == 0 || self.shutdown.is_some() {
-            self.disk_full = false;
+        self.wake_at = None;
+        if self.shutdown.is_some() || self.state.queue().len() == 0 {
+            self.fresh.clear();
             return;
         }
-        self.disk_full = self.free_bytes() < self.ctx.settings.config.limits.disk_free_min_bytes;
-        if self.disk_full {
-            return;
+        if !self.state.frozen() {
+            self.host = pressure::host(&self.ctx.settings.data);
         }
-        for run in schedule::decide(&self.state, &self.ctx.settings.config.pools, &self.held) {
-            self.put(Subject::Run(run), Kind::Admitted);
-            self.effects.push(Box::new(move |actor| {
-                actor.supervise(run, run::From::Start);
-            }));
+        loop {
+            // What one start changes for the next is in the state by then.
+            let decision = self.gate().decide();
+            let settled = decision.admit.is_empty() && decision.fail.is_empty();
+            for (run, failure) in decision.fail {
+                self.finish(run, Outcome::Failed(failure));
+            }
+            for run in decision.admit {
+                if self.put(Subject::Run(run), Kind::Admitted) {
+                    self.effects.push(Box::new(move |actor| {
+                        actor.supervise(run, run::From::Start);
+                    }));
+                }
+            }
+            if settled {
+                self.wake_at = decision.wake_at;
+                break;
+            }
+        }
+        for run in std::mem::take(&mut self.fresh) {
+            let waiting = self.gate().waits_for(run);
+            if let Some(Waiting { text, until, .. }) = waiting {
+                let reason = text;
+                self.put(Subject::Run(run), Kind::Waits { reason, until });
+            }
         }
     }
 
-    fn free_bytes(&self) -> u64 {
-        // An answer we cannot get is no reason to stand still: the write that fails will tell.
-        rustix::fs::statvfs(&self.ctx.settings.data)
-            .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    fn gate(&self) -> View<'_> {
+        let config = &self.ctx.settings.config;
+        View {
+            state: &self.state,
+            gate: &config.gate,
+            pools: &config.pools,
+            disk_free_min_bytes: config.limits.disk_free_min_bytes,
+            held: &self.held,
+            host: self.host,
+            now: self.now(),
+        }
+    }
+
+    fn now(&self) -> Millis {
+        self.ctx.settings.clock.now()
     }
 
     /// What masks the secrets of a task, or of nobody in particular.
@@ -644,21 +719,24 @@ impl Actor {
         };
         let event = Event {
             seq: self.state.seq() + 1,
-            at: now(),
+            at: self.now(),
             subject,
             kind,
         };
         match self.state.apply(&event) {
             Ok(()) => {
-                let ended = match (&event.subject, &event.kind) {
-                    (Subject::Run(run), Kind::Finished { outcome, .. }) => {
-                        Some((run.task, outcome.word().to_owned()))
-                    }
+                let spent = match (&event.subject, &event.kind) {
+                    (
+                        Subject::Run(run),
+                        Kind::AgentEnded {
+                            usage: Some(usage), ..
+                        },
+                    ) => Some((run.task, usage.clone())),
                     _ => None,
                 };
                 self.pending.push(event);
-                if let Some((child, state)) = ended {
-                    self.tell_parent(child, state);
+                if let Some((task, usage)) = spent {
+                    self.warn_of_budgets(task, &usage);
                 }
                 true
             }
@@ -671,7 +749,7 @@ impl Actor {
                 let kind = Kind::Noted { text };
                 let note = Event {
                     seq: self.state.seq() + 1,
-                    at: now(),
+                    at: self.now(),
                     subject: Subject::Engine,
                     kind,
                 };
@@ -680,6 +758,37 @@ impl Actor {
                 }
                 false
             }
+        }
+    }
+
+    /// Tells of the budgets of a day that this usage has brought near their end.
+    fn warn_of_budgets(&mut self, task: TaskId, usage: &Usage) {
+        let config = &self.ctx.settings.config;
+        let Some(pool) = self.state.task(task).map(|task| &task.spec.pool) else {
+            return;
+        };
+        let (now, percent) = (self.now(), config.gate.warn_percent);
+        let spent = Budget::of(usage);
+        let mut warnings = Vec::new();
+        let mut look = |what: String, budget: Budget, after: Budget| {
+            if let Some(spent) = budget.crossed(after.less(spent), after, percent) {
+                warnings.push(Kind::BudgetWarned { what, spent });
+            }
+        };
+        if let (Some(limits), Some(ledger)) = (config.pools.get(pool), self.state.pool(pool)) {
+            let reset = limits.reset_utc.unwrap_or(config.gate.reset_utc);
+            let after = ledger.spent(reset.before(now), now);
+            look(format!("day of pool {pool}"), limits.day_budget(), after);
+        }
+        let from = config.gate.reset_utc.before(now);
+        let pools = self
+            .state
+            .pools()
+            .map(|(_, ledger)| ledger.spent(from, now));
+        let after = pools.fold(Budget::default(), Budget::add);
+        look("day".to_owned(), config.gate.day_budget(), after);
+        for warning in warnings {
+            self.put(Subject::Engine, warning);
         }
     }
 
@@ -714,15 +823,25 @@ impl Actor {
                 let queued = self.answer(task, text, secrets);
                 self.reply_later(reply, queued);
             }
+            Command::Retry {
+                task,
+                secrets,
+                reply,
+            } => {
+                let queued = self.retry(task, secrets);
+                self.reply_later(reply, queued);
+            }
             Command::Stop { task, force, reply } => {
                 let stopped = self.stop(task, force);
                 self.reply_later(reply, stopped);
             }
-            Command::Freeze { frozen, reply } => {
-                if self.state.frozen() != frozen {
-                    self.put(Subject::Engine, Kind::FrozenSet { frozen });
-                }
-                self.reply_later(reply, Ok(()));
+            Command::Freeze {
+                frozen,
+                scope,
+                reply,
+            } => {
+                let set = self.freeze(frozen, scope);
+                self.reply_later(reply, set);
             }
             Command::Provide { secrets, reply } => {
                 self.provide(&secrets);
@@ -733,15 +852,18 @@ impl Actor {
                 self.reply_later(reply, Ok(needs));
             }
             Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
-                let views = actor
-                    .state
-                    .tasks()
-                    .map(|task| actor.view(task.id))
-                    .collect();
-                answer(reply, views);
+                // All places at once: each on its own counts those before it.
+                let pools = actor.state.pools().map(|(_, ledger)| ledger.places());
+                let places: HashMap<RunId, usize> = pools.flatten().collect();
+                let place = |run: RunId| places.get(&run).copied();
+                let views = actor.state.tasks().map(|task| actor.view(task.id, place));
+                answer(reply, views.collect());
             })),
             Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
-                let view = actor.view(task);
+                let view = actor.view(task, |run| {
+                    let task = actor.state.task(run.task)?;
+                    actor.state.pool(&task.spec.pool)?.place(run)
+                });
                 answer(reply, view);
             })),
             Command::Record {
@@ -761,24 +883,39 @@ impl Actor {
                 };
                 self.reply_later(reply, result);
             }
+            Command::Finish {
+                run,
+                outcome,
+                verified,
+                swept,
+                reply,
+            } => {
+                self.end(run, outcome, verified, swept);
+                self.reply_later(reply, Ok(()));
+            }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
         }
     }
 
-    fn view(&self, task: TaskId) -> Result<TaskView, VerbError> {
-        let pools = &self.ctx.settings.config.pools;
+    fn view(
+        &self,
+        task: TaskId,
+        place: impl Fn(RunId) -> Option<usize>,
+    ) -> Result<TaskView, VerbError> {
         let mut view = crate::reader::view(&self.state, &self.ctx.settings.data, task)
             .ok_or(VerbError::NoSuchTask { task })?;
         if let Some(run) = view.task.last_run() {
             let id = RunId { task, n: run.n };
-            if run.state == RunState::Queued {
-                view.waits = schedule::waits_for(&self.state, pools, &self.held, id);
-                if self.disk_full {
-                    view.waits = Some("the disk of the data directory is full".into());
-                }
-            } else {
-                view.waits = self.held.get(&id).cloned();
-            }
+            let held = |text: &String| Waiting {
+                why: Why::NeedsYou,
+                text: text.clone(),
+                until: None,
+            };
+            view.waits = self
+                .gate()
+                .waits_for(id)
+                .or_else(|| self.held.get(&id).map(held));
+            view.place = place(id);
             // While we live, we judge.
             for job in &mut view.jobs {
                 job.ended_not_judged = false;
@@ -823,6 +960,7 @@ impl Actor {
                 return Err(VerbError::WorkspaceTaken { name, holder });
             }
         }
+        self.can_follow(&spec)?;
         let task = self.fresh_id()?;
         let short = self.state.short(task);
         let spec = Box::new(spec);
@@ -830,14 +968,58 @@ impl Actor {
         self.secrets.insert(task, secrets);
         self.put(Subject::Task(task), Kind::TaskCreated { spec, short });
         let run = RunId { task, n: 1 };
-        self.put(
-            Subject::Run(run),
-            Kind::RunQueued {
-                cause: RunCause::Dispatched,
-            },
-        );
-        self.look_for_secrets(run);
+        self.queue(run, RunCause::Dispatched);
         Ok(run)
+    }
+
+    /// Every run of every task comes to the gate here.
+    fn queue(&mut self, run: RunId, cause: RunCause) {
+        if self.put(Subject::Run(run), Kind::RunQueued { cause }) {
+            self.fresh.push(run);
+        }
+        self.look_for_secrets(run);
+    }
+
+    /// What it waits for exists and can still complete.
+    fn can_follow(&self, spec: &TaskSpec) -> Result<(), VerbError> {
+        let after = &spec.terms.after;
+        if after.len() > AFTER_MAX {
+            let what = format!("take the task: it may wait for {AFTER_MAX} others at most");
+            return Err(VerbError::BadInput { what });
+        }
+        for id in after {
+            let task = *id;
+            let other = self
+                .state
+                .task(task)
+                .ok_or(VerbError::NoSuchTask { task })?;
+            if other.is_hopeless() {
+                let short = self.state.short(task);
+                let what = format!(
+                    "wait for task {short}: it ended as {} and will not complete; \
+                     `dispatch retry {short}` first",
+                    other.outcome().map_or("unknown", Outcome::word)
+                );
+                return Err(VerbError::BadInput { what });
+            }
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self, frozen: bool, scope: Scope) -> Result<(), VerbError> {
+        if let Scope::Pool(pool) = &scope {
+            let pools = &self.ctx.settings.config.pools;
+            // One that is not configured any more can still be thawed.
+            if frozen && !pools.contains_key(pool) {
+                let there = dispatch_core::config::list(pools.keys());
+                let what = format!("freeze pool {pool}: it is not configured; there are {there}");
+                return Err(VerbError::BadInput { what });
+            }
+        }
+        if self.state.is_frozen(&scope) != frozen {
+            self.put(Subject::Engine, Kind::FrozenSet { frozen, scope });
+        }
+        Ok(())
     }
 
     fn fresh_id(&self) -> Result<TaskId, VerbError> {
@@ -874,14 +1056,10 @@ impl Actor {
         if !matches!(found.outcome(), Some(Outcome::Blocked { .. })) {
             return Err(wrong("only a blocked task has a question"));
         }
-        if found.removed || found.workspace.as_ref().is_none_or(|w| w.removed) {
-            return Err(wrong(
-                "its workspace was removed; bring it back with `dispatch undo` first",
-            ));
+        if found.workspace.is_none() {
+            return Err(wrong("it has no workspace"));
         }
-        if found.runs.len() >= limits.runs_max as usize {
-            return Err(wrong("it has had all its runs (limits.runs_max)"));
-        }
+        self.can_run_again("answer", found)?;
         if text.trim().is_empty() || text.len() > limits.task_bytes {
             let what = format!(
                 "answer task {task}: an answer has 1 to {} bytes (limits.task_bytes)",
@@ -893,13 +1071,77 @@ impl Actor {
         let run = RunId { task, n };
         self.secrets.entry(task).or_default().extend(secrets);
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
-        self.put(
-            Subject::Run(run),
-            Kind::RunQueued {
-                cause: RunCause::Answer { text },
-            },
-        );
-        self.look_for_secrets(run);
+        self.queue(run, RunCause::Answer { text });
+        Ok(run)
+    }
+
+    /// What holds for every further run of a task, whoever wants it.
+    fn can_run_again(
+        &self,
+        verb: &'static str,
+        found: &dispatch_core::state::Task,
+    ) -> Result<(), VerbError> {
+        let limits = &self.ctx.settings.config.limits;
+        let (task, state) = (found.id, found.last_run());
+        let state = state.map_or("queued", |run| run.state.word());
+        let wrong = |hint| VerbError::WrongState {
+            verb,
+            task,
+            state,
+            hint,
+        };
+        if found.removed || found.workspace.as_ref().is_some_and(|w| w.removed) {
+            return Err(wrong(
+                "its workspace was removed; bring it back with `dispatch undo` first",
+            ));
+        }
+        if found.runs.len() >= limits.runs_max as usize {
+            return Err(wrong("it has had all its runs (limits.runs_max)"));
+        }
+        if let Some(spent) = found.budget().reached(found.spent()) {
+            let hint = format!("its budget is spent ({spent}); dispatch a task with a larger one");
+            return Err(VerbError::Nothing { verb, task, hint });
+        }
+        if self.state.queue().len() >= limits.queue_max {
+            return Err(VerbError::QueueFull {
+                max: limits.queue_max,
+            });
+        }
+        Ok(())
+    }
+
+    fn retry(&mut self, task: TaskId, secrets: Secrets) -> Result<RunId, VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let state = found.last_run().map_or("queued", |run| run.state.word());
+        let wrong = |hint| VerbError::WrongState {
+            verb: "retry",
+            task,
+            state,
+            hint,
+        };
+        match found.outcome() {
+            Some(Outcome::Failed(_) | Outcome::Stopped(_) | Outcome::Lost) => {}
+            Some(Outcome::Blocked { .. }) => {
+                return Err(wrong(
+                    "it asks something; `dispatch answer` goes on with it",
+                ));
+            }
+            Some(Outcome::Completed { .. }) => return Err(wrong("it needs no other run")),
+            None => return Err(wrong("it has not ended")),
+        }
+        self.can_run_again("retry", found)?;
+        self.can_follow(&found.spec)?;
+        let n = u32::try_from(found.runs.len()).unwrap_or(u32::MAX);
+        let cause = RunCause::RetryOf { n, by_person: true };
+        let run = RunId {
+            task,
+            n: n.saturating_add(1),
+        };
+        self.secrets.entry(task).or_default().extend(secrets);
+        self.queue(run, cause);
         Ok(run)
     }
 
@@ -957,10 +1199,52 @@ impl Actor {
         }));
     }
 
+    /// An end that nobody tries again without a person.
     fn finish(&mut self, run: RunId, outcome: Outcome) {
-        let verified = dispatch_core::event::Verified::NotVerified;
-        self.put(Subject::Run(run), Kind::Finished { outcome, verified });
+        self.end(run, outcome, Verified::NotVerified, false);
+    }
+
+    /// The end of a run, and what follows from it in the same commit: another run, a pause of its pool,
+    /// word for its parent.
+    fn end(&mut self, run: RunId, outcome: Outcome, verified: Verified, swept: bool) {
+        let config = &self.ctx.settings.config;
+        let Some(task) = self.state.task(run.task) else {
+            return;
+        };
+        let (pool, runs_max) = (task.spec.pool.clone(), config.limits.runs_max);
+        let next = if swept && self.shutdown.is_none() {
+            schedule::next_after(task, &outcome, &config.gate, runs_max)
+        } else {
+            Next::Stays
+        };
+        let (outcome, again) = match next {
+            Next::Stays => (outcome, false),
+            Next::Again => (outcome, true),
+            Next::GivesUp(failure) => (Outcome::Failed(failure), false),
+        };
+        let state = outcome.word().to_owned();
+        let paused = self.gate().pause(&pool).map(|pause| pause.until);
         self.held.remove(&run);
+        if !self.put(Subject::Run(run), Kind::Finished { outcome, verified }) {
+            return;
+        }
+        if let Some(pause) = self.gate().pause(&pool)
+            && paused.is_none_or(|before| before < pause.until)
+        {
+            let told = Kind::PoolPaused {
+                pool,
+                until: pause.until,
+                reason: pause.reason,
+            };
+            self.put(Subject::Engine, told);
+        }
+        if again {
+            let (n, by_person) = (run.n, false);
+            let next = RunId { n: n + 1, ..run };
+            self.queue(next, RunCause::RetryOf { n, by_person });
+        } else {
+            self.tell_parent(run.task, state);
+        }
     }
 
     /// What the run's agent takes from whoever dispatches and has not been given.
@@ -1091,7 +1375,7 @@ impl Actor {
             Outcome::Stopped(_) => retention.stopped_d,
             Outcome::Lost => retention.lost_d,
         };
-        let now = now();
+        let now = self.now();
         let over = |task: &&dispatch_core::state::Task| {
             let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
                 return false;

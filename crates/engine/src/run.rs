@@ -16,7 +16,8 @@ use dispatch_core::{
     config::{AgentProfile, EnvValue, HomePath},
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
-    id::{RunId, SiteName},
+    gate::Budget,
+    id::{ModelName, RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     outcome::{Failure, Outcome, Stop},
     prompt,
@@ -26,7 +27,7 @@ use dispatch_core::{
     secret::Secret,
     state::{Run, Task},
     task::{Expects, Wrap},
-    update::{Said, Update},
+    update::{Said, Update, Usage},
     verdict::{self, Tree},
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -120,6 +121,7 @@ pub(crate) async fn supervise(
         orders,
         stop: None,
         range: None,
+        swept: false,
     };
     walk.range = walk.run().and_then(|run| run.range.clone());
     let (outcome, verified) = match walk.walk().await {
@@ -128,8 +130,7 @@ pub(crate) async fn supervise(
         Err(Stopped::NeedsSecrets) => return Ended::NeedsSecrets,
         Err(Stopped::Cut) => return Ended::Cut,
     };
-    let finished = Kind::Finished { outcome, verified };
-    match walk.record(Subject::Run(run), vec![finished]).await {
+    match walk.finish(run, outcome, verified).await {
         Ok(()) => Ended::Judged,
         Err(Cut) => Ended::Cut,
     }
@@ -145,6 +146,8 @@ struct Walk {
     stop: Option<Force>,
     /// The commits under review.
     range: Option<Range>,
+    /// Its keeper has ended all of it, so another run may have the workspace.
+    swept: bool,
 }
 
 /// What following the agent to its end has shown.
@@ -179,6 +182,22 @@ impl Walk {
         self.ctx.commands.send(command).await.map_err(|_| Cut)?;
         match answer.await {
             // A refused event is a bug that the actor has noted; the run goes on to its end.
+            Ok(Ok(()) | Err(_)) => Ok(()),
+            Err(_) => Err(Cut),
+        }
+    }
+
+    async fn finish(&self, run: RunId, outcome: Outcome, verified: Verified) -> Result<(), Cut> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Finish {
+            run,
+            outcome,
+            verified,
+            swept: self.swept,
+            reply,
+        };
+        self.ctx.commands.send(command).await.map_err(|_| Cut)?;
+        match answer.await {
             Ok(Ok(()) | Err(_)) => Ok(()),
             Err(_) => Err(Cut),
         }
@@ -461,6 +480,7 @@ impl Walk {
             home: &home_text,
             resume,
             review: self.range.as_ref(),
+            model: task.spec.terms.model.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
         };
         let opening = driver.open(&ask);
@@ -637,12 +657,14 @@ impl Walk {
             recorded: self.job.recorded,
             session: self.run().and_then(|run| run.session.clone()),
             usage: None,
+            spent: None,
             bytes_left: limits.updates_bytes,
             done: false,
+            over_budget: false,
         };
         let linger = tokio::time::sleep(Duration::from_secs(limits.linger_s));
         let mut linger = std::pin::pin!(linger);
-        let mut shown_the_door = false;
+        let (mut shown_the_door, mut told_to_save) = (false, false);
         loop {
             let event = tokio::select! {
                 event = follow.next() => event.map_err(lost)?,
@@ -665,11 +687,31 @@ impl Walk {
                 JobEvent::Out(bytes) => {
                     let lines = ear.lines.push(&bytes);
                     self.hear(site, driver, &mut ear, lines).await?;
+                    // One that is done has nothing left to spend.
+                    if ear.over_budget && !ear.done && !told_to_save {
+                        told_to_save = true;
+                        let grace_ms = limits.grace_s * 1000;
+                        let order = Order::Stop {
+                            why: Stop::Budget,
+                            grace_ms,
+                        };
+                        match site.order(&job, &order).await {
+                            // It has ended by itself.
+                            Ok(()) | Err(_) => {}
+                        }
+                    }
                     None
                 }
                 JobEvent::Err(_) | JobEvent::Alive => None,
-                JobEvent::Exited(report) => Some(Some(report)),
-                JobEvent::NeverStarted | JobEvent::Gone => Some(None),
+                JobEvent::Exited(report) => {
+                    self.swept = true;
+                    Some(Some(report))
+                }
+                JobEvent::Gone => {
+                    self.swept = true;
+                    Some(None)
+                }
+                JobEvent::NeverStarted => Some(None),
             };
             if ear.done && !was_done {
                 let after = tokio::time::Instant::now() + Duration::from_secs(limits.linger_s);
@@ -713,6 +755,9 @@ impl Walk {
                     Step::Said(update) => {
                         if let Update::Usage(usage) = &update {
                             ear.usage = Some(usage.clone());
+                            let before = ear.spent.replace(usage.clone());
+                            let warning = self.look_at_budget(before.as_ref(), usage, ear);
+                            facts.push(warning.filter(|_| fresh));
                         }
                         if let Update::Session { id } = &update
                             && ear.session.as_ref() != Some(id)
@@ -738,6 +783,11 @@ impl Walk {
                             }
                         }
                     }
+                    Step::Spent(usage) => {
+                        let before = ear.spent.replace(usage.clone());
+                        let warning = self.look_at_budget(before.as_ref(), &usage, ear);
+                        facts.push(warning.filter(|_| fresh));
+                    }
                     Step::Send(bytes) => {
                         // Ids are counted, so a replay says the same under the same id.
                         let id = ear.says;
@@ -757,6 +807,22 @@ impl Walk {
             self.record(Subject::Run(self.job.run), facts).await?;
         }
         Ok(())
+    }
+
+    /// The task's budget against what all its runs have spent: a word at its warning, an end at its
+    /// limit.
+    fn look_at_budget(&self, before: Option<&Usage>, now: &Usage, ear: &mut Ear) -> Option<Kind> {
+        let task = &self.job.task;
+        let earlier = task.runs.iter().filter(|run| run.n < self.job.run.n);
+        let earlier = earlier.filter_map(|run| run.usage.as_ref()).map(Budget::of);
+        let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::add));
+        let after = earlier.add(Budget::of(now));
+        let before = earlier.add(before.map(Budget::of).unwrap_or_default());
+        ear.over_budget |= budget.reached(after).is_some();
+        let percent = self.ctx.settings.config.gate.warn_percent;
+        let spent = budget.crossed(before, after, percent)?;
+        let what = "task".to_owned();
+        Some(Kind::BudgetWarned { what, spent })
     }
 
     async fn close_input(&self, site: &Arc<dyn Site>) {
@@ -1107,8 +1173,12 @@ struct Ear {
     recorded: u64,
     session: Option<String>,
     usage: Option<dispatch_core::update::Usage>,
+    /// As far as it is known while it works.
+    spent: Option<Usage>,
     bytes_left: u64,
     done: bool,
+    /// It has spent what its task may, and has been told to end.
+    over_budget: bool,
 }
 
 impl Ear {

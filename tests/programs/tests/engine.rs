@@ -329,7 +329,7 @@ async fn a_key_that_is_missing_holds_the_run_until_it_is_given() {
     let spec = world.spec(&["env KEY", "write a b"]);
     let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
     let view = engine.task(run.task).await.unwrap();
-    assert_eq!(view.waits.as_deref(), Some("needs MY_KEY from you"));
+    assert_eq!(view.waits.unwrap().text, "needs MY_KEY from you");
     assert_eq!(engine.needs().await.unwrap(), ["MY_KEY"]);
     let secrets = Secrets::from([("MY_KEY".into(), "sk-very-secret".into())]);
     engine.provide(secrets).await.unwrap();

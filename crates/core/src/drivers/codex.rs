@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::{
     Ask, Driver, Opening, Step, Tail,
     text::{
-        AUTH_MARKS, LIMIT_MARKS, blocks, duration_ms, epoch_in, has_any, kept_text, notice, plain,
-        retry_after_ms, session_ok, status_in, str_at, tool_text,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, blocks, duration_ms, epoch_in, has_any, is_away,
+        kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at, tool_text,
     },
 };
 use crate::{
@@ -47,6 +47,9 @@ impl Driver for Codex {
             argv.extend(["-s", "workspace-write", "-c", own].map(str::to_owned));
         } else {
             argv.push("--dangerously-bypass-approvals-and-sandbox".into());
+        }
+        if let Some(model) = ask.model {
+            argv.extend(["--model".to_owned(), model.to_owned()]);
         }
         argv.extend(ask.args.iter().cloned());
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
@@ -248,9 +251,11 @@ fn failure(message: &str) -> LastWord {
     match status_in(&lower) {
         Some(429) => limited(),
         Some(401) => LastWord::Auth,
+        Some(status) if is_away(status) => LastWord::Unavailable,
         Some(_) => LastWord::Model,
         None if has_any(&lower, LIMIT_MARKS) => limited(),
         None if has_any(&lower, AUTH_MARKS) => LastWord::Auth,
+        None if has_any(&lower, AWAY_MARKS) => LastWord::Unavailable,
         None => LastWord::Model,
     }
 }
@@ -327,6 +332,7 @@ mod tests {
             resume,
             review: None,
             unfenced,
+            model: None,
         };
         let opening = Codex::default().open(&ask);
         assert_eq!(opening.stdin, Stdin::Bytes(b"--help".to_vec()));
@@ -385,7 +391,11 @@ mod tests {
             ("Not logged in. Run codex login", LastWord::Auth),
             (
                 "unexpected status 500: rate limit of the disk",
-                LastWord::Model,
+                LastWord::Unavailable,
+            ),
+            (
+                "stream disconnected before completion: error sending request",
+                LastWord::Unavailable,
             ),
             ("prompt is too long: 42900 tokens", LastWord::Model),
             ("", LastWord::Model),

@@ -86,6 +86,7 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         resume: None,
         review: None,
         unfenced: false,
+        model: None,
     });
     (driver, opening.first)
 }
@@ -293,6 +294,7 @@ fn step_text(step: &Step) -> String {
     match step {
         Step::Said(update) => update_text(update),
         Step::Live(text) => format!("live {text:?}"),
+        Step::Spent(usage) => format!("spent so far {}", usage_text(usage)),
         Step::Send(bytes) => format!("-> {}", String::from_utf8_lossy(bytes).trim_end()),
         Step::CloseInput => "close input".into(),
         Step::Done => "done".into(),
@@ -367,6 +369,7 @@ fn last_text(last: &LastWord) -> String {
         } => format!("rate limited, after {retry_after_ms:?} ms, at {retry_at:?}"),
         LastWord::Auth => "auth".into(),
         LastWord::Model => "model".into(),
+        LastWord::Unavailable => "unavailable".into(),
         LastWord::Missing { expected } => format!("missing {expected}"),
     }
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     job::Stdin,
     review::Range,
-    update::{Said, Update},
+    update::{Said, Update, Usage},
 };
 
 /// What a driver is asked to open.
@@ -42,6 +42,8 @@ pub struct Ask<'a> {
     pub resume: Option<&'a str>,
     /// What is to be reviewed, where that is the task.
     pub review: Option<&'a Range>,
+    /// The model asked for; a plain program finds it in DISPATCH_MODEL.
+    pub model: Option<&'a str>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
 }
@@ -62,6 +64,8 @@ pub enum Step {
     Said(Update),
     /// For whoever is looking; nothing depends on it.
     Live(String),
+    /// What it has spent so far, before it tells the sum itself: for budgets, and not kept.
+    Spent(Usage),
     /// For its standard input.
     Send(Vec<u8>),
     CloseInput,

@@ -19,7 +19,11 @@ impl Driver for Plain {
         let stdin = Stdin::Bytes(ask.prompt.as_bytes().to_vec());
         Opening {
             argv,
-            env: Vec::new(),
+            env: ask
+                .model
+                .map(|model| ("DISPATCH_MODEL".to_owned(), model.to_owned()))
+                .into_iter()
+                .collect(),
             stdin,
             first: None,
         }
@@ -62,6 +66,7 @@ mod tests {
             resume: None,
             review: None,
             unfenced: true,
+            model: None,
         };
         let opening = Plain::default().open(&ask);
         assert_eq!(opening.argv, ["tool", "--fast"]);

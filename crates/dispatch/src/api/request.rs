@@ -9,10 +9,14 @@ use std::{
 
 use dispatch_core::{
     config::{AgentProfile, Config, list},
+    event::Scope,
+    gate::MicroUsd,
     id::{AgentName, CheckName, PlacementName},
     redact::Redactor,
     secret::{Secret, travel},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
+    task::{
+        Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Wrap, title_of,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +54,13 @@ pub(crate) struct Dispatch {
     pub(crate) title: Option<String>,
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
+    pub(crate) model: Option<String>,
+    pub(crate) priority: Option<Priority>,
+    /// Whole ids of tasks that must complete first.
+    #[serde(default)]
+    pub(crate) after: Vec<String>,
+    pub(crate) budget_tokens: Option<u64>,
+    pub(crate) budget_usd: Option<MicroUsd>,
     pub(crate) placement: Option<String>,
     pub(crate) expects: Option<Expects>,
     pub(crate) checks: Option<ChecksWanted>,
@@ -102,10 +113,33 @@ pub(crate) struct Clean {
     pub(crate) older_than_ms: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Freeze {
     pub(crate) frozen: bool,
+    /// Without these two, everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pool: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) repo: Option<String>,
+}
+
+impl Freeze {
+    pub(crate) fn scope(&self) -> Result<Scope, BadRequest> {
+        Ok(match (&self.pool, &self.repo) {
+            (None, None) => Scope::All,
+            (Some(pool), None) => Scope::Pool(pool.parse()?),
+            (None, Some(repo)) => Scope::Repo(repo.clone()),
+            (Some(_), Some(_)) => return Err(BadRequest::TwoScopes),
+        })
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retry {
+    #[serde(default)]
+    pub(crate) secrets: Secrets,
 }
 
 /// Why a request is refused before the engine hears of it.
@@ -124,6 +158,8 @@ pub(crate) enum BadRequest {
     UnknownCheck { name: String, there: String },
     #[error("start the review at {0}: the task expects something else than a review")]
     NoReview(String),
+    #[error("freeze: name a pool or a repository, not both")]
+    TwoScopes,
     #[error("read the task: {0}")]
     Text(String),
     #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
@@ -183,6 +219,16 @@ fn placement(
         return Err(BadRequest::HostNotAllowed(name.clone()));
     }
     Ok(placement.clone())
+}
+
+/// What a task may spend: less than the configuration allows, never more. 0 means no limit.
+fn least<T: Ord + Default + Copy>(asked: Option<T>, configured: T) -> T {
+    let none = T::default();
+    match asked.filter(|asked| *asked != none) {
+        Some(asked) if configured == none => asked,
+        Some(asked) => asked.min(configured),
+        None => configured,
+    }
 }
 
 impl Dispatch {
@@ -253,6 +299,20 @@ impl Dispatch {
                 pr: self.pr,
                 tag: self.tag,
             },
+            terms: Terms {
+                model: match self.model {
+                    Some(name) => Some(name.parse()?),
+                    None => profile.model.clone(),
+                },
+                priority: self.priority.unwrap_or_default(),
+                after: self
+                    .after
+                    .iter()
+                    .map(|id| id.parse())
+                    .collect::<Result<_, _>>()?,
+                budget_tokens: least(self.budget_tokens, config.gate.task_tokens),
+                budget_usd: least(self.budget_usd, config.gate.task_usd),
+            },
         })
     }
 }
@@ -297,12 +357,20 @@ mod tests {
             assert!(spec(bad).is_err(), "{bad}");
         }
         assert!(
-            serde_json::from_str::<Dispatch>(r#"{"task":"x","repo":"/r","model":"y"}"#).is_err()
+            serde_json::from_str::<Dispatch>(r#"{"task":"x","repo":"/r","modle":"y"}"#).is_err()
         );
         for (bad, part) in [
             (
                 r#"{"task": "x", "repo": "/r", "placement": "cave"}"#,
                 "there are cage, host",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "model": "--help"}"#,
+                "a model's name",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "after": ["3f"]}"#,
+                "a task id",
             ),
             (
                 r#"{"task": "x", "repo": "/r", "placement": "host"}"#,
@@ -314,6 +382,15 @@ mod tests {
         }
         let none = spec(r#"{"task": "x", "repo": "/r", "checks": "none"}"#).unwrap();
         assert_eq!(none.checks, ChecksAsked::None);
+    }
+
+    #[test]
+    fn a_request_can_lower_a_budget_and_never_raise_it() {
+        assert_eq!(least(None, 5), 5);
+        assert_eq!(least(Some(3), 5), 3);
+        assert_eq!(least(Some(9), 5), 5);
+        assert_eq!(least(Some(0), 5), 5);
+        assert_eq!(least(Some(9), 0), 9);
     }
 
     #[test]

@@ -27,10 +27,17 @@ pub(crate) struct Task {
     pub(crate) title: String,
     pub(crate) repo: String,
     pub(crate) agent: String,
+    pub(crate) model: Option<String>,
+    pub(crate) pool: String,
+    pub(crate) priority: String,
+    /// Whole ids.
+    pub(crate) after: Vec<String>,
+    pub(crate) budget: Option<Budget>,
     pub(crate) placement: String,
     pub(crate) enforced: Option<String>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
+    pub(crate) waiting: Option<Waiting>,
     pub(crate) question: Option<String>,
     pub(crate) branch: String,
     /// The commit it started from, once it is known.
@@ -54,6 +61,22 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) carried: Vec<Carried>,
     pub(crate) removed: bool,
+}
+
+/// Why it does not start, until when if that is known, and how many of its pool go first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    pub(crate) why: String,
+    pub(crate) text: String,
+    pub(crate) until: Option<String>,
+    pub(crate) place: Option<usize>,
+}
+
+/// What all its runs together may spend; 0 means no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Budget {
+    pub(crate) tokens: u64,
+    pub(crate) usd: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,10 +184,13 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
 fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
     let last = task.last_run()?;
     let text = match &last.state {
-        RunState::Queued => view.waits.clone()?,
+        RunState::Queued => view.waits.as_ref()?.text.clone(),
         RunState::Stopping { why } => why.to_string(),
         RunState::Finished(outcome) => outcome.reason(),
         RunState::Preparing | RunState::Running | RunState::Checking => {
+            if let Some(waiting) = &view.waits {
+                return Some(waiting.text.clone());
+            }
             let ended = view.jobs.last().is_some_and(|job| job.ended_not_judged);
             ended.then(|| NOT_JUDGED.to_owned())?
         }
@@ -192,10 +218,24 @@ impl From<&TaskView> for Task {
             title: spec.title.clone(),
             repo: spec.repo.clone(),
             agent: spec.agent.to_string(),
+            model: spec.terms.model.as_ref().map(ToString::to_string),
+            pool: spec.pool.to_string(),
+            priority: spec.terms.priority.word().into(),
+            after: spec.terms.after.iter().map(TaskId::to_string).collect(),
+            budget: (!task.budget().is_none()).then(|| Budget {
+                tokens: task.budget().tokens,
+                usd: task.budget().usd.into(),
+            }),
             placement: spec.placement.word().into(),
             enforced: last.and_then(|run| run.enforced.clone()),
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
+            waiting: view.waits.as_ref().map(|waiting| Waiting {
+                why: waiting.why.word().into(),
+                text: waiting.text.clone(),
+                until: waiting.until.map(time),
+                place: view.place,
+            }),
             question,
             branch: task.branch(),
             base: task.workspace.as_ref().map(|w| w.base.clone()),
@@ -250,7 +290,7 @@ pub(crate) mod tests {
         job::ExitReport,
         run::RunCause,
         state::Workspace,
-        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
     };
 
     use super::*;
@@ -327,6 +367,7 @@ pub(crate) mod tests {
                 workspace: None,
                 parent: None,
                 labels: Labels::default(),
+                terms: Terms::default(),
             },
             created_at: 500,
             seq: 9,
@@ -350,7 +391,8 @@ pub(crate) mod tests {
             task,
             short: "3f".into(),
             seq: 12,
-            waits: Some("slots".into()),
+            waits: None,
+            place: None,
             jobs: vec![JobView {
                 keeper_pid: None,
                 log: "/d/runs/x/agent/out".into(),
@@ -374,21 +416,23 @@ pub(crate) mod tests {
             "verdict": "fail", "range": {"base": "b", "head": "h"}, "findings": [finding],
             "note": "no",
         });
+        let run = serde_json::json!({
+            "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
+            "pid": null, "log": "/d/runs/x/agent/out",
+            "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
+            "session": "s", "usage": null,
+            "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+            "review": review,
+        });
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
-            "agent": "claude", "placement": "host", "enforced": "host: nothing",
-            "state": "blocked", "reason": "UTC?", "question": "UTC?",
+            "agent": "claude", "model": null, "pool": "default", "priority": "normal",
+            "after": [], "budget": null, "placement": "host", "enforced": "host: nothing",
+            "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,
-            "runs": [{
-                "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
-                "pid": null, "log": "/d/runs/x/agent/out",
-                "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
-                "session": "s", "usage": null,
-                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
-                "review": review,
-            }],
+            "runs": [run],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
@@ -410,8 +454,18 @@ pub(crate) mod tests {
             ("running", Some(NOT_JUDGED))
         );
         assert!(ended.is_open());
-        let queued = Task::from(&view(1, RunState::Queued));
-        assert_eq!(queued.reason.as_deref(), Some("slots"));
+        let mut waits = view(1, RunState::Queued);
+        waits.waits = Some(dispatch_core::schedule::Waiting {
+            why: dispatch_core::schedule::Why::Paused,
+            text: "paused".into(),
+            until: Some(1_500),
+        });
+        waits.place = Some(4);
+        let queued = Task::from(&waits);
+        assert_eq!(queued.reason.as_deref(), Some("paused"));
+        let waiting = queued.waiting.unwrap();
+        assert_eq!((waiting.why.as_str(), waiting.place), ("paused", Some(4)));
+        assert_eq!(waiting.until.unwrap(), "1970-01-01T00:00:01.500Z");
         let lost = Task::from(&view(1, RunState::Finished(Outcome::Lost)));
         assert!(!lost.is_open() && lost.state == "lost");
     }

@@ -9,18 +9,20 @@ use std::{
 
 use dispatch_core::{
     config::AgentProfile,
+    gate::BadMoney,
     project::Project,
-    task::{Expects, Wrap},
+    task::{Expects, Priority, Wrap},
 };
 
 use super::{
     Ctx, agents,
     error::{CliError, Result, chain},
     exit::Exit,
-    follow, out, repo,
-    screen::{Screen, next_lines},
+    follow, ids, out, repo,
+    screen::{Screen, next_lines, waits_line},
     serve,
     style::{Colour, clean_line},
+    tasks,
 };
 use crate::{
     api::{
@@ -48,7 +50,7 @@ enum ExpectsArg {
 /// Hand a task to an agent and watch it to its end.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
+    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --after 3f --priority high \"Write its changelog\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
 )]
 pub(crate) struct Args {
     /// What to do; `-` reads it from standard input
@@ -67,6 +69,21 @@ pub(crate) struct Args {
     /// One of `dispatch agents`
     #[arg(long)]
     agent: Option<String>,
+    /// The model, as the agent's program calls it
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Who goes first where tasks wait for the same pool
+    #[arg(long, value_parser = ["low", "normal", "high", "urgent"])]
+    priority: Option<String>,
+    /// Start when this task has completed (may be given several times)
+    #[arg(long, value_name = "ID")]
+    after: Vec<String>,
+    /// What all runs of the task may spend, in US dollars
+    #[arg(long, value_name = "USD")]
+    budget_usd: Option<f64>,
+    /// The same in tokens
+    #[arg(long, value_name = "N")]
+    budget_tokens: Option<u64>,
     /// A placement of the configuration: cage (the default), host (no fence), your own
     #[arg(long, value_name = "NAME")]
     placement: Option<String>,
@@ -169,7 +186,8 @@ pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets>
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
     let (here, detach, json) = (args.here, args.detach, args.json);
-    let asked = request_of(settings, args)?;
+    let after = ids_of(settings, &args.after).await?;
+    let asked = request_of(settings, args, after)?;
     let left_out = if request::is_url(&asked.repo) {
         0
     } else {
@@ -197,7 +215,17 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     end
 }
 
-fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
+/// The whole ids of tasks named by prefixes.
+async fn ids_of(settings: &Settings, prefixes: &[String]) -> Result<Vec<String>> {
+    if prefixes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = tasks::all(settings).await?;
+    let id = |prefix: &String| Ok(ids::resolve(&all, prefix)?.id.clone());
+    prefixes.iter().map(id).collect()
+}
+
+fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dispatch> {
     let text = match (&args.text, &args.file) {
         // What a review is about is said by its commits.
         (None, None) => REVIEW.to_owned(),
@@ -246,6 +274,17 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         branch: args.branch,
         secrets: agent_secrets(settings, name.as_str())?,
         agent: Some(name.to_string()),
+        model: args.model,
+        priority: args.priority.as_deref().map(priority),
+        after,
+        budget_tokens: args.budget_tokens,
+        budget_usd: match args.budget_usd {
+            Some(usd) => Some(
+                usd.try_into()
+                    .map_err(|error: BadMoney| CliError::usage(error.to_string()))?,
+            ),
+            None => None,
+        },
         placement: args.placement,
         expects: match args.expects {
             Some(ExpectsArg::Change) => Some(Expects::Change),
@@ -267,6 +306,16 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     // What the engine would refuse is refused before one is started for it.
     asked.clone().spec(&settings.config)?;
     Ok(asked)
+}
+
+/// Clap has looked at the word.
+fn priority(word: &str) -> Priority {
+    match word {
+        "low" => Priority::Low,
+        "high" => Priority::High,
+        "urgent" => Priority::Urgent,
+        _ => Priority::Normal,
+    }
 }
 
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {
@@ -294,6 +343,9 @@ async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Resul
         task.state,
         clean_line(&task.title)
     ))?;
+    if let Some(waits) = waits_line(&task) {
+        out::line(&format!("  {waits}"))?;
+    }
     for line in next_lines(&task) {
         out::line(&line)?;
     }

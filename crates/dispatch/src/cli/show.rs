@@ -5,13 +5,13 @@ use super::{
     error::Result,
     exit::Exit,
     out,
-    screen::{checks_line, diffstat_line, next_lines},
+    screen::{checks_line, diffstat_line, next_lines, waits_line},
     style::{Colour, clean_line, clean_text},
     tasks,
 };
 use dispatch_core::{carried::Can, review::Review};
 
-use crate::api::task::{Exit as JobExit, Run, Task};
+use crate::api::task::{Budget, Exit as JobExit, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
@@ -52,12 +52,23 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
             ));
         }
     };
-    field("reason", task.reason.as_deref());
+    let waits = waits_line(task);
+    field("reason", waits.as_deref().or(task.reason.as_deref()));
     field("id", Some(&task.id));
     field("repo", Some(&task.repo));
     field("branch", Some(&task.branch));
     field("base", task.base.as_deref());
-    field("agent", Some(&task.agent));
+    let model = task.model.as_ref().map(|model| format!(", model {model}"));
+    let agent = format!("{}{}", task.agent, model.unwrap_or_default());
+    field("agent", Some(&agent));
+    field("pool", Some(&task.pool));
+    if task.priority != "normal" {
+        field("priority", Some(&task.priority));
+    }
+    if !task.after.is_empty() {
+        field("after", Some(&task.after.join(" ")));
+    }
+    field("budget", task.budget.map(budget_text).as_deref());
     let placement = match &task.enforced {
         Some(enforced) => format!("{} ({enforced})", task.placement),
         None => task.placement.clone(),
@@ -107,6 +118,14 @@ pub(crate) fn review_lines(review: &Review) -> Vec<String> {
     findings.sort_by_key(|finding| finding.severity);
     out.extend(findings.iter().map(ToString::to_string));
     out
+}
+
+fn budget_text(budget: Budget) -> String {
+    match (budget.usd > 0.0, budget.tokens) {
+        (true, 0) => format!("${:.2}", budget.usd),
+        (true, tokens) => format!("${:.2} and {tokens} tokens", budget.usd),
+        (false, tokens) => format!("{tokens} tokens"),
+    }
 }
 
 fn run_line(run: &Run) -> String {

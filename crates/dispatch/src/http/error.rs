@@ -66,6 +66,7 @@ impl From<BadRequest> for Problem {
             BadRequest::NoReview(_)
             | BadRequest::Text(_)
             | BadRequest::Repo(_)
+            | BadRequest::TwoScopes
             | BadRequest::Name(_) => "bad_input",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())

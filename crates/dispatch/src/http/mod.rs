@@ -80,6 +80,7 @@ pub(crate) fn app(ctx: Ctx) -> Router {
         .route("/v1/tasks", post(tasks::dispatch).get(tasks::all))
         .route("/v1/tasks/{id}", get(tasks::one).delete(tasks::remove))
         .route("/v1/tasks/{id}/answer", post(tasks::answer))
+        .route("/v1/tasks/{id}/retry", post(tasks::retry))
         .route("/v1/tasks/{id}/stop", post(tasks::stop))
         .route("/v1/tasks/{id}/undo", post(tasks::undo))
         .route("/v1/tasks/{id}/apply", post(tasks::apply))
@@ -120,7 +121,7 @@ async fn freeze(
     State(ctx): State<Ctx>,
     Body(asked): Body<request::Freeze>,
 ) -> Result<Json<()>, Problem> {
-    ctx.engine.set_frozen(asked.frozen).await?;
+    ctx.engine.set_frozen(asked.frozen, asked.scope()?).await?;
     Ok(Json(()))
 }
 

@@ -235,7 +235,10 @@ mod tests {
             "{refused:?}"
         );
 
-        let freeze = request::Freeze { frozen: true };
+        let freeze = request::Freeze {
+            frozen: true,
+            ..Default::default()
+        };
         client.post::<_, ()>("/v1/freeze", &freeze).await.unwrap();
         let mut events = client.events(0, None).await.unwrap();
         loop {

@@ -9,7 +9,7 @@ use axum::{
     http::StatusCode,
 };
 use dispatch_core::id::TaskId;
-use dispatch_engine::view::{Force, VerbError};
+use dispatch_engine::view::Force;
 
 use super::{
     Ctx,
@@ -23,10 +23,8 @@ fn id(text: &str) -> Result<TaskId, Problem> {
 }
 
 async fn find(ctx: &Ctx, task: TaskId) -> Result<Json<Task>, Problem> {
-    let views = ctx.engine.tasks().await?;
-    let view = views.iter().find(|view| view.task.id == task);
-    let view = view.ok_or(VerbError::NoSuchTask { task })?;
-    Ok(Json(Task::from(view)))
+    let view = ctx.engine.task(task).await?;
+    Ok(Json(Task::from(&view)))
 }
 
 pub(crate) async fn dispatch(
@@ -67,6 +65,16 @@ pub(crate) async fn answer(
 ) -> Result<Json<Task>, Problem> {
     let task = id(&task)?;
     ctx.engine.answer(task, asked.text, asked.secrets.0).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn retry(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+    Body(asked): Body<request::Retry>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    ctx.engine.retry(task, asked.secrets.0).await?;
     find(&ctx, task).await
 }
 

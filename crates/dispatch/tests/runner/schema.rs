@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 29] = [
+const TASK: [(&str, &str); 35] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -12,10 +12,16 @@ const TASK: [(&str, &str); 29] = [
     ("branch", "string"),
     ("base", "string?"),
     ("agent", "string"),
+    ("model", "string?"),
+    ("pool", "string"),
+    ("priority", "string"),
+    ("after", "strings"),
+    ("budget", "object?"),
     ("placement", "string"),
     ("enforced", "string?"),
     ("state", "string"),
     ("reason", "string?"),
+    ("waiting", "object?"),
     ("question", "string?"),
     ("workspace", "string?"),
     ("org", "string?"),
@@ -47,6 +53,12 @@ const RUN: [(&str, &str); 12] = [
     ("usage", "object?"),
     ("checks", "array"),
     ("review", "object?"),
+];
+const WAITING: [(&str, &str); 4] = [
+    ("why", "string"),
+    ("text", "string"),
+    ("until", "time?"),
+    ("place", "number?"),
 ];
 const CHECK: [(&str, &str); 3] = [("name", "string"), ("state", "string"), ("exit", "object?")];
 const DIFFSTAT: [(&str, &str); 3] = [
@@ -128,6 +140,10 @@ pub(crate) fn task(value: &Value) {
     object(value, &TASK);
     word(&value["state"], &STATES);
     word(&value["verified"], &["yes", "no", "not_verified"]);
+    word(&value["priority"], &["low", "normal", "high", "urgent"]);
+    if !value["waiting"].is_null() {
+        object(&value["waiting"], &WAITING);
+    }
     if !value["diffstat"].is_null() {
         object(&value["diffstat"], &DIFFSTAT);
     }
@@ -146,6 +162,11 @@ pub(crate) fn task(value: &Value) {
 
 /// Every field, for whoever compares with the document.
 pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
-    let all = TASK.iter().chain(&RUN).chain(&CHECK).chain(&DIFFSTAT);
+    let all = TASK
+        .iter()
+        .chain(&RUN)
+        .chain(&CHECK)
+        .chain(&WAITING)
+        .chain(&DIFFSTAT);
     all.map(|(key, _)| *key)
 }

@@ -15,13 +15,19 @@ use std::{
 use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
-    event::{Kind, Subject},
+    event::{Kind, Scope, Subject, Verified},
     id::{RunId, TaskId},
     job::{Exit, Offset},
+    outcome::Outcome,
     run::RunCause,
-    task::{Base, ChecksAsked, Expects, Labels, Network, Placement, TaskSpec, Wrap},
+    schedule::{Held, Host, View},
+    state::State,
+    task::{
+        Base, ChecksAsked, Expects, Labels, Network, Placement, Priority, TaskSpec, Terms, Wrap,
+    },
 };
 use dispatch_engine::{
+    clock::Clock,
     engine::{Engine, Observer, Secrets, Settings},
     fence::{Fences, Needs},
     git::Git,
@@ -40,6 +46,8 @@ const FILES: usize = 3000;
 const LIVE: usize = 1000;
 const ADOPTED: usize = 200;
 const FOLDED: u64 = 100_000;
+const WAITING: u64 = 100_000;
+const DECISIONS: usize = 20_000;
 const ENQUEUED: usize = 2000;
 
 fn main() -> Result<()> {
@@ -57,6 +65,7 @@ fn main() -> Result<()> {
     runtime.block_on(cage(&dispatch))?;
     prepare()?;
     fold()?;
+    gate()?;
     runtime.block_on(start(&dispatch, &agent))?;
     runtime.block_on(enqueue(&dispatch, &agent))?;
     live(&dispatch, &agent)?;
@@ -311,6 +320,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        terms: Terms::default(),
     })
 }
 
@@ -373,9 +383,90 @@ fn fold() -> Result<()> {
     Ok(())
 }
 
+/// One decision after the other with a long queue: a start, its end, and what they change.
+fn gate() -> Result<()> {
+    let mut state = State::default();
+    let put = |state: &mut State, subject, kind| {
+        let (seq, at) = (state.seq() + 1, 1_700_000_000_000 + state.seq());
+        let event = dispatch_core::event::Event {
+            seq,
+            at,
+            subject,
+            kind,
+        };
+        state.apply(&event)
+    };
+    let priorities = [
+        Priority::Low,
+        Priority::Normal,
+        Priority::Normal,
+        Priority::High,
+    ];
+    for n in 0..WAITING {
+        let task = TaskId::from_bits(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut made = spec(Path::new(&format!("/r{}", n % 100)), "Fix it".into())?;
+        made.terms.priority = priorities[usize::try_from(n % 4)?];
+        made.terms.model = Some(format!("m{}", n % 3).parse()?);
+        let created = Kind::TaskCreated {
+            spec: Box::new(made),
+            short: "3f".into(),
+        };
+        put(&mut state, Subject::Task(task), created)?;
+        let cause = RunCause::Dispatched;
+        put(
+            &mut state,
+            Subject::Run(RunId { task, n: 1 }),
+            Kind::RunQueued { cause },
+        )?;
+    }
+    let text = "[pools.test]\nslots = { total = 3, m0 = 1 }\ndaily_limit_starts = 1000000\nday_usd = 1e6\n";
+    let layer = Layer {
+        source: "bench",
+        text,
+    };
+    let (config, _) = config::load(&[layer]).map_err(|p| anyhow::anyhow!("{p:?}"))?;
+    let (mut samples, mut whole) = (Vec::new(), Vec::new());
+    for _ in 0..DECISIONS {
+        let begun = Instant::now();
+        let view = View {
+            state: &state,
+            gate: &config.gate,
+            pools: &config.pools,
+            disk_free_min_bytes: 0,
+            held: &Held::new(),
+            host: Host::default(),
+            now: 1_700_000_000_000 + state.seq(),
+        };
+        let decision = view.decide();
+        samples.push(ms(begun) * 1000.0);
+        let live = state.live().next();
+        if let [run] = decision.admit[..] {
+            put(&mut state, Subject::Run(run), Kind::Admitted)?;
+        } else if let Some(run) = live {
+            let outcome = Outcome::Completed {
+                summary: String::new(),
+            };
+            let verified = Verified::NotVerified;
+            put(
+                &mut state,
+                Subject::Run(run),
+                Kind::Finished { outcome, verified },
+            )?;
+        } else {
+            bail!("the gate stands still: {decision:?}");
+        }
+        whole.push(ms(begun) * 1000.0);
+    }
+    let name = format!("a decision with {WAITING} runs queued");
+    figure(&name, samples, "us");
+    let per_s = 1e6 * whole.len() as f64 / whole.iter().sum::<f64>();
+    println!("decisions with {WAITING} queued, each applied: {per_s:.0} per second");
+    Ok(())
+}
+
 fn config_text(agent: &Path, slots: usize) -> String {
     format!(
-        "[task]\nagent = \"fake\"\n[limits]\nruns_max = 1000\n[pools.test]\nslots = {slots}\n[agents.fake]\n\
+        "[task]\nagent = \"fake\"\n[limits]\nruns_max = 1000\n[gate]\nload_per_core_max = 0\n[pools.test]\nslots = {slots}\n[agents.fake]\n\
          driver = \"plain\"\nprogram = \"{}\"\npool = \"test\"\nplacement = \"host\"\n",
         agent.display()
     )
@@ -397,6 +488,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
         observer: Observer::default(),
+        clock: Clock::default(),
     })
 }
 
@@ -449,7 +541,7 @@ async fn enqueue(dispatch: &Path, agent: &Path) -> Result<()> {
     let place = tempfile_dir("enqueue")?;
     let repo = repository(&place, 5)?;
     let engine = Engine::open(settings(&place, dispatch, agent, 1)?).await?;
-    engine.set_frozen(true).await?;
+    engine.set_frozen(true, Scope::All).await?;
     let begun = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..50 {

@@ -18,9 +18,10 @@ use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
 };
 use dispatch_engine::{
+    clock::Clock,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::{
         BoxFuture, Follow, Site, Start,
@@ -121,6 +122,7 @@ async fn main() -> Result<()> {
         keeper,
         bwrap: None,
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
+        clock: Clock::default(),
     };
     let engine = Engine::with_sites(settings, sites).await?;
     if engine.tasks().await?.is_empty() {
@@ -157,5 +159,6 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        terms: Terms::default(),
     })
 }

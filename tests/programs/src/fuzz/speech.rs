@@ -235,6 +235,7 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
         resume: None,
         review: None,
         unfenced: false,
+        model: None,
     });
     driver
 }
@@ -313,7 +314,7 @@ fn line_holds(line: &str, steps: &[Step]) -> Result<(), String> {
                 weight += bytes.len();
                 one_line_of_json(bytes)?;
             }
-            Step::CloseInput | Step::Done => {}
+            Step::Spent(_) | Step::CloseInput | Step::Done => {}
         }
     }
     holds(weight <= GROWTH_MAX * line.len() + GROWTH_BYTES, || {
@@ -345,6 +346,7 @@ fn word(step: &Step) -> &'static str {
     match step {
         Step::Said(update) => update.word(),
         Step::Live(_) => "live",
+        Step::Spent(_) => "spent",
         Step::Send(_) => "send",
         Step::CloseInput => "close",
         Step::Done => "done",

@@ -10,7 +10,7 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
     state::State,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
     update::{Update, Usage},
 };
 
@@ -80,6 +80,7 @@ fn seeds() -> Vec<Vec<u8>> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        terms: Terms::default(),
     };
     let usage = Usage {
         cost_usd: Some(0.1),
@@ -188,7 +189,10 @@ fn seeds() -> Vec<Vec<u8>> {
         (
             run(2),
             Kind::RunQueued {
-                cause: RunCause::RetryOf { n: 1 },
+                cause: RunCause::RetryOf {
+                    n: 1,
+                    by_person: false,
+                },
             },
         ),
         (run(2), Kind::Admitted),

@@ -21,9 +21,10 @@ use dispatch_core::{
     event::{Event, Kind},
     id::{RunId, TaskId},
     outcome::Outcome,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap, title_of},
 };
 use dispatch_engine::{
+    clock::Clock,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::local::Keeper,
     view::{TaskView, Told},
@@ -79,11 +80,14 @@ impl World {
             "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{AGENT}\"\n\
              pool = \"test\"\nplacement = \"host\"\n{extra}"
         );
-        let (config, _) = config::load(&[Layer {
+        let (mut config, _) = config::load(&[Layer {
             source: "test",
             text: &text,
         }])
         .unwrap();
+        // A test that is about these says so; the others end runs badly on purpose, on a busy machine.
+        (config.gate.retries_max, config.gate.fail_runs) = (0, 0);
+        config.gate.load_per_core_max = 0;
         Self { home, config }
     }
 
@@ -114,6 +118,7 @@ impl World {
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
             observer: Observer::default(),
+            clock: Clock::default(),
         }
     }
 
@@ -144,6 +149,7 @@ impl World {
             workspace: None,
             parent: None,
             labels: Labels::default(),
+            terms: Terms::default(),
         }
     }
 
