@@ -14,7 +14,7 @@ use crate::{
     checks::Checks,
     drivers::DriverKind,
     gate::{Gate, Pool},
-    id::{AgentName, ModelName, PlacementName, PoolName},
+    id::{AgentName, BadId, ModelName, PlacementName, PoolName},
     limits::Limits,
     schedule::Pools,
     task::{Expects, Network, Placement, Wrap},
@@ -153,8 +153,58 @@ pub struct AgentProfile {
     pub paths: Vec<String>,
     /// Laid into the task's private home before each run, by their path below it.
     #[serde(default)]
-    pub files: BTreeMap<HomePath, String>,
+    pub files: BTreeMap<HomePath, FileText>,
+    /// Short names of its models: `gemini:flash`.
+    #[serde(default)]
+    pub models: BTreeMap<String, ModelName>,
+    /// Words behind the colon that mean another agent: `codex:review`.
+    #[serde(default)]
+    pub variants: BTreeMap<String, AgentName>,
+    /// Words behind the colon that mean a profile of the CLI's own: `codex:lemma`.
+    #[serde(default)]
+    pub profiles: Vec<ModelName>,
 }
+
+/// What a file holds: text, or a file of the person's that is read for each run.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum FileText {
+    Text(String),
+    From { file: PathBuf },
+}
+
+/// What `agent[:word]` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    pub agent: AgentName,
+    pub model: Option<ModelName>,
+    pub profile: Option<ModelName>,
+    /// Of `acp:COMMAND`: a program and its arguments.
+    pub command: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SelectError {
+    #[error("use agent {name}: it is not configured; there are {there}")]
+    Unknown { name: String, there: String },
+    #[error(
+        "use agent {0}:: behind the colon stands the command of an ACP agent, such as \"acp:goose acp\""
+    )]
+    NoCommand(AgentName),
+    #[error(
+        "use profile {profile} of agent {agent}: nothing puts it on disk, and the CLI would ignore \
+         that in silence; add \".codex/{profile}.config.toml\" to [agents.{agent}.files]"
+    )]
+    NoProfile {
+        agent: AgentName,
+        profile: ModelName,
+    },
+    #[error(transparent)]
+    Word(#[from] BadId),
+}
+
+/// The agent whose command is part of its selector.
+const ANY_ACP: &str = "acp";
 
 /// A relative path that stays below the directory it is taken from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -306,6 +356,62 @@ impl Config {
         agent.placement.as_ref().unwrap_or(&self.task.placement)
     }
 
+    /// `agent`, `agent:model`, and the words that an agent's table gives a meaning.
+    ///
+    /// # Errors
+    /// When there is no such agent, or its profile is not there.
+    pub fn select(&self, text: &str) -> Result<Selection, SelectError> {
+        let (name, word) = match text.split_once(':') {
+            Some((name, word)) => (name, Some(word)),
+            None => (text, None),
+        };
+        let known = self.agents.iter().find(|(known, _)| known.as_str() == name);
+        let Some((agent, profile)) = known else {
+            return Err(SelectError::Unknown {
+                name: name.to_owned(),
+                there: list(self.agents.keys()),
+            });
+        };
+        let mut selection = Selection {
+            agent: agent.clone(),
+            model: None,
+            profile: None,
+            command: Vec::new(),
+        };
+        if agent.as_str() == ANY_ACP {
+            let words = word.unwrap_or_default().split_whitespace();
+            selection.command = words.map(str::to_owned).collect();
+            if selection.command.is_empty() {
+                return Err(SelectError::NoCommand(agent.clone()));
+            }
+            return Ok(selection);
+        }
+        let Some(word) = word else {
+            return Ok(selection);
+        };
+        if let Some(other) = profile.variants.get(word) {
+            selection.agent = other.clone();
+        } else if let Some(own) = profile.profiles.iter().find(|own| own.as_str() == word) {
+            let file = format!(".codex/{own}.config.toml");
+            if !profile
+                .files
+                .keys()
+                .any(|path| path.as_path() == Path::new(&file))
+            {
+                return Err(SelectError::NoProfile {
+                    agent: agent.clone(),
+                    profile: own.clone(),
+                });
+            }
+            selection.profile = Some(own.clone());
+        } else if let Some(model) = profile.models.get(word) {
+            selection.model = Some(model.clone());
+        } else {
+            selection.model = Some(word.parse()?);
+        }
+        Ok(selection)
+    }
+
     /// The defaults alone; a test holds that they are valid.
     ///
     /// # Panics
@@ -378,7 +484,8 @@ fn place(path: &[&str]) -> String {
 
 /// `{ from = .. }` is one value, not a table to merge into.
 fn is_leaf(path: &[&str], value: &Value) -> bool {
-    !matches!(value, Value::Table(_)) || (path.len() > 3 && path[0] == "agents" && path[2] == "env")
+    !matches!(value, Value::Table(_))
+        || (path.len() > 3 && path[0] == "agents" && matches!(path[2], "env" | "files"))
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -462,6 +569,13 @@ impl Typing<'_> {
                 self.problem(&format!("agents.{name}.placement"), what);
             }
             self.absolute(&format!("agents.{name}.paths"), &agent.paths);
+            for (word, other) in &agent.variants {
+                if !agents.contains_key(other) {
+                    let there = list(agents.keys());
+                    let what = format!("agent {other} is not configured; there are {there}");
+                    self.problem(&place(&["agents", name.as_str(), "variants", word]), what);
+                }
+            }
         }
         for (key, what) in gate.iter().flat_map(Gate::problems) {
             self.problem(&place(&["gate", key]), what);
@@ -631,6 +745,52 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_behind_the_colon() {
+        let extra = "[agents.codex.files]\n\".codex/lemma.config.toml\" = { file = \"/p\" }\n";
+        let layer = Layer {
+            source: "mine",
+            text: extra,
+        };
+        let config = load(&[layer]).unwrap().0;
+        let got = |text: &str| {
+            let selection = config.select(text).unwrap();
+            let word = |name: Option<ModelName>| name.map_or(String::new(), String::from);
+            let (model, profile) = (word(selection.model), word(selection.profile));
+            format!(
+                "{} {model} {profile} {:?}",
+                selection.agent, selection.command
+            )
+        };
+        for (text, want) in [
+            ("codex", "codex   []"),
+            ("codex:gpt-5.1", "codex gpt-5.1  []"),
+            ("codex:review", "codex-review   []"),
+            ("codex:lemma", "codex  lemma []"),
+            ("gemini:flash", "gemini gemini-2.5-flash  []"),
+            ("opencode:anthropic/x:y", "opencode anthropic/x:y  []"),
+            ("coderabbit:committed", "coderabbit committed  []"),
+            ("acp:goose acp --x", "acp   [\"goose\", \"acp\", \"--x\"]"),
+        ] {
+            assert_eq!(got(text), want, "{text}");
+        }
+        for (text, part) in [
+            ("gpt", "there are acp, claude"),
+            ("codex:", "name"),
+            ("codex:--yolo", "name"),
+            ("codex:lemer", ".codex/lemer.config.toml"),
+            ("acp", "behind the colon"),
+            ("acp: ", "behind the colon"),
+        ] {
+            let error = config.select(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert_eq!(config.select("local").unwrap().model, None);
+        let local: AgentName = "local".parse().unwrap();
+        let model = config.agents[&local].model.clone().map(String::from);
+        assert_eq!(model.as_deref(), Some("devstral-24b"));
+    }
+
+    #[test]
     fn the_defaults_are_valid() {
         assert_eq!(problems(""), [""; 0]);
         assert_eq!(Config::defaults().limits.wall_clock_s, 4 * 3600);
@@ -648,7 +808,7 @@ mod tests {
         for part in [
             "unknown field `wall_clock`, expected one of `wall_clock_s`",
             "agents.x.program: it is empty",
-            "pool nope is not configured; there are anthropic, default",
+            "pool nope is not configured; there are anthropic, coderabbit, default",
             "agents.y",
             "expected one of `plain`",
             "nonsense: unknown table; there are task",

@@ -178,6 +178,12 @@ pub const AFTER_MAX: usize = 32;
 pub struct Terms {
     #[serde(default)]
     pub model: Option<ModelName>,
+    /// A profile of the CLI's own, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ModelName>,
+    /// Of the agent `acp`: the program and its arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
     #[serde(default)]
     pub priority: Priority,
     /// It starts when all of these have completed.

@@ -13,7 +13,7 @@ use std::{
 use dispatch_core::{
     cage,
     checks::{self, Planned},
-    config::{AgentProfile, EnvValue, HomePath},
+    config::{AgentProfile, EnvValue, FileText, HomePath},
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     gate::Budget,
@@ -252,16 +252,16 @@ impl Walk {
 
     fn profile(&self) -> Result<AgentProfile, Stopped> {
         let name = &self.job.task.spec.agent;
-        self.ctx
-            .settings
-            .config
-            .agents
-            .get(name)
-            .cloned()
-            .ok_or_else(|| {
-                let reason = format!("agent {name} is not configured any more");
-                Failure::Prepare { reason }.into()
-            })
+        let configured = self.ctx.settings.config.agents.get(name).cloned();
+        let mut profile = configured.ok_or_else(|| {
+            let reason = format!("agent {name} is not configured any more");
+            Stopped::from(Failure::Prepare { reason })
+        })?;
+        if let Some((program, args)) = self.job.task.spec.terms.command.split_first() {
+            profile.program.clone_from(program);
+            profile.args = args.to_vec();
+        }
+        Ok(profile)
     }
 
     /// The sites of the placement; nothing registered means this machine.
@@ -481,6 +481,7 @@ impl Walk {
             resume,
             review: self.range.as_ref(),
             model: task.spec.terms.model.as_ref().map(ModelName::as_str),
+            profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
         };
         let opening = driver.open(&ask);
@@ -1220,11 +1221,21 @@ fn prepare_failed(error: &TreeError) -> Stopped {
 }
 
 /// The agent's own files in its private home. An earlier run may have put anything in their places.
-fn lay_down(home: &Path, wanted: &BTreeMap<HomePath, String>) -> Result<(), String> {
+fn lay_down(home: &Path, wanted: &BTreeMap<HomePath, FileText>) -> Result<(), String> {
     for (path, text) in wanted {
         let path = path.as_path();
+        let bytes = match text {
+            FileText::Text(text) => text.clone().into_bytes(),
+            FileText::From { file } => std::fs::read(file).map_err(|e| {
+                format!(
+                    "read {} for {} of the private home: {e}",
+                    file.display(),
+                    path.display()
+                )
+            })?,
+        };
         let written = files::open_dir(home)
-            .and_then(|root| files::replace_beneath(root.as_fd(), path, text.as_bytes()));
+            .and_then(|root| files::replace_beneath(root.as_fd(), path, &bytes));
         written.map_err(|e| format!("write {} into the private home: {e}", path.display()))?;
     }
     Ok(())

@@ -675,6 +675,7 @@ mod tests {
             resume,
             review: None,
             model: None,
+            profile: None,
             unfenced,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);

@@ -533,6 +533,7 @@ mod tests {
             review: None,
             unfenced: false,
             model: None,
+            profile: None,
         }
     }
 

@@ -8,10 +8,10 @@ use std::{
 };
 
 use dispatch_core::{
-    config::{AgentProfile, Config, list},
+    config::{AgentProfile, Config, SelectError, Selection, list},
     event::Scope,
     gate::MicroUsd,
-    id::{AgentName, CheckName, PlacementName},
+    id::{CheckName, PlacementName},
     redact::Redactor,
     secret::{Secret, travel},
     task::{
@@ -145,8 +145,8 @@ pub(crate) struct Retry {
 /// Why a request is refused before the engine hears of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadRequest {
-    #[error("use agent {name}: it is not configured; there are {there}")]
-    UnknownAgent { name: String, there: String },
+    #[error(transparent)]
+    Agent(#[from] SelectError),
     #[error("use placement {name}: it is not configured; there are {there}")]
     UnknownPlacement { name: String, there: String },
     #[error(
@@ -158,6 +158,8 @@ pub(crate) enum BadRequest {
     UnknownCheck { name: String, there: String },
     #[error("start the review at {0}: the task expects something else than a review")]
     NoReview(String),
+    #[error("use one model: it is named behind the agent's colon and beside it")]
+    TwoModels,
     #[error("freeze: name a pool or a repository, not both")]
     TwoScopes,
     #[error("read the task: {0}")]
@@ -188,15 +190,9 @@ pub(crate) fn is_url(repo: &str) -> bool {
 }
 
 /// The name of an agent that is configured, or of the default one.
-pub(crate) fn agent(config: &Config, name: Option<&str>) -> Result<AgentName, BadRequest> {
-    let Some(name) = name else {
-        return Ok(config.task.agent.clone());
-    };
-    let known = config.agents.keys().find(|known| known.as_str() == name);
-    known.cloned().ok_or_else(|| BadRequest::UnknownAgent {
-        name: name.to_owned(),
-        there: list(config.agents.keys()),
-    })
+pub(crate) fn agent(config: &Config, asked: Option<&str>) -> Result<Selection, BadRequest> {
+    let default = config.task.agent.as_str();
+    Ok(config.select(asked.unwrap_or(default))?)
 }
 
 /// The placement asked for, or the agent's own. No fence is never what a task gets by default, and
@@ -233,12 +229,20 @@ fn least<T: Ord + Default + Copy>(asked: Option<T>, configured: T) -> T {
 
 impl Dispatch {
     pub(crate) fn spec(self, config: &Config) -> Result<TaskSpec, BadRequest> {
-        let name = agent(config, self.agent.as_deref())?;
+        let Selection {
+            agent: name,
+            model,
+            profile: own,
+            command,
+        } = agent(config, self.agent.as_deref())?;
+        if model.is_some() && self.model.is_some() {
+            return Err(BadRequest::TwoModels);
+        }
         let Some(profile) = config.agents.get(&name) else {
-            return Err(BadRequest::UnknownAgent {
+            return Err(BadRequest::Agent(SelectError::Unknown {
                 name: name.to_string(),
                 there: list(config.agents.keys()),
-            });
+            }));
         };
         let asked = match (self.expects, &self.review_base) {
             (None, Some(_)) => Some(Expects::Review),
@@ -302,8 +306,10 @@ impl Dispatch {
             terms: Terms {
                 model: match self.model {
                     Some(name) => Some(name.parse()?),
-                    None => profile.model.clone(),
+                    None => model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
                 },
+                profile: own,
+                command,
                 priority: self.priority.unwrap_or_default(),
                 after: self
                     .after

@@ -162,7 +162,7 @@ fn profile<'a>(
 
 /// What an agent's table takes from us.
 pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
-    let name = request::agent(&settings.config, Some(agent))?;
+    let name = request::agent(&settings.config, Some(agent))?.agent;
     let taken = settings.secrets_of(&name, profile(settings, &name)?);
     let (found, missing) = taken.map_err(|error| {
         let told = CliError::usage(chain(&error));
@@ -239,7 +239,8 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
     };
     let by_repository = args.agent.is_none() && project.agent.is_some();
     let wanted = args.agent.or(project.agent);
-    let name = request::agent(&settings.config, wanted.as_deref())?;
+    let selection = request::agent(&settings.config, wanted.as_deref())?;
+    let name = selection.agent.clone();
     let agent = profile(settings, &name)?;
     // A repository may choose among what was configured, but never its way out of the fence.
     let own = settings.config.placement_of(agent).as_str();
@@ -251,7 +252,12 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
         let hint = format!("if that is what you want, say so yourself: --agent {name}");
         return Err(CliError::usage(what).hint(hint));
     }
-    let program = &agent.program;
+    if by_repository && !selection.command.is_empty() {
+        let what = "use the repository's dispatch.toml: its agent brings a command of its own";
+        let hint = "a repository may choose among what you configured, and no more";
+        return Err(CliError::usage(what).hint(hint));
+    }
+    let program = selection.command.first().unwrap_or(&agent.program);
     if settings.find(program).is_none() {
         let what = format!("use agent {name}: its program {program:?} is not on PATH");
         return Err(CliError::usage(what).hint(agents::how_to_get(program)));
@@ -273,7 +279,7 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
         title: args.title,
         branch: args.branch,
         secrets: agent_secrets(settings, name.as_str())?,
-        agent: Some(name.to_string()),
+        agent: Some(wanted.unwrap_or_else(|| name.to_string())),
         model: args.model,
         priority: args.priority.as_deref().map(priority),
         after,

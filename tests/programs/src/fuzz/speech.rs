@@ -236,6 +236,7 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
         review: None,
         unfenced: false,
         model: None,
+        profile: None,
     });
     driver
 }
