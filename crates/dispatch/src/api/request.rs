@@ -351,7 +351,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("there are claude, claude-acp, coderabbit, codex"),
+                .contains("there are acp, claude, claude-acp"),
             "{error}"
         );
         for bad in [
