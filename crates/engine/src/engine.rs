@@ -785,7 +785,7 @@ impl Actor {
             .state
             .pools()
             .map(|(_, ledger)| ledger.spent(from, now));
-        let after = pools.fold(Budget::default(), Budget::add);
+        let after = pools.fold(Budget::default(), Budget::plus);
         look("day".to_owned(), config.gate.day_budget(), after);
         for warning in warnings {
             self.put(Subject::Engine, warning);
@@ -940,8 +940,8 @@ impl Actor {
             return Err(VerbError::BadInput { what });
         }
         if names_a_secret(&spec, &secrets) {
-            let what = "take the task: the name of its repository, branch or workspace holds a \
-                        secret; give one without, and let ssh log in"
+            let what = "take the task: the name of its repository, branch, model or workspace \
+                        holds a secret; give one without, and let ssh log in"
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
@@ -1438,7 +1438,9 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
         Base::Head => false,
         Base::Branch { name } => shows(name),
     };
+    let model = spec.terms.model.as_ref();
     branch
+        || model.is_some_and(|name| shows(name.as_str()))
         || shows(&spec.repo)
         || spec
             .workspace
