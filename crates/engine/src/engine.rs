@@ -656,12 +656,19 @@ impl Actor {
         loop {
             // What one start changes for the next is in the state by then.
             let decision = self.gate().decide();
-            let settled = decision.admit.is_empty() && decision.fail.is_empty();
+            let mut settled = decision.admit.is_empty() && decision.fail.is_empty();
             for (run, failure) in decision.fail {
                 self.finish(run, Outcome::Failed(failure));
+                // A decision that cannot be applied is a bug, noted; it must not be made for ever.
+                settled |= self
+                    .state
+                    .run(run)
+                    .is_some_and(|run| run.state == RunState::Queued);
             }
             for run in decision.admit {
-                if self.put(Subject::Run(run), Kind::Admitted) {
+                let admitted = self.put(Subject::Run(run), Kind::Admitted);
+                settled |= !admitted;
+                if admitted {
                     self.effects.push(Box::new(move |actor| {
                         actor.supervise(run, run::From::Start);
                     }));
