@@ -368,7 +368,7 @@ impl View<'_> {
         let from = self.gate.reset_utc.before(self.now);
         let pools = self.state.pools();
         let spent = pools.map(|(_, ledger)| ledger.spent(from, self.now));
-        let spent = budget.reached(spent.fold(Default::default(), crate::gate::Budget::add))?;
+        let spent = budget.reached(spent.fold(Default::default(), crate::gate::Budget::plus))?;
         let until = self.gate.reset_utc.after(self.now);
         let when = time_text(until, self.now);
         let text = format!("budget of the day is spent ({spent}) until {when}");

@@ -141,7 +141,7 @@ impl Task {
     #[must_use]
     pub fn spent(&self) -> Budget {
         let spent = self.runs.iter().filter_map(|run| run.usage.as_ref());
-        spent.map(Budget::of).fold(Budget::default(), Budget::add)
+        spent.map(Budget::of).fold(Budget::default(), Budget::plus)
     }
 
     #[must_use]
@@ -919,6 +919,34 @@ mod tests {
         };
         world.put(Subject::Engine, frozen).unwrap();
         assert!(look(&world, &config, &held).decide().admit.is_empty());
+    }
+
+    /// As format 1 wrote them: no terms, no scope, nobody who asked for a retry.
+    #[test]
+    fn logs_of_the_first_format_are_read() {
+        let old = [
+            r#"{"seq":1,"at":5,"subject":"engine","kind":{"frozen_set":{"frozen":true}}}"#,
+            r#"{"seq":2,"at":5,"subject":{"task":"0000000000000001"},"kind":{"task_created":{"spec":{
+                "title":"t","text":"t","repo":"/r","base":"head","agent":"a","pool":"p",
+                "placement":{"sites":[],"wrap":"host"},"expects":"change","checks":"detect",
+                "workspace":null,"parent":null,
+                "labels":{"org":null,"issue":null,"pr":null,"tag":null}},"short":"00"}}}"#,
+            r#"{"seq":3,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"run_queued":{"cause":"dispatched"}}}"#,
+            r#"{"seq":4,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"finished":{"outcome":"lost","verified":"not_verified"}}}"#,
+            r#"{"seq":5,"at":5,"subject":{"run":{"task":"0000000000000001","n":2}},
+                "kind":{"run_queued":{"cause":{"retry_of":{"n":1}}}}}"#,
+        ];
+        let mut state = State::default();
+        for line in old {
+            let event: Event = serde_json::from_str(line).unwrap();
+            state.apply(&event).unwrap();
+        }
+        assert!(state.frozen() && state.indexes_hold());
+        let task = state.task(TaskId::from_bits(1)).unwrap();
+        assert_eq!(task.spec.terms, Terms::default());
+        assert_eq!(task.own_retries(), 1);
     }
 
     #[test]

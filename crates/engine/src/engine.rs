@@ -656,12 +656,19 @@ impl Actor {
         loop {
             // What one start changes for the next is in the state by then.
             let decision = self.gate().decide();
-            let settled = decision.admit.is_empty() && decision.fail.is_empty();
+            let mut settled = decision.admit.is_empty() && decision.fail.is_empty();
             for (run, failure) in decision.fail {
                 self.finish(run, Outcome::Failed(failure));
+                // A decision that cannot be applied is a bug, noted; it must not be made for ever.
+                settled |= self
+                    .state
+                    .run(run)
+                    .is_some_and(|run| run.state == RunState::Queued);
             }
             for run in decision.admit {
-                if self.put(Subject::Run(run), Kind::Admitted) {
+                let admitted = self.put(Subject::Run(run), Kind::Admitted);
+                settled |= !admitted;
+                if admitted {
                     self.effects.push(Box::new(move |actor| {
                         actor.supervise(run, run::From::Start);
                     }));
@@ -785,7 +792,7 @@ impl Actor {
             .state
             .pools()
             .map(|(_, ledger)| ledger.spent(from, now));
-        let after = pools.fold(Budget::default(), Budget::add);
+        let after = pools.fold(Budget::default(), Budget::plus);
         look("day".to_owned(), config.gate.day_budget(), after);
         for warning in warnings {
             self.put(Subject::Engine, warning);
@@ -940,8 +947,8 @@ impl Actor {
             return Err(VerbError::BadInput { what });
         }
         if names_a_secret(&spec, &secrets) {
-            let what = "take the task: the name of its repository, branch or workspace holds a \
-                        secret; give one without, and let ssh log in"
+            let what = "take the task: the name of its repository, branch, model or workspace \
+                        holds a secret; give one without, and let ssh log in"
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
@@ -1438,7 +1445,9 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
         Base::Head => false,
         Base::Branch { name } => shows(name),
     };
+    let model = spec.terms.model.as_ref();
     branch
+        || model.is_some_and(|name| shows(name.as_str()))
         || shows(&spec.repo)
         || spec
             .workspace

@@ -816,9 +816,9 @@ impl Walk {
         let task = &self.job.task;
         let earlier = task.runs.iter().filter(|run| run.n < self.job.run.n);
         let earlier = earlier.filter_map(|run| run.usage.as_ref()).map(Budget::of);
-        let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::add));
-        let after = earlier.add(Budget::of(now));
-        let before = earlier.add(before.map(Budget::of).unwrap_or_default());
+        let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::plus));
+        let after = earlier.plus(Budget::of(now));
+        let before = earlier.plus(before.map(Budget::of).unwrap_or_default());
         ear.over_budget |= budget.reached(after).is_some();
         let percent = self.ctx.settings.config.gate.warn_percent;
         let spent = budget.crossed(before, after, percent)?;

@@ -105,7 +105,7 @@ async fn main() -> Result<()> {
     };
     let sites = Sites::from([("local".parse()?, Arc::new(site) as Arc<dyn Site>)]);
     let text = format!(
-        "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
+        "[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
          pool = \"test\"\nplacement = \"host\"\n"
     );
     let layer = Layer {
