@@ -12,7 +12,7 @@ use std::{
 use dispatch_core::{
     cage,
     checks::{self, Planned},
-    config::{AgentProfile, EnvValue},
+    config::{AgentProfile, EnvValue, Login},
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     id::{RunId, SiteName},
@@ -33,6 +33,7 @@ use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{Fences, Needs},
     lines::{Line, Lines},
+    logins::{Account, LoginError},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told},
@@ -221,6 +222,7 @@ impl Walk {
             self.order_stop(&site, Part::Agent, force).await;
         }
         let heard = self.follow_agent(&site, driver.as_mut()).await?;
+        self.take_back_login(&profile).await?;
         self.judge(&site, heard, checking).await
     }
 
@@ -321,6 +323,12 @@ impl Walk {
         }
         self.asked_to_stop()?;
         let (invocation, first) = self.open(driver, profile)?;
+        if let Some((account, login)) = self.login(profile) {
+            let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
+            linked.map_err(|error| Failure::Start {
+                reason: words(&error),
+            })?;
+        }
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -434,6 +442,12 @@ impl Walk {
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
         env.extend(opening.env);
+        if let Some((account, login)) = self.login(profile)
+            && let Some(variable) = &login.variable
+        {
+            let store = account.store().to_string_lossy().into_owned();
+            env.insert(variable.clone(), store);
+        }
         let mut secrets = Vec::new();
         for (name, value) in &profile.env {
             match value {
@@ -482,6 +496,8 @@ impl Walk {
         for dir in &write {
             std::fs::create_dir_all(dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
         }
+        let login = agent.and_then(|agent| self.login(agent));
+        write.extend(login.map(|(account, _)| account.dir().to_owned()));
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
@@ -513,6 +529,33 @@ impl Walk {
         self.ctx
             .fences
             .cage(inner, needs, placement.network, placement.strict)
+    }
+
+    /// The login of the agent's account, when somebody has logged in there.
+    fn login<'a>(&'a self, agent: &'a AgentProfile) -> Option<(Account, &'a Login)> {
+        let (name, login) = agent.account(&self.job.task.spec.agent)?;
+        let account = Account::of(&self.ctx.settings.data, name);
+        account.exists().then_some((account, login))
+    }
+
+    /// A CLI that wrote its login past our link would else have renewed it for this task alone.
+    async fn take_back_login(&self, profile: &AgentProfile) -> Result<(), Cut> {
+        let Some((account, login)) = self.login(profile) else {
+            return Ok(());
+        };
+        let text = match account.take_back(login, &self.ctx.trees.home(&self.job.task)) {
+            Ok(moved) if moved.is_empty() => return Ok(()),
+            Ok(moved) => format!(
+                "the agent wrote {} in its own home; it was moved to its account's login",
+                moved.join(", ")
+            ),
+            Err(error) => format!(
+                "a login that the agent renewed could not be kept ({}); `dispatch login` makes a \
+                 new one",
+                words(&error)
+            ),
+        };
+        self.tell(Kind::Noted { text }).await
     }
 
     fn workspace(&self) -> PathBuf {
@@ -1072,6 +1115,13 @@ fn short(mut text: String) -> String {
         text.truncate(end);
     }
     text
+}
+
+/// An error with its cause.
+fn words(error: &LoginError) -> String {
+    use std::error::Error as _;
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
 }
 
 fn prepare_failed(error: &TreeError) -> Stopped {
