@@ -27,6 +27,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     engine::{Engine, Secrets, Settings},
+    logins::Account,
     view::{Force, TaskView, Told},
 };
 use rustix::{
@@ -106,6 +107,41 @@ impl Cli {
                  '''model_providers.fake={{name=\"Fake\",base_url=\"{url}/v1\",\
                  wire_api=\"responses\",env_key=\"{key}\",request_max_retries=0,\
                  stream_max_retries=0}}''']\n[agents.codex.env]\n{key} = \"{KEY}\"\n"
+            ),
+        }
+    }
+
+    /// The same without a key in it.
+    fn keyless(self, program: &Path, url: &str) -> String {
+        match self {
+            Self::Claude => format!(
+                "[agents.claude]\nprogram = {program:?}\npool = \"test\"\n[agents.claude.env]\n\
+                 ANTHROPIC_BASE_URL = \"{url}\"\nCLAUDE_CODE_MAX_RETRIES = \"1\"\n"
+            ),
+            Self::Codex => format!(
+                "[agents.codex]\nprogram = {program:?}\npool = \"test\"\n\
+                 args = [\"-m\", \"any\", \"-c\", \"model_provider=fake\", \"-c\", \
+                 '''model_providers.fake={{name=\"Fake\",base_url=\"{url}/v1\",\
+                 wire_api=\"responses\",requires_openai_auth=true,request_max_retries=0,\
+                 stream_max_retries=0}}''']\n"
+            ),
+        }
+    }
+
+    /// The file of a login, and what may be in it.
+    fn login(self) -> (&'static str, String) {
+        let claude = json!({"claudeAiOauth": {
+            "accessToken": "sk-ant-oat01-not-a-real-token-0123456789",
+            "refreshToken": "sk-ant-ort01-not-a-real-token-0123456789",
+            "expiresAt": 4_102_444_800_000_u64,
+            "scopes": ["user:inference", "user:profile"],
+            "subscriptionType": "max",
+        }});
+        match self {
+            Self::Claude => (".credentials.json", claude.to_string()),
+            Self::Codex => (
+                "auth.json",
+                json!({"auth_mode": "apikey", "OPENAI_API_KEY": KEY}).to_string(),
             ),
         }
     }
@@ -236,6 +272,29 @@ impl Stage {
     }
 
     async fn with_key(wrap: Wrap, cli: Cli, key: &str, steps: Value) -> Option<Self> {
+        Self::with_table(wrap, cli, steps, |program, url| {
+            cli.table(program, url, key)
+        })
+        .await
+    }
+
+    /// Without a key: it is logged in, as `dispatch login` would leave it.
+    async fn logged_in(wrap: Wrap, cli: Cli, steps: Value) -> Option<(Self, Account)> {
+        let stage = Self::with_table(wrap, cli, steps, |program, url| cli.keyless(program, url));
+        let stage = stage.await?;
+        let account = Account::of(&stage.world.data(), cli.name());
+        account.make().unwrap();
+        let (name, text) = cli.login();
+        fs::write(account.store().join(name), text).unwrap();
+        Some((stage, account))
+    }
+
+    async fn with_table(
+        wrap: Wrap,
+        cli: Cli,
+        steps: Value,
+        table: impl FnOnce(&Path, &str) -> String,
+    ) -> Option<Self> {
         let program = cli.program()?;
         let bwrap = match wrap {
             Wrap::Host => None,
@@ -244,7 +303,7 @@ impl Stage {
         let model = Model::start(&steps);
         // Codex cannot start its own sandbox from below the temporary directory.
         let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let world = World::below(place, &cli.table(&program, &model.url, key));
+        let world = World::below(place, &table(&program, &model.url));
         let settings = Settings {
             bwrap,
             ..world.settings()
@@ -487,6 +546,64 @@ async fn claude_edits_a_file() {
 #[tokio::test(flavor = "multi_thread")]
 async fn codex_edits_a_file() {
     both(|wrap| edits_a_file(Cli::Codex, wrap)).await;
+}
+
+/// No key is in its environment: the login is all it has, and its transcript stays the task's own.
+async fn works_by_its_login(cli: Cli, wrap: Wrap) {
+    let steps = json!([
+        {"text": "I edit it.", "tool": "shell", "command": "echo edited >> README.md"},
+        {"text": "Finished."}
+    ]);
+    let Some((stage, account)) = Stage::logged_in(wrap, cli, steps).await else {
+        return;
+    };
+    let view = stage.run().await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let shared: Vec<_> = fs::read_dir(account.store()).unwrap().collect();
+    let names: Vec<String> = shared
+        .into_iter()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let of_login = |name: &String| name.starts_with(cli.login().0);
+    assert!(names.iter().all(of_login), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_works_by_its_login() {
+    both(|wrap| works_by_its_login(Cli::Claude, wrap)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_works_by_its_login() {
+    both(|wrap| works_by_its_login(Cli::Codex, wrap)).await;
+}
+
+/// The CLI itself writes its login anew, in a task; the next task works by the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_renews_its_login_for_every_task() {
+    let Some(program) = Cli::Codex.program() else {
+        return;
+    };
+    let command = format!(
+        "printf sk-renewed-not-a-real-key | {} login --with-api-key; echo x >> README.md",
+        program.display()
+    );
+    let steps = json!([
+        {"tool": "shell", "command": command},
+        {"text": "Renewed."},
+        {"tool": "shell", "command": "echo y >> README.md"},
+        {"text": "Used."}
+    ]);
+    let Some((stage, account)) = Stage::logged_in(Wrap::Cage, Cli::Codex, steps).await else {
+        return;
+    };
+    let view = stage.run().await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let kept = fs::read_to_string(account.store().join("auth.json")).unwrap();
+    assert!(kept.contains("sk-renewed-not-a-real-key"), "{kept}");
+    assert!(view.task.notes.is_empty(), "{:?}", view.task.notes);
+    let view = stage.run().await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
 }
 
 /// Its tools ask first; the answer goes over its standard input, and the tool really runs.
