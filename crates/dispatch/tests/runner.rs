@@ -17,6 +17,8 @@ mod engine;
 mod events;
 #[path = "runner/ids.rs"]
 mod ids;
+#[path = "runner/login.rs"]
+mod login;
 #[path = "runner/output.rs"]
 mod output;
 #[path = "runner/placement.rs"]
