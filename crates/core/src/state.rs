@@ -558,6 +558,7 @@ mod tests {
             workspace: None,
             parent: None,
             labels: Labels::default(),
+            limits: crate::limits::Lowered::default(),
         }
     }
 

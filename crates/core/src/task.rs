@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{
-    AgentName, CheckName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName, slug,
+use crate::{
+    id::{AgentName, CheckName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName, slug},
+    limits::Lowered,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -146,6 +147,9 @@ pub struct TaskSpec {
     pub workspace: Option<WorkspaceName>,
     pub parent: Option<TaskId>,
     pub labels: Labels,
+    /// Lower than the configuration's, for the jobs of this task.
+    #[serde(default, skip_serializing_if = "Lowered::is_empty")]
+    pub limits: Lowered,
 }
 
 const TITLE_CHARS_MAX: usize = 72;

@@ -7,6 +7,7 @@ mod api;
 mod cli;
 mod client;
 mod http;
+mod project;
 mod secrets;
 mod settings;
 

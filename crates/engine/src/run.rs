@@ -17,6 +17,7 @@ use dispatch_core::{
     event::{CheckState, Kind, Sealed, Subject, Verified},
     id::{RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
+    limits::Limits,
     outcome::{Failure, Outcome, Stop},
     prompt,
     redact::Redactor,
@@ -471,7 +472,7 @@ impl Walk {
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
-            limits: self.ctx.settings.config.limits.agent_job(),
+            limits: self.limits().agent_job(),
             ..Invocation::default()
         };
         let fenced = self.fence(invocation, &home, Some(profile));
@@ -556,6 +557,12 @@ impl Walk {
             ),
         };
         self.tell(Kind::Noted { text }).await
+    }
+
+    /// What the task's own jobs may use.
+    fn limits(&self) -> Limits {
+        let limits = &self.ctx.settings.config.limits;
+        limits.lowered(&self.job.task.spec.limits)
     }
 
     fn workspace(&self) -> PathBuf {
@@ -1009,7 +1016,7 @@ impl Walk {
                 output: Output::Text,
                 cwd: self.workspace(),
                 stdin: Stdin::Null,
-                limits: self.ctx.settings.config.limits.check_job(),
+                limits: self.limits().check_job(),
                 ..Invocation::default()
             };
             let what = self

@@ -63,7 +63,7 @@ pub(crate) struct Args {
     /// Only say who is logged in
     #[arg(long)]
     status: bool,
-    /// With --status: one JSON array
+    /// One JSON array, with --status
     #[arg(long, requires = "status")]
     json: bool,
     /// Further arguments for the login itself

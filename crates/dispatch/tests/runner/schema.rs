@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 29] = [
+const TASK: [(&str, &str); 30] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -32,6 +32,7 @@ const TASK: [(&str, &str); 29] = [
     ("diffstat", "object?"),
     ("notes", "strings"),
     ("carried", "array"),
+    ("limits", "object"),
     ("removed", "bool"),
 ];
 const RUN: [(&str, &str); 11] = [

@@ -79,6 +79,7 @@ fn seeds() -> Vec<Vec<u8>> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        limits: dispatch_core::limits::Lowered::default(),
     };
     let usage = Usage {
         cost_usd: Some(0.1),
