@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::{Inside, Invocation},
+    seatbelt::{self, SEATBELT},
     task::Network,
 };
 
@@ -39,6 +40,8 @@ pub enum Hidden {
 pub struct View {
     /// `None`: missing or refused; then Landlock and seccomp are all there is.
     pub bwrap: Option<PathBuf>,
+    /// macOS' `sandbox-exec`, which is asked only where there is no bubblewrap.
+    pub seatbelt: Option<PathBuf>,
     /// Argv of the warden, without its policy.
     pub warden: Vec<String>,
     /// `/bin -> usr/bin` and the like: link, target.
@@ -87,9 +90,18 @@ pub const BWRAP: &str = "bwrap";
 /// `inner` inside the cage. Environment, input, directory and limits stay as they are.
 #[must_use]
 pub fn wrap(inner: Invocation, view: &View, network: Network, strict: bool) -> Invocation {
-    let (mut argv, policy) = match &view.bwrap {
-        Some(bwrap) => (outer(bwrap, &inner, view, network), inside(view, strict)),
-        None => (Vec::new(), alone(view, network, strict)),
+    let (mut argv, policy) = match (&view.bwrap, &view.seatbelt) {
+        (Some(bwrap), _) => (outer(bwrap, &inner, view, network), inside(view, strict)),
+        (None, Some(program)) => {
+            let policy = Policy {
+                outer: vec![SEATBELT.into()],
+                // The kernel there has nothing like it, and the profile has said all of it.
+                deny: Sockets::None,
+                ..alone(view, network, strict)
+            };
+            (seatbelt::outer(program, view, network), policy)
+        }
+        (None, None) => (Vec::new(), alone(view, network, strict)),
     };
     argv.extend(view.warden.iter().cloned());
     argv.push(policy_text(&policy));
@@ -257,6 +269,7 @@ mod tests {
     fn view() -> View {
         View {
             bwrap: Some("/usr/bin/bwrap".into()),
+            seatbelt: None,
             warden: vec!["/data/bin/dispatch".into(), "warden".into()],
             links: vec![("/bin".into(), "usr/bin".into())],
             system: vec!["/usr".into(), "/etc".into()],
@@ -336,6 +349,24 @@ mod tests {
         assert_eq!(
             (caged.outer, caged.read),
             (vec![BWRAP.to_owned()], vec!["/".into()])
+        );
+    }
+
+    #[test]
+    fn on_macos_the_profile_stands_where_bubblewrap_does_and_is_named() {
+        let mac = View {
+            bwrap: None,
+            seatbelt: Some("/usr/bin/sandbox-exec".into()),
+            ..view()
+        };
+        let argv = wrap(inner(), &mac, Network::None, true).argv;
+        assert_eq!(argv[0], "/usr/bin/sandbox-exec");
+        assert!(argv.ends_with(&inner().argv));
+        let got = policy(&argv);
+        assert_eq!((got.outer, got.strict), (vec![SEATBELT.to_owned()], true));
+        assert_eq!(
+            enforced(&[SEATBELT.to_owned()], &[], Network::None),
+            "sandbox-exec only; network: none"
         );
     }
 

@@ -6,7 +6,8 @@
 //! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
-//! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
+//! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`carried`] what a
+//!   repository brings for agents
 //! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
 pub mod cage;
@@ -24,6 +25,7 @@ pub mod prompt;
 pub mod redact;
 pub mod run;
 pub mod schedule;
+pub mod seatbelt;
 pub mod secret;
 pub mod state;
 pub mod task;

@@ -21,7 +21,24 @@ use dispatch_core::{
 
 use crate::{files, sites::local::Keeper};
 
+/// Apple's, where it has been since there is macOS.
+const SEATBELT: &str = "/usr/bin/sandbox-exec";
 /// Whatever of these a system has; a name that is not here is not visible in a cage.
+#[cfg(target_os = "macos")]
+const SYSTEM: [&str; 11] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/System",
+    "/Library",
+    "/etc",
+    "/private/etc",
+    "/private/var/db/timezone",
+    "/private/var/select",
+    "/opt",
+    "/nix",
+];
+#[cfg(not(target_os = "macos"))]
 const SYSTEM: [&str; 12] = [
     "/usr",
     "/bin",
@@ -37,6 +54,9 @@ const SYSTEM: [&str; 12] = [
     "/sys/devices/system/cpu",
 ];
 /// Where private keys and passwords of the system lie among public files.
+#[cfg(target_os = "macos")]
+const MIXED: &str = "/private/etc";
+#[cfg(not(target_os = "macos"))]
 const MIXED: &str = "/etc";
 const MIXED_ENTRIES_MAX: usize = 20_000;
 /// Links and `#!` lines from a program's name to what runs.
@@ -122,6 +142,7 @@ impl Fences {
     pub fn layers(&self) -> Result<(Vec<String>, Option<String>), String> {
         let host = self.host()?;
         let refused = match &self.bwrap {
+            None if cfg!(target_os = "macos") => None,
             None => Some("bubblewrap is not installed".to_owned()),
             Some(bwrap) => host.try_out(Some(bwrap)).err(),
         };
@@ -221,8 +242,10 @@ impl Host {
         }
         let devices = if needs.gpu { &DEVICES[..] } else { &[] };
         let devices = devices.iter().map(PathBuf::from).filter(|d| d.exists());
+        let seatbelt = cfg!(target_os = "macos").then(|| PathBuf::from(SEATBELT));
         Ok(View {
             bwrap: self.bwrap.clone(),
+            seatbelt: seatbelt.filter(|program| program.exists()),
             warden: self.warden.clone(),
             links,
             system: self.system.clone(),
