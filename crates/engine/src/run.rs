@@ -428,7 +428,14 @@ impl Walk {
             RunCause::Dispatched => None,
             RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
         };
-        let text = prompt::prompt(&task.spec.text, &cause, task.spec.expects, resume.is_some());
+        let mut before = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
+        let question = before.next().and_then(|run| match &run.state {
+            RunState::Finished(Outcome::Blocked { question }) => Some(question.as_str()),
+            _ => None,
+        });
+        let expects = task.spec.expects;
+        let resumed = resume.is_some();
+        let text = prompt::prompt(&task.spec.text, &cause, expects, resumed, question);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();
