@@ -30,7 +30,7 @@ use dispatch_core::{
     task::{ChecksAsked, Expects, Network, Placement, TaskSpec, Wrap},
 };
 use dispatch_engine::engine::{Engine, Secrets};
-use dispatch_test_programs::escape;
+use dispatch_test_programs::{bubblewrap, escape};
 use world::{World, finished, outcome, patient, run, until};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,15 +41,9 @@ enum Fence {
 
 const FENCES: [Fence; 2] = [Fence::Bubblewrap, Fence::LandlockOnly];
 
-fn bwrap() -> Option<PathBuf> {
-    let path = std::env::var("PATH").unwrap();
-    let mut found = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
-    found.find(|file| file.is_file())
-}
-
 async fn engine(world: &World, fence: Fence) -> Option<Engine> {
     let mut settings = world.settings();
-    settings.bwrap = bwrap();
+    settings.bwrap = bubblewrap();
     if fence == Fence::LandlockOnly {
         settings.bwrap = None;
     } else if settings.bwrap.is_none() {

@@ -118,9 +118,7 @@ impl Stage {
 
 /// One stage with each fence that this machine can have.
 async fn stages() -> Vec<Stage> {
-    let path = std::env::var_os("PATH").unwrap();
-    let mut found = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
-    let bwrap = found.find(|file| file.is_file());
+    let bwrap = dispatch_test_programs::bubblewrap();
     if bwrap.is_none() {
         eprintln!("SKIPPED: bubblewrap is not installed (apt-get install bubblewrap)");
     }

@@ -127,9 +127,7 @@ fn disk() -> Result<()> {
 async fn cage(dispatch: &Path) -> Result<()> {
     let place = tempfile_dir("cage")?;
     let keeper = Keeper::program(dispatch.to_owned());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
-    let bwrap = dirs.find(|file| file.is_file());
+    let bwrap = dispatch_test_programs::bubblewrap();
     if bwrap.is_none() {
         println!("cage: SKIPPED, bubblewrap is not installed");
         return Ok(());
