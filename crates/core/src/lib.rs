@@ -7,10 +7,11 @@
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
 //! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`carried`] what a
-//!   repository brings for agents
+//!   repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
 pub mod cage;
+pub mod cargo_config;
 pub mod carried;
 pub mod checks;
 pub mod config;

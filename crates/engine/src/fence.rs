@@ -6,8 +6,11 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Read,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    io::{Read, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
@@ -15,6 +18,7 @@ use std::{
 
 use dispatch_core::{
     cage::{self, Hidden, View},
+    cargo_config,
     job::{Inside, Invocation},
     task::Network,
 };
@@ -72,6 +76,9 @@ const DEVICES: [&str; 8] = [
     "/dev/nvidia-uvm-tools",
     "/dev/nvidia-modeset",
 ];
+
+/// The variable of cargo's own directory.
+pub(crate) const CARGO: &str = "CARGO_HOME";
 
 /// What a job needs to see and to write.
 #[derive(Debug)]
@@ -330,6 +337,35 @@ impl Host {
     }
 }
 
+/// What of a person's cargo configuration a job needs to find its crates, into the job's own
+/// directory. What is there already stays: an earlier run may have changed it.
+///
+/// # Errors
+/// When a job has left something there that is no directory.
+pub(crate) fn hand_over_cargo_config(theirs: &Path, own: &Path) -> io::Result<()> {
+    let (Some(home), Some(name)) = (own.parent(), own.file_name()) else {
+        return Ok(());
+    };
+    // Cargo reads the older name first.
+    let found = ["config", "config.toml"].map(|name| theirs.join(name));
+    let Some(file) = found.iter().find_map(|path| fs::File::open(path).ok()) else {
+        return Ok(());
+    };
+    let mut text = String::new();
+    let read = file.take(cargo_config::BYTES_MAX).read_to_string(&mut text);
+    // A file that cannot be read as text says nothing to cargo either.
+    let Some(allowed) = read.ok().and_then(|_| cargo_config::allowed(&text)) else {
+        return Ok(());
+    };
+    let root = files::open_dir(home)?;
+    let path = Path::new(name).join("config.toml");
+    match files::create_beneath(root.as_fd(), &path, 0o644) {
+        Ok(mut file) => file.write_all(allowed.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn utf8(path: &Path) -> Result<String, String> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| format!("{} is not UTF-8: a cage cannot show it", path.display()))
@@ -546,6 +582,35 @@ mod tests {
         assert_eq!(read, [root.join("n/lib/node_modules"), root.join("n")]);
         assert_eq!(links.len(), 1);
         assert_eq!(links[0].0, link);
+    }
+
+    #[test]
+    fn a_mirror_is_handed_over_once_and_through_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (theirs, home) = (dir.path().join("theirs"), dir.path().join("home"));
+        fs::create_dir(&home).unwrap();
+        let own = home.join(".cargo");
+        hand_over_cargo_config(&theirs, &own).unwrap();
+        assert!(!own.exists(), "there is nothing to hand over");
+        let text = "[registry]\ndefault = \"m\"\ntoken = \"t0ken\"\n";
+        file(&theirs.join("config.toml"), 0o600, text);
+        file(&theirs.join("credentials.toml"), 0o600, text);
+        hand_over_cargo_config(&theirs, &own).unwrap();
+        let got = fs::read_to_string(own.join("config.toml")).unwrap();
+        assert!(
+            got.contains("default = \"m\"") && !got.contains("t0ken"),
+            "{got}"
+        );
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 1);
+        fs::write(own.join("config.toml"), "mine").unwrap();
+        hand_over_cargo_config(&theirs, &own).unwrap();
+        assert_eq!(fs::read_to_string(own.join("config.toml")).unwrap(), "mine");
+        fs::remove_dir_all(&own).unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, &own).unwrap();
+        hand_over_cargo_config(&theirs, &own).unwrap_err();
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     }
 
     #[test]

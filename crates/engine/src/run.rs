@@ -32,7 +32,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
-    fence::{Fences, Needs},
+    fence::{self, Fences, Needs},
     lines::{Line, Lines},
     logins::{Account, LoginError},
     sites::{Enforced, JobEvent, Site, Start},
@@ -518,6 +518,10 @@ impl Walk {
             if let Some(theirs) = inner.env.get(name).map(PathBuf::from) {
                 let own = home.join(theirs.file_name().unwrap_or_default());
                 read.push(theirs.join("bin"));
+                if name == fence::CARGO {
+                    fence::hand_over_cargo_config(&theirs, &own)
+                        .map_err(|e| format!("write {}: {e}", own.join("config.toml").display()))?;
+                }
                 inner
                     .env
                     .insert(name.clone(), own.to_string_lossy().into_owned());

@@ -29,7 +29,7 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     task::{ChecksAsked, Expects, Network, Placement, TaskSpec, Wrap},
 };
-use dispatch_engine::engine::{Engine, Secrets};
+use dispatch_engine::engine::{Engine, Secrets, Settings};
 use dispatch_test_programs::{bubblewrap, escape};
 use world::{World, finished, outcome, patient, run, until};
 
@@ -42,6 +42,10 @@ enum Fence {
 const FENCES: [Fence; 2] = [Fence::Bubblewrap, Fence::LandlockOnly];
 
 async fn engine(world: &World, fence: Fence) -> Option<Engine> {
+    Some(Engine::open(fenced(world, fence)?).await.unwrap())
+}
+
+fn fenced(world: &World, fence: Fence) -> Option<Settings> {
     let mut settings = world.settings();
     settings.bwrap = bubblewrap();
     if fence == Fence::LandlockOnly {
@@ -50,7 +54,7 @@ async fn engine(world: &World, fence: Fence) -> Option<Engine> {
         eprintln!("SKIPPED: bubblewrap is not installed (apt-get install bubblewrap)");
         return None;
     }
-    Some(Engine::open(settings).await.unwrap())
+    Some(settings)
 }
 
 fn caged(world: &World, orders: &[&str]) -> TaskSpec {
@@ -405,5 +409,33 @@ async fn a_keeper_killed_leaves_nothing_alive_and_the_lock_free() {
             dir.probe().unwrap(),
             dispatch_engine::jobdir::Probe::Gone
         ));
+    }
+}
+
+/// Behind a mirror nothing builds without it; the tokens beside it stay where they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_finds_the_persons_mirrors_and_not_their_tokens() {
+    for fence in FENCES {
+        let world = World::below(Path::new(env!("CARGO_TARGET_TMPDIR")), "");
+        let theirs = world.home.path().join("cargo");
+        fs::create_dir(&theirs).unwrap();
+        let config = "[source.crates-io]\nreplace-with = \"near\"\n[registry]\ntoken = \"t0ken\"\n";
+        fs::write(theirs.join("config.toml"), config).unwrap();
+        fs::write(theirs.join("credentials.toml"), config).unwrap();
+        let script = format!("cat $CARGO_HOME/* {}/*.toml\n", theirs.display());
+        world.commit("look.sh", &format!("{script}true\n"));
+        let mut settings = fenced(&world, fence);
+        let Some(settings) = settings.as_mut() else {
+            continue;
+        };
+        let theirs = theirs.display().to_string();
+        settings.job_env.insert("CARGO_HOME".into(), theirs);
+        let engine = Engine::open(settings.clone()).await.unwrap();
+        let view = run(&engine, caged(&world, &["sh look.sh"])).await;
+        let said = output(&world, &view);
+        assert!(
+            said.contains("near") && !said.contains("t0ken"),
+            "{fence:?}: {said}"
+        );
     }
 }
