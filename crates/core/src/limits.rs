@@ -52,6 +52,7 @@ pub struct Limits {
     pub snapshot_file_bytes: u64,
     pub snapshot_files: usize,
     pub diff_bytes: usize,
+    pub fetch_bytes: u64,
     pub disk_free_min_bytes: u64,
 }
 
