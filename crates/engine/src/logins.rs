@@ -1,7 +1,7 @@
 //! Logins of accounts: for each a directory of ours that the tasks of that account share. Only the
 //! files a login consists of are in it; what else a CLI keeps (sessions, settings, hooks) stays the
 //! task's own, so that no task reads or leads another one through it.
-//! Must not read what is in a login, and must not follow a link in a task's home: an agent made it.
+//! Must not read a login but to mask it, and must not follow a link that an agent may have made.
 
 use std::{
     ffi::OsStr,
@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dispatch_core::config::{Login, LoginFile};
+use dispatch_core::{
+    config::{Login, LoginFile},
+    secret::{self, Secret},
+};
 use rustix::fs::{AtFlags, FileType};
 
 use crate::files;
@@ -18,6 +21,7 @@ use crate::files;
 /// Of the directory that is shared. The files are one deeper, because CLIs put a lock beside the
 /// directory they are told of.
 const STORE: &str = "store";
+const FILE_BYTES_MAX: u64 = 256 << 10;
 /// What a CLI left in the way of a link is set aside under this, in the task's own home.
 const ASIDE: &str = ".set-aside";
 
@@ -91,6 +95,21 @@ impl Account {
             let meta = fs::symlink_metadata(self.store().join(file.name()));
             meta.is_ok_and(|meta| meta.is_file() && meta.len() > 0)
         })
+    }
+
+    /// What of the login must not be shown. It is what it is now: a token that a job renews is known
+    /// to the next one only.
+    #[must_use]
+    pub fn secrets(&self, login: &Login) -> Vec<Secret> {
+        let Ok(store) = files::open_dir(&self.store()) else {
+            return Vec::new();
+        };
+        let read = |file: &LoginFile| {
+            let path = Path::new(file.name());
+            files::read_beneath(store.as_fd(), path, FILE_BYTES_MAX).ok()
+        };
+        let read = login.files.iter().filter_map(read);
+        read.flat_map(|bytes| secret::of_login(&bytes)).collect()
     }
 
     /// Makes the files of the login links in `home`. What a CLI left there in their place is set

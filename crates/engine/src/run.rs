@@ -475,7 +475,7 @@ impl Walk {
             argv: opening.argv,
             env,
             secrets,
-            masked: Vec::new(),
+            masked: self.login_secrets(profile),
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
@@ -548,6 +548,11 @@ impl Walk {
         let (name, login) = agent.account(&self.job.task.spec.agent)?;
         let account = Account::of(&self.ctx.settings.data, name);
         account.exists().then_some((account, login))
+    }
+
+    fn login_secrets(&self, agent: &AgentProfile) -> Vec<Secret> {
+        let found = self.login(agent);
+        found.map_or_else(Vec::new, |(account, login)| account.secrets(login))
     }
 
     /// A CLI that wrote its login past our link would else have renewed it for this task alone.
@@ -982,6 +987,8 @@ impl Walk {
         outcome: Outcome,
     ) -> Result<(Outcome, Verified), Stopped> {
         let home = self.ctx.trees.check_home(&self.job.task);
+        let mut masked: Vec<Secret> = self.job.secrets.values().cloned().collect();
+        masked.extend(self.login_secrets(&self.profile()?));
         let base_env = self
             .job_env(&home)
             .map_err(|reason| Failure::Start { reason })?;
@@ -1023,7 +1030,7 @@ impl Walk {
                 argv,
                 env,
                 secrets: Vec::new(),
-                masked: self.job.secrets.values().cloned().collect(),
+                masked: masked.clone(),
                 output: Output::Text,
                 cwd: self.workspace(),
                 stdin: Stdin::Null,

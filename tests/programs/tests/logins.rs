@@ -132,6 +132,15 @@ async fn stages() -> Vec<Stage> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_task_renews_the_next_one_has_and_nothing_else_of_it() {
     for stage in stages().await {
+        // A token is masked by its value, whoever prints it.
+        let text = format!("{{\"access_token\": \"{TOKEN}-2\"}}");
+        fs::write(stage.account.store().join("auth.json"), text).unwrap();
+        let (_, said) = stage.run("first", &["sh look.sh"]).await;
+        assert!(
+            said.contains("access_token") && !said.contains(TOKEN),
+            "{said}"
+        );
+        fs::write(stage.account.store().join("auth.json"), TOKEN).unwrap();
         let (_, said) = stage.run("first", &["sh renew.sh"]).await;
         assert!(said.contains(TOKEN), "{said}");
         assert_eq!(stage.kept(), "renewed-in-a-task\n");
