@@ -19,7 +19,7 @@ use std::{
             net::{SocketAddr, UnixListener},
         },
     },
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use dispatch_core::{
