@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
 
 use dispatch_core::{
@@ -63,6 +64,10 @@ const MIXED: &str = "/private/etc";
 #[cfg(not(target_os = "macos"))]
 const MIXED: &str = "/etc";
 const MIXED_ENTRIES_MAX: usize = 20_000;
+/// As the kernel's error is worded without a locale, by us and by bubblewrap.
+const BUSY: &str = "Text file busy";
+const BUSY_TRIES_MAX: u32 = 200;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Links and `#!` lines from a program's name to what runs.
 const HOPS_MAX: usize = 8;
 const SHEBANG_BYTES_MAX: u64 = 512;
@@ -197,6 +202,10 @@ impl Fences {
             .bwrap
             .clone()
             .filter(|bwrap| host.try_out(Some(bwrap)).is_ok());
+        if host.bwrap.is_none() {
+            // Only to wait for a warden that can be run; what it could lock is asked where it counts.
+            drop(host.try_out(None));
+        }
         Ok(host)
     }
 
@@ -301,8 +310,22 @@ impl Host {
         }
     }
 
-    /// Runs the cage with nothing in it; what the warden in there could lock.
+    /// Runs the cage with nothing in it; what the warden in there could lock. The warden may have been
+    /// written a moment ago: a program that we started just then holds the open file until its exec,
+    /// and the kernel does not run a file that is open for writing.
     fn try_out(&self, bwrap: Option<&Path>) -> Result<Vec<String>, String> {
+        let mut tried = self.try_once(bwrap);
+        for _ in 0..BUSY_TRIES_MAX {
+            if !tried.as_ref().is_err_and(|why| why.contains(BUSY)) {
+                break;
+            }
+            std::thread::sleep(BUSY_PAUSE);
+            tried = self.try_once(bwrap);
+        }
+        tried
+    }
+
+    fn try_once(&self, bwrap: Option<&Path>) -> Result<Vec<String>, String> {
         let probe = Invocation {
             argv: vec!["--layers".into()],
             cwd: "/".into(),

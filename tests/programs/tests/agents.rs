@@ -342,8 +342,11 @@ impl Stage {
         let view = finished(&self.engine, run).await;
         assert_eq!(self.world.alive(run.task), [""; 0]);
         let enforced = view.task.last_run().unwrap().enforced.clone();
-        let caged = enforced.is_some_and(|words| words.starts_with("bwrap+landlock"));
-        assert_eq!(caged, self.wrap == Wrap::Cage, "{}", reason(&view));
+        let caged = enforced
+            .as_ref()
+            .is_some_and(|words| words.starts_with("bwrap+landlock"));
+        let why = format!("{enforced:?}: {}", reason(&view));
+        assert_eq!(caged, self.wrap == Wrap::Cage, "{why}");
         view
     }
 

@@ -29,7 +29,11 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     task::{ChecksAsked, Expects, Network, Placement, TaskSpec, Wrap},
 };
-use dispatch_engine::engine::{Engine, Secrets, Settings};
+use dispatch_engine::{
+    engine::{Engine, Secrets, Settings},
+    fence::Fences,
+    sites::local::Keeper,
+};
 use dispatch_test_programs::{bubblewrap, escape};
 use world::{World, finished, outcome, patient, run, until};
 
@@ -438,4 +442,27 @@ async fn a_job_finds_the_persons_mirrors_and_not_their_tokens() {
             "{fence:?}: {said}"
         );
     }
+}
+
+/// The warden is a copy that the engine has just written. A program that is started elsewhere at that
+/// moment still holds the open file for an instant, and the kernel does not run such a file.
+#[test]
+fn a_fence_is_whole_although_programs_are_started_at_the_same_time() {
+    let Some(bwrap) = bubblewrap() else {
+        eprintln!("SKIPPED: bubblewrap is not installed (apt-get install bubblewrap)");
+        return;
+    };
+    let found = || {
+        let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let keeper = Keeper::program(world::AGENT.into());
+        let fences = Fences::new(place.path().to_owned(), keeper, Some(bwrap.clone()));
+        fences.layers().unwrap()
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..24).map(|_| scope.spawn(found)).collect();
+        for one in all {
+            let (layers, refused) = one.join().unwrap();
+            assert_eq!((refused, layers[0].as_str()), (None, "bwrap"));
+        }
+    });
 }
