@@ -768,7 +768,11 @@ async fn codex_is_killed() {
 
 /// Tool commands run in sessions of their own, so a signal to the agent's group misses them.
 async fn is_stopped(cli: Cli, wrap: Wrap, force: Force) {
-    let word = word(cli, wrap, "stopped");
+    // Two tests come here at the same time, and each looks for what is left of its own.
+    let word = match force {
+        Force::Ask => word(cli, wrap, "asked"),
+        Force::Kill => word(cli, wrap, "stopped"),
+    };
     let Some(stage) = Stage::within(wrap, cli, endless(&word)).await else {
         return;
     };
