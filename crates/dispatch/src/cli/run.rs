@@ -79,7 +79,7 @@ pub(crate) struct Args {
     /// No checks: the result is then not verified
     #[arg(long, conflicts_with = "check")]
     no_checks: bool,
-    /// A limit of [limits], lower than configured, for this task (may be given several times)
+    /// A limit lower than configured, for this task (may be given several times)
     #[arg(long, value_name = "NAME=NUMBER", value_parser = limit)]
     limit: Vec<(Limit, u64)>,
     /// Name of the workspace; two live tasks never share one
