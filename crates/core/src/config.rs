@@ -560,6 +560,11 @@ impl Typing<'_> {
                 let what = "files: name at least one, and no two that are called the same";
                 self.problem(&at, what.into());
             }
+            let variable = login.variable.as_deref();
+            if variable.is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
+                let what = "variable: it is no name of a variable".to_owned();
+                self.problem(&at, what);
+            }
             let (first, other) = *known.entry(account).or_insert((name, login));
             if other.files != login.files || other.variable != login.variable {
                 let what = format!(
@@ -822,6 +827,10 @@ mod tests {
             (table("[\"a/x\", \"b/x\"]", "x"), "called the same"),
             (table("[\"x\"]", "../x"), "account"),
             (table("[\"x\"]", "codex"), "account codex is agent codex's"),
+            (
+                table("[\"x\"]", "x") + "variable = \"A=B\"\n",
+                "no name of a variable",
+            ),
         ] {
             let got = problems(&text).join("\n");
             assert!(got.contains(part), "{part} not in {got}");
