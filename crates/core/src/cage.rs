@@ -55,6 +55,8 @@ pub struct View {
     pub read: Vec<PathBuf>,
     /// The workspace, the private home, the temporary directory.
     pub write: Vec<PathBuf>,
+    /// Written by several jobs, and by programs outside of any fence: plain files only.
+    pub shared: Vec<PathBuf>,
     /// Device nodes of a GPU, when it was asked for.
     pub devices: Vec<PathBuf>,
 }
@@ -69,6 +71,9 @@ pub struct Policy {
     pub strict: bool,
     pub read: Vec<PathBuf>,
     pub write: Vec<PathBuf>,
+    /// Written, but nothing is made there that leads or stands elsewhere: no links, no devices.
+    #[serde(default)]
+    pub shared: Vec<PathBuf>,
     /// Sockets that the warden has to refuse because nothing around it does.
     pub deny: Sockets,
 }
@@ -130,6 +135,7 @@ fn inside(view: &View, strict: bool) -> Policy {
         strict,
         read: vec!["/".into()],
         write,
+        shared: view.shared.clone(),
         deny: Sockets::None,
     }
 }
@@ -145,6 +151,7 @@ fn alone(view: &View, network: Network, strict: bool) -> Policy {
         strict,
         read,
         write,
+        shared: view.shared.clone(),
         deny: match network {
             Network::Full => Sockets::Unix,
             Network::None => Sockets::UnixAndInternet,
@@ -206,7 +213,8 @@ fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: Network) -> Vec
     // Outer directories first, so that one mount never hides another.
     let mut binds: Vec<(&PathBuf, &str)> = Vec::new();
     binds.extend(view.read.iter().map(|path| (path, "--ro-bind")));
-    binds.extend(view.write.iter().map(|path| (path, "--bind")));
+    let written = view.write.iter().chain(&view.shared);
+    binds.extend(written.map(|path| (path, "--bind")));
     binds.sort_by_key(|(path, _)| path.components().count());
     for (path, how) in binds {
         argv.paths(how, path, path);
@@ -280,6 +288,7 @@ mod tests {
             parts: vec!["/usr".into(), "/etc/hosts".into()],
             read: vec!["/data/mirror/objects".into(), "/opt/agent".into()],
             write: vec!["/data/ws".into(), "/data/home".into()],
+            shared: vec!["/data/logins/work".into()],
             devices: vec!["/dev/dri".into()],
         }
     }
@@ -320,7 +329,10 @@ mod tests {
             let hits = argv.iter().enumerate().filter(|(_, word)| *word == option);
             hits.map(|(at, _)| argv[at + 1].as_str()).collect()
         };
-        assert_eq!(after("--bind"), ["/data/ws", "/data/home"]);
+        assert_eq!(
+            after("--bind"),
+            ["/data/ws", "/data/home", "/data/logins/work"]
+        );
         assert_eq!(
             after("--ro-bind"),
             [
@@ -350,6 +362,10 @@ mod tests {
             (caged.outer, caged.read),
             (vec![BWRAP.to_owned()], vec!["/".into()])
         );
+        for policy in [&got.shared, &caged.shared] {
+            assert_eq!(*policy, view().shared);
+        }
+        assert!(!caged.write.contains(&view().shared[0]));
     }
 
     #[test]

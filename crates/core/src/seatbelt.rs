@@ -41,7 +41,7 @@ const RESOLVER: &str = "/private/var/run/mDNSResponder";
 #[must_use]
 pub fn outer(program: &Path, view: &View, network: Network) -> Vec<String> {
     let read: Vec<&PathBuf> = view.parts.iter().chain(&view.read).collect();
-    let write: Vec<&PathBuf> = view.write.iter().collect();
+    let write: Vec<&PathBuf> = view.write.iter().chain(&view.shared).collect();
     let above = above(read.iter().chain(&write).copied(), view);
     let mut argv = vec![
         program.to_string_lossy().into_owned(),

@@ -93,6 +93,8 @@ pub struct Needs<'a> {
     /// Read-only: the mirror's objects, the agent's own list.
     pub read: Vec<PathBuf>,
     pub write: Vec<PathBuf>,
+    /// Written by other jobs, too.
+    pub shared: Vec<PathBuf>,
     /// Variables of the job whose directories are toolchains.
     pub toolchains: &'a [String],
     pub gpu: bool,
@@ -248,7 +250,7 @@ impl Host {
         read.retain(|path| !visible(&self.system, path) && path.exists());
         read.sort();
         read.dedup();
-        for path in read.iter().chain(&needs.write) {
+        for path in read.iter().chain(&needs.write).chain(&needs.shared) {
             utf8(path)?;
         }
         let hidden = not_for_everybody(&self.mixed);
@@ -269,6 +271,7 @@ impl Host {
             parts,
             read,
             write: needs.write,
+            shared: needs.shared,
             devices: devices.collect(),
         })
     }
@@ -337,6 +340,7 @@ impl Host {
                 programs: Vec::new(),
                 read: Vec::new(),
                 write: Vec::new(),
+                shared: Vec::new(),
                 toolchains: &[],
                 gpu: false,
             },
@@ -536,6 +540,7 @@ mod tests {
                 programs: Vec::new(),
                 read: Vec::new(),
                 write: Vec::new(),
+                shared: Vec::new(),
                 toolchains: &[],
                 gpu: false,
             };

@@ -112,6 +112,38 @@ impl Account {
         read.flat_map(|bytes| secret::of_login(&bytes)).collect()
     }
 
+    /// Takes the files of a login that was made elsewhere. What lies here is replaced, never written
+    /// through: a job may have left a link.
+    ///
+    /// # Errors
+    /// When one could not be moved.
+    pub fn replace_by(&self, login: &Login, made: &Self) -> Result<(), LoginError> {
+        let (from, to) = (made.store(), self.store());
+        let source = files::open_dir(&from).map_err(failed("open the login", &from))?;
+        let target = files::open_dir(&to).map_err(failed("open the login", &to))?;
+        for file in &login.files {
+            rustix::fs::renameat(&source, file.name(), &target, file.name())
+                .map_err(|error| failed("keep the login", &to.join(file.name()))(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing but plain files where a program outside of any fence would write.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let plain = |path: &Path| {
+            let Ok(entries) = fs::read_dir(path) else {
+                return false;
+            };
+            let plain = |entry: io::Result<fs::DirEntry>| {
+                let kind = entry.and_then(|entry| entry.file_type());
+                kind.is_ok_and(|kind| kind.is_file() || kind.is_dir())
+            };
+            entries.into_iter().all(plain)
+        };
+        self.exists() && plain(&self.dir) && plain(&self.store())
+    }
+
     /// Makes the files of the login links in `home`. What a CLI left there in their place is set
     /// aside; without it the link would be passed over.
     ///
@@ -255,8 +287,17 @@ mod tests {
         fs::write(outside.join("auth.json"), "theirs").unwrap();
         assert_eq!(account.take_back(&login(), &home).unwrap(), [""; 0]);
         assert!(outside.join("auth.json").exists());
-        // And a file of the account that is a link is no login.
-        symlink("/etc/hostname", account.store().join("auth.json")).unwrap();
-        assert!(!account.holds(&login()));
+        // And a file of the account that is a link is no login, and is not written through.
+        assert!(account.is_plain());
+        symlink(outside.join("auth.json"), account.store().join("auth.json")).unwrap();
+        assert!(!account.holds(&login()) && !account.is_plain());
+        assert!(account.secrets(&login()).is_empty());
+        let made = Account::of(dir.path(), ".new");
+        made.make().unwrap();
+        fs::write(made.store().join("auth.json"), "new").unwrap();
+        account.replace_by(&login(), &made).unwrap();
+        assert!(account.holds(&login()) && account.is_plain());
+        let theirs = fs::read_to_string(outside.join("auth.json")).unwrap();
+        assert_eq!(theirs, "theirs");
     }
 }

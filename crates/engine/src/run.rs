@@ -325,6 +325,14 @@ impl Walk {
         self.asked_to_stop()?;
         let (invocation, first) = self.open(driver, profile)?;
         if let Some((account, login)) = self.login(profile) {
+            if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
+                let dir = account.dir().display();
+                let reason = format!(
+                    "{dir} holds a link, and without a fence the agent would follow it; look who \
+                     made it, remove it, and `dispatch login` again"
+                );
+                return Err(Failure::Start { reason }.into());
+            }
             let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
             linked.map_err(|error| Failure::Start {
                 reason: words(&error),
@@ -505,7 +513,7 @@ impl Walk {
             std::fs::create_dir_all(dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
         }
         let login = agent.and_then(|agent| self.login(agent));
-        write.extend(login.map(|(account, _)| account.dir().to_owned()));
+        let shared = login.map(|(account, _)| account.dir().to_owned());
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
@@ -535,6 +543,7 @@ impl Walk {
             programs: programs.collect(),
             read,
             write,
+            shared: shared.into_iter().collect(),
             toolchains: &seen,
             gpu: placement.gpu,
         };

@@ -39,6 +39,14 @@ const LOOK: &str = "cat \"$HOME/.cli/auth.json\"\nls \"$HOME/.cli\"\n";
 const REPLACE: &str = "set -e\necho renewed-past-the-link > \"$HOME/.cli/new\"\n\
     mv \"$HOME/.cli/new\" \"$HOME/.cli/auth.json\"\n";
 
+/// With each way to leave a link that the fence has to refuse.
+const PLANT: &str = "file=$(readlink \"$HOME/.cli/auth.json\")\nstore=$(dirname \"$file\")\n\
+    try() { what=$1; shift; if \"$@\" 2>/dev/null; then echo \"$what: GOT OUT\"; \
+    else echo \"$what: refused\"; fi; }\n\
+    try link ln -s /etc/hostname \"$store/x\"\n\
+    ln -s /etc/hostname \"$HOME/x\"\ntry 'moved link' mv -T \"$HOME/x\" \"$store/y\"\n\
+    try fifo mkfifo \"$store/z\"\n";
+
 struct Stage {
     world: World,
     engine: Engine,
@@ -70,6 +78,7 @@ impl Stage {
             ("look.sh", LOOK),
             ("replace.sh", REPLACE),
             ("by-path.sh", BY_PATH),
+            ("plant.sh", PLANT),
         ] {
             world.commit(name, script);
         }
@@ -211,5 +220,31 @@ async fn a_login_written_past_the_link_is_not_lost() {
         assert!(noted, "{:?}", view.task.notes);
         let (_, said) = stage.run("second", &["sh look.sh"]).await;
         assert!(said.contains("renewed-past-the-link"), "{said}");
+    }
+}
+
+/// What is shared is also written by programs outside of any fence: the vendor's login, an agent
+/// whose placement is `host`. They must not be led through a link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_task_can_leave_a_link_where_others_write() {
+    for stage in stages().await {
+        let file = stage.account.store().join("auth.json");
+        let outside = stage.world.home.path().join("theirs");
+        fs::write(&outside, "theirs").unwrap();
+        let (_, said) = stage.run("first", &["sh plant.sh"]).await;
+        for attempt in ["link", "moved link", "fifo"] {
+            assert!(said.contains(&format!("{attempt}: refused")), "{said}");
+        }
+        assert!(stage.account.is_plain() && stage.kept() == TOKEN);
+        // As on a kernel without Landlock.
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(&outside, &file).unwrap();
+        let unfenced = TaskSpec {
+            placement: Placement::of(Wrap::Host),
+            ..stage.spec("first", &["sh renew.sh"])
+        };
+        let view = run(&stage.engine, unfenced).await;
+        assert!(reason(&view).contains("holds a link"), "{}", reason(&view));
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "theirs");
     }
 }

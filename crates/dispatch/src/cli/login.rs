@@ -127,13 +127,26 @@ pub(crate) fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     };
     kept.make().map_err(|error| failed(&error))?;
     let home = fresh_home(&settings.paths.data, &account).map_err(|error| failed(&error))?;
-    let ended = in_home(settings, agent, &kept, login, &program, &home, &args.args);
-    fs::remove_dir_all(&home).map_err(|error| failed(&error))?;
+    // The program runs without a fence, so it writes where no job ever could. No account's name
+    // begins with a dot.
+    let made = Account::of(&settings.paths.data, &format!(".new-{account}"));
+    cleared(made.dir()).map_err(|error| failed(&error))?;
+    made.make().map_err(|error| failed(&error))?;
+    let ended = in_home(settings, agent, &made, login, &program, &home, &args.args);
+    let left = made.holds(login);
+    let moved = match &ended {
+        Ok(None) if left => kept.replace_by(login, &made),
+        _ => Ok(()),
+    };
+    for dir in [home.as_path(), made.dir()] {
+        fs::remove_dir_all(dir).map_err(|error| failed(&error))?;
+    }
+    moved.map_err(|error| failed(&error))?;
     if let Some(why) = ended? {
         let what = format!("log agent {name} in: {} {why}", program.display());
         return Err(CliError::new(Exit::Failed, what));
     }
-    if !kept.holds(login) {
+    if !left {
         let files: Vec<&str> = login.files.iter().map(|file| file.name()).collect();
         let what = format!(
             "log agent {name} in: its program ended well, but left no {} in {}",
@@ -198,13 +211,16 @@ fn status(ctx: &Ctx, args: &Args) -> Result<Exit> {
 fn fresh_home(data: &Path, account: &str) -> std::io::Result<PathBuf> {
     // No account's name begins with a dot.
     let home = data.join("logins").join(format!(".home-{account}"));
-    match fs::remove_dir_all(&home) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
+    cleared(&home)?;
     fs::DirBuilder::new().mode(0o700).create(&home)?;
     Ok(home)
+}
+
+fn cleared(dir: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// How the login failed, if it did.

@@ -148,6 +148,7 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     programs: Vec::new(),
                     read: Vec::new(),
                     write: vec![workspace.clone()],
+                    shared: Vec::new(),
                     toolchains: &[],
                     gpu: false,
                 };
