@@ -14,7 +14,7 @@ use crate::{
     checks::Checks,
     drivers::DriverKind,
     gate::{Gate, Pool},
-    id::{AgentName, BadId, ModelName, PlacementName, PoolName},
+    id::{AccountName, AgentName, BadId, ModelName, PlacementName, PoolName},
     limits::Limits,
     schedule::Pools,
     task::{Expects, Network, Placement, Wrap},
@@ -163,6 +163,65 @@ pub struct AgentProfile {
     /// Words behind the colon that mean a profile of the CLI's own: `codex:lemma`.
     #[serde(default)]
     pub profiles: Vec<ModelName>,
+    /// Absent: it takes keys from the environment only.
+    pub login: Option<Login>,
+}
+
+impl AgentProfile {
+    /// The account whose login this agent uses, and what that login consists of.
+    #[must_use]
+    pub fn account<'a>(&'a self, name: &'a AgentName) -> Option<(&'a str, &'a Login)> {
+        let login = self.login.as_ref()?;
+        let account = login.account.as_ref().map(AccountName::as_str);
+        Some((account.unwrap_or(name.as_str()), login))
+    }
+}
+
+/// `[agents.NAME.login]`: how its CLI logs in, and in which files it keeps that.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// Absent: the agent's own name.
+    pub account: Option<AccountName>,
+    /// What `dispatch login` gives the agent's program.
+    pub args: Vec<String>,
+    /// Where the CLI looks for its login, below the home directory.
+    pub files: Vec<LoginFile>,
+    /// The variable that tells the CLI of a directory for these files and nothing else. Without one
+    /// they are links in the task's home, which the CLI must write through.
+    pub variable: Option<String>,
+}
+
+/// A file below a home directory: nothing that could lead out of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LoginFile(String);
+
+impl LoginFile {
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+
+    /// What it is called in the account's directory.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+}
+
+impl TryFrom<String> for LoginFile {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let inside = |part: Component<'_>| matches!(part, Component::Normal(_));
+        let clean = !text.is_empty() && !text.ends_with('/') && !text.contains('\0');
+        if clean && Path::new(&text).components().all(inside) {
+            return Ok(Self(text));
+        }
+        let rule = "a file of a login is a relative path below the home directory, without `..`";
+        Err(format!("{text:?}: {rule}"))
+    }
 }
 
 /// What a file holds: text, or a file of the person's that is read for each run.
@@ -580,6 +639,7 @@ impl Typing<'_> {
         for (key, what) in gate.iter().flat_map(Gate::problems) {
             self.problem(&place(&["gate", key]), what);
         }
+        self.logins(&agents);
         for (name, pool) in &pools {
             for (key, what) in pool.problems() {
                 self.problem(&place(&["pools", name.as_str(), key]), what);
@@ -642,6 +702,35 @@ impl Typing<'_> {
             out.insert(name, placement);
         }
         out
+    }
+
+    /// Agents that share an account see each other's login, so it must be one and the same.
+    fn logins(&mut self, agents: &BTreeMap<AgentName, AgentProfile>) {
+        let mut known: BTreeMap<&str, (&AgentName, &Login)> = BTreeMap::new();
+        for (name, agent) in agents {
+            let Some((account, login)) = agent.account(name) else {
+                continue;
+            };
+            let at = place(&["agents", name.as_str(), "login"]);
+            let names: BTreeSet<&str> = login.files.iter().map(LoginFile::name).collect();
+            if names.is_empty() || names.len() < login.files.len() {
+                let what = "files: name at least one, and no two that are called the same";
+                self.problem(&at, what.into());
+            }
+            let variable = login.variable.as_deref();
+            if variable.is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
+                let what = "variable: it is no name of a variable".to_owned();
+                self.problem(&at, what);
+            }
+            let (first, other) = *known.entry(account).or_insert((name, login));
+            if other.files != login.files || other.variable != login.variable {
+                let what = format!(
+                    "account {account} is agent {first}'s, whose login is kept in other files; \
+                     give one of them another `account`"
+                );
+                self.problem(&at, what);
+            }
+        }
     }
 
     fn absolute(&mut self, at: &str, paths: &[String]) {
@@ -924,6 +1013,35 @@ mod tests {
         ] {
             assert!(read(bad).unwrap_err().contains("absolute"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_login_stays_below_the_home_and_an_account_is_of_one_kind() {
+        let table = |files: &str, account: &str| {
+            format!(
+                "[agents.x]\ndriver = \"plain\"\nprogram = \"x\"\npool = \"default\"\n\
+                 [agents.x.login]\nargs = []\nfiles = {files}\naccount = \"{account}\"\n"
+            )
+        };
+        for (text, part) in [
+            (table("[\"../x\"]", "x"), "below the home"),
+            (table("[\"/etc/x\"]", "x"), "below the home"),
+            (table("[]", "x"), "at least one"),
+            (table("[\"a/x\", \"b/x\"]", "x"), "called the same"),
+            (table("[\"x\"]", "../x"), "account"),
+            (table("[\"x\"]", "codex"), "account codex is agent codex's"),
+            (
+                table("[\"x\"]", "x") + "variable = \"A=B\"\n",
+                "no name of a variable",
+            ),
+        ] {
+            let got = problems(&text).join("\n");
+            assert!(got.contains(part), "{part} not in {got}");
+        }
+        let config = Config::defaults();
+        let name: AgentName = "codex".parse().unwrap();
+        let (account, login) = config.agents[&name].account(&name).unwrap();
+        assert_eq!((account, login.files[0].name()), ("codex", "auth.json"));
     }
 
     #[test]

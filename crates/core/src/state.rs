@@ -820,6 +820,7 @@ mod tests {
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
+            limits: crate::limits::Lowered::default(),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::{
         AgentName, CheckName, ModelName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName,
         slug,
     },
+    limits::Lowered,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -218,6 +219,9 @@ pub struct TaskSpec {
     pub labels: Labels,
     #[serde(default)]
     pub terms: Terms,
+    /// Lower than the configuration's, for the jobs of this task.
+    #[serde(default, skip_serializing_if = "Lowered::is_empty")]
+    pub limits: Lowered,
 }
 
 const TITLE_CHARS_MAX: usize = 72;

@@ -180,6 +180,11 @@ impl Settings {
         })
     }
 
+    /// The person's own home: to say what lies there, never to write.
+    pub(crate) fn home(&self) -> Option<PathBuf> {
+        self.env.absolute("HOME")
+    }
+
     /// The variables that every job gets.
     pub(crate) fn job_env(&self) -> BTreeMap<String, String> {
         let chosen = |name: &str, default: &str| self.env.text(name).unwrap_or(default).to_owned();

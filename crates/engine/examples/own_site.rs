@@ -119,6 +119,7 @@ async fn run() -> Result<(), Failure> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
     };
     engine.dispatch(spec, Secrets::new()).await?;
     let mut events = engine.events(0);

@@ -13,12 +13,13 @@ use std::{
 use dispatch_core::{
     cage,
     checks::{self, Planned},
-    config::{AgentProfile, EnvValue, FileText, HomePath},
+    config::{AgentProfile, EnvValue, FileText, HomePath, Login},
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     gate::Budget,
     id::{ModelName, RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
+    limits::Limits,
     outcome::{Failure, Outcome, Stop},
     prompt,
     redact::Redactor,
@@ -34,9 +35,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
-    fence::{Fences, Needs},
+    fence::{self, Fences, Needs},
     files,
     lines::{Line, Lines},
+    logins::{Account, LoginError},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told},
@@ -247,6 +249,7 @@ impl Walk {
             self.order_stop(&site, Part::Agent, force).await;
         }
         let heard = self.follow_agent(&site, driver.as_mut()).await?;
+        self.take_back_login(&profile).await?;
         self.judge(&site, heard, checking).await
     }
 
@@ -348,6 +351,20 @@ impl Walk {
         }
         self.asked_to_stop()?;
         let (invocation, first) = self.open(driver, profile)?;
+        if let Some((account, login)) = self.login(profile) {
+            if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
+                let dir = account.dir().display();
+                let reason = format!(
+                    "{dir} holds a link, and without a fence the agent would follow it; look who \
+                     made it, remove it, and `dispatch login` again"
+                );
+                return Err(Failure::Start { reason }.into());
+            }
+            let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
+            linked.map_err(|error| Failure::Start {
+                reason: words(&error),
+            })?;
+        }
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -465,8 +482,15 @@ impl Walk {
             words.push_str("\n\n");
             words.push_str(&review::instructions(range));
         }
-        let text = prompt::prompt(&words, &cause, task.spec.expects, resume.is_some());
-        let whole = prompt::prompt(&words, &cause, task.spec.expects, false);
+        let mut before = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
+        let question = before.next().and_then(|run| match &run.state {
+            RunState::Finished(Outcome::Blocked { question }) => Some(question.as_str()),
+            _ => None,
+        });
+        let expects = task.spec.expects;
+        let resumed = resume.is_some();
+        let text = prompt::prompt(&words, &cause, expects, resumed, question);
+        let whole = prompt::prompt(&words, &cause, expects, false, question);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();
@@ -488,6 +512,12 @@ impl Walk {
         let mut env = self.job_env(&home).map_err(start)?;
         lay_down(&home, &profile.files).map_err(start)?;
         env.extend(opening.env);
+        if let Some((account, login)) = self.login(profile)
+            && let Some(variable) = &login.variable
+        {
+            let store = account.store().to_string_lossy().into_owned();
+            env.insert(variable.clone(), store);
+        }
         let mut secrets = Vec::new();
         for (name, value) in &profile.env {
             match value {
@@ -507,11 +537,11 @@ impl Walk {
             argv: opening.argv,
             env,
             secrets,
-            masked: Vec::new(),
+            masked: self.login_secrets(profile),
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
-            limits: self.ctx.settings.config.limits.agent_job(),
+            limits: self.limits().agent_job(),
             ..Invocation::default()
         };
         let fenced = self.fence(invocation, &home, Some(profile));
@@ -536,6 +566,8 @@ impl Walk {
         for dir in &write {
             std::fs::create_dir_all(dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
         }
+        let login = agent.and_then(|agent| self.login(agent));
+        let shared = login.map(|(account, _)| account.dir().to_owned());
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
@@ -548,6 +580,10 @@ impl Walk {
             if let Some(theirs) = inner.env.get(name).map(PathBuf::from) {
                 let own = home.join(theirs.file_name().unwrap_or_default());
                 read.push(theirs.join("bin"));
+                if name == fence::CARGO {
+                    fence::hand_over_cargo_config(&theirs, &own)
+                        .map_err(|e| format!("write {}: {e}", own.join("config.toml").display()))?;
+                }
                 inner
                     .env
                     .insert(name.clone(), own.to_string_lossy().into_owned());
@@ -561,12 +597,51 @@ impl Walk {
             programs: programs.collect(),
             read,
             write,
+            shared: shared.into_iter().collect(),
             toolchains: &seen,
             gpu: placement.gpu,
         };
         self.ctx
             .fences
             .cage(inner, needs, placement.network, placement.strict)
+    }
+
+    /// The login of the agent's account, when somebody has logged in there.
+    fn login<'a>(&'a self, agent: &'a AgentProfile) -> Option<(Account, &'a Login)> {
+        let (name, login) = agent.account(&self.job.task.spec.agent)?;
+        let account = Account::of(&self.ctx.settings.data, name);
+        account.exists().then_some((account, login))
+    }
+
+    fn login_secrets(&self, agent: &AgentProfile) -> Vec<Secret> {
+        let found = self.login(agent);
+        found.map_or_else(Vec::new, |(account, login)| account.secrets(login))
+    }
+
+    /// A CLI that wrote its login past our link would else have renewed it for this task alone.
+    async fn take_back_login(&self, profile: &AgentProfile) -> Result<(), Cut> {
+        let Some((account, login)) = self.login(profile) else {
+            return Ok(());
+        };
+        let text = match account.take_back(login, &self.ctx.trees.home(&self.job.task)) {
+            Ok(moved) if moved.is_empty() => return Ok(()),
+            Ok(moved) => format!(
+                "the agent wrote {} in its own home; it was moved to its account's login",
+                moved.join(", ")
+            ),
+            Err(error) => format!(
+                "a login that the agent renewed could not be kept ({}); `dispatch login` makes a \
+                 new one",
+                words(&error)
+            ),
+        };
+        self.tell(Kind::Noted { text }).await
+    }
+
+    /// What the task's own jobs may use.
+    fn limits(&self) -> Limits {
+        let limits = &self.ctx.settings.config.limits;
+        limits.lowered(&self.job.task.spec.limits)
     }
 
     fn workspace(&self) -> PathBuf {
@@ -1056,6 +1131,8 @@ impl Walk {
         outcome: Outcome,
     ) -> Result<(Outcome, Verified), Stopped> {
         let home = self.ctx.trees.check_home(&self.job.task);
+        let mut masked: Vec<Secret> = self.job.secrets.values().cloned().collect();
+        masked.extend(self.login_secrets(&self.profile()?));
         let base_env = self
             .job_env(&home)
             .map_err(|reason| Failure::Start { reason })?;
@@ -1097,11 +1174,11 @@ impl Walk {
                 argv,
                 env,
                 secrets: Vec::new(),
-                masked: self.job.secrets.values().cloned().collect(),
+                masked: masked.clone(),
                 output: Output::Text,
                 cwd: self.workspace(),
                 stdin: Stdin::Null,
-                limits: self.ctx.settings.config.limits.check_job(),
+                limits: self.limits().check_job(),
                 ..Invocation::default()
             };
             let what = self
@@ -1211,6 +1288,13 @@ fn short(mut text: String) -> String {
         text.truncate(end);
     }
     text
+}
+
+/// An error with its cause.
+fn words(error: &LoginError) -> String {
+    use std::error::Error as _;
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
 }
 
 fn prepare_failed(error: &TreeError) -> Stopped {

@@ -12,6 +12,7 @@ use dispatch_core::{
     event::Scope,
     gate::MicroUsd,
     id::{CheckName, PlacementName},
+    limits::Lowered,
     redact::Redactor,
     secret::{Secret, travel},
     task::{
@@ -73,6 +74,9 @@ pub(crate) struct Dispatch {
     pub(crate) issue: Option<u64>,
     pub(crate) pr: Option<u64>,
     pub(crate) tag: Option<String>,
+    /// Lower than the configuration's, for the jobs of this task.
+    #[serde(default)]
+    pub(crate) limits: Lowered,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -166,6 +170,11 @@ pub(crate) enum BadRequest {
     Text(String),
     #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
     Repo(String),
+    #[error("use {0}; no request can raise them")]
+    Limit(String),
+    /// Of the repository's own `dispatch.toml`, in whole words.
+    #[error("{0}")]
+    Project(String),
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
 }
@@ -265,6 +274,9 @@ impl Dispatch {
         if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
             return Err(BadRequest::Repo(self.repo));
         }
+        if let Some(what) = config.limits.too_high(&self.limits) {
+            return Err(BadRequest::Limit(what));
+        }
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
             Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
@@ -319,6 +331,7 @@ impl Dispatch {
                 budget_tokens: least(self.budget_tokens, config.gate.task_tokens),
                 budget_usd: least(self.budget_usd, config.gate.task_usd),
             },
+            limits: self.limits,
         })
     }
 }

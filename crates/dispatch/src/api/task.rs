@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
+    limits::Lowered,
     outcome::Outcome,
     review::Review,
     run::RunState,
@@ -60,6 +61,9 @@ pub(crate) struct Task {
     /// Configuration for agents in the base commit.
     #[serde(default)]
     pub(crate) carried: Vec<Carried>,
+    /// Those it has lower than the configuration.
+    #[serde(default)]
+    pub(crate) limits: Lowered,
     pub(crate) removed: bool,
 }
 
@@ -277,6 +281,7 @@ impl From<&TaskView> for Task {
                     can: item.can.word().into(),
                 })
                 .collect(),
+            limits: task.spec.limits.clone(),
             removed: task.removed,
         }
     }
@@ -368,6 +373,7 @@ pub(crate) mod tests {
                 parent: None,
                 labels: Labels::default(),
                 terms: Terms::default(),
+                limits: dispatch_core::limits::Lowered::default(),
             },
             created_at: 500,
             seq: 9,
@@ -436,7 +442,7 @@ pub(crate) mod tests {
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false,
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {}, "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

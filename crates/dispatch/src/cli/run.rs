@@ -10,8 +10,8 @@ use std::{
 use dispatch_core::{
     config::AgentProfile,
     gate::BadMoney,
-    project::Project,
-    task::{Expects, Priority, Wrap},
+    limits::{Limit, Lowered},
+    task::{Expects, Priority},
 };
 
 use super::{
@@ -30,6 +30,7 @@ use crate::{
         task::Task,
     },
     client::{Client, start},
+    project,
     settings::Settings,
 };
 
@@ -102,6 +103,9 @@ pub(crate) struct Args {
     /// No checks: the result is then not verified
     #[arg(long, conflicts_with = "check")]
     no_checks: bool,
+    /// A limit lower than configured, for this task (may be given several times)
+    #[arg(long, value_name = "NAME=NUMBER", value_parser = limit)]
+    limit: Vec<(Limit, u64)>,
     /// Name of the workspace; two live tasks never share one
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
@@ -129,6 +133,17 @@ pub(crate) struct Args {
     /// A label
     #[arg(long)]
     tag: Option<String>,
+}
+
+/// `wall_clock_s=600`, for clap.
+fn limit(text: &str) -> std::result::Result<(Limit, u64), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write it as NAME=NUMBER, such as wall_clock_s=600")?;
+    let value = value
+        .parse()
+        .map_err(|error| format!("read the number {value:?}: {error}"))?;
+    Ok((name.parse()?, value))
 }
 
 /// A text argument, standard input for `-`, or a file.
@@ -232,40 +247,10 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
         (text, file) => read_text(text.as_deref(), file.as_ref())?,
     };
     let repo = repo::resolve(&args.repo)?;
-    let project = if request::is_url(&repo) {
-        Project::default()
-    } else {
-        repo::project(settings, &repo)?
-    };
-    let by_repository = args.agent.is_none() && project.agent.is_some();
-    let wanted = args.agent.or(project.agent);
-    let selection = request::agent(&settings.config, wanted.as_deref())?;
-    let name = selection.agent.clone();
-    let agent = profile(settings, &name)?;
-    // A repository may choose among what was configured, but never its way out of the fence.
-    let own = settings.config.placement_of(agent).as_str();
-    if by_repository && args.placement.is_none() && own == Wrap::Host.word() {
-        let what = format!(
-            "use agent {name}, which the repository's dispatch.toml chose: its placement is host, \
-             which has no fence"
-        );
-        let hint = format!("if that is what you want, say so yourself: --agent {name}");
-        return Err(CliError::usage(what).hint(hint));
-    }
-    if by_repository && !selection.command.is_empty() {
-        let what = "use the repository's dispatch.toml: its agent brings a command of its own";
-        let hint = "a repository may choose among what you configured, and no more";
-        return Err(CliError::usage(what).hint(hint));
-    }
-    let program = selection.command.first().unwrap_or(&agent.program);
-    if settings.find(program).is_none() {
-        let what = format!("use agent {name}: its program {program:?} is not on PATH");
-        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
-    }
     let checks = if args.no_checks {
         Some(ChecksWanted::Word(ChecksWord::None))
     } else if args.check.is_empty() {
-        project.checks.map(ChecksWanted::Named)
+        None
     } else {
         let names: std::result::Result<Vec<_>, dispatch_core::id::BadId> =
             args.check.iter().map(|name| name.parse()).collect();
@@ -273,13 +258,17 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
             names.map_err(request::BadRequest::from)?,
         ))
     };
-    let asked = Dispatch {
+    let mut limits = Lowered::default();
+    for (limit, value) in args.limit {
+        limits.set(limit, value);
+    }
+    let mut asked = Dispatch {
         task: text,
         repo,
         title: args.title,
         branch: args.branch,
-        secrets: agent_secrets(settings, name.as_str())?,
-        agent: Some(wanted.unwrap_or_else(|| name.to_string())),
+        secrets: Secrets::default(),
+        agent: args.agent,
         model: args.model,
         priority: args.priority.as_deref().map(priority),
         after,
@@ -298,7 +287,7 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
             Some(ExpectsArg::Either) => Some(Expects::Either),
             Some(ExpectsArg::Review) => Some(Expects::Review),
             None if args.base.is_some() => Some(Expects::Review),
-            None => project.expects,
+            None => None,
         },
         review_base: args.base,
         checks,
@@ -308,7 +297,20 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
         issue: args.issue,
         pr: args.pr,
         tag: args.tag,
+        limits,
     };
+    // The engine does it, too; here it says whose keys are needed.
+    project::fill(&mut asked, &settings.config, &settings.paths.config)?;
+    let selection = request::agent(&settings.config, asked.agent.as_deref())?;
+    let name = selection.agent;
+    let agent = profile(settings, &name)?;
+    let program = selection.command.first().unwrap_or(&agent.program);
+    if settings.find(program).is_none() {
+        let what = format!("use agent {name}: its program {program:?} is not on PATH");
+        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    }
+    asked.secrets = agent_secrets(settings, name.as_str())?;
+    asked.agent = asked.agent.or_else(|| Some(name.to_string()));
     // What the engine would refuse is refused before one is started for it.
     asked.clone().spec(&settings.config)?;
     Ok(asked)

@@ -70,6 +70,8 @@ impl From<BadRequest> for Problem {
             | BadRequest::Repo(_)
             | BadRequest::TwoScopes
             | BadRequest::Name(_) => "bad_input",
+            BadRequest::Project(_) => "bad_project",
+            BadRequest::Limit(_) => "limit_too_high",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 35] = [
+const TASK: [(&str, &str); 36] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -38,6 +38,7 @@ const TASK: [(&str, &str); 35] = [
     ("diffstat", "object?"),
     ("notes", "strings"),
     ("carried", "array"),
+    ("limits", "object"),
     ("removed", "bool"),
 ];
 const RUN: [(&str, &str); 12] = [

@@ -8,6 +8,7 @@
 //! session leader, so it starts stage two and leaves. Stage two is nobody's child but init's.
 
 mod inside;
+mod orders;
 mod processes;
 mod serve;
 mod watch;
@@ -400,6 +401,23 @@ pub(crate) fn masked(secrets: &[&str], pieces: &[&[u8]]) -> Vec<u8> {
         .collect();
     shown.extend(redactor.finish());
     shown
+}
+
+/// Every order in bytes that come in these pieces, in words, and whether the sender was cut off; for
+/// the fuzzer.
+pub(crate) fn orders(pieces: &[&[u8]]) -> (Vec<String>, bool) {
+    let (mut orders, mut all) = (orders::Orders::default(), Vec::new());
+    for piece in pieces {
+        orders.push(piece);
+        loop {
+            match orders.take() {
+                Ok(Some(order)) => all.push(format!("{order:?}")),
+                Ok(None) => break,
+                Err(orders::TooLong) => return (all, true),
+            }
+        }
+    }
+    (all, false)
 }
 
 fn now() -> Millis {

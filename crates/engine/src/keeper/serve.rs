@@ -27,13 +27,13 @@ use rustix::{
 
 use super::{
     inside::{Inside, Word},
+    orders::{Order, Orders, TooLong},
     processes::{self, Cgroup},
     watch::Watch,
 };
 
 const CHUNK_BYTES: usize = 64 << 10;
 const CONNECTIONS_MAX: usize = 64;
-const SAY_BYTES_MAX: usize = 16 << 20;
 const PENDING_INPUT_BYTES_MAX: usize = 32 << 20;
 /// From the program's exit until what still runs or still holds the output is ended.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -95,7 +95,7 @@ impl Stream {
 
 struct Connection {
     stream: UnixStream,
-    received: Vec<u8>,
+    orders: Orders,
     watches: bool,
     closed: bool,
 }
@@ -645,7 +645,7 @@ impl Serve {
             if self.connections.len() < CONNECTIONS_MAX && stream.set_nonblocking(true).is_ok() {
                 let connection = Connection {
                     stream,
-                    received: Vec::new(),
+                    orders: Orders::default(),
                     watches: false,
                     closed: false,
                 };
@@ -658,7 +658,7 @@ impl Serve {
         let connection = &mut self.connections[index];
         let mut chunk = [0; CHUNK_BYTES];
         match connection.stream.read(&mut chunk) {
-            Ok(n) if n > 0 => connection.received.extend_from_slice(&chunk[..n]),
+            Ok(n) if n > 0 => connection.orders.push(&chunk[..n]),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -667,33 +667,15 @@ impl Serve {
             Ok(_) | Err(_) => connection.closed = true,
         }
         loop {
-            let received = &mut self.connections[index].received;
-            let Some(end) = received.iter().position(|b| *b == b'\n') else {
-                if received.len() > CHUNK_BYTES {
+            let order = match self.connections[index].orders.take() {
+                Ok(Some(order)) => order,
+                Ok(None) => return Ok(()),
+                Err(TooLong) => {
                     self.connections[index].closed = true;
+                    return Ok(());
                 }
-                return Ok(());
             };
-            let line = String::from_utf8_lossy(&received[..end]).into_owned();
-            let mut body = Vec::new();
-            if let Some((_, length)) = line
-                .strip_prefix("say ")
-                .and_then(|rest| rest.split_once(' '))
-            {
-                let length = length.parse::<usize>().unwrap_or(usize::MAX);
-                if length > SAY_BYTES_MAX {
-                    self.connections[index].closed = true;
-                    return Ok(());
-                }
-                if received.len() < end + 1 + length {
-                    return Ok(());
-                }
-                body = received[end + 1..end + 1 + length].to_vec();
-                received.drain(..end + 1 + length);
-            } else {
-                received.drain(..=end);
-            }
-            let answer = match self.obey(index, &line, &body)? {
+            let answer = match self.obey(index, order)? {
                 Ok(()) => "ok\n".to_owned(),
                 Err(reason) => format!("no {reason}\n"),
             };
@@ -704,27 +686,13 @@ impl Serve {
         }
     }
 
-    fn obey(
-        &mut self,
-        index: usize,
-        line: &str,
-        body: &[u8],
-    ) -> io::Result<Result<(), &'static str>> {
-        let mut words = line.splitn(3, ' ');
-        let why =
-            |text: Option<&str>| text.and_then(|text| serde_json::from_str::<Stop>(text).ok());
-        match (words.next(), words.next()) {
-            (Some("watch"), None) => self.connections[index].watches = true,
-            (Some("close"), None) => self.close()?,
-            (Some("say"), Some(id)) => match id.parse() {
-                Ok(id) => return self.say(id, body),
-                Err(_) => return Ok(Err("a say has a number")),
-            },
-            (Some("stop"), Some(grace)) => match (grace.parse(), why(words.next())) {
-                (Ok(grace_ms), Some(why)) => self.stop(why, grace_ms),
-                _ => return Ok(Err("a stop has a grace in milliseconds and a reason")),
-            },
-            _ => return Ok(Err("unknown order; there are watch, close, say, stop")),
+    fn obey(&mut self, index: usize, order: Order) -> io::Result<Result<(), &'static str>> {
+        match order {
+            Order::Watch => self.connections[index].watches = true,
+            Order::Close => self.close()?,
+            Order::Say { id, bytes } => return self.say(id, &bytes),
+            Order::Stop { grace_ms, why } => self.stop(why, grace_ms),
+            Order::Bad(reason) => return Ok(Err(reason)),
         }
         Ok(Ok(()))
     }

@@ -110,8 +110,10 @@ fn lock(policy: &Policy) -> Result<Vec<String>, String> {
 
 #[cfg(not(target_os = "linux"))]
 fn lock(policy: &Policy) -> Result<Vec<String>, String> {
-    if policy.strict {
-        return Err("this system has neither Landlock nor seccomp".into());
+    if policy.outer.is_empty() {
+        return Err(
+            "this system has neither Landlock nor seccomp, and sandbox-exec is missing".into(),
+        );
     }
     Ok(policy.outer.clone())
 }

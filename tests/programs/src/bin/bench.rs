@@ -136,9 +136,7 @@ fn disk() -> Result<()> {
 async fn cage(dispatch: &Path) -> Result<()> {
     let place = tempfile_dir("cage")?;
     let keeper = Keeper::program(dispatch.to_owned());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
-    let bwrap = dirs.find(|file| file.is_file());
+    let bwrap = dispatch_test_programs::bubblewrap();
     if bwrap.is_none() {
         println!("cage: SKIPPED, bubblewrap is not installed");
         return Ok(());
@@ -159,6 +157,7 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     programs: Vec::new(),
                     read: Vec::new(),
                     write: vec![workspace.clone()],
+                    shared: Vec::new(),
                     toolchains: &[],
                     gpu: false,
                 };
@@ -321,6 +320,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
     })
 }
 

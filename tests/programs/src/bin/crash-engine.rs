@@ -160,5 +160,6 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
     })
 }

@@ -92,6 +92,7 @@ fn seeds() -> Vec<Vec<u8>> {
             after: vec![TaskId::from_bits(2)],
             ..Terms::default()
         },
+        limits: dispatch_core::limits::Lowered::default(),
     };
     let paused = spec.pool.clone();
     let usage = Usage {

@@ -150,6 +150,7 @@ impl World {
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
+            limits: dispatch_core::limits::Lowered::default(),
         }
     }
 
