@@ -6,13 +6,14 @@
 //! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
-//! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
+//! * [`cage`] a job's argv inside the OS sandbox; [`container`] in an image; [`carried`] what a repository brings for agents
 //! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
 pub mod cage;
 pub mod carried;
 pub mod checks;
 pub mod config;
+pub mod container;
 pub mod drivers;
 pub mod event;
 pub mod id;

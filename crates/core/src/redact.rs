@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 36] = [
     "agent",
     "base",
     "base_branch",
@@ -604,6 +604,7 @@ const NAMES: [&str; 34] = [
     "expects",
     "failed",
     "id",
+    "image",
     "named",
     "network",
     "outcome",
@@ -612,6 +613,7 @@ const NAMES: [&str; 34] = [
     "pool",
     "refname",
     "repo",
+    "runtime",
     "session",
     "short",
     "site",

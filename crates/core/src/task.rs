@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{
-    AgentName, CheckName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName, slug,
+use crate::{
+    container::Container,
+    id::{AgentName, CheckName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName, slug},
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -43,6 +44,8 @@ pub enum ChecksAsked {
 pub enum Wrap {
     /// The OS sandbox without an image: `core::cage`.
     Cage,
+    /// An image, by a container engine: `core::container`.
+    Container,
     /// No fence at all.
     Host,
 }
@@ -53,6 +56,7 @@ impl Wrap {
     pub fn word(self) -> &'static str {
         match self {
             Self::Cage => "cage",
+            Self::Container => "container",
             Self::Host => "host",
         }
     }
@@ -95,6 +99,9 @@ pub struct Placement {
     pub strict: bool,
     #[serde(default)]
     pub gpu: bool,
+    /// With `wrap = container`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
 }
 
 impl Placement {
@@ -107,6 +114,7 @@ impl Placement {
             network: Network::Full,
             strict: false,
             gpu: false,
+            container: None,
         }
     }
 

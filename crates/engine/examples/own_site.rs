@@ -21,6 +21,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
 };
 use dispatch_engine::{
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     keeper,
     sites::{BoxFuture, Follow, Site, Start, local::Keeper},
@@ -95,6 +96,7 @@ async fn run() -> Result<(), Failure> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::own(),
         bwrap: None,
+        runtimes: Runtimes::default(),
         observer: Observer::default(),
     };
     let sites = Sites::from([("shy".parse()?, Arc::new(Shy) as Arc<dyn Site>)]);

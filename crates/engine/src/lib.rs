@@ -5,7 +5,8 @@
 //!   finished one
 //! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
 //!   [`lock`] who is the engine; [`view`] what a reader sees
-//! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`
+//! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
+//!   [`containers`] which engines answer, for `core::container`
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
@@ -16,6 +17,7 @@ compile_error!(
     "Dispatch runs on Linux; Windows has no process groups, flock or unix sockets as it needs them"
 );
 
+pub mod containers;
 pub mod engine;
 pub mod events;
 pub mod fence;

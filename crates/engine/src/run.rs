@@ -13,6 +13,7 @@ use dispatch_core::{
     cage,
     checks::{self, Planned},
     config::{AgentProfile, EnvValue},
+    container::Wanted,
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     id::{RunId, SiteName},
@@ -30,6 +31,7 @@ use dispatch_core::{
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
+    containers,
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{Fences, Needs},
     lines::{Line, Lines},
@@ -320,7 +322,17 @@ impl Walk {
             self.refill();
         }
         self.asked_to_stop()?;
+        if let Some(container) = &self.job.task.spec.placement.container
+            && let Some(text) = container.image.warning()
+        {
+            self.tell(Kind::Noted { text }).await?;
+        }
         let (invocation, first) = self.open(driver, profile)?;
+        let home = self.ctx.trees.home(&self.job.task);
+        let start = |reason: String| Stopped::from(Failure::Start { reason });
+        self.prepare_fence().await?.map_err(start)?;
+        let invocation = self.fence(invocation, &home, Some(profile), Part::Agent);
+        let invocation = invocation.map_err(start)?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -334,7 +346,10 @@ impl Walk {
                     return Ok(site);
                 }
                 Start::Declined(reason) => format!("declined: {reason}"),
-                Start::NotStarted(reason) => reason,
+                Start::NotStarted(reason) => {
+                    self.forget_fence();
+                    reason
+                }
             };
             refused.push(format!("{name}: {reason}"));
             self.tell(Kind::SiteRefused { site: name, reason }).await?;
@@ -392,7 +407,9 @@ impl Walk {
         }
         let enforced = match placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
-            Wrap::Cage => cage::enforced(&enforced.layers, &enforced.limits, placement.network),
+            Wrap::Cage | Wrap::Container => {
+                cage::enforced(&enforced.layers, &enforced.limits, placement.network)
+            }
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -421,7 +438,8 @@ impl Walk {
         };
         let text = prompt::prompt(&task.spec.text, &cause, task.spec.expects, resume.is_some());
         let start = |reason: String| Stopped::from(Failure::Start { reason });
-        let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
+        let program = self.program(&profile.program, &self.ctx.settings.job_env);
+        let program = program.map_err(start)?;
         let home_text = home.to_string_lossy();
         let ask = Ask {
             prompt: &text,
@@ -460,8 +478,34 @@ impl Walk {
             limits: self.ctx.settings.config.limits.agent_job(),
             ..Invocation::default()
         };
-        let fenced = self.fence(invocation, &home, Some(profile));
-        Ok((fenced.map_err(start)?, opening.first))
+        Ok((invocation, opening.first))
+    }
+
+    /// What a program is called where the job runs: an image may have it although this host has not.
+    fn program(&self, name: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
+        let found = find_program(name, env);
+        match self.job.task.spec.placement.wrap {
+            Wrap::Container => Ok(containers::program(name, found.as_deref().ok())),
+            Wrap::Cage | Wrap::Host => found,
+        }
+    }
+
+    /// What takes long about a fence, off the runtime: asking a container engine, getting an image.
+    async fn prepare_fence(&self) -> Result<Result<(), String>, Cut> {
+        let Some(container) = self.job.task.spec.placement.container.clone() else {
+            return Ok(Ok(()));
+        };
+        let fences = Arc::clone(&self.ctx.fences);
+        tokio::task::spawn_blocking(move || fences.prepare(&container))
+            .await
+            .map_err(|_| Cut)
+    }
+
+    /// What was found out about an image may be why a start failed.
+    fn forget_fence(&self) {
+        if let Some(container) = &self.job.task.spec.placement.container {
+            self.ctx.fences.containers().forget(container);
+        }
     }
 
     /// The invocation in the task's own placement, with `home` as its private home.
@@ -470,6 +514,7 @@ impl Walk {
         mut inner: Invocation,
         home: &Path,
         agent: Option<&AgentProfile>,
+        part: Part,
     ) -> Result<Invocation, String> {
         let placement = &self.job.task.spec.placement;
         let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
@@ -510,9 +555,20 @@ impl Walk {
             toolchains: &seen,
             gpu: placement.gpu,
         };
-        self.ctx
-            .fences
-            .cage(inner, needs, placement.network, placement.strict)
+        let fences = &self.ctx.fences;
+        if placement.wrap == Wrap::Cage {
+            return fences.cage(inner, needs, placement.network, placement.strict);
+        }
+        let container = placement.container.as_ref().ok_or_else(|| {
+            "the placement is a container without an image; name one with --image".to_owned()
+        })?;
+        let wanted = Wanted {
+            network: placement.network,
+            strict: placement.strict,
+            gpu: placement.gpu,
+            host_alias: agent.is_some_and(|agent| agent.host_alias),
+        };
+        fences.contain(inner, &self.id(part), needs, container, wanted)
     }
 
     fn workspace(&self) -> PathBuf {
@@ -851,7 +907,17 @@ impl Walk {
         };
         // The agent's home holds its configuration of git, so this job does not see it.
         let home = self.ctx.trees.check_home(&self.job.task);
-        let what = match self.fence(what, &home, None) {
+        let mut what = what;
+        if let Some(first) = what.argv.first_mut()
+            && self.job.task.spec.placement.wrap == Wrap::Container
+        {
+            // This host's git is not the image's.
+            *first = "git".into();
+        }
+        if let Err(reason) = self.prepare_fence().await? {
+            return Ok(Err(reason));
+        }
+        let what = match self.fence(what, &home, None, Part::Seal) {
             Ok(what) => what,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -943,7 +1009,7 @@ impl Walk {
                 continue;
             }
             let program = check.argv.first().map_or("", String::as_str);
-            let program = match find_program(program, &base_env) {
+            let program = match self.program(program, &base_env) {
                 Ok(program) => program,
                 Err(reason) => {
                     verified = Verified::NotVerified;
@@ -969,8 +1035,12 @@ impl Walk {
                 limits: self.ctx.settings.config.limits.check_job(),
                 ..Invocation::default()
             };
+            self.prepare_fence()
+                .await?
+                .map_err(|reason| Failure::Start { reason })?;
+            let part = Part::Check(check.name.clone());
             let what = self
-                .fence(what, &home, None)
+                .fence(what, &home, None, part)
                 .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {

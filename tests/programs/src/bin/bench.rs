@@ -22,6 +22,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Network, Placement, TaskSpec, Wrap},
 };
 use dispatch_engine::{
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings},
     fence::{Fences, Needs},
     git::Git,
@@ -395,6 +396,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
+        runtimes: Runtimes::default(),
         observer: Observer::default(),
     })
 }

@@ -21,6 +21,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
 };
 use dispatch_engine::{
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::{
         BoxFuture, Follow, Site, Start,
@@ -120,6 +121,7 @@ async fn main() -> Result<()> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper,
         bwrap: None,
+        runtimes: Runtimes::default(),
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
     };
     let engine = Engine::with_sites(settings, sites).await?;

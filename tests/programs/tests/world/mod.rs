@@ -22,6 +22,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
 };
 use dispatch_engine::{
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::local::Keeper,
     view::{TaskView, Told},
@@ -111,6 +112,7 @@ impl World {
             job_env: BTreeMap::from([("PATH".into(), path), ("LANG".into(), "C.UTF-8".into())]),
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
+            runtimes: Runtimes::default(),
             observer: Observer::default(),
         }
     }
