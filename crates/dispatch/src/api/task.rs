@@ -27,6 +27,11 @@ pub(crate) struct Task {
     pub(crate) repo: String,
     pub(crate) agent: String,
     pub(crate) placement: String,
+    /// What it runs in, when that is a container.
+    #[serde(default)]
+    pub(crate) image: Option<String>,
+    #[serde(default)]
+    pub(crate) runtime: Option<String>,
     pub(crate) enforced: Option<String>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
@@ -171,6 +176,7 @@ impl From<&TaskView> for Task {
     fn from(view: &TaskView) -> Self {
         let task = &view.task;
         let (spec, last, result) = (&task.spec, task.last_run(), task.result());
+        let container = spec.placement.container.as_ref();
         let question = match task.outcome() {
             Some(Outcome::Blocked { question }) => Some(question.clone()),
             _ => None,
@@ -188,6 +194,8 @@ impl From<&TaskView> for Task {
             repo: spec.repo.clone(),
             agent: spec.agent.to_string(),
             placement: spec.placement.word().into(),
+            image: container.map(|container| container.image.to_string()),
+            runtime: container.map(|container| container.runtime.word().into()),
             enforced: last.and_then(|run| run.enforced.clone()),
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
@@ -347,7 +355,8 @@ pub(crate) mod tests {
         let got = serde_json::to_value(Task::from(&view(0x3f, blocked))).unwrap();
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
-            "agent": "claude", "placement": "host", "enforced": "host: nothing",
+            "agent": "claude", "placement": "host", "image": null, "runtime": null,
+            "enforced": "host: nothing",
             "state": "blocked", "reason": "UTC?", "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,

@@ -63,9 +63,15 @@ pub(crate) struct Args {
     /// One of `dispatch agents`
     #[arg(long)]
     agent: Option<String>,
-    /// A placement of the configuration: cage (the default), host (no fence), your own
+    /// A placement of the configuration: cage (the default), container, host (no fence), your own
     #[arg(long, value_name = "NAME")]
     placement: Option<String>,
+    /// Run in a container of this image
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// The container engine: auto, apple, docker, podman
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
     /// Start from this branch instead of what the repository has checked out
     #[arg(long)]
     branch: Option<String>,
@@ -162,7 +168,7 @@ pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets>
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
     let (here, detach, json) = (args.here, args.detach, args.json);
-    let asked = request_of(settings, args)?;
+    let asked = request_of(ctx, args)?;
     let left_out = if request::is_url(&asked.repo) {
         0
     } else {
@@ -190,7 +196,8 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     end
 }
 
-fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
+fn request_of(ctx: &Ctx, args: Args) -> Result<Dispatch> {
+    let settings = &ctx.settings;
     let text = read_text(args.text.as_deref(), args.file.as_ref())?;
     let repo = repo::resolve(&args.repo)?;
     let project = if request::is_url(&repo) {
@@ -199,7 +206,7 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         repo::project(settings, &repo)?
     };
     let by_repository = args.agent.is_none() && project.agent.is_some();
-    let wanted = args.agent.or(project.agent);
+    let wanted = args.agent.clone().or(project.agent);
     let name = request::agent(&settings.config, wanted.as_deref())?;
     let agent = profile(settings, &name)?;
     // A repository may choose among what was configured, but never its way out of the fence.
@@ -212,11 +219,7 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         let hint = format!("if that is what you want, say so yourself: --agent {name}");
         return Err(CliError::usage(what).hint(hint));
     }
-    let program = &agent.program;
-    if settings.find(program).is_none() {
-        let what = format!("use agent {name}: its program {program:?} is not on PATH");
-        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
-    }
+    let (image, runtime) = container_asked(settings, &args);
     let checks = if args.no_checks {
         Some(ChecksWanted::Word(ChecksWord::None))
     } else if args.check.is_empty() {
@@ -236,6 +239,8 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         secrets: agent_secrets(settings, name.as_str())?,
         agent: Some(name.to_string()),
         placement: args.placement,
+        image,
+        runtime,
         expects: match args.expects {
             Some(ExpectsArg::Change) => Some(Expects::Change),
             Some(ExpectsArg::Report) => Some(Expects::Report),
@@ -251,8 +256,39 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         tag: args.tag,
     };
     // What the engine would refuse is refused before one is started for it.
-    asked.clone().spec(&settings.config)?;
+    let spec = asked.clone().spec(&settings.config)?;
+    let program = &agent.program;
+    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
+        let what = format!("use agent {name}: its program {program:?} is not on PATH");
+        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    }
+    if let Some(container) = &spec.placement.container
+        && let Some(warning) = container.image.warning()
+    {
+        let text = format!("warning: {warning}");
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
     Ok(asked)
+}
+
+/// What the command line says, else the environment, which does not undo a placement by name.
+fn container_asked(settings: &Settings, args: &Args) -> (Option<String>, Option<String>) {
+    let placed = args.placement.as_deref().is_some_and(|name| {
+        let found = settings.config.placements.iter();
+        let mut found = found.filter(|(known, _)| known.as_str() == name);
+        found.any(|(_, placement)| placement.wrap != Wrap::Container)
+    });
+    let (image, runtime) = if placed {
+        (None, None)
+    } else {
+        settings.container_variables()
+    };
+    // A runtime says which engine a container goes to, not that there is to be one.
+    let runtime = runtime.filter(|_| image.is_some() || args.image.is_some());
+    (
+        args.image.clone().or(image),
+        args.runtime.clone().or(runtime),
+    )
 }
 
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {

@@ -63,6 +63,10 @@ impl From<BadRequest> for Problem {
             BadRequest::UnknownPlacement { .. } => "unknown_placement",
             BadRequest::HostNotAllowed(_) => "host_not_allowed",
             BadRequest::UnknownCheck { .. } => "unknown_check",
+            BadRequest::Image(_) | BadRequest::NoImage(_) | BadRequest::NoContainer(_) => {
+                "bad_image"
+            }
+            BadRequest::Runtime(_) => "bad_runtime",
             BadRequest::Text(_) | BadRequest::Repo(_) | BadRequest::Name(_) => "bad_input",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())

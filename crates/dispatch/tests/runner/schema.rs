@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 29] = [
+const TASK: [(&str, &str); 31] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -13,6 +13,8 @@ const TASK: [(&str, &str); 29] = [
     ("base", "string?"),
     ("agent", "string"),
     ("placement", "string"),
+    ("image", "string?"),
+    ("runtime", "string?"),
     ("enforced", "string?"),
     ("state", "string"),
     ("reason", "string?"),
