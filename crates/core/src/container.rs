@@ -432,6 +432,7 @@ pub fn probe(
     warden: &Path,
     init: bool,
     user: (u32, u32),
+    (open_files_max, user_processes_max): (u64, Option<u64>),
 ) -> Vec<String> {
     let mut argv = Argv(vec![text(&client.program)]);
     argv.words(&["run", "--rm"]);
@@ -443,6 +444,7 @@ pub fn probe(
     }
     argv.words(&["--network", "none"]);
     argv.fenced(client, user);
+    argv.ulimits(open_files_max, user_processes_max);
     argv.bind(warden, warden, true);
     argv.words(&["--entrypoint"]);
     argv.0.push(text(warden));
@@ -530,12 +532,7 @@ fn limits(argv: &mut Argv, inner: &Invocation, view: &View) {
     if limits.open_files_max > 0 {
         files = files.min(limits.open_files_max);
     }
-    // Engines ask for more than an engine without CAP_SYS_RESOURCE may give, and then fail.
-    argv.words(&["--ulimit", &format!("nofile={files}:{files}")]);
-    argv.words(&["--ulimit", "core=0:0"]);
-    if let Some(most) = view.user_processes_max {
-        argv.words(&["--ulimit", &format!("nproc={most}:{most}")]);
-    }
+    argv.ulimits(files, view.user_processes_max);
 }
 
 fn devices_and_names(argv: &mut Argv, runtime: Runtime, wanted: Wanted) -> Result<(), Refused> {
@@ -655,6 +652,15 @@ impl Argv {
         let end = if read_only { ",readonly" } else { "" };
         let mount = format!("type=bind,source={},target={}{end}", text(from), text(to));
         self.words(&["--mount", &mount]);
+    }
+
+    /// Container engines ask for more than one without CAP_SYS_RESOURCE may give, and then fail.
+    fn ulimits(&mut self, files: u64, processes: Option<u64>) {
+        self.words(&["--ulimit", &format!("nofile={files}:{files}")]);
+        self.words(&["--ulimit", "core=0:0"]);
+        if let Some(most) = processes {
+            self.words(&["--ulimit", &format!("nproc={most}:{most}")]);
+        }
     }
 
     /// What every container of ours gets, the probe included.

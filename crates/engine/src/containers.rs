@@ -188,13 +188,28 @@ impl Containers {
             read,
             write: needs.write,
             own: needs.toolchains.to_vec(),
-            open_files_max: getrlimit(Resource::Nofile)
-                .maximum
-                .unwrap_or(OPEN_FILES_MAX),
-            user_processes_max: getrlimit(Resource::Nproc).maximum,
+            open_files_max: own_open_files_max(),
+            user_processes_max: own_processes_max(),
         };
         Ok((inner, view))
     }
+}
+
+/// What a process may open here at most; an engine cannot give more where we may not raise it.
+#[must_use]
+pub fn own_open_files_max() -> u64 {
+    getrlimit(Resource::Nofile)
+        .maximum
+        .unwrap_or(OPEN_FILES_MAX)
+}
+
+/// The same of processes. Podman lowers its own to what the kernel can number at all.
+#[must_use]
+pub fn own_processes_max() -> Option<u64> {
+    let numbers = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+    let numbers = numbers.and_then(|text| text.trim().parse().ok());
+    let most = getrlimit(Resource::Nproc).maximum?;
+    Some(numbers.map_or(most, |numbers: u64| most.min(numbers)))
 }
 
 /// Fetches it where it is not there, and tries whether our warden runs in it.
@@ -224,7 +239,8 @@ fn look_at(client: &Client, image: &Image, warden: &Path) -> Result<Known, Strin
     let group = rustix::process::getgid().as_raw();
     let mut init = true;
     loop {
-        let argv = container::probe(client, name, warden, init, (user, group));
+        let most = (own_open_files_max(), own_processes_max());
+        let argv = container::probe(client, name, warden, init, (user, group), most);
         match call(&argv, PROBE) {
             Ok(_) => {
                 return Ok(Known {

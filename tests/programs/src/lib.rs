@@ -5,3 +5,4 @@
 pub mod escape;
 pub mod fake_model;
 pub mod fuzz;
+pub mod podman;
