@@ -12,13 +12,15 @@ use std::{
 use dispatch_engine::containers::{self, Runtimes};
 use rustix::fs::{FlockOperation, flock};
 
-pub const IMAGE: &str = "localhost/dispatch-test:2";
+pub const IMAGE: &str = "localhost/dispatch-test:3";
 /// The same without what our programs need, so that no warden runs in it.
-pub const BARE_IMAGE: &str = "localhost/dispatch-bare:2";
+pub const BARE_IMAGE: &str = "localhost/dispatch-bare:3";
 const PROGRAMS: &[&str] = &[
-    "sh", "env", "test", "cat", "ls", "sleep", "mkdir", "rm", "grep", "perl", "id", "stat", "true",
-    "git", "touch",
+    "sh", "bash", "env", "test", "cat", "ls", "sleep", "mkdir", "rm", "grep", "perl", "id", "stat",
+    "true", "git", "touch",
 ];
+/// What programs that are brought along are linked with; beside libc.
+const LIBRARIES: &[&str] = &["libpthread.so.0", "libdl.so.2", "librt.so.1", "libm.so.6"];
 const DIRS: &[&str] = &[
     "usr/bin",
     "usr/lib",
@@ -133,6 +135,27 @@ impl Podman {
         Err(why.lines().last().unwrap_or("no reason given").to_owned())
     }
 
+    /// The host's own address on the bridge that containers are on, once a container was.
+    ///
+    /// # Errors
+    /// Where there is no bridge on this host: an engine without root has it elsewhere.
+    pub fn bridge(&self) -> Result<std::net::IpAddr, String> {
+        let limits = Self::ulimits();
+        let mut args = vec!["run", "--rm", "--log-driver=none"];
+        args.extend(limits.iter().map(String::as_str));
+        args.extend([IMAGE, "true"]);
+        self.call(&args)?;
+        let format = "{{range .Subnets}}{{.Gateway}} {{end}}";
+        let told = self.call(&["network", "inspect", "podman", "--format", format])?;
+        let first = told.split_whitespace().next().unwrap_or_default();
+        let address = first
+            .parse()
+            .map_err(|_| format!("no gateway in {told:?}"))?;
+        let bound = std::net::TcpListener::bind((address, 0));
+        bound.map_err(|error| format!("listen on the bridge at {address}: {error}"))?;
+        Ok(address)
+    }
+
     #[must_use]
     pub fn runtimes(&self) -> Runtimes {
         Runtimes {
@@ -214,6 +237,10 @@ fn fill(root: &Path, ours: bool) -> std::io::Result<()> {
     }
     if ours {
         libraries.extend(needed(&std::env::current_exe()?)?);
+        let libc = libraries.iter().find(|path| path.ends_with("libc.so.6"));
+        let beside = |name: &&str| Some(libc?.with_file_name(name));
+        let more: Vec<PathBuf> = LIBRARIES.iter().filter_map(beside).collect();
+        libraries.extend(more.into_iter().filter(|path| path.exists()));
     }
     for library in libraries {
         let below = library.strip_prefix("/").unwrap_or(&library);

@@ -20,7 +20,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use dispatch_core::{
@@ -38,6 +38,7 @@ use dispatch_engine::{
 };
 use dispatch_test_programs::{
     escape,
+    fake_model::{Log, Server},
     podman::{BARE_IMAGE, IMAGE, Podman},
 };
 use world::{World, finished, outcome, patient, reason, run, until};
@@ -595,4 +596,71 @@ async fn what_cannot_start_says_why_and_leaves_nothing() {
         panic!("{refused}")
     };
     assert!(what.contains("docker: `docker` is not on PATH"), "{what}");
+}
+
+/// The real Claude Code, brought along into an image that has never heard of it. A container has a
+/// loopback of its own, so the scripted model listens on the bridge, which no other machine reaches.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claude_code_edits_a_file_in_a_container() {
+    let Some(podman) = podman() else { return };
+    let skip = |why: &str| {
+        use std::io::Write as _;
+        let mut out = std::io::stderr().lock();
+        writeln!(out, "SKIPPED: Claude Code in a container: {why}").unwrap();
+    };
+    let Some(folder) = std::env::var_os("DISPATCH_TEST_AGENTS") else {
+        return skip("DISPATCH_TEST_AGENTS is not set; `cargo xtask test` installs it");
+    };
+    let cpu = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "x64"
+    };
+    let below = format!("node_modules/@anthropic-ai/claude-code-linux-{cpu}/claude");
+    let program = Path::new(&folder).join(below);
+    let program = program.canonicalize().unwrap();
+    let address = match podman.bridge() {
+        Ok(address) => address,
+        Err(why) => return skip(&why),
+    };
+    let model = tempfile::tempdir().unwrap();
+    let script = model.path().join("script.json");
+    let steps = r#"[{"text": "I edit it.", "tool": "shell", "command": "echo edited >> README.md"},
+                    {"text": "Finished."}]"#;
+    fs::write(&script, steps).unwrap();
+    let log = model.path().join("log");
+    let server = Server::new(Some(&script), None, Log::open(Some(&log)).unwrap()).unwrap();
+    let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = tokio::spawn(Arc::new(server).serve(listener));
+
+    let table = format!(
+        "[agents.claude]\nprogram = {program:?}\npool = \"test\"\nhost_alias = true\n\
+         [agents.claude.env]\nANTHROPIC_BASE_URL = \"http://host.containers.internal:{port}\"\n\
+         ANTHROPIC_API_KEY = \"sk-not-a-real-key-0123456789\"\nCLAUDE_CODE_MAX_RETRIES = \"1\"\n"
+    );
+    let world = World::below(Path::new(env!("CARGO_TARGET_TMPDIR")), &table);
+    let engine = engine(&world).await.unwrap();
+    let mut spec = contained(&world, &[]);
+    spec.agent = "claude".parse().unwrap();
+    spec.text = "Put the marmalade in order.".into();
+    spec.placement.network = Network::Full;
+    spec.placement.strict = true;
+    let view = run(&engine, spec).await;
+    let summary = "Finished.".into();
+    assert_eq!(
+        *outcome(&view),
+        Outcome::Completed { summary },
+        "{}",
+        reason(&view)
+    );
+    let diff = engine.diff(view.task.id).await.unwrap();
+    assert!(diff.contains("\n+edited"), "{diff}");
+    assert!(
+        enforced(&view).contains("+landlock(abi "),
+        "{}",
+        enforced(&view)
+    );
+    nothing_left(&world, view.task.id);
+    serving.abort();
 }
