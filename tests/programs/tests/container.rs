@@ -506,9 +506,11 @@ async fn commits_checks_and_results_come_out_of_the_container() {
 async fn an_image_that_cannot_run_our_warden_says_so_and_strict_refuses_it() {
     let world = World::with(
         "[limits]\ngrace_s = 1\n[agents.shell]\ndriver = \"plain\"\nprogram = \"sh\"\npool = \"test\"\n\
-         args = [\"-c\", \"cat > heard; echo key $KEY; test -n \\\"$HANG\\\" && sleep 1000; exit 3\"]\n\
+         args = [\"-c\", \"cat > heard; echo key $KEY; exit 3\"]\n\
          env = { KEY = { from = \"KEY\" } }\n[agents.hangs]\ndriver = \"plain\"\nprogram = \"sh\"\n\
-         pool = \"test\"\nargs = [\"-c\", \"cat > /dev/null; echo x > up; kill -9 $$\"]\n",
+         pool = \"test\"\nargs = [\"-c\", \"cat > /dev/null; kill -9 $$\"]\n[agents.stays]\n\
+         driver = \"plain\"\nprogram = \"sh\"\npool = \"test\"\n\
+         args = [\"-c\", \"cat > /dev/null; trap 'exit 7' TERM; echo x > up; sleep 1000 & wait\"]\n",
     );
     let Some(engine) = engine(&world).await else {
         return;
@@ -550,6 +552,30 @@ async fn an_image_that_cannot_run_our_warden_says_so_and_strict_refuses_it() {
         "by the number its engine tells"
     );
     nothing_left(&world, view.task.id);
+
+    let asked = engine
+        .dispatch(bare("stays", false), Secrets::new())
+        .await
+        .unwrap();
+    is_up(&engine, asked.task).await;
+    engine.stop(asked.task, Force::Ask).await.unwrap();
+    let view = finished(&engine, asked).await;
+    let report = view.task.runs[0].report.clone().unwrap();
+    assert_eq!(report.exit, Exit::Code(7), "{:?}", report.problems);
+    nothing_left(&world, asked.task);
+
+    // Nobody of ours is inside to see that its keeper is dead: the sweep asks its engine.
+    let left = engine
+        .dispatch(bare("stays", false), Secrets::new())
+        .await
+        .unwrap();
+    is_up(&engine, left.task).await;
+    let keeper = job(&world, left).group().unwrap().unwrap().keeper;
+    let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
+    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+    let view = finished(&engine, left).await;
+    assert_eq!(*outcome(&view), Outcome::Lost);
+    nothing_left(&world, left.task);
 
     let strict = engine.dispatch(bare("shell", true), secrets).await.unwrap();
     let view = finished(&engine, strict).await;
