@@ -129,7 +129,7 @@ impl Containers {
             .last()
             .map_or("", |(runtime, _)| runtime.how_to_get());
         Err(format!(
-            "no container engine answers ({}); {hint}",
+            "find a container engine: none answers ({}); {hint}",
             all.join("; ")
         ))
     }
@@ -388,7 +388,7 @@ mod tests {
             env,
             ..Runtimes::default()
         };
-        let all = Containers::new(dir.path(), runtimes.clone());
+        let all = Containers::new(dir.path(), runtimes);
         if cfg!(target_os = "linux") {
             assert!(all.ask(Runtime::Apple).unwrap_err().contains("macOS only"));
         }

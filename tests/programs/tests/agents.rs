@@ -238,7 +238,8 @@ impl Stage {
     async fn with_key(wrap: Wrap, cli: Cli, key: &str, steps: Value) -> Option<Self> {
         let program = cli.program()?;
         let bwrap = match wrap {
-            Wrap::Host => None,
+            // Containers have tests of their own.
+            Wrap::Host | Wrap::Container => None,
             Wrap::Cage => Some(bwrap()?),
         };
         let model = Model::start(&steps);
