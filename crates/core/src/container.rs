@@ -348,6 +348,8 @@ pub enum Refused {
          are missing; use an image with glibc, or a placement with strict = false"
     )]
     NoWarden,
+    #[error("there is no program to start")]
+    Nothing,
     #[error(
         "the secret {0} has the name of a variable that the container client needs itself; give it \
          another name"
@@ -389,8 +391,10 @@ pub fn wrap(
     let Some(warden) = &view.warden else {
         let (env, words) = forwarded(&inner, view)?;
         argv.0.extend(words);
-        argv.0.push(view.image.clone());
-        argv.0.extend(inner.argv.iter().cloned());
+        let (program, args) = inner.argv.split_first().ok_or(Refused::Nothing)?;
+        // Not behind the entry that the image has for people.
+        argv.words(&["--entrypoint", program, &view.image]);
+        argv.0.extend(args.iter().cloned());
         return Ok(Invocation {
             argv: argv.0,
             env,
@@ -486,6 +490,11 @@ fn options(inner: &Invocation, job: &JobId, view: &View, wanted: Wanted) -> Resu
     } else {
         // An engine's own log would be a second copy of the output, with nothing masked in it.
         argv.words(&["--pull=never", "--log-driver=none"]);
+        // What an image would start or mount by itself is in no list of ours.
+        argv.words(&["--no-healthcheck"]);
+        if view.client.runtime == Runtime::Podman {
+            argv.words(&["--image-volume=ignore"]);
+        }
         if view.init {
             argv.words(&["--init"]);
         }
@@ -761,8 +770,14 @@ mod tests {
             let mut bare = view(runtime);
             bare.warden = None;
             let without = wrap(inner(), &job(), &bare, Wanted::default()).unwrap();
+            assert!(with.argv.ends_with(&inner().argv), "{:?}", with.argv);
+            assert!(
+                without.argv.ends_with(&inner().argv[1..]),
+                "{:?}",
+                without.argv
+            );
+            assert!(has(&without.argv, &["--entrypoint", "claude", "abc"]));
             for got in [&with, &without] {
-                assert!(got.argv.ends_with(&inner().argv), "{:?}", got.argv);
                 let around = got.around.clone().unwrap();
                 let words = [&got.argv, &around.kill, &around.remove, &around.term];
                 assert!(!format!("{words:?}").contains("hunter2"));

@@ -248,15 +248,15 @@ fn look_at(client: &Client, image: &Image, warden: &Path) -> Result<Known, Strin
                     init,
                 });
             }
-            // The warden is a good init itself where the engine has none to give.
-            Err(why) if init && (why.contains("init binary") || why.contains("catatonit")) => {
-                init = false;
-            }
             Err(why) if is_of_the_image(&why) => {
                 return Ok(Known {
                     no_warden: Some(why),
                     init,
                 });
+            }
+            // The warden is a good init itself where the engine has none to give.
+            Err(why) if init && (why.contains("init binary") || why.contains("catatonit")) => {
+                init = false;
             }
             Err(why) => {
                 return Err(format!(
@@ -272,16 +272,11 @@ fn look_at(client: &Client, image: &Image, warden: &Path) -> Result<Known, Strin
 /// one, or one for another machine. Anything else is the engine's own trouble.
 fn is_of_the_image(why: &str) -> bool {
     let said = why.to_lowercase();
-    [
-        "no such file or directory",
-        "not found",
-        "shared librar",
-        "glibc",
-        "exec format error",
-        "relocat",
-    ]
-    .iter()
-    .any(|part| said.contains(part))
+    let loader = ["shared librar", "glibc", "exec format error", "relocat"];
+    let executed = said.contains("exec ") || said.contains("exec:");
+    let absent = ["no such file", "not found"];
+    loader.iter().any(|part| said.contains(part))
+        || executed && absent.iter().any(|part| said.contains(part))
 }
 
 fn words(program: &Path, words: &[&str]) -> Vec<String> {
@@ -453,14 +448,22 @@ mod tests {
     #[test]
     fn only_the_images_own_lack_does_without_a_warden() {
         for why in [
-            "exec /w: no such file or directory",
+            "runc create failed: exec /w: no such file or directory",
+            "catatonit: failed to exec pid1: No such file or directory",
+            "[FATAL tini (7)] exec /w failed: No such file or directory",
             "/w: error while loading shared libraries: libgcc_s.so.1",
             "/w: /lib/libc.so.6: version `GLIBC_2.34' not found",
             "exec format error",
         ] {
             assert!(is_of_the_image(why), "{why}");
         }
-        for why in ["permission denied", "cgroups in hybrid mode not supported"] {
+        for why in [
+            "permission denied",
+            "cgroups in hybrid mode not supported",
+            "container-init binary not found on the host: stat /usr/libexec/podman/catatonit: no \
+             such file or directory",
+            "statfs /data/bin/warden: no such file or directory",
+        ] {
             assert!(!is_of_the_image(why), "{why}");
         }
     }
