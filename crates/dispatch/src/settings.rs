@@ -549,16 +549,16 @@ mod tests {
         .unwrap();
         let env = env(&[
             ("DISPATCH_HOME", home.path().to_str().unwrap()),
-            ("K", "s3"),
+            ("K", "s3-found-and-kept"),
         ]);
         let settings = Settings::from_env(env, Path::new("/")).unwrap();
         let name = "a".parse().unwrap();
         let agent = &settings.config.agents[&name];
         let (found, missing) = settings.secrets_of(&name, agent).unwrap();
-        assert_eq!(found, BTreeMap::from([("K".into(), "s3".into())]));
+        assert_eq!(found, BTreeMap::from([("K".into(), "s3-found-and-kept".into())]));
         assert_eq!(missing, ["L"]);
-        assert!(!format!("{settings:?} {found:?}").contains("s3"));
-        assert_eq!(settings.secret("K").unwrap(), Some("s3".into()));
+        assert!(!format!("{settings:?} {found:?}").contains("s3-found-and-kept"));
+        assert_eq!(settings.secret("K").unwrap(), Some("s3-found-and-kept".into()));
         assert_eq!(settings.secret("HOME").unwrap(), None);
     }
 }
