@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container,
     job::{Inside, Invocation},
     seatbelt::{self, SEATBELT},
     task::Network,
@@ -247,7 +248,9 @@ pub fn enforced(layers: &[String], limits: &[String], network: Network) -> Strin
     let fence = match layers {
         [] => "nothing".to_owned(),
         [only] => format!("{only} only"),
-        [first, ..] if first != BWRAP => format!("{} only", layers.join("+")),
+        [first, ..] if first != BWRAP && !container::is_layer(first) => {
+            format!("{} only", layers.join("+"))
+        }
         _ => layers.join("+"),
     };
     let mut out = fence;

@@ -12,6 +12,7 @@ use toml::{Table, Value};
 
 use crate::{
     checks::Checks,
+    container::{Image, RuntimeAsked},
     drivers::DriverKind,
     gate::{Gate, Pool},
     id::{AccountName, AgentName, BadId, ModelName, PlacementName, PoolName},
@@ -127,6 +128,22 @@ struct PlacementTable {
     strict: bool,
     #[serde(default)]
     gpu: bool,
+    image: Option<Image>,
+    runtime: Option<RuntimeAsked>,
+}
+
+/// `[container]`, or what a placement says of the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerSettings {
+    pub image: Option<Image>,
+    pub runtime: Option<RuntimeAsked>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContainerTable {
+    image: String,
+    runtime: RuntimeAsked,
 }
 
 /// One `[agents.NAME]`.
@@ -165,6 +182,11 @@ pub struct AgentProfile {
     pub profiles: Vec<ModelName>,
     /// Absent: it takes keys from the environment only.
     pub login: Option<Login>,
+    /// The image that it runs in, when the task names none.
+    pub image: Option<Image>,
+    /// In a container: a name for the host, for models that are served there.
+    #[serde(default)]
+    pub host_alias: bool,
 }
 
 impl AgentProfile {
@@ -333,6 +355,10 @@ pub struct Config {
     pub pools: Pools,
     /// As they are asked for; `sites` is empty, which means this machine.
     pub placements: BTreeMap<PlacementName, Placement>,
+    /// What the placements with `wrap = container` say of image and runtime themselves.
+    pub containers: BTreeMap<PlacementName, ContainerSettings>,
+    /// `[container]`: what neither task, agent nor placement say.
+    pub container: ContainerSettings,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
 }
@@ -360,7 +386,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "task",
     "limits",
     "gate",
@@ -368,6 +394,7 @@ const TABLES: [&str; 9] = [
     "toolchains",
     "pools",
     "placements",
+    "container",
     "agents",
     "checks",
 ];
@@ -602,7 +629,8 @@ impl Typing<'_> {
         let retention = self.one::<Retention>("retention");
         let toolchains = self.one::<Toolchains>("toolchains");
         let pools = self.many::<PoolName, Pool>("pools");
-        let placements = self.placements();
+        let (placements, containers) = self.placements();
+        let container = self.container();
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
         for what in limits.iter().flat_map(Limits::problems) {
@@ -672,14 +700,40 @@ impl Typing<'_> {
             toolchains,
             pools,
             placements,
+            containers,
+            container: container?,
             agents,
             checks,
         })
     }
 
-    fn placements(&mut self) -> BTreeMap<PlacementName, Placement> {
+    fn container(&mut self) -> Option<ContainerSettings> {
+        let table = self.one::<ContainerTable>("container")?;
+        let image = if table.image.is_empty() {
+            None
+        } else {
+            match table.image.parse::<Image>() {
+                Ok(image) => Some(image),
+                Err(error) => {
+                    self.problem("container.image", error.to_string());
+                    return None;
+                }
+            }
+        };
+        Some(ContainerSettings {
+            image,
+            runtime: Some(table.runtime),
+        })
+    }
+
+    fn placements(
+        &mut self,
+    ) -> (
+        BTreeMap<PlacementName, Placement>,
+        BTreeMap<PlacementName, ContainerSettings>,
+    ) {
         let tables = self.many::<PlacementName, PlacementTable>("placements");
-        let mut out = BTreeMap::new();
+        let (mut out, mut containers) = (BTreeMap::new(), BTreeMap::new());
         for (name, table) in tables {
             let at = format!("placements.{name}");
             if table.wrap == Wrap::Host && (table.strict || table.network != Network::Full) {
@@ -692,6 +746,20 @@ impl Typing<'_> {
                 let what = "wrap host is for the placement named host, and for no other";
                 self.problem(&at, what.into());
             }
+            let said = ContainerSettings {
+                image: table.image,
+                runtime: table.runtime,
+            };
+            if table.wrap == Wrap::Container {
+                containers.insert(name.clone(), said);
+            } else if said != ContainerSettings::default() {
+                let what = "image and runtime are for wrap = \"container\"";
+                self.problem(&at, what.into());
+            } else if name.as_str() == Wrap::Container.word() {
+                let what = "the placement named container is what a task with an image gets, so \
+                            its wrap is container";
+                self.problem(&at, what.into());
+            }
             let placement = Placement {
                 name: Some(name.clone()),
                 network: table.network,
@@ -701,7 +769,7 @@ impl Typing<'_> {
             };
             out.insert(name, placement);
         }
-        out
+        (out, containers)
     }
 
     /// Agents that share an account see each other's login, so it must be one and the same.
@@ -902,7 +970,7 @@ mod tests {
             "expected one of `plain`",
             "nonsense: unknown table; there are task",
             "pools.p.slots: 0 slots",
-            "placement cave is not configured; there are cage, host",
+            "placement cave is not configured; there are cage, container, host",
             "placements.open: wrap host has no fence",
             "placements.cage: wrap host is for the placement named host",
         ] {
@@ -1042,6 +1110,33 @@ mod tests {
         let name: AgentName = "codex".parse().unwrap();
         let (account, login) = config.agents[&name].account(&name).unwrap();
         assert_eq!((account, login.files[0].name()), ("codex", "auth.json"));
+    }
+
+    #[test]
+    fn images_are_parsed_where_they_are_written() {
+        let got = problems(
+            "[container]\nimage = \"-v\"\n[placements.c]\nwrap = \"container\"\nimage = \"a b\"\n\
+             [placements.d]\nwrap = \"cage\"\nimage = \"debian\"\n[placements.container]\n\
+             wrap = \"cage\"\n[agents.claude]\nimage = \"\"\n",
+        );
+        let all = got.join("\n");
+        for part in [
+            "container.image: use image \"-v\"",
+            "placements.c: use image \"a b\"",
+            "placements.d: image and runtime are for wrap",
+            "placements.container: the placement named container",
+            "agents.claude: use image \"\"",
+        ] {
+            assert!(all.contains(part), "{part} not in:\n{all}");
+        }
+        let text = "[container]\nruntime = \"podman\"\n[placements.c]\nwrap = \"container\"\n\
+                    image = \"debian:12\"\nnetwork = \"none\"\n";
+        let source = "mine";
+        let (config, _) = load(&[Layer { source, text }]).unwrap();
+        assert_eq!(config.container.runtime, Some(RuntimeAsked::Podman));
+        let said = &config.containers[&"c".parse().unwrap()];
+        assert_eq!(said.image, Some("debian:12".parse().unwrap()));
+        assert_eq!(said.runtime, None);
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub struct JobLimits {
     /// Of what it may write: workspace, home and temporary files together.
     #[serde(default)]
     pub disk_bytes: u64,
+    /// Processors that it may keep busy; only a container engine holds this.
+    #[serde(default)]
+    pub cpus_max: u64,
 }
 
 /// `[limits]`: what no request can raise.
@@ -42,6 +45,7 @@ pub struct Limits {
     pub memory_bytes: u64,
     pub processes_max: u64,
     pub open_files_max: u64,
+    pub cpus_max: u64,
     pub workspace_bytes: u64,
     pub queue_max: usize,
     pub runs_max: u32,
@@ -134,6 +138,7 @@ impl Limits {
             processes_max: self.processes_max,
             open_files_max: self.open_files_max,
             disk_bytes: self.workspace_bytes,
+            cpus_max: self.cpus_max,
         }
     }
 

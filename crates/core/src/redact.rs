@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 42] = [
+const NAMES: [&str; 44] = [
     "after",
     "agent",
     "base",
@@ -606,6 +606,7 @@ const NAMES: [&str; 42] = [
     "failed",
     "head",
     "id",
+    "image",
     "named",
     "model",
     "network",
@@ -617,6 +618,7 @@ const NAMES: [&str; 42] = [
     "refname",
     "repo",
     "review_base",
+    "runtime",
     "session",
     "severity",
     "short",

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::Container,
     gate::MicroUsd,
     id::{
         AgentName, CheckName, ModelName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName,
@@ -50,6 +51,8 @@ pub enum ChecksAsked {
 pub enum Wrap {
     /// The OS sandbox without an image: `core::cage`.
     Cage,
+    /// An image, by a container engine: `core::container`.
+    Container,
     /// No fence at all.
     Host,
 }
@@ -60,6 +63,7 @@ impl Wrap {
     pub fn word(self) -> &'static str {
         match self {
             Self::Cage => "cage",
+            Self::Container => "container",
             Self::Host => "host",
         }
     }
@@ -102,6 +106,9 @@ pub struct Placement {
     pub strict: bool,
     #[serde(default)]
     pub gpu: bool,
+    /// With `wrap = container`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
 }
 
 impl Placement {
@@ -114,6 +121,7 @@ impl Placement {
             network: Network::Full,
             strict: false,
             gpu: false,
+            container: None,
         }
     }
 

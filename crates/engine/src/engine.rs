@@ -32,6 +32,7 @@ use tokio::{
 
 use crate::{
     clock::Clock,
+    containers::Runtimes,
     events::EventStream,
     fence::Fences,
     jobdir::JobDir,
@@ -68,6 +69,8 @@ pub struct Settings {
     pub keeper: Keeper,
     /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
     pub bwrap: Option<PathBuf>,
+    /// Clients of container engines, and what they need of the environment.
+    pub runtimes: Runtimes,
     pub observer: Observer,
     pub clock: Clock,
 }
@@ -180,6 +183,7 @@ struct Shared {
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
     trees: Arc<Trees>,
+    fences: Arc<Fences>,
     busy: Mutex<BTreeSet<TaskId>>,
 }
 
@@ -227,6 +231,8 @@ impl Engine {
         }
         let trees = Trees::new(&settings).map_err(|what| OpenError::Trees { what })?;
         let trees = Arc::new(trees);
+        let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
+        let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (told, _) = broadcast::channel(TOLD_MAX);
         let (open_now, open) = watch::channel(usize::MAX);
@@ -235,11 +241,7 @@ impl Engine {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
-            fences: Arc::new(Fences::new(
-                settings.data.clone(),
-                settings.keeper.clone(),
-                settings.bwrap.clone(),
-            )),
+            fences: Arc::clone(&fences),
             commands: commands.clone(),
             told: told.clone(),
         };
@@ -270,6 +272,7 @@ impl Engine {
             open,
             failed,
             trees,
+            fences,
             busy: Mutex::new(BTreeSet::new()),
         };
         Ok(Self {
@@ -292,12 +295,26 @@ impl Engine {
     /// # Errors
     /// See [`VerbError`]; nothing has changed then.
     pub async fn dispatch(&self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+        let spec = self.resolved(spec).await?;
         self.ask(|reply| Command::Dispatch {
             spec: Box::new(spec),
             secrets,
             reply,
         })
         .await
+    }
+
+    /// A task says which container engine it goes to, and is refused while none answers.
+    async fn resolved(&self, mut spec: TaskSpec) -> Result<TaskSpec, VerbError> {
+        let Some(container) = &mut spec.placement.container else {
+            return Ok(spec);
+        };
+        let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
+        let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
+        let client = chosen.map_err(|_| VerbError::Gone)?;
+        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        container.runtime = client.runtime.into();
+        Ok(spec)
     }
 
     /// Answers the question of a blocked task: queues a run that goes on with it.

@@ -20,11 +20,16 @@ use std::{
 use dispatch_core::{
     cage::{self, Hidden, View},
     cargo_config,
-    job::{Inside, Invocation},
+    container::{self, Container, Wanted},
+    job::{Inside, Invocation, JobId},
     task::Network,
 };
 
-use crate::{files, sites::local::Keeper};
+use crate::{
+    containers::{Containers, Runtimes},
+    files,
+    sites::local::Keeper,
+};
 
 /// Apple's, where it has been since there is macOS.
 const SEATBELT: &str = "/usr/bin/sandbox-exec";
@@ -106,6 +111,7 @@ pub struct Fences {
     data: PathBuf,
     keeper: Keeper,
     bwrap: Option<PathBuf>,
+    containers: Containers,
     host: OnceLock<Result<Host, String>>,
 }
 
@@ -126,11 +132,52 @@ impl Fences {
     #[must_use]
     pub fn new(data: PathBuf, keeper: Keeper, bwrap: Option<PathBuf>) -> Self {
         Self {
+            containers: Containers::new(&data, Runtimes::default()),
             data,
             keeper,
             bwrap,
             host: OnceLock::new(),
         }
+    }
+
+    /// The same with container engines.
+    #[must_use]
+    pub fn with(mut self, runtimes: Runtimes) -> Self {
+        self.containers = Containers::new(&self.data, runtimes);
+        self
+    }
+
+    #[must_use]
+    pub fn containers(&self) -> &Containers {
+        &self.containers
+    }
+
+    /// Finds out what a job in this container will need. Blocks, for minutes when the image has to
+    /// be fetched first; then [`Fences::contain`] is quick.
+    ///
+    /// # Errors
+    /// In words for a person: no engine answers, no such image, or it starts no container.
+    pub fn prepare(&self, container: &Container) -> Result<(), String> {
+        self.containers
+            .prepare(container, &self.host()?.warden_file)
+    }
+
+    /// `inner` in a container.
+    ///
+    /// # Errors
+    /// In words for a person: what could not be found out, or what the engine cannot do.
+    pub fn contain(
+        &self,
+        inner: Invocation,
+        job: &JobId,
+        needs: Needs<'_>,
+        container: &Container,
+        wanted: Wanted,
+    ) -> Result<Invocation, String> {
+        let warden = &self.host()?.warden_file;
+        let viewed = self.containers.view(inner, job, needs, container, warden);
+        let (inner, view) = viewed?;
+        container::wrap(inner, job, &view, wanted).map_err(|refused| refused.to_string())
     }
 
     /// `inner` in a cage of this host.
@@ -285,32 +332,7 @@ impl Host {
         read: &mut Vec<PathBuf>,
         links: &mut Vec<(PathBuf, PathBuf)>,
     ) {
-        let mut program = program.to_owned();
-        for _ in 0..HOPS_MAX {
-            let mut at = program.clone();
-            for _ in 0..HOPS_MAX {
-                let Ok(target) = fs::read_link(&at) else {
-                    break;
-                };
-                let there = self.links.iter().any(|(link, _)| at.starts_with(link));
-                if !there && !visible(&self.system, &at) {
-                    links.push((at.clone(), target.clone()));
-                }
-                at = at
-                    .parent()
-                    .map_or_else(|| target.clone(), |dir| dir.join(&target));
-            }
-            let Ok(real) = fs::canonicalize(&program) else {
-                return;
-            };
-            if !visible(&self.system, &real) {
-                read.push(package(&real));
-            }
-            match interpreter(&real, env) {
-                Some(next) => program = next,
-                None => return,
-            }
-        }
+        install_tree(&self.system, &self.links, program, env, read, links);
     }
 
     /// Runs the cage with nothing in it; what the warden in there could lock. The warden may have been
@@ -393,12 +415,49 @@ pub(crate) fn hand_over_cargo_config(theirs: &Path, own: &Path) -> io::Result<()
     }
 }
 
-fn utf8(path: &Path) -> Result<String, String> {
-    let text = path.to_str().map(str::to_owned);
-    text.ok_or_else(|| format!("{} is not UTF-8: a cage cannot show it", path.display()))
+/// See [`Host::install_tree`]; `system` and `known` are what is there anyway.
+pub(crate) fn install_tree(
+    system: &[PathBuf],
+    known: &[(PathBuf, PathBuf)],
+    program: &Path,
+    env: &BTreeMap<String, String>,
+    read: &mut Vec<PathBuf>,
+    links: &mut Vec<(PathBuf, PathBuf)>,
+) {
+    let mut program = program.to_owned();
+    for _ in 0..HOPS_MAX {
+        let mut at = program.clone();
+        for _ in 0..HOPS_MAX {
+            let Ok(target) = fs::read_link(&at) else {
+                break;
+            };
+            let there = known.iter().any(|(link, _)| at.starts_with(link));
+            if !there && !visible(system, &at) {
+                links.push((at.clone(), target.clone()));
+            }
+            at = at
+                .parent()
+                .map_or_else(|| target.clone(), |dir| dir.join(&target));
+        }
+        let Ok(real) = fs::canonicalize(&program) else {
+            return;
+        };
+        if !visible(system, &real) {
+            read.push(package(&real));
+        }
+        match interpreter(&real, env) {
+            Some(next) => program = next,
+            None => return,
+        }
+    }
 }
 
-fn visible(system: &[PathBuf], path: &Path) -> bool {
+pub(crate) fn utf8(path: &Path) -> Result<String, String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| format!("{} is not UTF-8: a fence cannot show it", path.display()))
+}
+
+pub(crate) fn visible(system: &[PathBuf], path: &Path) -> bool {
     system.iter().any(|dir| path.starts_with(dir))
 }
 

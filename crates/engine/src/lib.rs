@@ -7,7 +7,8 @@
 //!   [`lock`] who is the engine; [`view`] what a reader sees
 //! * [`clock`] what time it is; [`pressure`] what the machine has left
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
-//!   [`logins`] what of an account its tasks share
+//!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
+//!   tasks share
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
@@ -19,6 +20,7 @@ compile_error!(
 );
 
 pub mod clock;
+pub mod containers;
 pub mod engine;
 pub mod events;
 pub mod fence;

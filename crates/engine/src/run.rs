@@ -14,6 +14,7 @@ use dispatch_core::{
     cage,
     checks::{self, Planned},
     config::{AgentProfile, EnvValue, FileText, HomePath, Login},
+    container::Wanted,
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     gate::Budget,
@@ -34,6 +35,7 @@ use dispatch_core::{
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
+    containers,
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{self, Fences, Needs},
     files,
@@ -350,6 +352,11 @@ impl Walk {
             self.refill();
         }
         self.asked_to_stop()?;
+        if let Some(container) = &self.job.task.spec.placement.container
+            && let Some(text) = container.image.warning()
+        {
+            self.tell(Kind::Noted { text }).await?;
+        }
         let (invocation, first) = self.open(driver, profile)?;
         if let Some((account, login)) = self.login(profile) {
             if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
@@ -365,6 +372,11 @@ impl Walk {
                 reason: words(&error),
             })?;
         }
+        let home = self.ctx.trees.home(&self.job.task);
+        let start = |reason: String| Stopped::from(Failure::Start { reason });
+        self.prepare_fence().await?.map_err(start)?;
+        let invocation = self.fence(invocation, &home, Some(profile), Part::Agent);
+        let invocation = invocation.map_err(start)?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -378,7 +390,10 @@ impl Walk {
                     return Ok(site);
                 }
                 Start::Declined(reason) => format!("declined: {reason}"),
-                Start::NotStarted(reason) => reason,
+                Start::NotStarted(reason) => {
+                    self.forget_fence();
+                    reason
+                }
             };
             refused.push(format!("{name}: {reason}"));
             self.tell(Kind::SiteRefused { site: name, reason }).await?;
@@ -450,7 +465,9 @@ impl Walk {
         }
         let enforced = match placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
-            Wrap::Cage => cage::enforced(&enforced.layers, &enforced.limits, placement.network),
+            Wrap::Cage | Wrap::Container => {
+                cage::enforced(&enforced.layers, &enforced.limits, placement.network)
+            }
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -492,7 +509,8 @@ impl Walk {
         let text = prompt::prompt(&words, &cause, expects, resumed, question);
         let whole = prompt::prompt(&words, &cause, expects, false, question);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
-        let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
+        let program = self.program(&profile.program, &self.ctx.settings.job_env);
+        let program = program.map_err(start)?;
         let home_text = home.to_string_lossy();
         let workspace = self.workspace();
         let ask = Ask {
@@ -544,8 +562,34 @@ impl Walk {
             limits: self.limits().agent_job(),
             ..Invocation::default()
         };
-        let fenced = self.fence(invocation, &home, Some(profile));
-        Ok((fenced.map_err(start)?, opening.first))
+        Ok((invocation, opening.first))
+    }
+
+    /// What a program is called where the job runs: an image may have it although this host has not.
+    fn program(&self, name: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
+        let found = find_program(name, env);
+        match self.job.task.spec.placement.wrap {
+            Wrap::Container => Ok(containers::program(name, found.as_deref().ok())),
+            Wrap::Cage | Wrap::Host => found,
+        }
+    }
+
+    /// What takes long about a fence, off the runtime: asking a container engine, getting an image.
+    async fn prepare_fence(&self) -> Result<Result<(), String>, Cut> {
+        let Some(container) = self.job.task.spec.placement.container.clone() else {
+            return Ok(Ok(()));
+        };
+        let fences = Arc::clone(&self.ctx.fences);
+        tokio::task::spawn_blocking(move || fences.prepare(&container))
+            .await
+            .map_err(|_| Cut)
+    }
+
+    /// What was found out about an image may be why a start failed.
+    fn forget_fence(&self) {
+        if let Some(container) = &self.job.task.spec.placement.container {
+            self.ctx.fences.containers().forget(container);
+        }
     }
 
     /// The invocation in the task's own placement, with `home` as its private home.
@@ -554,6 +598,7 @@ impl Walk {
         mut inner: Invocation,
         home: &Path,
         agent: Option<&AgentProfile>,
+        part: Part,
     ) -> Result<Invocation, String> {
         let placement = &self.job.task.spec.placement;
         let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
@@ -601,9 +646,20 @@ impl Walk {
             toolchains: &seen,
             gpu: placement.gpu,
         };
-        self.ctx
-            .fences
-            .cage(inner, needs, placement.network, placement.strict)
+        let fences = &self.ctx.fences;
+        if placement.wrap == Wrap::Cage {
+            return fences.cage(inner, needs, placement.network, placement.strict);
+        }
+        let container = placement.container.as_ref().ok_or_else(|| {
+            "the placement is a container without an image; name one with --image".to_owned()
+        })?;
+        let wanted = Wanted {
+            network: placement.network,
+            strict: placement.strict,
+            gpu: placement.gpu,
+            host_alias: agent.is_some_and(|agent| agent.host_alias),
+        };
+        fences.contain(inner, &self.id(part), needs, container, wanted)
     }
 
     /// The login of the agent's account, when somebody has logged in there.
@@ -1061,7 +1117,17 @@ impl Walk {
         };
         // The agent's home holds its configuration of git, so this job does not see it.
         let home = self.ctx.trees.check_home(&self.job.task);
-        let what = match self.fence(what, &home, None) {
+        let mut what = what;
+        if let Some(first) = what.argv.first_mut()
+            && self.job.task.spec.placement.wrap == Wrap::Container
+        {
+            // This host's git is not the image's.
+            *first = "git".into();
+        }
+        if let Err(reason) = self.prepare_fence().await? {
+            return Ok(Err(reason));
+        }
+        let what = match self.fence(what, &home, None, Part::Seal) {
             Ok(what) => what,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -1155,7 +1221,7 @@ impl Walk {
                 continue;
             }
             let program = check.argv.first().map_or("", String::as_str);
-            let program = match find_program(program, &base_env) {
+            let program = match self.program(program, &base_env) {
                 Ok(program) => program,
                 Err(reason) => {
                     verified = Verified::NotVerified;
@@ -1181,8 +1247,12 @@ impl Walk {
                 limits: self.limits().check_job(),
                 ..Invocation::default()
             };
+            self.prepare_fence()
+                .await?
+                .map_err(|reason| Failure::Start { reason })?;
+            let part = Part::Check(check.name.clone());
             let what = self
-                .fence(what, &home, None)
+                .fence(what, &home, None, part)
                 .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {

@@ -233,7 +233,8 @@ impl Stage {
     ) -> Option<Self> {
         let program = cli.program()?;
         let bwrap = match wrap {
-            Wrap::Host => None,
+            // Containers have tests of their own.
+            Wrap::Host | Wrap::Container => None,
             Wrap::Cage => Some(bwrap()?),
         };
         let model = Model::start(&steps);

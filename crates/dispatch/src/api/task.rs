@@ -35,6 +35,11 @@ pub(crate) struct Task {
     pub(crate) after: Vec<String>,
     pub(crate) budget: Option<Budget>,
     pub(crate) placement: String,
+    /// What it runs in, when that is a container.
+    #[serde(default)]
+    pub(crate) image: Option<String>,
+    #[serde(default)]
+    pub(crate) runtime: Option<String>,
     pub(crate) enforced: Option<String>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
@@ -206,6 +211,7 @@ impl From<&TaskView> for Task {
     fn from(view: &TaskView) -> Self {
         let task = &view.task;
         let (spec, last, result) = (&task.spec, task.last_run(), task.result());
+        let container = spec.placement.container.as_ref();
         let question = match task.outcome() {
             Some(Outcome::Blocked { question }) => Some(question.clone()),
             _ => None,
@@ -231,6 +237,8 @@ impl From<&TaskView> for Task {
                 usd: task.budget().usd.into(),
             }),
             placement: spec.placement.word().into(),
+            image: container.map(|container| container.image.to_string()),
+            runtime: container.map(|container| container.runtime.word().into()),
             enforced: last.and_then(|run| run.enforced.clone()),
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
@@ -433,7 +441,8 @@ pub(crate) mod tests {
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "model": null, "pool": "default", "priority": "normal",
-            "after": [], "budget": null, "placement": "host", "enforced": "host: nothing",
+            "after": [], "budget": null, "placement": "host", "image": null, "runtime": null,
+            "enforced": "host: nothing",
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,

@@ -3,6 +3,7 @@
 //! the data directory, to try the cage out, is the one an engine would make.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -11,10 +12,13 @@ use std::{
 use dispatch_core::{
     cage,
     config::{AgentProfile, EnvValue, Source},
+    container::{Image, Runtime},
     id::AgentName,
     task::Network,
 };
-use dispatch_engine::{fence::Fences, git::VERSION_MIN, sites::local::Keeper};
+use dispatch_engine::{
+    containers::Containers, fence::Fences, git::VERSION_MIN, sites::local::Keeper,
+};
 use serde::Serialize;
 
 use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, login, out, style::Colour};
@@ -69,6 +73,7 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     findings.extend(agents(settings));
     findings.push(disk(settings));
     findings.extend(sandbox(settings));
+    findings.extend(containers(settings));
     findings.push(engine(settings).await);
     if args.json {
         out::json(&findings)?;
@@ -329,6 +334,39 @@ fn sandbox(settings: &Settings) -> Vec<Finding> {
             "memory and processes are watched instead of held by the kernel",
         )
     });
+    found
+}
+
+/// Only needed for tasks that ask for a container, so nothing of it is ever missing.
+fn containers(settings: &Settings) -> Vec<Finding> {
+    let data = &settings.paths.data;
+    let containers = Containers::new(data, settings.runtimes());
+    let mut found = Vec::new();
+    for runtime in Runtime::ALL {
+        if runtime == Runtime::Apple && !cfg!(target_os = "macos") {
+            continue;
+        }
+        let what = format!("container {}", runtime.word());
+        found.push(match containers.ask(runtime) {
+            Ok(client) => {
+                let at = format!(
+                    "{} answers, as {}",
+                    client.program.display(),
+                    client.layer()
+                );
+                finding(what, Condition::Ok, at, "")
+            }
+            Err(why) => finding(what, Condition::Info, why, runtime.how_to_get()),
+        });
+    }
+    let config = &settings.config;
+    let agents = config.agents.values().map(|agent| &agent.image);
+    let placements = config.containers.values().map(|said| &said.image);
+    let named = agents.chain(placements).chain([&config.container.image]);
+    let warnings: BTreeSet<String> = named.flatten().filter_map(Image::warning).collect();
+    for warning in warnings {
+        found.push(finding("image", Condition::Info, warning, ""));
+    }
     found
 }
 

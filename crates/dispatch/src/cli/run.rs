@@ -85,9 +85,15 @@ pub(crate) struct Args {
     /// The same in tokens
     #[arg(long, value_name = "N")]
     budget_tokens: Option<u64>,
-    /// A placement of the configuration: cage (the default), host (no fence), your own
+    /// A placement of the configuration: cage (the default), container, host (no fence), your own
     #[arg(long, value_name = "NAME")]
     placement: Option<String>,
+    /// Run in a container of this image
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// The container engine: auto, apple, docker, podman
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
     /// Start from this branch instead of what the repository has checked out
     #[arg(long)]
     branch: Option<String>,
@@ -202,7 +208,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
     let (here, detach, json) = (args.here, args.detach, args.json);
     let after = ids_of(settings, &args.after).await?;
-    let asked = request_of(settings, args, after)?;
+    let asked = request_of(ctx, args, after)?;
     let left_out = if request::is_url(&asked.repo) {
         0
     } else {
@@ -240,13 +246,15 @@ async fn ids_of(settings: &Settings, prefixes: &[String]) -> Result<Vec<String>>
     prefixes.iter().map(id).collect()
 }
 
-fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dispatch> {
+fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
+    let settings = &ctx.settings;
     let text = match (&args.text, &args.file) {
         // What a review is about is said by its commits.
         (None, None) => REVIEW.to_owned(),
         (text, file) => read_text(text.as_deref(), file.as_ref())?,
     };
     let repo = repo::resolve(&args.repo)?;
+    let (image, runtime) = container_asked(settings, &args);
     let checks = if args.no_checks {
         Some(ChecksWanted::Word(ChecksWord::None))
     } else if args.check.is_empty() {
@@ -281,6 +289,8 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
             None => None,
         },
         placement: args.placement,
+        image,
+        runtime,
         expects: match args.expects {
             Some(ExpectsArg::Change) => Some(Expects::Change),
             Some(ExpectsArg::Report) => Some(Expects::Report),
@@ -305,14 +315,20 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
     let name = selection.agent;
     let agent = profile(settings, &name)?;
     let program = selection.command.first().unwrap_or(&agent.program);
-    if settings.find(program).is_none() {
-        let what = format!("use agent {name}: its program {program:?} is not on PATH");
-        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
-    }
     asked.secrets = agent_secrets(settings, name.as_str())?;
     asked.agent = asked.agent.or_else(|| Some(name.to_string()));
     // What the engine would refuse is refused before one is started for it.
-    asked.clone().spec(&settings.config)?;
+    let spec = asked.clone().spec(&settings.config)?;
+    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
+        let what = format!("use agent {name}: its program {program:?} is not on PATH");
+        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    }
+    if let Some(container) = &spec.placement.container
+        && let Some(warning) = container.image.warning()
+    {
+        let text = format!("warning: {warning}");
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
     Ok(asked)
 }
 
@@ -324,6 +340,26 @@ fn priority(word: &str) -> Priority {
         "urgent" => Priority::Urgent,
         _ => Priority::Normal,
     }
+}
+
+/// What the command line says, else the environment, which does not undo a placement by name.
+fn container_asked(settings: &Settings, args: &Args) -> (Option<String>, Option<String>) {
+    let placed = args.placement.as_deref().is_some_and(|name| {
+        let found = settings.config.placements.iter();
+        let mut found = found.filter(|(known, _)| known.as_str() == name);
+        found.any(|(_, placement)| placement.wrap != Wrap::Container)
+    });
+    let (image, runtime) = if placed {
+        (None, None)
+    } else {
+        settings.container_variables()
+    };
+    // A runtime says which engine a container goes to, not that there is to be one.
+    let runtime = runtime.filter(|_| image.is_some() || args.image.is_some());
+    (
+        args.image.clone().or(image),
+        args.runtime.clone().or(runtime),
+    )
 }
 
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {

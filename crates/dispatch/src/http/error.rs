@@ -72,6 +72,10 @@ impl From<BadRequest> for Problem {
             | BadRequest::Name(_) => "bad_input",
             BadRequest::Project(_) => "bad_project",
             BadRequest::Limit(_) => "limit_too_high",
+            BadRequest::Image(_) | BadRequest::NoImage(_) | BadRequest::NoContainer(_) => {
+                "bad_image"
+            }
+            BadRequest::Runtime(_) => "bad_runtime",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }

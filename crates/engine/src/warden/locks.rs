@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeMap, io};
 
-use dispatch_core::cage::{BWRAP, Policy, Sockets};
+use dispatch_core::{
+    cage::{BWRAP, Policy, Sockets},
+    container,
+};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
@@ -48,7 +51,7 @@ const REFUSED: &[i64] = &[
 pub(super) fn lock(policy: &Policy) -> Result<Vec<String>, String> {
     let mut layers = policy.outer.clone();
     let mut missing = Vec::new();
-    if !layers.iter().any(|layer| layer == BWRAP) {
+    if !layers.iter().any(|layer| mounts(layer)) {
         missing.push("bubblewrap".to_owned());
     }
     let landlock = restrict_paths(policy).map_err(|e| e.to_string())?;
@@ -88,7 +91,12 @@ fn drop_capabilities() -> io::Result<()> {
 fn landlock_or_mounts(layers: &[String]) -> bool {
     layers
         .iter()
-        .any(|layer| layer == BWRAP || layer.starts_with("landlock"))
+        .any(|layer| mounts(layer) || layer.starts_with("landlock"))
+}
+
+/// Bubblewrap or a container engine: there only what is bound can be seen at all.
+fn mounts(layer: &str) -> bool {
+    layer == BWRAP || container::is_layer(layer)
 }
 
 /// The layer's name and whether the kernel holds all of it; `None`: it has no Landlock.

@@ -22,6 +22,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::{
         BoxFuture, Follow, Site, Start,
@@ -121,6 +122,7 @@ async fn main() -> Result<()> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper,
         bwrap: None,
+        runtimes: Runtimes::default(),
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
         clock: Clock::default(),
     };
