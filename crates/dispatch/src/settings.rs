@@ -555,10 +555,16 @@ mod tests {
         let name = "a".parse().unwrap();
         let agent = &settings.config.agents[&name];
         let (found, missing) = settings.secrets_of(&name, agent).unwrap();
-        assert_eq!(found, BTreeMap::from([("K".into(), "s3-found-and-kept".into())]));
+        assert_eq!(
+            found,
+            BTreeMap::from([("K".into(), "s3-found-and-kept".into())])
+        );
         assert_eq!(missing, ["L"]);
         assert!(!format!("{settings:?} {found:?}").contains("s3-found-and-kept"));
-        assert_eq!(settings.secret("K").unwrap(), Some("s3-found-and-kept".into()));
+        assert_eq!(
+            settings.secret("K").unwrap(),
+            Some("s3-found-and-kept".into())
+        );
         assert_eq!(settings.secret("HOME").unwrap(), None);
     }
 }

@@ -67,7 +67,10 @@ impl From<BadRequest> for Problem {
                 "bad_image"
             }
             BadRequest::Runtime(_) => "bad_runtime",
-            BadRequest::Text(_) | BadRequest::Repo(_) | BadRequest::Name(_) => "bad_input",
+            BadRequest::NoReview(_)
+            | BadRequest::Text(_)
+            | BadRequest::Repo(_)
+            | BadRequest::Name(_) => "bad_input",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }
