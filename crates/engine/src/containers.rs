@@ -436,6 +436,7 @@ mod tests {
             programs: Vec::new(),
             read: vec!["/etc/ssl".into(), "/nowhere/at/all".into()],
             write: Vec::new(),
+            shared: Vec::new(),
             toolchains: &["GOROOT".to_owned(), "NVM_DIR".to_owned()],
             gpu: false,
         };

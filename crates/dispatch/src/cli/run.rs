@@ -11,7 +11,7 @@ use dispatch_core::{
     config::AgentProfile,
     gate::BadMoney,
     limits::{Limit, Lowered},
-    task::{Expects, Priority},
+    task::{Expects, Priority, Wrap},
 };
 
 use super::{
