@@ -141,11 +141,18 @@ pub struct AgentProfile {
     pub pool: PoolName,
     /// Absent: `task.placement`.
     pub placement: Option<PlacementName>,
+    /// Absent: `task.expects`.
+    pub expects: Option<Expects>,
+    /// Where a review begins that names no base; absent: the commit before the last.
+    pub review_base: Option<String>,
     /// Absolute paths it may read inside a fence, besides the system and its own program.
     #[serde(default)]
     pub paths: Vec<String>,
     /// Absent: it takes keys from the environment only.
     pub login: Option<Login>,
+    /// Laid into the task's private home before each run, by their path below it.
+    #[serde(default)]
+    pub files: BTreeMap<HomePath, String>,
 }
 
 impl AgentProfile {
@@ -167,41 +174,45 @@ pub struct Login {
     /// What `dispatch login` gives the agent's program.
     pub args: Vec<String>,
     /// Where the CLI looks for its login, below the home directory.
-    pub files: Vec<LoginFile>,
+    pub files: Vec<HomePath>,
     /// The variable that tells the CLI of a directory for these files and nothing else. Without one
     /// they are links in the task's home, which the CLI must write through.
     pub variable: Option<String>,
 }
 
-/// A file below a home directory: nothing that could lead out of it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// A relative path that stays below the directory it is taken from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
-pub struct LoginFile(String);
+pub struct HomePath(PathBuf);
 
-impl LoginFile {
+impl HomePath {
     #[must_use]
-    pub fn path(&self) -> &Path {
-        Path::new(&self.0)
+    pub fn as_path(&self) -> &Path {
+        &self.0
     }
 
-    /// What it is called in the account's directory.
+    /// Its last component.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or(&self.0)
+        self.0
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
     }
 }
 
-impl TryFrom<String> for LoginFile {
+impl TryFrom<String> for HomePath {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let inside = |part: Component<'_>| matches!(part, Component::Normal(_));
-        let clean = !text.is_empty() && !text.ends_with('/') && !text.contains('\0');
-        if clean && Path::new(&text).components().all(inside) {
-            return Ok(Self(text));
+        let parts: Vec<Component<'_>> = Path::new(&text).components().collect();
+        let plain = |part: &Component<'_>| matches!(part, Component::Normal(_));
+        if parts.is_empty() || !parts.iter().all(plain) || text.contains('\0') {
+            return Err(format!(
+                "{text:?} is not a path below the private home, such as .gemini/settings.json"
+            ));
         }
-        let rule = "a file of a login is a relative path below the home directory, without `..`";
-        Err(format!("{text:?}: {rule}"))
+        Ok(Self(text.into()))
     }
 }
 
@@ -354,7 +365,7 @@ fn merge(into: &mut Merged, above: &[&str], table: Table, source: &str) {
             Value::Table(inner) if !whole => merge(into, &path, inner, source),
             leaf => {
                 let at = place(&path);
-                let text = leaf.to_string();
+                let text = on_one_line(&leaf);
                 put(&mut into.table, &path, leaf);
                 // What it is laid over, or is laid below, is no longer in force.
                 let below = format!("{at}.");
@@ -364,6 +375,16 @@ fn merge(into: &mut Merged, above: &[&str], table: Table, source: &str) {
                 into.sources.insert(at, (text, source.to_owned()));
             }
         }
+    }
+}
+
+/// A value as TOML writes it, on one line. What JSON escapes in a string, TOML reads the same way.
+fn on_one_line(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains('\n') => {
+            serde_json::to_string(text).unwrap_or_default()
+        }
+        other => other.to_string(),
     }
 }
 
@@ -555,7 +576,7 @@ impl Typing<'_> {
                 continue;
             };
             let at = place(&["agents", name.as_str(), "login"]);
-            let names: BTreeSet<&str> = login.files.iter().map(LoginFile::name).collect();
+            let names: BTreeSet<&str> = login.files.iter().map(HomePath::name).collect();
             if names.is_empty() || names.len() < login.files.len() {
                 let what = "files: name at least one, and no two that are called the same";
                 self.problem(&at, what.into());
@@ -694,7 +715,7 @@ mod tests {
         for part in [
             "unknown field `wall_clock`, expected one of `wall_clock_s`",
             "agents.x.program: it is empty",
-            "pool nope is not configured; there are anthropic, default",
+            "pool nope is not configured; there are anthropic, coderabbit, default",
             "agents.y",
             "expected one of `plain`",
             "nonsense: unknown table; there are task",
@@ -821,8 +842,8 @@ mod tests {
             )
         };
         for (text, part) in [
-            (table("[\"../x\"]", "x"), "below the home"),
-            (table("[\"/etc/x\"]", "x"), "below the home"),
+            (table("[\"../x\"]", "x"), "below the private home"),
+            (table("[\"/etc/x\"]", "x"), "below the private home"),
             (table("[]", "x"), "at least one"),
             (table("[\"a/x\", \"b/x\"]", "x"), "called the same"),
             (table("[\"x\"]", "../x"), "account"),

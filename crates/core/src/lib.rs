@@ -8,7 +8,7 @@
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
 //! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`carried`] what a
 //!   repository brings for agents; [`cargo_config`] what a job gets of the person's
-//! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
+//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers; [`limits`] every limit; [`config`] the settings
 
 pub mod cage;
 pub mod cargo_config;
@@ -24,6 +24,7 @@ pub mod outcome;
 pub mod project;
 pub mod prompt;
 pub mod redact;
+pub mod review;
 pub mod run;
 pub mod schedule;
 pub mod seatbelt;

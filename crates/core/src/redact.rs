@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 38] = [
     "agent",
     "base",
     "base_branch",
@@ -603,6 +603,7 @@ const NAMES: [&str; 34] = [
     "driver",
     "expects",
     "failed",
+    "head",
     "id",
     "named",
     "network",
@@ -612,12 +613,15 @@ const NAMES: [&str; 34] = [
     "pool",
     "refname",
     "repo",
+    "review_base",
     "session",
+    "severity",
     "short",
     "site",
     "sites",
     "state",
     "stopped",
+    "verdict",
     "verified",
     "version",
     "why",

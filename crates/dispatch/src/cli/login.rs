@@ -239,10 +239,13 @@ fn in_home(
     // Where this kind of CLI looks, in the words its driver has for it.
     let opening = agent.driver.driver().open(&Ask {
         prompt: "",
+        whole: "",
         program: &agent.program,
         args: &[],
+        cwd: &home_text,
         home: &home_text,
         resume: None,
+        review: None,
         unfenced: true,
     });
     let mut command = Command::new(program);
@@ -262,7 +265,11 @@ fn in_home(
     if let Some(variable) = &login.variable {
         command.env(variable, kept.store());
     }
-    for dir in login.files.iter().filter_map(|file| file.path().parent()) {
+    for dir in login
+        .files
+        .iter()
+        .filter_map(|file| file.as_path().parent())
+    {
         fs::create_dir_all(home.join(dir)).map_err(|error| failed(&error))?;
     }
     let status = command.status().map_err(|error| failed(&error))?;

@@ -65,7 +65,10 @@ impl From<BadRequest> for Problem {
             BadRequest::UnknownCheck { .. } => "unknown_check",
             BadRequest::Project(_) => "bad_project",
             BadRequest::Limit(_) => "limit_too_high",
-            BadRequest::Text(_) | BadRequest::Repo(_) | BadRequest::Name(_) => "bad_input",
+            BadRequest::NoReview(_)
+            | BadRequest::Text(_)
+            | BadRequest::Repo(_)
+            | BadRequest::Name(_) => "bad_input",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }

@@ -35,7 +35,7 @@ const TASK: [(&str, &str); 30] = [
     ("limits", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 11] = [
+const RUN: [(&str, &str); 12] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -47,6 +47,7 @@ const RUN: [(&str, &str); 11] = [
     ("session", "string?"),
     ("usage", "object?"),
     ("checks", "array"),
+    ("review", "object?"),
 ];
 const CHECK: [(&str, &str); 3] = [("name", "string"), ("state", "string"), ("exit", "object?")];
 const DIFFSTAT: [(&str, &str); 3] = [
