@@ -208,42 +208,10 @@ pub struct Login {
     /// What `dispatch login` gives the agent's program.
     pub args: Vec<String>,
     /// Where the CLI looks for its login, below the home directory.
-    pub files: Vec<LoginFile>,
+    pub files: Vec<HomePath>,
     /// The variable that tells the CLI of a directory for these files and nothing else. Without one
     /// they are links in the task's home, which the CLI must write through.
     pub variable: Option<String>,
-}
-
-/// A file below a home directory: nothing that could lead out of it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct LoginFile(String);
-
-impl LoginFile {
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        Path::new(&self.0)
-    }
-
-    /// What it is called in the account's directory.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or(&self.0)
-    }
-}
-
-impl TryFrom<String> for LoginFile {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let inside = |part: Component<'_>| matches!(part, Component::Normal(_));
-        let clean = !text.is_empty() && !text.ends_with('/') && !text.contains('\0');
-        if clean && Path::new(&text).components().all(inside) {
-            return Ok(Self(text));
-        }
-        let rule = "a file of a login is a relative path below the home directory, without `..`";
-        Err(format!("{text:?}: {rule}"))
-    }
 }
 
 /// What a file holds: text, or a file of the person's that is read for each run.
@@ -296,6 +264,13 @@ impl HomePath {
     #[must_use]
     pub fn as_path(&self) -> &Path {
         &self.0
+    }
+
+    /// Its last component.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self.0.file_name().and_then(|name| name.to_str());
+        name.unwrap_or_default()
     }
 }
 
@@ -780,7 +755,7 @@ impl Typing<'_> {
                 continue;
             };
             let at = place(&["agents", name.as_str(), "login"]);
-            let names: BTreeSet<&str> = login.files.iter().map(LoginFile::name).collect();
+            let names: BTreeSet<&str> = login.files.iter().map(HomePath::name).collect();
             if names.is_empty() || names.len() < login.files.len() {
                 let what = "files: name at least one, and no two that are called the same";
                 self.problem(&at, what.into());
@@ -1092,8 +1067,8 @@ mod tests {
             )
         };
         for (text, part) in [
-            (table("[\"../x\"]", "x"), "below the home"),
-            (table("[\"/etc/x\"]", "x"), "below the home"),
+            (table("[\"../x\"]", "x"), "below the private home"),
+            (table("[\"/etc/x\"]", "x"), "below the private home"),
             (table("[]", "x"), "at least one"),
             (table("[\"a/x\", \"b/x\"]", "x"), "called the same"),
             (table("[\"x\"]", "../x"), "account"),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use dispatch_core::{
-    config::{Login, LoginFile},
+    config::{HomePath, Login},
     secret::{self, Secret},
 };
 use rustix::fs::{AtFlags, FileType};
@@ -104,7 +104,7 @@ impl Account {
         let Ok(store) = files::open_dir(&self.store()) else {
             return Vec::new();
         };
-        let read = |file: &LoginFile| {
+        let read = |file: &HomePath| {
             let path = Path::new(file.name());
             files::read_beneath(store.as_fd(), path, FILE_BYTES_MAX).ok()
         };
@@ -157,13 +157,13 @@ impl Account {
         for file in &login.files {
             let target = self.store().join(file.name());
             self.link_one(&root, file, &target)
-                .map_err(failed("link a login into", &home.join(file.path())))?;
+                .map_err(failed("link a login into", &home.join(file.as_path())))?;
         }
         Ok(())
     }
 
-    fn link_one(&self, home: &impl AsFd, file: &LoginFile, target: &Path) -> io::Result<()> {
-        let (parent, name) = files::parent_beneath(home.as_fd(), file.path(), true)?;
+    fn link_one(&self, home: &impl AsFd, file: &HomePath, target: &Path) -> io::Result<()> {
+        let (parent, name) = files::parent_beneath(home.as_fd(), file.as_path(), true)?;
         if is_link_to(&parent, &name, target) {
             return Ok(());
         }
@@ -189,10 +189,11 @@ impl Account {
         let into = files::open_dir(&store).map_err(failed("open the login", &store))?;
         let mut moved = Vec::new();
         for file in &login.files {
-            let Ok((parent, name)) = files::parent_beneath(root.as_fd(), file.path(), false) else {
+            let Ok((parent, name)) = files::parent_beneath(root.as_fd(), file.as_path(), false)
+            else {
                 continue;
             };
-            let doing = || failed("take back a login from", &home.join(file.path()));
+            let doing = || failed("take back a login from", &home.join(file.as_path()));
             if kind(&parent, &name).map_err(doing())? == Some(FileType::RegularFile) {
                 let to = OsStr::new(file.name());
                 rustix::fs::renameat(&parent, &name, &into, to)
@@ -224,7 +225,7 @@ mod tests {
     use super::*;
 
     fn login() -> Login {
-        let file = LoginFile::try_from(".cli/auth.json".to_owned()).unwrap();
+        let file = HomePath::try_from(".cli/auth.json".to_owned()).unwrap();
         Login {
             account: None,
             args: Vec::new(),

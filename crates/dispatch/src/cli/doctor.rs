@@ -223,11 +223,14 @@ fn login_row(
     };
     let home = settings.home();
     let theirs = login.files.iter().find(|file| {
-        let path = home.as_ref().map(|home| home.join(file.path()));
+        let path = home.as_ref().map(|home| home.join(file.as_path()));
         path.is_some_and(|path| path.is_file())
     });
     let own = match theirs {
-        Some(file) => format!("your own login (~/{}) is not used; ", file.path().display()),
+        Some(file) => format!(
+            "your own login (~/{}) is not used; ",
+            file.as_path().display()
+        ),
         // What Claude Code does there is the same with every home.
         None if cfg!(target_os = "macos") && login.variable.is_some() => {
             "a login in the system's keychain cannot be used: `claude setup-token` makes one for \
