@@ -23,7 +23,15 @@ pub fn prompt(
 ) -> String {
     let rules = rules(expects);
     match cause {
-        RunCause::Dispatched | RunCause::RetryOf { .. } => format!("{text}\n\n{rules}"),
+        RunCause::Dispatched => format!("{text}\n\n{rules}"),
+        RunCause::RetryOf { .. } if resumed => format!(
+            "You were cut off before this task was done. Go on with it from where you are:\n\n\
+             {text}\n\n{rules}"
+        ),
+        RunCause::RetryOf { .. } => format!(
+            "{text}\n\nAn earlier run of this task ended before it was done. What it left is in \
+             this directory: look at it first, and go on from there.\n\n{rules}"
+        ),
         RunCause::Answer { text: answer } if resumed => {
             format!("The answer to your question:\n\n{answer}\n\nGo on with the task.\n\n{rules}")
         }

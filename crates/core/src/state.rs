@@ -286,12 +286,6 @@ impl State {
         self.pools.iter()
     }
 
-    /// Whether it waits for other tasks.
-    #[must_use]
-    pub fn is_parked(&self, run: RunId) -> bool {
-        self.parked.contains(&run)
-    }
-
     /// The tasks that it waits for and that have not completed.
     pub fn unmet<'a>(&'a self, task: &'a Task) -> impl Iterator<Item = TaskId> + 'a {
         let met = |id: &TaskId| self.tasks.get(id).is_some_and(Task::has_completed);

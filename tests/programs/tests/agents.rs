@@ -25,6 +25,7 @@ use dispatch_core::{
     update::Update,
 };
 use dispatch_engine::{
+    clock::{Clock, SetClock},
     engine::{Engine, Secrets, Settings},
     logins::Account,
     view::{Force, TaskView, Told},
@@ -264,6 +265,19 @@ impl Stage {
             placement: Placement::of(self.wrap),
             ..self.world.spec(&[])
         }
+    }
+
+    /// The same stage with an engine that tries again, by a clock that the test sets.
+    async fn with_retries(&mut self) -> SetClock {
+        self.engine.shutdown().await.unwrap();
+        let clock = SetClock::at(Clock::System.now());
+        self.world.config.gate.retries_max = 1;
+        let settings = Settings {
+            clock: Clock::Set(clock.clone()),
+            ..self.world.settings()
+        };
+        self.engine = Engine::open(settings).await.unwrap();
+        clock
     }
 
     async fn dispatch(&self) -> RunId {
@@ -600,6 +614,40 @@ async fn claude_at_the_limit_of_its_key_says_how_long_to_wait() {
     assert_eq!(Some(at - ended_at), told, "{said:?}");
     assert!(told >= Some(2000), "{told:?}");
     assert_eq!(stage.model.asked().len(), 2);
+}
+
+/// The gate's own way on: the pool pauses as long as the provider asked for, then a second run goes on
+/// with the conversation of the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_goes_on_by_itself_when_its_provider_takes_work_again() {
+    let steps = json!([
+        {"status": 429, "retry_after_s": 1},
+        {"status": 429, "retry_after_s": 1},
+        {"tool": "write", "path": "new.txt", "content": "at last\n"},
+        {"text": "Written."}
+    ]);
+    let Some(mut stage) = Stage::set(Cli::Claude, steps).await else {
+        return;
+    };
+    let clock = stage.with_retries().await;
+    let run = stage.dispatch().await;
+    finished(&stage.engine, run).await;
+    let waits = stage.engine.task(run.task).await.unwrap().waits.unwrap();
+    assert!(
+        waits.text.contains("the provider said so"),
+        "{}",
+        waits.text
+    );
+    clock.set(waits.until.unwrap());
+    let view = stage.end(RunId { n: 2, ..run }).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let diff = stage.engine.diff(run.task).await.unwrap();
+    assert!(diff.contains("\n+at last"), "{diff}");
+    let sessions: Vec<_> = view.task.runs.iter().map(|run| &run.session).collect();
+    assert!(
+        sessions[0].is_some() && sessions[0] == sessions[1],
+        "{sessions:?}"
+    );
 }
 
 /// A plan has a window, and the CLI tells when it opens again.
