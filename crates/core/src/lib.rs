@@ -7,6 +7,7 @@
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
 //! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
+//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
 //! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
 
 pub mod cage;
@@ -18,6 +19,7 @@ pub mod event;
 pub mod id;
 pub mod job;
 pub mod limits;
+pub mod network;
 pub mod outcome;
 pub mod project;
 pub mod prompt;
@@ -25,6 +27,7 @@ pub mod redact;
 pub mod run;
 pub mod schedule;
 pub mod secret;
+pub mod sidecar;
 pub mod state;
 pub mod task;
 pub mod update;

@@ -627,7 +627,7 @@ const NAMES: [&str; 34] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 3] = ["checks", "named", "sites"];
+const NAME_LISTS: [&str; 4] = ["allow", "checks", "named", "sites"];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.

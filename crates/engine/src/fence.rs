@@ -14,7 +14,7 @@ use std::{
 };
 
 use dispatch_core::{
-    cage::{self, Hidden, View},
+    cage::{self, Hidden, Relay, View},
     job::{Inside, Invocation},
     task::Network,
 };
@@ -64,6 +64,8 @@ pub struct Needs<'a> {
     /// Variables of the job whose directories are toolchains.
     pub toolchains: &'a [String],
     pub gpu: bool,
+    /// Ports of its own loopback; only where its network is its own.
+    pub relays: Vec<Relay>,
 }
 
 /// The facts that are the same for every job of an engine.
@@ -107,10 +109,16 @@ impl Fences {
         &self,
         inner: Invocation,
         needs: Needs<'_>,
-        network: Network,
+        network: &Network,
         strict: bool,
     ) -> Result<Invocation, String> {
         let host = self.host()?;
+        let held = matches!(network, Network::Allow(_)) || !needs.relays.is_empty();
+        if held && host.bwrap.is_none() {
+            return Err("a list of allowed hosts, or a broker in a network of its own, needs \
+                        bubblewrap, which is missing or refused here; `dispatch doctor` tells more"
+                .into());
+        }
         let view = host.view(&inner, needs)?;
         Ok(cage::wrap(inner, &view, network, strict))
     }
@@ -231,6 +239,7 @@ impl Host {
             read,
             write: needs.write,
             devices: devices.collect(),
+            relays: needs.relays,
         })
     }
 
@@ -286,10 +295,11 @@ impl Host {
                 write: Vec::new(),
                 toolchains: &[],
                 gpu: false,
+                relays: Vec::new(),
             },
         )?;
         view.bwrap = bwrap.map(Path::to_owned);
-        let wrapped = cage::wrap(probe, &view, Network::Full, false);
+        let wrapped = cage::wrap(probe, &view, &Network::Full, false);
         debug_assert_eq!(wrapped.inside, Inside::Warden);
         let (program, args) = wrapped.argv.split_first().ok_or("the cage has no argv")?;
         let output = Command::new(program)
@@ -456,6 +466,7 @@ mod tests {
                 write: Vec::new(),
                 toolchains: &[],
                 gpu: false,
+                relays: Vec::new(),
             };
             host.view(&Invocation::default(), needs).unwrap()
         };

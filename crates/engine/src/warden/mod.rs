@@ -10,6 +10,7 @@
 
 #[cfg(target_os = "linux")]
 mod locks;
+mod relays;
 
 use std::{
     env,
@@ -70,10 +71,15 @@ fn keep(args: &[OsString]) -> io::Result<()> {
     let mut keeper = UnixStream::from(socket()?);
     #[cfg(target_os = "linux")]
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let listening = match relays::listen(&policy.relays) {
+        Ok(listening) => listening,
+        Err(error) => return tell(&mut keeper, &format!("refused listen for a relay: {error}")),
+    };
     match lock(&policy) {
         Ok(layers) => tell(&mut keeper, &format!("ready {}", layers.join(" ")))?,
         Err(why) => return tell(&mut keeper, &format!("refused {why}")),
     }
+    relays::start(listening)?;
     let mut orders = BufReader::new(keeper.try_clone()?);
     let mut line = String::new();
     orders.read_line(&mut line)?;

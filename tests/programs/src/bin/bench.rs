@@ -153,7 +153,7 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     toolchains: &[],
                     gpu: false,
                 };
-                let made = fences.cage(inner.clone(), needs, Network::Full, true);
+                let made = fences.cage(inner.clone(), needs, &Network::Full, true);
                 made.map_err(anyhow::Error::msg)?
             } else {
                 inner.clone()
