@@ -216,6 +216,8 @@ impl Settings {
             job_env: self.job_env(),
             keeper: Keeper::own(),
             bwrap: self.find("bwrap"),
+            // In the keeper, which is this program too.
+            sidecar: ["/proc/self/exe", "sidecar"].map(str::to_owned).into(),
             observer: engine::Observer::default(),
         }
     }

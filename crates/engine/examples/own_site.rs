@@ -95,6 +95,7 @@ async fn run() -> Result<(), Failure> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::own(),
         bwrap: None,
+        sidecar: Vec::new(),
         observer: Observer::default(),
     };
     let sites = Sites::from([("shy".parse()?, Arc::new(Shy) as Arc<dyn Site>)]);

@@ -66,6 +66,8 @@ pub struct Settings {
     pub keeper: Keeper,
     /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
     pub bwrap: Option<PathBuf>,
+    /// Argv of the program that is a run's sidecar, without its plan; empty: there can be none.
+    pub sidecar: Vec<String>,
     pub observer: Observer,
 }
 

@@ -115,9 +115,11 @@ impl Fences {
         let host = self.host()?;
         let held = matches!(network, Network::Allow(_)) || !needs.relays.is_empty();
         if held && host.bwrap.is_none() {
-            return Err("a list of allowed hosts, or a broker in a network of its own, needs \
+            return Err(
+                "a list of allowed hosts, or a broker in a network of its own, needs \
                         bubblewrap, which is missing or refused here; `dispatch doctor` tells more"
-                .into());
+                    .into(),
+            );
         }
         let view = host.view(&inner, needs)?;
         Ok(cage::wrap(inner, &view, network, strict))

@@ -5,6 +5,7 @@
 //!   finished one
 //! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
 //!   [`lock`] who is the engine; [`view`] what a reader sees
+//! * `sidecar` what a run's proxy and broker are asked to be, and what they say
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
@@ -30,6 +31,7 @@ pub mod lock;
 pub mod mirror;
 pub mod reader;
 mod run;
+mod sidecar;
 pub mod sites;
 pub mod snapshot;
 pub mod store;

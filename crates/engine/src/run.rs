@@ -10,7 +10,7 @@ use std::{
 };
 
 use dispatch_core::{
-    cage,
+    cage::{self, Relay},
     checks::{self, Planned},
     config::{AgentProfile, EnvValue},
     drivers::{Ask, Driver, Step},
@@ -22,6 +22,7 @@ use dispatch_core::{
     redact::Redactor,
     run::{RunCause, RunState},
     secret::Secret,
+    sidecar::BROKER_URL,
     state::{Run, Task},
     task::Wrap,
     update::{Said, Update},
@@ -33,6 +34,7 @@ use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{Fences, Needs},
     lines::{Line, Lines},
+    sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told},
@@ -110,14 +112,34 @@ pub(crate) async fn supervise(
 ) -> Ended {
     let run = job.run;
     let redactor = Redactor::new(job.secrets.values().map(Secret::expose));
+    let (watcher, told) = mpsc::channel(1);
+    let watching = Watcher {
+        ctx: ctx.clone(),
+        run,
+        told,
+        redactor: redactor.clone(),
+        known: job.task.notes.iter().cloned().collect(),
+    };
     let mut walk = Walk {
         ctx,
         redactor,
         job,
         orders,
         stop: None,
+        watcher,
+        aided: None,
     };
-    let (outcome, verified) = match walk.walk().await {
+    // A note must not wait for the agent's next word, nor the agent for a note.
+    let mut watching = std::pin::pin!(watching.watch());
+    let walked = {
+        let mut walking = std::pin::pin!(walk.walk_and_end_sidecar());
+        tokio::select! {
+            walked = &mut walking => walked,
+            // Never before the walk, which can tell it of another sidecar.
+            () = &mut watching => walking.await,
+        }
+    };
+    let (outcome, verified) = match walked {
         Ok(ended) => ended,
         Err(Stopped::Outcome(outcome)) => (outcome, Verified::NotVerified),
         Err(Stopped::NeedsSecrets) => return Ended::NeedsSecrets,
@@ -138,6 +160,9 @@ struct Walk {
     redactor: Redactor,
     /// Set once a person asked for the end.
     stop: Option<Force>,
+    watcher: mpsc::Sender<Watched>,
+    /// This run's sidecar, once it was started or found.
+    aided: Option<Followed>,
 }
 
 /// What following the agent to its end has shown.
@@ -204,13 +229,17 @@ impl Walk {
                     self.tell_started(&site, &profile).await?;
                 }
                 self.tell(Kind::Adopted).await?;
+                self.find_sidecar(&site, &profile).await;
                 // The same first words as before: the keeper ignores what it has heard.
-                if let Some(opening) = self.open(driver.as_mut(), &profile)?.1 {
+                if let Some(opening) = self.open(driver.as_mut(), &profile, None)?.1 {
                     self.say(&site, 0, opening).await;
                 }
                 site
             }
             None => {
+                if from_log {
+                    self.clear_sidecar().await?;
+                }
                 if !self.job.complete {
                     return Err(Stopped::NeedsSecrets);
                 }
@@ -320,10 +349,20 @@ impl Walk {
             self.refill();
         }
         self.asked_to_stop()?;
-        let (invocation, first) = self.open(driver, profile)?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
+            let aid = match self.start_sidecar(&site, profile).await {
+                Ok(aid) => aid,
+                Err(why) => {
+                    self.clear_sidecar().await?;
+                    let reason = format!("start the run's sidecar: {why}");
+                    refused.push(format!("{name}: {reason}"));
+                    self.tell(Kind::SiteRefused { site: name, reason }).await?;
+                    continue;
+                }
+            };
+            let (invocation, first) = self.open(driver, profile, aid.as_ref())?;
             let reason = match site.start(&job, &invocation).await {
                 // Unknown may be running: ask this one until it is known, and never the next.
                 Start::Started | Start::Unknown(_) => {
@@ -336,6 +375,9 @@ impl Walk {
                 Start::Declined(reason) => format!("declined: {reason}"),
                 Start::NotStarted(reason) => reason,
             };
+            if aid.is_some() {
+                self.clear_sidecar().await?;
+            }
             refused.push(format!("{name}: {reason}"));
             self.tell(Kind::SiteRefused { site: name, reason }).await?;
         }
@@ -392,7 +434,11 @@ impl Walk {
         }
         let enforced = match placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
-            Wrap::Cage => cage::enforced(&enforced.layers, &enforced.limits, placement.network),
+            Wrap::Cage => cage::enforced(&enforced.layers, &enforced.limits, &placement.network),
+        };
+        let enforced = match &profile.broker {
+            Some(broker) => format!("{enforced}; {} kept outside", broker.key),
+            None => enforced,
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -407,6 +453,7 @@ impl Walk {
         &self,
         driver: &mut dyn Driver,
         profile: &AgentProfile,
+        aid: Option<&Aid>,
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
@@ -423,10 +470,16 @@ impl Walk {
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();
+        let broker_url = aid.and_then(|aid| aid.broker_url.as_deref());
+        let args: Vec<String> = profile
+            .args
+            .iter()
+            .map(|arg| arg.replace(BROKER_URL, broker_url.unwrap_or_default()))
+            .collect();
         let ask = Ask {
             prompt: &text,
             program: &program,
-            args: &profile.args,
+            args: &args,
             home: &home_text,
             resume,
             unfenced: task.spec.placement.wrap == Wrap::Host,
@@ -434,7 +487,7 @@ impl Walk {
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
         env.extend(opening.env);
-        let mut secrets = Vec::new();
+        let (mut secrets, mut masked) = (Vec::new(), Vec::new());
         for (name, value) in &profile.env {
             match value {
                 EnvValue::Literal(text) => {
@@ -443,24 +496,40 @@ impl Walk {
                 EnvValue::Taken { .. } => {
                     let key = value.key(&task.spec.agent, name);
                     if let Some(text) = key.and_then(|key| self.job.secrets.get(&key)) {
+                        if profile.broker.as_ref().is_some_and(|b| b.key == *name) {
+                            masked.push(text.clone());
+                            continue;
+                        }
                         env.insert(name.clone(), text.expose().to_owned());
                         secrets.push(name.clone());
                     }
                 }
             }
         }
+        if let (Some(broker), Some(aid)) = (&profile.broker, aid) {
+            let placeholder = aid.placeholder.clone().unwrap_or_default();
+            env.insert(broker.key.clone(), placeholder);
+            if let (Some(name), Some(url)) = (&broker.base_url, &aid.broker_url) {
+                env.insert(name.clone(), url.clone());
+            }
+        }
+        let network = &task.spec.placement.network;
+        for (name, value) in sidecar::proxy_env(network) {
+            env.insert(name.to_owned(), value);
+        }
         let invocation = Invocation {
             argv: opening.argv,
             env,
             secrets,
-            masked: Vec::new(),
+            masked,
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
             limits: self.ctx.settings.config.limits.agent_job(),
             ..Invocation::default()
         };
-        let fenced = self.fence(invocation, &home, Some(profile));
+        let relays = self.relays(Some(profile));
+        let fenced = self.fence(invocation, &home, Some(profile), relays);
         Ok((fenced.map_err(start)?, opening.first))
     }
 
@@ -470,6 +539,7 @@ impl Walk {
         mut inner: Invocation,
         home: &Path,
         agent: Option<&AgentProfile>,
+        relays: Vec<Relay>,
     ) -> Result<Invocation, String> {
         let placement = &self.job.task.spec.placement;
         let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
@@ -509,10 +579,97 @@ impl Walk {
             write,
             toolchains: &seen,
             gpu: placement.gpu,
+            relays,
         };
         self.ctx
             .fences
-            .cage(inner, needs, placement.network, placement.strict)
+            .cage(inner, needs, &placement.network, placement.strict)
+    }
+
+    /// For the agent, and with `None` for a check.
+    fn relays(&self, agent: Option<&AgentProfile>) -> Vec<Relay> {
+        let network = &self.job.task.spec.placement.network;
+        sidecar::relays(&self.ctx.settings.data, self.job.run, network, agent)
+    }
+
+    /// `None`: this run needs none.
+    async fn start_sidecar(
+        &mut self,
+        site: &Arc<dyn Site>,
+        profile: &AgentProfile,
+    ) -> Result<Option<Aid>, String> {
+        let spec = &self.job.task.spec;
+        if !sidecar::needed(&spec.placement, profile) {
+            return Ok(None);
+        }
+        let brokered = profile.broker.as_ref().and_then(|broker| {
+            let key = profile
+                .env
+                .get(&broker.key)?
+                .key(&spec.agent, &broker.key)?;
+            self.job.secrets.get(&key)
+        });
+        let key = brokered.map(Secret::expose);
+        let what = sidecar::invocation(&self.ctx, self.job.run, &spec.placement, profile, key)?;
+        sidecar::start(site, self.job.run, &what).await?;
+        let (followed, answer) = sidecar::follow(site, &self.watcher).await;
+        self.aided = Some(followed);
+        sidecar::ready(answer).await.map(Some)
+    }
+
+    /// Follows the sidecar of an agent that an engine before us started.
+    async fn find_sidecar(&mut self, site: &Arc<dyn Site>, profile: &AgentProfile) {
+        let there = self.sidecar_dir().path().exists();
+        if !there && !sidecar::needed(&self.job.task.spec.placement, profile) {
+            return;
+        }
+        // The agent has what it needs of it since its start, so nobody waits for the answer.
+        let (followed, _) = sidecar::follow(site, &self.watcher).await;
+        self.aided = Some(followed);
+    }
+
+    fn sidecar_dir(&self) -> crate::jobdir::JobDir {
+        crate::jobdir::JobDir::of(&self.ctx.settings.data, &sidecar::id(self.job.run))
+    }
+
+    /// Ends a sidecar whose agent never was, so that another can be started.
+    async fn clear_sidecar(&mut self) -> Result<(), Stopped> {
+        if let Some(followed) = self.aided.take() {
+            followed.end(self.job.run).await;
+        } else if !self.sidecar_dir().path().exists() {
+            return Ok(());
+        }
+        let sites = self.sites();
+        let sites = sites.iter().map(|(_, site)| site);
+        sidecar::clear(&self.ctx, self.job.run, sites)
+            .await
+            .map_err(|reason| Failure::Start { reason }.into())
+    }
+
+    /// The sidecar ends before the run's end is recorded: then no process of it is left.
+    async fn walk_and_end_sidecar(&mut self) -> Result<(Outcome, Verified), Stopped> {
+        let walked = self.walk().await;
+        if let Err(Stopped::Cut) = walked {
+            return walked;
+        }
+        let cleared = match self.aided.take() {
+            Some(followed) => {
+                followed.end(self.job.run).await;
+                let dir = sidecar::directory(&self.ctx.settings.data, self.job.run);
+                sidecar::forget(&dir)
+            }
+            // Lost before anything of it was found: then its sidecar was not, either.
+            None if self.sidecar_dir().path().exists() => {
+                let sites = self.sites();
+                let sites = sites.iter().map(|(_, site)| site);
+                sidecar::clear(&self.ctx, self.job.run, sites).await
+            }
+            None => Ok(()),
+        };
+        if let Err(text) = cleared {
+            self.tell(Kind::Noted { text }).await?;
+        }
+        walked
     }
 
     fn workspace(&self) -> PathBuf {
@@ -851,7 +1008,7 @@ impl Walk {
         };
         // The agent's home holds its configuration of git, so this job does not see it.
         let home = self.ctx.trees.check_home(&self.job.task);
-        let what = match self.fence(what, &home, None) {
+        let what = match self.fence(what, &home, None, Vec::new()) {
             Ok(what) => what,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -954,6 +1111,9 @@ impl Walk {
             };
             let mut env = base_env.clone();
             env.extend(check.env.clone());
+            for (name, value) in sidecar::proxy_env(&self.job.task.spec.placement.network) {
+                env.insert(name.to_owned(), value);
+            }
             let mut argv = check.argv.clone();
             if let Some(first) = argv.first_mut() {
                 *first = program;
@@ -970,7 +1130,7 @@ impl Walk {
                 ..Invocation::default()
             };
             let what = self
-                .fence(what, &home, None)
+                .fence(what, &home, None, self.relays(None))
                 .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {

@@ -152,6 +152,7 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     write: vec![workspace.clone()],
                     toolchains: &[],
                     gpu: false,
+                    relays: Vec::new(),
                 };
                 let made = fences.cage(inner.clone(), needs, &Network::Full, true);
                 made.map_err(anyhow::Error::msg)?
@@ -395,6 +396,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
+        sidecar: Vec::new(),
         observer: Observer::default(),
     })
 }

@@ -120,6 +120,7 @@ async fn main() -> Result<()> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper,
         bwrap: None,
+        sidecar: Vec::new(),
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
     };
     let engine = Engine::with_sites(settings, sites).await?;

@@ -111,6 +111,7 @@ impl World {
             job_env: BTreeMap::from([("PATH".into(), path), ("LANG".into(), "C.UTF-8".into())]),
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
+            sidecar: vec![AGENT.into(), "sidecar".into()],
             observer: Observer::default(),
         }
     }
