@@ -407,7 +407,7 @@ impl Typing<'_> {
         let toolchains = self.one::<Toolchains>("toolchains");
         let pools = self.many::<PoolName, PoolTable>("pools");
         let placements = self.placements();
-        let agents = self.many::<AgentName, AgentProfile>("agents");
+        let mut agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
@@ -433,6 +433,15 @@ impl Typing<'_> {
             }
             self.absolute(&format!("agents.{name}.paths"), &agent.paths);
             self.broker(name, agent);
+        }
+        for agent in agents.values_mut() {
+            // A broker without its key could only be passed by, and that is what it is there against.
+            let key = agent.broker.as_ref().map(|broker| &broker.key);
+            if let Some(EnvValue::Taken { optional, .. }) =
+                key.and_then(|key| agent.env.get_mut(key))
+            {
+                *optional = false;
+            }
         }
         for (name, pool) in &pools {
             if pool.slots == 0 {

@@ -11,7 +11,8 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::Path,
     process::{Command, ExitCode, Stdio},
     time::Duration,
@@ -151,6 +152,9 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
             println!("ate {}", bytes.iter().map(|b| u64::from(*b)).sum::<u64>());
             std::mem::forget(bytes);
         }
+        "proxied" => println!("proxied {path}: {}", proxied(path, text)?),
+        "http" => println!("http {path}: {}", request(path, text)?),
+        "ask-broker" => ask_broker(rest)?,
         "env" => println!("{rest}={}", env::var(rest).unwrap_or_default()),
         "environment" => {
             let mut names: Vec<String> = env::vars().map(|(name, _)| name).collect();
@@ -185,6 +189,56 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
 fn append(path: &str, text: &str) -> Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     Ok(writeln!(file, "{text}")?)
+}
+
+/// What comes back when a proxy is asked for a host and, once it let us through, for a word.
+fn proxied(target: &str, word: &str) -> Result<String> {
+    let proxy = env::var("HTTPS_PROXY").context("HTTPS_PROXY is not set")?;
+    let proxy = proxy.strip_prefix("http://").unwrap_or(&proxy);
+    let mut stream = TcpStream::connect(proxy).context("connect to the proxy")?;
+    write!(
+        stream,
+        "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"
+    )?;
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut status = String::new();
+    lines.read_line(&mut status)?;
+    let mut rest = String::new();
+    if status.contains(" 200 ") {
+        lines.read_line(&mut rest)?;
+        rest.clear();
+        writeln!(stream, "{word}")?;
+        lines.read_line(&mut rest)?;
+    } else {
+        lines.read_to_string(&mut rest)?;
+    }
+    let last = rest.lines().last().unwrap_or_default();
+    Ok(format!("{} | {last}", status.trim()))
+}
+
+/// Once with what it was given for a key, beside it where no key belongs; once with another.
+fn ask_broker(path: &str) -> Result<()> {
+    let url = env::var("URL").context("URL is not set")?;
+    let address = url.strip_prefix("http://").unwrap_or(&url);
+    let key = env::var("KEY").context("KEY is not set")?;
+    let ask = |key: &str, other: &str| {
+        let head = format!("GET {path} HTTP/1.1\\nHost: x\\nConnection: close");
+        let text = format!("{head}\\nAuthorization: Bearer {key}\\nX-Other: {other}\\n\\n");
+        request(address, &text)
+    };
+    println!("{}", ask(&key, &key)?.replace("\\n", "\n"));
+    println!("wrong: {}", ask("another-key", "x")?);
+    Ok(())
+}
+
+/// The raw answer to a raw request, on one line; `\\n` in it ends a line.
+fn request(address: &str, request: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.write_all(request.replace("\\n", "\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    Ok(answer.replace('\r', "").replace('\n', "\\n"))
 }
 
 /// A test cannot wake a program it did not start, so this one looks.
