@@ -386,3 +386,210 @@ impl Body for Shown {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    const KEY: &str = "sk-real-0123456789abcdef";
+    const PLACEHOLDER: &str = "dispatch-placeholder-0123";
+
+    async fn upstream() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        (listener, url)
+    }
+
+    fn broker(url: &str) -> Arc<Broker> {
+        let refusals = Arc::new(Refusals::new(std::io::sink()));
+        let upstream = url.parse().unwrap();
+        Arc::new(Broker::new(upstream, KEY.into(), PLACEHOLDER.into(), refusals).unwrap())
+    }
+
+    /// A client's end of a connection to the broker.
+    fn connect(broker: &Arc<Broker>) -> DuplexStream {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        let broker = Arc::clone(broker);
+        tokio::spawn(async move { broker.serve(server).await });
+        client
+    }
+
+    async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(end.as_bytes()) {
+            let byte = stream.read_u8().await;
+            let byte = byte.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&read)));
+            read.push(byte);
+        }
+        String::from_utf8(read).unwrap()
+    }
+
+    async fn accept(listener: &TcpListener) -> (TcpStream, String) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        (stream, head)
+    }
+
+    #[tokio::test]
+    async fn the_key_goes_where_it_belongs_and_nowhere_else() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&format!("{url}/base"));
+        for (name, shown) in [("authorization", "bearer "), ("x-api-key", "")] {
+            let mut client = connect(&broker);
+            let request = format!(
+                "POST /v1/messages?beta=true HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\
+                 {name}: {shown}{PLACEHOLDER}\r\nX-Other: {PLACEHOLDER}\r\nX-Hop: 1\r\n\
+                 Connection: keep-alive, x-hop\r\nProxy-Authorization: Basic x\r\n\
+                 Accept-Encoding: gzip\r\nContent-Length: 4\r\n\r\nbody"
+            );
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut stream, head) = accept(&listener).await;
+            let head = head.to_ascii_lowercase();
+            let scheme = if shown.is_empty() { "" } else { "bearer " };
+            assert!(
+                head.starts_with("post /base/v1/messages?beta=true http/1.1\r\n"),
+                "{head}"
+            );
+            assert!(
+                head.contains(&format!("\r\n{name}: {scheme}{KEY}\r\n")),
+                "{head}"
+            );
+            assert!(
+                head.contains(&format!("\r\nx-other: {PLACEHOLDER}\r\n")),
+                "{head}"
+            );
+            assert!(head.contains("\r\naccept-encoding: identity\r\n"), "{head}");
+            assert!(
+                head.contains(&format!("host: {}\r\n", &url["http://".len()..])),
+                "{head}"
+            );
+            assert!(
+                !head.contains("x-hop") && !head.contains("proxy-auth"),
+                "{head}"
+            );
+            assert_eq!(read_until(&mut stream, "body").await, "body");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_has_no_placeholder_gets_nothing() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&url);
+        for headers in [
+            String::new(),
+            format!("Authorization: Bearer {PLACEHOLDER}x\r\n"),
+            format!("Authorization: Bearer {}\r\n", &PLACEHOLDER[1..]),
+            format!("Authorization: Basic {PLACEHOLDER}\r\n"),
+            format!("Authorization: {PLACEHOLDER}\r\n"),
+            format!("X-Other: {PLACEHOLDER}\r\n"),
+            format!("X-Api-Key: {PLACEHOLDER}\r\nX-Api-Key: other\r\n"),
+            format!("X-Api-Key: {PLACEHOLDER}\r\nAuthorization: Bearer other\r\n"),
+        ] {
+            let mut client = connect(&broker);
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let answer = read_until(&mut client, "}}").await;
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{headers}: {answer}");
+        }
+        let mut client = connect(&broker);
+        let request =
+            format!("GET /%2e%2E/x HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        assert!(
+            read_until(&mut client, "}}")
+                .await
+                .starts_with("HTTP/1.1 401 ")
+        );
+        let nobody = tokio::select! {
+            biased;
+            _ = listener.accept() => false,
+            () = std::future::ready(()) => true,
+        };
+        assert!(nobody, "upstream was asked");
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_as_it_is_said_with_the_key_masked_in_it() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&url);
+        let mut client = connect(&broker);
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let (mut stream, _) = accept(&listener).await;
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Echo: is {KEY}!\r\n\
+             Transfer-Encoding: chunked\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let head = read_until(&mut client, "\r\n\r\n").await;
+        let masked = "*".repeat(KEY.len());
+        assert!(head.contains(&format!("x-echo: is {masked}!")), "{head}");
+        // Each event is there before the next is said.
+        for n in 0..3 {
+            let event = format!("data: {n}\n\n");
+            let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+            stream.write_all(chunk.as_bytes()).await.unwrap();
+            read_until(&mut client, &format!("{event}\r\n")).await;
+        }
+        let (left, right) = KEY.split_at(9);
+        let chunk = format!(
+            "{:x}\r\n{left}\r\n{:x}\r\n{right}\r\n0\r\n\r\n",
+            left.len(),
+            right.len()
+        );
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+        let rest = read_until(&mut client, "0\r\n\r\n").await;
+        assert!(rest.contains(&masked) && !rest.contains(KEY), "{rest}");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_the_clients_business_and_a_packed_answer_nobodys() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&url);
+        for (answer, status) in [
+            (
+                "302 Found\r\nLocation: http://evil.test/\r\nContent-Length: 2",
+                "302",
+            ),
+            (
+                "200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2",
+                "502",
+            ),
+        ] {
+            let mut client = connect(&broker);
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut stream, _) = accept(&listener).await;
+            let text = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n{{}}");
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let head = read_until(&mut client, "\r\n\r\n").await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_is_not_there_is_told() {
+        let (listener, url) = upstream().await;
+        drop(listener);
+        let mut client = connect(&broker(&url));
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_until(&mut client, "}}").await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert!(answer.contains("onnection refused"), "{answer}");
+    }
+
+    #[test]
+    fn a_key_that_no_header_can_carry_is_told_at_once() {
+        for key in ["", "two\nlines", "a b", "ключ"] {
+            let refusals = Arc::new(Refusals::new(std::io::sink()));
+            let upstream = "http://127.0.0.1:1".parse().unwrap();
+            assert!(Broker::new(upstream, key.into(), PLACEHOLDER.into(), refusals).is_err());
+        }
+    }
+}

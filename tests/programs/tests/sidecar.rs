@@ -510,3 +510,107 @@ fn files_with(dir: &Path, text: &str) -> Vec<PathBuf> {
     }
     found
 }
+
+/// A server's certificate for `localhost`, by the system's own program; `None`: skipped.
+fn certificate(dir: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+        ])
+        .args(["-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output();
+    match made {
+        Ok(made) if made.status.success() => Some((cert, key)),
+        other => {
+            eprintln!("SKIPPED: the broker over TLS: openssl is needed ({other:?})");
+            None
+        }
+    }
+}
+
+/// As [`mirror`], over TLS.
+async fn tls_mirror(cert: &Path, key: &Path) -> u16 {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let cert = CertificateDer::from_pem_file(cert).unwrap();
+    let key = PrivateKeyDer::from_pem_file(key).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // A client that does not trust us hangs up.
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", head.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(&head).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_sends_the_key_to_whom_it_can_trust_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((cert, key)) = certificate(dir.path()) else {
+        return;
+    };
+    let port = tls_mirror(&cert, &key).await;
+    // The certificate is for `localhost`.
+    for (host, known, answer) in [
+        ("localhost", true, "authorization: Bearer ***"),
+        ("localhost", false, "HTTP/1.1 502"),
+        ("127.0.0.1", true, "HTTP/1.1 502"),
+    ] {
+        let world = World::with(&format!(
+            "[agents.fake.env]\nKEY = {{ from = \"KEY\" }}\n[agents.fake.broker]\nkey = \"KEY\"\n\
+             base_url = \"URL\"\nupstream = \"https://{host}:{port}\"\n"
+        ));
+        let mut settings = world.settings();
+        if known {
+            let cert = cert.to_str().unwrap().to_owned();
+            settings.job_env.insert("SSL_CERT_FILE".into(), cert);
+        }
+        let engine = Engine::open(settings).await.unwrap();
+        let spec = TaskSpec {
+            placement: Placement::of(Wrap::Host),
+            ..caged(&world, Network::Full, &["ask-broker /v1/x", "write made x"])
+        };
+        let secrets = Secrets::from([("KEY".to_owned(), KEY.into())]);
+        let run = engine.dispatch(spec, secrets).await.unwrap();
+        let view = finished(&engine, run).await;
+        let said = output(&world, &view);
+        assert!(
+            said.contains(answer),
+            "{host} {known}: {said} {}",
+            reason(&view)
+        );
+        nothing_is_left(&world, run);
+    }
+}
