@@ -15,7 +15,7 @@ use std::{
     net::TcpStream,
     path::Path,
     process::{Command, ExitCode, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -154,6 +154,8 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
         }
         "proxied" => println!("proxied {path}: {}", proxied(path, text)?),
         "http" => println!("http {path}: {}", request(path, text)?),
+        "rounds" => rounds(path, text.parse()?)?,
+        "asks" => asks(rest.parse()?)?,
         "ask-broker" => ask_broker(rest)?,
         "env" => println!("{rest}={}", env::var(rest).unwrap_or_default()),
         "environment" => {
@@ -214,6 +216,55 @@ fn proxied(target: &str, word: &str) -> Result<String> {
     }
     let last = rest.lines().last().unwrap_or_default();
     Ok(format!("{} | {last}", status.trim()))
+}
+
+/// For the bench: nanoseconds from nothing to a first word back, by the proxy where there is one,
+/// and of a second word on the same connection.
+fn rounds(target: &str, n: usize) -> Result<()> {
+    let proxy = env::var("HTTPS_PROXY").ok();
+    let proxy = proxy
+        .as_deref()
+        .map(|proxy| proxy.trim_start_matches("http://"));
+    for _ in 0..n {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(proxy.unwrap_or(target))?;
+        stream.set_nodelay(true)?;
+        let mut lines = BufReader::new(stream.try_clone()?);
+        let mut line = String::new();
+        if proxy.is_some() {
+            write!(stream, "CONNECT {target} HTTP/1.1\r\n\r\n")?;
+            lines.read_line(&mut line)?;
+            anyhow::ensure!(line.contains(" 200 "), "{line}");
+            lines.read_line(&mut line)?;
+        }
+        for what in ["open", "round"] {
+            let begun = if what == "open" {
+                begun
+            } else {
+                Instant::now()
+            };
+            stream.write_all(b"word\n")?;
+            line.clear();
+            lines.read_line(&mut line)?;
+            println!("{what} {}", begun.elapsed().as_nanos());
+        }
+    }
+    Ok(())
+}
+
+/// The same of whole requests to `URL`, each on a connection of its own.
+fn asks(n: usize) -> Result<()> {
+    let url = env::var("URL").context("URL is not set")?;
+    let address = url.trim_start_matches("http://");
+    let key = env::var("KEY").unwrap_or_default();
+    let text = format!("GET / HTTP/1.1\\nHost: x\\nConnection: close\\nX-Api-Key: {key}\\n\\n");
+    for _ in 0..n {
+        let begun = Instant::now();
+        let answer = request(address, &text)?;
+        anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        println!("ask {}", begun.elapsed().as_nanos());
+    }
+    Ok(())
 }
 
 /// Once with what it was given for a key, beside it where no key belongs; once with another.
