@@ -264,6 +264,7 @@ pub fn enforced(layers: &[String], limits: &[String], network: &Network) -> Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::AllowList;
 
     fn inner() -> Invocation {
         Invocation {
@@ -341,6 +342,37 @@ mod tests {
             ]
         );
         assert_eq!(after("--remount-ro"), ["/etc/ssl/private", "/"]);
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_a_network_of_its_own_and_a_directory_to_the_sidecar() {
+        let list = AllowList::try_from(vec!["a.test".to_owned()]).unwrap();
+        let relay = |listen_port, socket: &str| Relay {
+            listen_port,
+            directory: "/data/inside/1".into(),
+            socket: socket.into(),
+        };
+        let relays = vec![relay(1, "a.sock"), relay(2, "b.sock")];
+        let view = View {
+            relays: relays.clone(),
+            ..view()
+        };
+        let argv = wrap(inner(), &view, &Network::Allow(list.clone()), false).argv;
+        assert!(argv.iter().any(|word| word == "--unshare-net"));
+        let bound = argv.windows(2).filter(|pair| pair[1] == "/data/inside/1");
+        let how: Vec<&str> = bound.map(|pair| pair[0].as_str()).collect();
+        assert_eq!(how, ["--ro-bind", "/data/inside/1"]);
+        assert_eq!(policy(&argv).relays, relays);
+        // Nothing else can hold a list: whoever is alone lets nothing through.
+        let bare = View {
+            bwrap: None,
+            ..view
+        };
+        let alone = policy(&wrap(inner(), &bare, &Network::Allow(list), false).argv);
+        assert_eq!(
+            (alone.deny, alone.relays),
+            (Sockets::UnixAndInternet, vec![])
+        );
     }
 
     #[test]

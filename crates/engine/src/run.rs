@@ -437,7 +437,7 @@ impl Walk {
             Wrap::Cage => cage::enforced(&enforced.layers, &enforced.limits, &placement.network),
         };
         let enforced = match &profile.broker {
-            Some(broker) => format!("{enforced}; {} kept outside", broker.key),
+            Some(broker) => format!("{enforced}; {} by the broker", broker.key),
             None => enforced,
         };
         let started = Kind::Started {
@@ -619,8 +619,7 @@ impl Walk {
 
     /// Follows the sidecar of an agent that an engine before us started.
     async fn find_sidecar(&mut self, site: &Arc<dyn Site>, profile: &AgentProfile) {
-        let there = self.sidecar_dir().path().exists();
-        if !there && !sidecar::needed(&self.job.task.spec.placement, profile) {
+        if !self.has_sidecar() && !sidecar::needed(&self.job.task.spec.placement, profile) {
             return;
         }
         // The agent has what it needs of it since its start, so nobody waits for the answer.
@@ -628,15 +627,18 @@ impl Walk {
         self.aided = Some(followed);
     }
 
-    fn sidecar_dir(&self) -> crate::jobdir::JobDir {
-        crate::jobdir::JobDir::of(&self.ctx.settings.data, &sidecar::id(self.job.run))
+    /// Whether anything of one lies in the data directory, whoever put it there.
+    fn has_sidecar(&self) -> bool {
+        let (data, run) = (&self.ctx.settings.data, self.job.run);
+        let job = crate::jobdir::JobDir::of(data, &sidecar::id(run));
+        job.path().exists() || sidecar::directory(data, run).exists()
     }
 
     /// Ends a sidecar whose agent never was, so that another can be started.
     async fn clear_sidecar(&mut self) -> Result<(), Stopped> {
         if let Some(followed) = self.aided.take() {
             followed.end(self.job.run).await;
-        } else if !self.sidecar_dir().path().exists() {
+        } else if !self.has_sidecar() {
             return Ok(());
         }
         let sites = self.sites();
@@ -659,7 +661,7 @@ impl Walk {
                 sidecar::forget(&dir)
             }
             // Lost before anything of it was found: then its sidecar was not, either.
-            None if self.sidecar_dir().path().exists() => {
+            None if self.has_sidecar() => {
                 let sites = self.sites();
                 let sites = sites.iter().map(|(_, site)| site);
                 sidecar::clear(&self.ctx, self.job.run, sites).await

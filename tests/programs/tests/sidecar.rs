@@ -482,7 +482,7 @@ async fn the_key_reaches_upstream_and_nothing_of_the_agents() {
         );
         assert!(said.contains("wrong: HTTP/1.1 401"), "{mode}: {said}");
         let enforced = view.task.runs[0].enforced.clone().unwrap();
-        assert!(enforced.ends_with("; KEY kept outside"), "{enforced}");
+        assert!(enforced.ends_with("; KEY by the broker"), "{enforced}");
         nothing_is_left(&world, run);
     }
     assert_eq!(files_with(&world.data(), KEY), Vec::<PathBuf>::new());

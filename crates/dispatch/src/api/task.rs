@@ -9,6 +9,7 @@ use dispatch_core::{
     outcome::Outcome,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
+    task::Network,
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
@@ -28,6 +29,7 @@ pub(crate) struct Task {
     pub(crate) agent: String,
     pub(crate) placement: String,
     pub(crate) enforced: Option<String>,
+    pub(crate) allow: Option<Vec<String>>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
     pub(crate) question: Option<String>,
@@ -189,6 +191,10 @@ impl From<&TaskView> for Task {
             agent: spec.agent.to_string(),
             placement: spec.placement.word().into(),
             enforced: last.and_then(|run| run.enforced.clone()),
+            allow: match &spec.placement.network {
+                Network::Allow(list) => Some(list.clone().into()),
+                Network::Full | Network::None => None,
+            },
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
             question,
@@ -345,20 +351,21 @@ pub(crate) mod tests {
             question: "UTC?".into(),
         });
         let got = serde_json::to_value(Task::from(&view(0x3f, blocked))).unwrap();
+        let run = serde_json::json!({
+            "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
+            "pid": null, "log": "/d/runs/x/agent/out",
+            "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
+            "session": "s", "usage": null,
+            "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+        });
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
-            "agent": "claude", "placement": "host", "enforced": "host: nothing",
+            "agent": "claude", "placement": "host", "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,
-            "runs": [{
-                "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
-                "pid": null, "log": "/d/runs/x/agent/out",
-                "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
-                "session": "s", "usage": null,
-                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
-            }],
+            "runs": [run],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 29] = [
+const TASK: [(&str, &str); 30] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -14,6 +14,7 @@ const TASK: [(&str, &str); 29] = [
     ("agent", "string"),
     ("placement", "string"),
     ("enforced", "string?"),
+    ("allow", "strings?"),
     ("state", "string"),
     ("reason", "string?"),
     ("question", "string?"),

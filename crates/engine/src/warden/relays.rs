@@ -104,7 +104,7 @@ fn carry(client: &TcpStream, to: &Relay, place: Place) {
     let up = move || {
         pump(&mut &from, &mut &into);
         // The other side may still answer what it has got.
-        shut(into.shutdown(Shutdown::Write));
+        shut(&into.shutdown(Shutdown::Write));
         drop(held);
     };
     if spawn("relayed", up).is_err() {
@@ -112,8 +112,8 @@ fn carry(client: &TcpStream, to: &Relay, place: Place) {
     }
     pump(&mut &server, &mut &*client);
     // The answer is complete, or cannot be delivered: nothing more is asked of the server.
-    shut(client.shutdown(Shutdown::Write));
-    shut(server.shutdown(Shutdown::Read));
+    shut(&client.shutdown(Shutdown::Write));
+    shut(&server.shutdown(Shutdown::Read));
     drop(place);
 }
 
@@ -126,8 +126,8 @@ fn pump(from: &mut impl io::Read, to: &mut impl io::Write) {
 }
 
 /// A side that is gone already cannot be shut.
-fn shut(result: io::Result<()>) {
-    match result {
+fn shut(shut: &io::Result<()>) {
+    match shut {
         Ok(()) | Err(_) => {}
     }
 }
