@@ -3,7 +3,7 @@
 //! Must not change state: it reports facts and waits until they are durable before it acts on them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -118,7 +118,11 @@ pub(crate) async fn supervise(
         run,
         told,
         redactor: redactor.clone(),
-        known: job.task.notes.iter().cloned().collect(),
+        known: match job.from {
+            // What an earlier run was refused is no reason to be silent about this one's.
+            From::Start => BTreeSet::new(),
+            From::Log => job.task.notes.iter().cloned().collect(),
+        },
     };
     let mut walk = Walk {
         ctx,
