@@ -80,6 +80,8 @@ pub struct Fences {
 #[derive(Debug)]
 struct Host {
     bwrap: Option<PathBuf>,
+    /// Why there is none.
+    refused: String,
     warden: Vec<String>,
     warden_file: PathBuf,
     links: Vec<(PathBuf, PathBuf)>,
@@ -115,11 +117,11 @@ impl Fences {
         let host = self.host()?;
         let held = matches!(network, Network::Allow(_)) || !needs.relays.is_empty();
         if held && host.bwrap.is_none() {
-            return Err(
-                "a list of allowed hosts, or a broker in a network of its own, needs \
-                        bubblewrap, which is missing or refused here; `dispatch doctor` tells more"
-                    .into(),
-            );
+            return Err(format!(
+                "a list of allowed hosts, or a broker in a network of its own, needs bubblewrap, \
+                 which cannot be used here: {}; `dispatch doctor` tells more",
+                host.refused
+            ));
         }
         let view = host.view(&inner, needs)?;
         Ok(cage::wrap(inner, &view, network, strict))
@@ -168,6 +170,7 @@ impl Fences {
         let resolver = fs::canonicalize("/etc/resolv.conf").ok();
         let mut host = Host {
             bwrap: None,
+            refused: "it is not installed".into(),
             warden: vec![utf8(&warden_file)?, "warden".into()],
             warden_file,
             links,
@@ -175,10 +178,14 @@ impl Fences {
             system,
             mixed: MIXED.into(),
         };
-        host.bwrap = self
-            .bwrap
-            .clone()
-            .filter(|bwrap| host.try_out(Some(bwrap)).is_ok());
+        if let Some(bwrap) = &self.bwrap {
+            // What is hidden may go while it is being mounted over: once more before that counts.
+            let tried = host.try_out(Some(bwrap));
+            match tried.or_else(|_| host.try_out(Some(bwrap))) {
+                Ok(_) => host.bwrap = Some(bwrap.clone()),
+                Err(why) => host.refused = why,
+            }
+        }
         Ok(host)
     }
 
@@ -444,6 +451,7 @@ mod tests {
     fn host(system: &[&str], mixed: &Path) -> Host {
         Host {
             bwrap: None,
+            refused: String::new(),
             warden: Vec::new(),
             warden_file: PathBuf::new(),
             links: Vec::new(),
