@@ -664,7 +664,8 @@ async fn is_stopped(cli: Cli, wrap: Wrap, force: Force) {
     stage.engine.stop(run.task, force).await.unwrap();
     let view = stage.end(run).await;
     assert_eq!(*outcome(&view), Outcome::Stopped(Stop::ByPerson));
-    assert!(processes(|process| process.mentions(&word)).is_empty());
+    let left = processes(|process| process.mentions(&word));
+    assert!(left.is_empty(), "{wrap:?}: {left:?}");
     assert_eq!(view.task.result().unwrap().files, 1);
 }
 
