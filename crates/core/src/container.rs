@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cage::{Policy, Sockets},
+    cage::{Policy, Relay, Sockets},
     job::{Around, Inside, Invocation, JobId, Stdin, WARDEN_VARIABLE},
     task::Network,
 };
@@ -315,6 +315,8 @@ pub struct View {
     pub write: Vec<PathBuf>,
     /// An account's login: plain files only, and other tasks see them.
     pub shared: Vec<PathBuf>,
+    /// Ports of the job's own loopback behind which a socket of ours lies.
+    pub relays: Vec<Relay>,
     /// Variables whose values the image knows better than the host, when it has them.
     pub own: Vec<String>,
     /// What a process may have at most on this host.
@@ -324,7 +326,7 @@ pub struct View {
 }
 
 /// What the task and its agent ask for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub network: Network,
     pub strict: bool,
@@ -336,6 +338,11 @@ pub struct Wanted {
 /// Why a container cannot be had as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
+    #[error(
+        "the image cannot run our warden (no glibc, or an older one), and without it there is no \
+         way to a list of hosts or to a broker; use another image, or a network without them"
+    )]
+    NoRelay,
     #[error(
         "Apple's container has no flag for a GPU yet; use docker or podman, or a placement with \
          gpu = false"
@@ -383,10 +390,13 @@ pub fn wrap(
     inner: Invocation,
     job: &JobId,
     view: &View,
-    wanted: Wanted,
+    wanted: &Wanted,
 ) -> Result<Invocation, Refused> {
     if view.warden.is_none() && wanted.strict {
         return Err(Refused::NoWarden);
+    }
+    if view.warden.is_none() && !view.relays.is_empty() {
+        return Err(Refused::NoRelay);
     }
     let mut argv = options(&inner, job, view, wanted)?;
     let around = around(job, view);
@@ -478,11 +488,12 @@ fn policy(view: &View, strict: bool) -> Policy {
         read: vec!["/".into()],
         write,
         shared: view.shared.clone(),
+        relays: view.relays.clone(),
         deny: Sockets::None,
     }
 }
 
-fn options(inner: &Invocation, job: &JobId, view: &View, wanted: Wanted) -> Result<Argv, Refused> {
+fn options(inner: &Invocation, job: &JobId, view: &View, wanted: &Wanted) -> Result<Argv, Refused> {
     let apple = view.client.runtime == Runtime::Apple;
     let mut argv = Argv(vec![text(&view.client.program)]);
     argv.words(&["run", "--rm", "--name", &name(job)]);
@@ -508,7 +519,8 @@ fn options(inner: &Invocation, job: &JobId, view: &View, wanted: Wanted) -> Resu
     argv.fenced(&view.client, view.user);
     argv.words(&["--workdir", &text(&inner.cwd)]);
     limits(&mut argv, inner, view);
-    if wanted.network == Network::None {
+    // A list of hosts is reached through the warden's relays, and nothing else is.
+    if wanted.network.is_own() {
         argv.words(&["--network", "none"]);
     }
     devices_and_names(&mut argv, view.client.runtime, wanted)?;
@@ -547,17 +559,14 @@ fn limits(argv: &mut Argv, inner: &Invocation, view: &View) {
     argv.ulimits(files, view.user_processes_max);
 }
 
-fn devices_and_names(argv: &mut Argv, runtime: Runtime, wanted: Wanted) -> Result<(), Refused> {
+fn devices_and_names(argv: &mut Argv, runtime: Runtime, wanted: &Wanted) -> Result<(), Refused> {
     match (wanted.gpu, runtime) {
         (false, _) => {}
         (true, Runtime::Docker) => argv.words(&["--gpus=all"]),
         (true, Runtime::Podman) => argv.words(&["--device", "nvidia.com/gpu=all"]),
         (true, Runtime::Apple) => return Err(Refused::AppleGpu),
     }
-    match (
-        wanted.host_alias && wanted.network != Network::None,
-        runtime,
-    ) {
+    match (wanted.host_alias && !wanted.network.is_own(), runtime) {
         // Podman writes `host.containers.internal` into every container by itself, and older ones
         // do not know the word host-gateway.
         (false, _) | (true, Runtime::Podman) => {}
@@ -580,6 +589,8 @@ fn binds(argv: &mut Argv, view: &View) -> Result<(), Refused> {
         // Connecting is no writing: the agent can put nothing there.
         binds.push((&warden.socket, Path::new(SOCKET_DIR), true));
     }
+    let relayed = view.relays.iter().map(|relay| &*relay.directory);
+    binds.extend(relayed.map(|path| (path, path, true)));
     // Outer directories first, so that one mount never hides another.
     binds.sort_by_key(|(_, to, _)| to.components().count());
     binds.dedup();
@@ -754,6 +765,7 @@ mod tests {
             read: vec!["/opt/agent".into()],
             write: vec!["/data/ws".into()],
             shared: vec!["/data/logins/work".into()],
+            relays: Vec::new(),
             own: vec!["GOROOT".into()],
             open_files_max: 5000,
             user_processes_max: Some(300),

@@ -637,7 +637,7 @@ const NAMES: [&str; 44] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 4] = ["after", "checks", "named", "sites"];
+const NAME_LISTS: [&str; 5] = ["after", "allow", "checks", "named", "sites"];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.

@@ -39,7 +39,7 @@ const RESOLVER: &str = "/private/var/run/mDNSResponder";
 
 /// What comes before the warden's argv.
 #[must_use]
-pub fn outer(program: &Path, view: &View, network: Network) -> Vec<String> {
+pub fn outer(program: &Path, view: &View, network: &Network) -> Vec<String> {
     let read: Vec<&PathBuf> = view.parts.iter().chain(&view.read).collect();
     let write: Vec<&PathBuf> = view.write.iter().chain(&view.shared).collect();
     let above = above(read.iter().chain(&write).copied(), view);
@@ -73,7 +73,7 @@ fn above<'a>(paths: impl Iterator<Item = &'a PathBuf>, view: &View) -> BTreeSet<
     parents.chain(links).map(Path::to_owned).collect()
 }
 
-fn profile(read: usize, write: usize, above: usize, network: Network) -> String {
+fn profile(read: usize, write: usize, above: usize, network: &Network) -> String {
     let mut text = String::from(
         "(version 1)\n(deny default)\n(allow process-fork)\n(allow sysctl-read)\n\
          (allow signal (target same-sandbox))\n(allow process-info* (target same-sandbox))\n\
@@ -109,7 +109,7 @@ fn profile(read: usize, write: usize, above: usize, network: Network) -> String 
     rule("mach-lookup", &services);
     // Sockets in files of its own: what stands elsewhere is somebody else's, ours among them.
     rule("network-bind network-outbound", &all("subpath", 'W', write));
-    if network == Network::Full {
+    if *network == Network::Full {
         rule("network-outbound", " (remote ip)");
         rule("network-bind network-inbound", " (local ip)");
         rule("network-outbound", &format!(" (literal \"{RESOLVER}\")"));
@@ -143,7 +143,7 @@ mod tests {
         &argv[2]
     }
 
-    fn made(view: &View, network: Network) -> Vec<String> {
+    fn made(view: &View, network: &Network) -> Vec<String> {
         outer(Path::new("/usr/bin/sandbox-exec"), view, network)
     }
 

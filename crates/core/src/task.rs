@@ -11,6 +11,7 @@ use crate::{
         slug,
     },
     limits::Lowered,
+    network::AllowList,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -70,7 +71,7 @@ impl Wrap {
 }
 
 /// What a fenced job reaches of the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
     /// All that the host reaches, its loopback included.
@@ -78,14 +79,28 @@ pub enum Network {
     Full,
     /// Nothing but a loopback of its own.
     None,
+    /// A loopback of its own, with a proxy of ours on it that lets these hosts through.
+    Allow(AllowList),
 }
 
 impl Network {
+    /// The word used on the screen and in the record of what was enforced.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> String {
         match self {
-            Self::Full => "full",
-            Self::None => "none",
+            Self::Full => "full".into(),
+            Self::None => "none".into(),
+            Self::Allow(list) if list.len() == 1 => "allow(1 host)".into(),
+            Self::Allow(list) => format!("allow({} hosts)", list.len()),
+        }
+    }
+
+    /// Whether the job's network is its own and not the host's.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        match self {
+            Self::Full => false,
+            Self::None | Self::Allow(_) => true,
         }
     }
 }

@@ -271,6 +271,8 @@ impl Settings {
             keeper: Keeper::own(),
             bwrap: self.find("bwrap"),
             runtimes: self.runtimes(),
+            // In the keeper, which is this program too.
+            sidecar: ["/proc/self/exe", "sidecar"].map(str::to_owned).into(),
             observer: engine::Observer::default(),
             clock: Clock::default(),
         }

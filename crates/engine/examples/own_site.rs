@@ -98,6 +98,7 @@ async fn run() -> Result<(), Failure> {
         keeper: Keeper::own(),
         bwrap: None,
         runtimes: Runtimes::default(),
+        sidecar: Vec::new(),
         observer: Observer::default(),
         clock: Clock::default(),
     };

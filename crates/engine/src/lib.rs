@@ -9,6 +9,7 @@
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
 //!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
 //!   tasks share
+//! * `sidecar` what a run's proxy and broker are asked to be, and what they say
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
@@ -37,6 +38,7 @@ pub mod mirror;
 pub mod pressure;
 pub mod reader;
 mod run;
+mod sidecar;
 pub mod sites;
 pub mod snapshot;
 pub mod store;

@@ -3,7 +3,7 @@
 //! Must not change state: it reports facts and waits until they are durable before it acts on them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use dispatch_core::{
-    cage,
+    cage::{self, Relay},
     checks::{self, Planned},
     config::{AgentProfile, EnvValue, FileText, HomePath, Login},
     container::Wanted,
@@ -27,6 +27,7 @@ use dispatch_core::{
     review::{self, Range, Verdict},
     run::{RunCause, RunState},
     secret::Secret,
+    sidecar::BROKER_URL,
     state::{Run, Task},
     task::{Expects, Wrap},
     update::{Said, Update, Usage},
@@ -41,6 +42,7 @@ use crate::{
     files,
     lines::{Line, Lines},
     logins::{Account, LoginError},
+    sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told},
@@ -118,6 +120,18 @@ pub(crate) async fn supervise(
 ) -> Ended {
     let run = job.run;
     let redactor = Redactor::new(job.secrets.values().map(Secret::expose));
+    let (watcher, told) = mpsc::channel(1);
+    let watching = Watcher {
+        ctx: ctx.clone(),
+        run,
+        told,
+        redactor: redactor.clone(),
+        known: match job.from {
+            // What an earlier run was refused is no reason to be silent about this one's.
+            From::Start => BTreeSet::new(),
+            From::Log => job.task.notes.iter().cloned().collect(),
+        },
+    };
     let mut walk = Walk {
         ctx,
         redactor,
@@ -126,9 +140,21 @@ pub(crate) async fn supervise(
         stop: None,
         range: None,
         swept: false,
+        watcher,
+        aided: None,
     };
     walk.range = walk.run().and_then(|run| run.range.clone());
-    let (outcome, verified) = match walk.walk().await {
+    // A note must not wait for the agent's next word, nor the agent for a note.
+    let mut watching = std::pin::pin!(watching.watch());
+    let walked = {
+        let mut walking = std::pin::pin!(walk.walk_and_end_sidecar());
+        tokio::select! {
+            walked = &mut walking => walked,
+            // Never before the walk, which can tell it of another sidecar.
+            () = &mut watching => walking.await,
+        }
+    };
+    let (outcome, verified) = match walked {
         Ok(ended) => ended,
         Err(Stopped::Outcome(outcome)) => (outcome, Verified::NotVerified),
         Err(Stopped::NeedsSecrets) => return Ended::NeedsSecrets,
@@ -152,6 +178,9 @@ struct Walk {
     range: Option<Range>,
     /// Its keeper has ended all of it, so another run may have the workspace.
     swept: bool,
+    watcher: mpsc::Sender<Watched>,
+    /// This run's sidecar, once it was started or found.
+    aided: Option<Followed>,
 }
 
 /// What following the agent to its end has shown.
@@ -234,13 +263,17 @@ impl Walk {
                     self.tell_started(&site, &profile).await?;
                 }
                 self.tell(Kind::Adopted).await?;
+                self.find_sidecar(&site, &profile).await;
                 // The same first words as before: the keeper ignores what it has heard.
-                if let Some(opening) = self.open(driver.as_mut(), &profile)?.1 {
+                if let Some(opening) = self.open(driver.as_mut(), &profile, None)?.1 {
                     self.say(&site, 0, opening).await;
                 }
                 site
             }
             None => {
+                if from_log {
+                    self.clear_sidecar().await?;
+                }
                 if !self.job.complete {
                     return Err(Stopped::NeedsSecrets);
                 }
@@ -357,7 +390,6 @@ impl Walk {
         {
             self.tell(Kind::Noted { text }).await?;
         }
-        let (invocation, first) = self.open(driver, profile)?;
         if let Some((account, login)) = self.login(profile) {
             if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
                 let dir = account.dir().display();
@@ -375,11 +407,23 @@ impl Walk {
         let home = self.ctx.trees.home(&self.job.task);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         self.prepare_fence().await?.map_err(start)?;
-        let invocation = self.fence(invocation, &home, Some(profile), Part::Agent);
-        let invocation = invocation.map_err(start)?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
+            let aid = match self.start_sidecar(&site, profile).await {
+                Ok(aid) => aid,
+                Err(why) => {
+                    self.clear_sidecar().await?;
+                    let reason = format!("start the run's sidecar: {why}");
+                    refused.push(format!("{name}: {reason}"));
+                    self.tell(Kind::SiteRefused { site: name, reason }).await?;
+                    continue;
+                }
+            };
+            let (invocation, first) = self.open(driver, profile, aid.as_ref())?;
+            let relays = self.relays(Some(profile));
+            let invocation = self.fence(invocation, &home, Some(profile), Part::Agent, relays);
+            let invocation = invocation.map_err(start)?;
             let reason = match site.start(&job, &invocation).await {
                 // Unknown may be running: ask this one until it is known, and never the next.
                 Start::Started | Start::Unknown(_) => {
@@ -395,6 +439,9 @@ impl Walk {
                     reason
                 }
             };
+            if aid.is_some() {
+                self.clear_sidecar().await?;
+            }
             refused.push(format!("{name}: {reason}"));
             self.tell(Kind::SiteRefused { site: name, reason }).await?;
         }
@@ -466,8 +513,12 @@ impl Walk {
         let enforced = match placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
             Wrap::Cage | Wrap::Container => {
-                cage::enforced(&enforced.layers, &enforced.limits, placement.network)
+                cage::enforced(&enforced.layers, &enforced.limits, &placement.network)
             }
+        };
+        let enforced = match &profile.broker {
+            Some(broker) => format!("{enforced}; {} by the broker", broker.key),
+            None => enforced,
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -482,6 +533,7 @@ impl Walk {
         &self,
         driver: &mut dyn Driver,
         profile: &AgentProfile,
+        aid: Option<&Aid>,
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
@@ -513,12 +565,18 @@ impl Walk {
         let program = program.map_err(start)?;
         let home_text = home.to_string_lossy();
         let workspace = self.workspace();
+        let broker_url = aid.and_then(|aid| aid.broker_url.as_deref());
+        let args: Vec<String> = profile
+            .args
+            .iter()
+            .map(|arg| arg.replace(BROKER_URL, broker_url.unwrap_or_default()))
+            .collect();
         let ask = Ask {
             prompt: &text,
             whole: &whole,
             cwd: &workspace.to_string_lossy(),
             program: &program,
-            args: &profile.args,
+            args: &args,
             home: &home_text,
             resume,
             review: self.range.as_ref(),
@@ -536,7 +594,7 @@ impl Walk {
             let store = account.store().to_string_lossy().into_owned();
             env.insert(variable.clone(), store);
         }
-        let mut secrets = Vec::new();
+        let (mut secrets, mut masked) = (Vec::new(), self.login_secrets(profile));
         for (name, value) in &profile.env {
             match value {
                 EnvValue::Literal(text) => {
@@ -545,17 +603,32 @@ impl Walk {
                 EnvValue::Taken { .. } => {
                     let key = value.key(&task.spec.agent, name);
                     if let Some(text) = key.and_then(|key| self.job.secrets.get(&key)) {
+                        if profile.broker.as_ref().is_some_and(|b| b.key == *name) {
+                            masked.push(text.clone());
+                            continue;
+                        }
                         env.insert(name.clone(), text.expose().to_owned());
                         secrets.push(name.clone());
                     }
                 }
             }
         }
+        if let (Some(broker), Some(aid)) = (&profile.broker, aid) {
+            let placeholder = aid.placeholder.clone().unwrap_or_default();
+            env.insert(broker.key.clone(), placeholder);
+            if let (Some(name), Some(url)) = (&broker.base_url, &aid.broker_url) {
+                env.insert(name.clone(), url.clone());
+            }
+        }
+        let network = &task.spec.placement.network;
+        for (name, value) in sidecar::proxy_env(network) {
+            env.insert(name.to_owned(), value);
+        }
         let invocation = Invocation {
             argv: opening.argv,
             env,
             secrets,
-            masked: self.login_secrets(profile),
+            masked,
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
@@ -599,6 +672,7 @@ impl Walk {
         home: &Path,
         agent: Option<&AgentProfile>,
         part: Part,
+        relays: Vec<Relay>,
     ) -> Result<Invocation, String> {
         let placement = &self.job.task.spec.placement;
         let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
@@ -645,16 +719,17 @@ impl Walk {
             shared: shared.into_iter().collect(),
             toolchains: &seen,
             gpu: placement.gpu,
+            relays,
         };
         let fences = &self.ctx.fences;
         if placement.wrap == Wrap::Cage {
-            return fences.cage(inner, needs, placement.network, placement.strict);
+            return fences.cage(inner, needs, &placement.network, placement.strict);
         }
         let container = placement.container.as_ref().ok_or_else(|| {
             "the placement is a container without an image; name one with --image".to_owned()
         })?;
         let wanted = Wanted {
-            network: placement.network,
+            network: placement.network.clone(),
             strict: placement.strict,
             gpu: placement.gpu,
             host_alias: agent.is_some_and(|agent| agent.host_alias),
@@ -698,6 +773,94 @@ impl Walk {
     fn limits(&self) -> Limits {
         let limits = &self.ctx.settings.config.limits;
         limits.lowered(&self.job.task.spec.limits)
+    }
+
+    /// For the agent, and with `None` for a check.
+    fn relays(&self, agent: Option<&AgentProfile>) -> Vec<Relay> {
+        let placement = &self.job.task.spec.placement;
+        sidecar::relays(&self.ctx.settings.data, self.job.run, placement, agent)
+    }
+
+    /// `None`: this run needs none.
+    async fn start_sidecar(
+        &mut self,
+        site: &Arc<dyn Site>,
+        profile: &AgentProfile,
+    ) -> Result<Option<Aid>, String> {
+        let spec = &self.job.task.spec;
+        if !sidecar::needed(&spec.placement, profile) {
+            return Ok(None);
+        }
+        let brokered = profile.broker.as_ref().and_then(|broker| {
+            let key = profile
+                .env
+                .get(&broker.key)?
+                .key(&spec.agent, &broker.key)?;
+            self.job.secrets.get(&key)
+        });
+        let key = brokered.map(Secret::expose);
+        let what = sidecar::invocation(&self.ctx, self.job.run, &spec.placement, profile, key)?;
+        sidecar::start(site, self.job.run, &what).await?;
+        let (followed, answer) = sidecar::follow(site, &self.watcher).await;
+        self.aided = Some(followed);
+        sidecar::ready(answer).await.map(Some)
+    }
+
+    /// Follows the sidecar of an agent that an engine before us started.
+    async fn find_sidecar(&mut self, site: &Arc<dyn Site>, profile: &AgentProfile) {
+        if !self.has_sidecar() && !sidecar::needed(&self.job.task.spec.placement, profile) {
+            return;
+        }
+        // The agent has what it needs of it since its start, so nobody waits for the answer.
+        let (followed, _) = sidecar::follow(site, &self.watcher).await;
+        self.aided = Some(followed);
+    }
+
+    /// Whether anything of one lies in the data directory, whoever put it there.
+    fn has_sidecar(&self) -> bool {
+        let (data, run) = (&self.ctx.settings.data, self.job.run);
+        let job = crate::jobdir::JobDir::of(data, &sidecar::id(run));
+        job.path().exists() || sidecar::directory(data, run).exists()
+    }
+
+    /// Ends a sidecar whose agent never was, so that another can be started.
+    async fn clear_sidecar(&mut self) -> Result<(), Stopped> {
+        if let Some(followed) = self.aided.take() {
+            followed.end(self.job.run).await;
+        } else if !self.has_sidecar() {
+            return Ok(());
+        }
+        let sites = self.sites();
+        let sites = sites.iter().map(|(_, site)| site);
+        sidecar::clear(&self.ctx, self.job.run, sites)
+            .await
+            .map_err(|reason| Failure::Start { reason }.into())
+    }
+
+    /// The sidecar ends before the run's end is recorded: then no process of it is left.
+    async fn walk_and_end_sidecar(&mut self) -> Result<(Outcome, Verified), Stopped> {
+        let walked = self.walk().await;
+        if let Err(Stopped::Cut) = walked {
+            return walked;
+        }
+        let cleared = match self.aided.take() {
+            Some(followed) => {
+                followed.end(self.job.run).await;
+                let dir = sidecar::directory(&self.ctx.settings.data, self.job.run);
+                sidecar::forget(&dir)
+            }
+            // Lost before anything of it was found: then its sidecar was not, either.
+            None if self.has_sidecar() => {
+                let sites = self.sites();
+                let sites = sites.iter().map(|(_, site)| site);
+                sidecar::clear(&self.ctx, self.job.run, sites).await
+            }
+            None => Ok(()),
+        };
+        if let Err(text) = cleared {
+            self.tell(Kind::Noted { text }).await?;
+        }
+        walked
     }
 
     fn workspace(&self) -> PathBuf {
@@ -1127,7 +1290,7 @@ impl Walk {
         if let Err(reason) = self.prepare_fence().await? {
             return Ok(Err(reason));
         }
-        let what = match self.fence(what, &home, None, Part::Seal) {
+        let what = match self.fence(what, &home, None, Part::Seal, Vec::new()) {
             Ok(what) => what,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -1232,6 +1395,9 @@ impl Walk {
             };
             let mut env = base_env.clone();
             env.extend(check.env.clone());
+            for (name, value) in sidecar::proxy_env(&self.job.task.spec.placement.network) {
+                env.insert(name.to_owned(), value);
+            }
             let mut argv = check.argv.clone();
             if let Some(first) = argv.first_mut() {
                 *first = program;
@@ -1252,7 +1418,7 @@ impl Walk {
                 .map_err(|reason| Failure::Start { reason })?;
             let part = Part::Check(check.name.clone());
             let what = self
-                .fence(what, &home, None, part)
+                .fence(what, &home, None, part, self.relays(None))
                 .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {

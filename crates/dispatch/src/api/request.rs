@@ -305,9 +305,9 @@ fn unasked(
         });
     };
     // An image must not be a way to less than what tasks usually get here.
-    let network = match usual.network {
-        Network::Full => placement.network,
-        less => less,
+    let network = match (&usual.network, &placement.network) {
+        (Network::Full, own) | (_, own @ Network::None) => own.clone(),
+        (less, _) => less.clone(),
     };
     let placement = Placement {
         network,

@@ -11,6 +11,7 @@ use dispatch_core::{
     review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
+    task::Network,
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
@@ -41,6 +42,7 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) runtime: Option<String>,
     pub(crate) enforced: Option<String>,
+    pub(crate) allow: Option<Vec<String>>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
     pub(crate) waiting: Option<Waiting>,
@@ -240,6 +242,10 @@ impl From<&TaskView> for Task {
             image: container.map(|container| container.image.to_string()),
             runtime: container.map(|container| container.runtime.word().into()),
             enforced: last.and_then(|run| run.enforced.clone()),
+            allow: match &spec.placement.network {
+                Network::Allow(list) => Some(list.clone().into()),
+                Network::Full | Network::None => None,
+            },
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
             waiting: view.waits.as_ref().map(|waiting| Waiting {
@@ -442,7 +448,7 @@ pub(crate) mod tests {
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "model": null, "pool": "default", "priority": "normal",
             "after": [], "budget": null, "placement": "host", "image": null, "runtime": null,
-            "enforced": "host: nothing",
+            "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,

@@ -267,7 +267,11 @@ fn in_home(
     if let Some(variable) = &login.variable {
         command.env(variable, kept.store());
     }
-    for dir in login.files.iter().filter_map(|file| file.as_path().parent()) {
+    for dir in login
+        .files
+        .iter()
+        .filter_map(|file| file.as_path().parent())
+    {
         fs::create_dir_all(home.join(dir)).map_err(|error| failed(&error))?;
     }
     let status = command.status().map_err(|error| failed(&error))?;

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 38] = [
+const TASK: [(&str, &str); 39] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -21,6 +21,7 @@ const TASK: [(&str, &str); 38] = [
     ("image", "string?"),
     ("runtime", "string?"),
     ("enforced", "string?"),
+    ("allow", "strings?"),
     ("state", "string"),
     ("reason", "string?"),
     ("waiting", "object?"),

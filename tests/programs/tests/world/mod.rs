@@ -119,6 +119,7 @@ impl World {
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
             runtimes: Runtimes::default(),
+            sidecar: vec![AGENT.into(), "sidecar".into()],
             observer: Observer::default(),
             clock: Clock::default(),
         }
