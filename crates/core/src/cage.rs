@@ -237,7 +237,6 @@ fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: &Network) -> Ve
     let mut relayed: Vec<&PathBuf> = view.relays.iter().map(|relay| &relay.directory).collect();
     relayed.dedup();
     binds.extend(relayed.into_iter().map(|path| (path, "--ro-bind")));
-    binds.extend(view.write.iter().map(|path| (path, "--bind")));
     binds.sort_by_key(|(path, _)| path.components().count());
     for (path, how) in binds {
         argv.paths(how, path, path);
@@ -433,13 +432,13 @@ mod tests {
             seatbelt: Some("/usr/bin/sandbox-exec".into()),
             ..view()
         };
-        let argv = wrap(inner(), &mac, Network::None, true).argv;
+        let argv = wrap(inner(), &mac, &Network::None, true).argv;
         assert_eq!(argv[0], "/usr/bin/sandbox-exec");
         assert!(argv.ends_with(&inner().argv));
         let got = policy(&argv);
         assert_eq!((got.outer, got.strict), (vec![SEATBELT.to_owned()], true));
         assert_eq!(
-            enforced(&[SEATBELT.to_owned()], &[], Network::None),
+            enforced(&[SEATBELT.to_owned()], &[], &Network::None),
             "sandbox-exec only; network: none"
         );
     }

@@ -777,7 +777,7 @@ mod tests {
     }
 
     fn wrapped(runtime: Runtime, wanted: Wanted) -> Invocation {
-        wrap(inner(), &job(), &view(runtime), wanted).unwrap()
+        wrap(inner(), &job(), &view(runtime), &wanted).unwrap()
     }
 
     #[test]
@@ -786,7 +786,7 @@ mod tests {
             let with = wrapped(runtime, Wanted::default());
             let mut bare = view(runtime);
             bare.warden = None;
-            let without = wrap(inner(), &job(), &bare, Wanted::default()).unwrap();
+            let without = wrap(inner(), &job(), &bare, &Wanted::default()).unwrap();
             assert!(with.argv.ends_with(&inner().argv), "{:?}", with.argv);
             assert!(
                 without.argv.ends_with(&inner().argv[1..]),
@@ -847,7 +847,7 @@ mod tests {
         let mut quiet = inner();
         quiet.stdin = Stdin::Null;
         let view = view(Runtime::Docker);
-        let argv = wrap(quiet, &job(), &view, Wanted::default()).unwrap().argv;
+        let argv = wrap(quiet, &job(), &view, &Wanted::default()).unwrap().argv;
         assert!(!argv.iter().any(|word| word == "--interactive"));
     }
 
@@ -865,12 +865,13 @@ mod tests {
                 "type=bind,source=/opt/agent,target=/opt/agent,readonly",
                 "type=bind,source=/data/ws,target=/data/ws",
                 "type=bind,source=/data/inside/x,target=/run/dispatch,readonly",
+                "type=bind,source=/data/logins/work,target=/data/logins/work",
                 "type=bind,source=/data/bin/warden,target=/data/bin/warden,readonly",
             ]
         );
         let mut odd = view(Runtime::Podman);
         odd.read.push("/a,b".into());
-        let refused = wrap(inner(), &job(), &odd, Wanted::default());
+        let refused = wrap(inner(), &job(), &odd, &Wanted::default());
         assert_eq!(refused, Err(Refused::Path("/a,b".into())));
     }
 
@@ -885,7 +886,7 @@ mod tests {
         ] {
             let mut rootless = view(runtime);
             rootless.client.rootless = true;
-            let got = wrap(inner(), &job(), &rootless, Wanted::default()).unwrap();
+            let got = wrap(inner(), &job(), &rootless, &Wanted::default()).unwrap();
             assert!(has(&got.argv, words), "{:?}", got.argv);
             assert_eq!(
                 rootless.client.layer(),
@@ -904,17 +905,17 @@ mod tests {
             host_alias: true,
             ..Wanted::default()
         };
-        let docker = wrapped(Runtime::Docker, all).argv;
+        let docker = wrapped(Runtime::Docker, all.clone()).argv;
         assert!(docker.iter().any(|word| word == "--gpus=all"));
         assert!(has(
             &docker,
             &["--add-host", "host.docker.internal:host-gateway"]
         ));
-        let podman = wrapped(Runtime::Podman, all).argv;
+        let podman = wrapped(Runtime::Podman, all.clone()).argv;
         assert!(has(&podman, &["--device", "nvidia.com/gpu=all"]));
         assert!(!podman.iter().any(|word| word == "--add-host"));
-        let apple = |wanted| wrap(inner(), &job(), &view(Runtime::Apple), wanted).unwrap_err();
-        assert_eq!(apple(all), Refused::AppleGpu);
+        let apple = |wanted| wrap(inner(), &job(), &view(Runtime::Apple), &wanted).unwrap_err();
+        assert_eq!(apple(all.clone()), Refused::AppleGpu);
         let alias = Wanted { gpu: false, ..all };
         assert_eq!(apple(alias), Refused::AppleHostAlias);
         let none = Wanted {
@@ -927,7 +928,7 @@ mod tests {
                 runtime,
                 Wanted {
                     host_alias: false,
-                    ..none
+                    ..none.clone()
                 },
             )
             .argv;
@@ -951,10 +952,13 @@ mod tests {
             strict: true,
             ..Wanted::default()
         };
-        assert_eq!(wrap(inner(), &job(), &bare, strict), Err(Refused::NoWarden));
+        assert_eq!(
+            wrap(inner(), &job(), &bare, &strict),
+            Err(Refused::NoWarden)
+        );
         let mut shadow = inner();
         shadow.secrets.push("HOME".into());
-        let refused = wrap(shadow, &job(), &bare, Wanted::default());
+        let refused = wrap(shadow, &job(), &bare, &Wanted::default());
         assert_eq!(refused, Err(Refused::Secret("HOME".into())));
     }
 
@@ -976,6 +980,39 @@ mod tests {
             assert_eq!(image.warning().is_none(), is);
         }
         assert!(serde_json::from_str::<Image>("\"-x\"").is_err());
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_reached_by_the_wardens_relays_and_by_nothing_else() {
+        let list = vec!["a.example".to_owned()];
+        let wanted = Wanted {
+            network: Network::Allow(list.try_into().unwrap()),
+            ..Wanted::default()
+        };
+        let relay = Relay {
+            listen_port: 3128,
+            directory: "/data/inside/run".into(),
+            socket: "proxy".into(),
+        };
+        let view = View {
+            relays: vec![relay],
+            ..view(Runtime::Podman)
+        };
+        let argv = wrap(inner(), &job(), &view, &wanted).unwrap().argv;
+        assert!(has(&argv, &["--network", "none"]));
+        assert!(
+            argv.iter()
+                .any(|word| word.contains("/data/inside/run") && word.contains("ro"))
+        );
+        assert!(
+            argv.iter()
+                .any(|word| word.contains("\"listen_port\":3128"))
+        );
+        let bare = View {
+            warden: None,
+            ..view
+        };
+        assert_eq!(wrap(inner(), &job(), &bare, &wanted), Err(Refused::NoRelay));
     }
 
     #[test]

@@ -151,7 +151,7 @@ mod tests {
     fn it_denies_first_and_every_rule_after_is_about_something() {
         for network in [Network::Full, Network::None] {
             for view in [view(), View::default()] {
-                let argv = made(&view, network);
+                let argv = made(&view, &network);
                 let lines: Vec<&str> = profile_of(&argv).lines().collect();
                 assert_eq!(lines[..2], ["(version 1)", "(deny default)"]);
                 let bare = ["process-fork", "sysctl-read", "pseudo-tty"];
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn paths_come_by_parameter_and_a_nasty_one_is_only_a_value() {
-        let argv = made(&view(), Network::Full);
+        let argv = made(&view(), &Network::Full);
         let text = profile_of(&argv);
         assert!(!text.contains("/Users") && !text.contains("allow default"));
         let parameters: Vec<&str> = argv[3..].iter().map(String::as_str).collect();
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn only_what_is_its_own_is_written_and_the_way_there_is_not_listed() {
-        let argv = made(&view(), Network::None);
+        let argv = made(&view(), &Network::None);
         let text = profile_of(&argv);
         let writing: Vec<&str> = text.lines().filter(|l| l.contains("file-write*")).collect();
         assert_eq!(writing.len(), 1);
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_network_and_the_keychain_are_not_there_unless_they_are_listed() {
-        let (full, none) = (made(&view(), Network::Full), made(&view(), Network::None));
+        let (full, none) = (made(&view(), &Network::Full), made(&view(), &Network::None));
         assert!(profile_of(&full).contains("(allow network-outbound (remote ip))"));
         for word in [
             "(remote ip)",
