@@ -15,6 +15,7 @@ use crate::{
     drivers::DriverKind,
     id::{AgentName, PlacementName, PoolName},
     limits::Limits,
+    prompt::{Library, TextName},
     schedule::{Pool, Pools},
     task::{Expects, Network, Placement, Wrap},
 };
@@ -156,6 +157,10 @@ struct PoolTable {
 #[serde(deny_unknown_fields)]
 pub struct TaskDefaults {
     pub agent: AgentName,
+    /// How to work, where a task does not say.
+    pub template: TextName,
+    /// The label of a task that has none; empty for no label.
+    pub org: String,
     pub expects: Expects,
     pub placement: PlacementName,
     pub allow_host: bool,
@@ -194,6 +199,8 @@ pub struct Config {
     pub placements: BTreeMap<PlacementName, Placement>,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
+    /// What prompts are made of: ours, until the caller lays a person's own over it.
+    pub library: Library,
 }
 
 /// One file, or what stands for one.
@@ -457,6 +464,7 @@ impl Typing<'_> {
             placements,
             agents,
             checks,
+            library: Library::built_in(),
         })
     }
 

@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 39] = [
     "agent",
     "base",
     "base_branch",
@@ -601,6 +601,7 @@ const NAMES: [&str; 34] = [
     "child",
     "commit",
     "driver",
+    "effort",
     "expects",
     "failed",
     "id",
@@ -609,15 +610,19 @@ const NAMES: [&str; 34] = [
     "outcome",
     "parent",
     "path",
+    "persona",
+    "plan",
     "pool",
     "refname",
     "repo",
     "session",
+    "sha256",
     "short",
     "site",
     "sites",
     "state",
     "stopped",
+    "template",
     "verified",
     "version",
     "why",

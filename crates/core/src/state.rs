@@ -11,7 +11,7 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    event::{CheckState, Event, Kind, Sealed, Subject, Verified},
+    event::{CheckState, Event, Kind, PromptMade, Sealed, Subject, Verified},
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::Outcome,
@@ -35,6 +35,7 @@ pub struct Run {
     pub state: RunState,
     pub queued_seq: Seq,
     pub queued_at: Millis,
+    pub prompt: Option<PromptMade>,
     pub site: Option<SiteName>,
     pub driver: Option<DriverKind>,
     pub enforced: Option<String>,
@@ -378,6 +379,7 @@ impl State {
                 state: RunState::Queued,
                 queued_seq: seq,
                 queued_at: event.at,
+                prompt: None,
                 site: None,
                 driver: None,
                 enforced: None,
@@ -485,6 +487,7 @@ impl State {
                     removed: false,
                 });
             }
+            Kind::PromptMade { made } => run.prompt = Some(made.clone()),
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
             Kind::Admitted
@@ -535,7 +538,7 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         config::Config,
@@ -544,7 +547,7 @@ mod tests {
         task::{Base, ChecksAsked, Expects, Labels, Placement, Wrap},
     };
 
-    fn spec(pool: &str) -> TaskSpec {
+    pub(crate) fn spec(pool: &str) -> TaskSpec {
         TaskSpec {
             title: "t".into(),
             text: "t".into(),
@@ -558,6 +561,7 @@ mod tests {
             workspace: None,
             parent: None,
             labels: Labels::default(),
+            guide: Default::default(),
         }
     }
 

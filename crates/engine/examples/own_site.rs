@@ -115,6 +115,7 @@ async fn run() -> Result<(), Failure> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        guide: Default::default(),
     };
     engine.dispatch(spec, Secrets::new()).await?;
     let mut events = engine.events(0);

@@ -9,7 +9,8 @@
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
-//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task
+//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
+//!   an agent is given
 
 #[cfg(windows)]
 compile_error!(
@@ -28,6 +29,7 @@ pub mod keeper;
 mod lines;
 pub mod lock;
 pub mod mirror;
+pub mod prompts;
 pub mod reader;
 mod run;
 pub mod sites;

@@ -33,6 +33,7 @@ use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{Fences, Needs},
     lines::{Line, Lines},
+    prompts::{self, Words},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told},
@@ -205,7 +206,8 @@ impl Walk {
                 }
                 self.tell(Kind::Adopted).await?;
                 // The same first words as before: the keeper ignores what it has heard.
-                if let Some(opening) = self.open(driver.as_mut(), &profile)?.1 {
+                let words = self.words_again().await?;
+                if let Some(opening) = self.open(driver.as_mut(), &profile, &words)?.1 {
                     self.say(&site, 0, opening).await;
                 }
                 site
@@ -320,7 +322,8 @@ impl Walk {
             self.refill();
         }
         self.asked_to_stop()?;
-        let (invocation, first) = self.open(driver, profile)?;
+        let words = self.words().await?;
+        let (invocation, first) = self.open(driver, profile, &words)?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -402,33 +405,67 @@ impl Walk {
         self.tell(started).await
     }
 
+    /// The session that this run goes on with.
+    fn resume(&self) -> Option<&str> {
+        let runs = &self.job.task.runs;
+        let earlier = runs.iter().rev().filter(|run| run.n < self.job.run.n);
+        let session = earlier.filter_map(|run| run.session.as_deref()).next();
+        match self.run().map(|run| &run.cause) {
+            None | Some(RunCause::Dispatched) => None,
+            Some(RunCause::Answer { .. } | RunCause::RetryOf { .. }) => session,
+        }
+    }
+
+    /// Makes the prompt and keeps it before anything is started.
+    async fn words(&self) -> Result<Words, Stopped> {
+        let (settings, redactor) = (Arc::clone(&self.ctx.settings), self.redactor.clone());
+        let (n, remembers) = (self.job.run.n, self.resume().is_some());
+        let made = self
+            .blocking(move |trees, task| {
+                prompts::make(trees, task, n, remembers, &settings.config, &redactor)
+            })
+            .await?;
+        let (words, made) = made.map_err(|error| Failure::Prepare {
+            reason: error.to_string(),
+        })?;
+        if self.run().and_then(|run| run.prompt.as_ref()) != Some(&made) {
+            self.tell(Kind::PromptMade { made }).await?;
+        }
+        Ok(words)
+    }
+
+    /// What the agent of this run was given, or was about to be.
+    async fn words_again(&self) -> Result<Words, Stopped> {
+        let run = self.job.run;
+        let kept = self
+            .blocking(move |trees, _| prompts::kept(trees.data(), run))
+            .await?;
+        match kept {
+            Ok(Some(words)) => Ok(words),
+            Ok(None) | Err(_) => self.words().await,
+        }
+    }
+
     /// The invocation of the agent, and what is said first.
     fn open(
         &self,
         driver: &mut dyn Driver,
         profile: &AgentProfile,
+        words: &Words,
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
-        let cause = self
-            .run()
-            .map_or(RunCause::Dispatched, |run| run.cause.clone());
-        let earlier = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
-        let session = earlier.filter_map(|run| run.session.as_deref()).next();
-        let resume = match cause {
-            RunCause::Dispatched => None,
-            RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
-        };
-        let text = prompt::prompt(&task.spec.text, &cause, task.spec.expects, resume.is_some());
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();
         let ask = Ask {
-            prompt: &text,
+            prompt: &words.prompt,
+            whole: &words.whole,
             program: &program,
             args: &profile.args,
             home: &home_text,
-            resume,
+            resume: self.resume(),
+            effort: task.spec.guide.effort,
             unfenced: task.spec.placement.wrap == Wrap::Host,
         };
         let opening = driver.open(&ask);
@@ -485,6 +522,8 @@ impl Walk {
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
+        let context = prompts::context(&self.ctx.settings.data, self.job.run);
+        read.extend(agent.map(|_| context).filter(|dir| dir.is_dir()));
         let paths = agent.map_or(&[][..], |agent| &agent.paths);
         read.extend(toolchains.paths.iter().chain(paths).map(PathBuf::from));
         let mut seen = toolchains.pass_env.clone();

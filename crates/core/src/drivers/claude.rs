@@ -84,6 +84,10 @@ impl Driver for Claude {
             argv.extend(["--resume".to_owned(), session.to_owned()]);
         }
         argv.extend(ask.args.iter().cloned());
+        // Behind the table's own options: of two, the last one counts.
+        if let Some(effort) = ask.effort {
+            argv.extend(["--effort", effort.word()].map(str::to_owned));
+        }
         Opening {
             argv,
             env: vec![
@@ -471,10 +475,12 @@ mod tests {
     fn ask<'a>(args: &'a [String], resume: Option<&'a str>) -> Ask<'a> {
         Ask {
             prompt: "-p; $(x)\n\"q\"",
+            whole: "whole",
             program: "claude",
             args,
             home: "/h",
             resume,
+            effort: None,
             unfenced: false,
         }
     }

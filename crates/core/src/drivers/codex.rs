@@ -49,6 +49,11 @@ impl Driver for Codex {
             argv.push("--dangerously-bypass-approvals-and-sandbox".into());
         }
         argv.extend(ask.args.iter().cloned());
+        // Behind the table's own options: of two, the last one counts.
+        if let Some(effort) = ask.effort {
+            let setting = format!("model_reasoning_effort=\"{}\"", effort.word());
+            argv.extend(["-c".to_owned(), setting]);
+        }
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
             argv.extend(["resume".to_owned(), session.to_owned()]);
         }
@@ -319,10 +324,12 @@ mod tests {
         let args = ["-m".to_owned(), "gpt".to_owned()];
         let ask = Ask {
             prompt: "--help",
+            whole: "whole",
             program: "codex",
             args: &args,
             home: "/h",
             resume,
+            effort: None,
             unfenced,
         };
         let opening = Codex::default().open(&ask);

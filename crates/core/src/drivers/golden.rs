@@ -72,10 +72,12 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
     let mut driver = kind.driver();
     let opening = driver.open(&Ask {
         prompt,
+        whole: "whole",
         program: "agent",
         args: &[],
         home: "/home",
         resume: None,
+        effort: None,
         unfenced: false,
     });
     (driver, opening.first)

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::Stdin,
+    task::Effort,
     update::{Said, Update},
 };
 
@@ -25,6 +26,8 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     pub prompt: &'a str,
+    /// The same for an agent that turns out not to remember the session of `resume`.
+    pub whole: &'a str,
     pub program: &'a str,
     /// From the agent's table, put where the CLI takes options.
     pub args: &'a [String],
@@ -32,6 +35,8 @@ pub struct Ask<'a> {
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
     pub resume: Option<&'a str>,
+    /// One of [`DriverKind::efforts`].
+    pub effort: Option<Effort>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
 }
@@ -85,6 +90,17 @@ impl DriverKind {
             Self::Plain => Box::<plain::Plain>::default(),
             Self::Claude => Box::<claude::Claude>::default(),
             Self::Codex => Box::<codex::Codex>::default(),
+        }
+    }
+
+    /// What this kind of agent can be told about how hard to think.
+    #[must_use]
+    pub fn efforts(self) -> &'static [Effort] {
+        use Effort::{High, Low, Max, Medium, Minimal, Xhigh};
+        match self {
+            Self::Plain => &[],
+            Self::Claude => &[Low, Medium, High, Xhigh, Max],
+            Self::Codex => &[Minimal, Low, Medium, High, Xhigh],
         }
     }
 }

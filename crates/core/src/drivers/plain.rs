@@ -54,10 +54,12 @@ mod tests {
         let args = ["--fast".to_owned()];
         let ask = Ask {
             prompt: "-rf; $(x)",
+            whole: "whole",
             program: "tool",
             args: &args,
             home: "/h",
             resume: None,
+            effort: None,
             unfenced: true,
         };
         let opening = Plain::default().open(&ask);

@@ -10,9 +10,10 @@ use std::{
 use dispatch_core::{
     config::{AgentProfile, Config, list},
     id::{AgentName, CheckName, PlacementName},
+    prompt::{Guide, GuideError, TextKind},
     redact::Redactor,
     secret::{Secret, travel},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
+    task::{Base, ChecksAsked, Effort, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,12 @@ pub(crate) struct Dispatch {
     pub(crate) issue: Option<u64>,
     pub(crate) pr: Option<u64>,
     pub(crate) tag: Option<String>,
+    pub(crate) template: Option<String>,
+    pub(crate) persona: Option<String>,
+    pub(crate) plan: Option<String>,
+    #[serde(default)]
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -123,6 +130,14 @@ pub(crate) enum BadRequest {
     Text(String),
     #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
     Repo(String),
+    #[error("make the prompt: {0}")]
+    Guide(#[from] GuideError),
+    #[error("use effort {}: agent {agent} {takes}", effort.word())]
+    Effort {
+        agent: AgentName,
+        effort: Effort,
+        takes: String,
+    },
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
 }
@@ -180,6 +195,43 @@ fn placement(
     Ok(placement.clone())
 }
 
+/// How the prompt is made, with every name looked up and every variable accounted for.
+fn guide(config: &Config, asked: &Dispatch, agent: &AgentName) -> Result<Guide, BadRequest> {
+    let library = &config.library;
+    let find = |kind, name: &Option<String>| -> Result<_, GuideError> {
+        name.as_deref()
+            .map(|name| library.find(kind, name))
+            .transpose()
+    };
+    let template = find(TextKind::Template, &asked.template)?;
+    let guide = Guide {
+        template: Some(template.unwrap_or_else(|| config.task.template.clone())),
+        persona: find(TextKind::Persona, &asked.persona)?,
+        plan: find(TextKind::Plan, &asked.plan)?,
+        variables: asked.variables.clone(),
+        effort: asked.effort,
+    };
+    let limits = &config.limits;
+    library.check(&guide, limits.template_bytes, limits.variables_bytes)?;
+    let takes = config
+        .agents
+        .get(agent)
+        .map_or(&[][..], |a| a.driver.efforts());
+    if let Some(effort) = asked.effort.filter(|effort| !takes.contains(effort)) {
+        let takes = if takes.is_empty() {
+            "cannot be told how hard to think".to_owned()
+        } else {
+            format!("takes {}", list(takes.iter().map(|effort| effort.word())))
+        };
+        return Err(BadRequest::Effort {
+            agent: agent.clone(),
+            effort,
+            takes,
+        });
+    }
+    Ok(guide)
+}
+
 impl Dispatch {
     pub(crate) fn spec(self, config: &Config) -> Result<TaskSpec, BadRequest> {
         let name = agent(config, self.agent.as_deref())?;
@@ -203,6 +255,7 @@ impl Dispatch {
         if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
             return Err(BadRequest::Repo(self.repo));
         }
+        let guide = guide(config, &self, &name)?;
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
             Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
@@ -232,11 +285,16 @@ impl Dispatch {
             workspace: self.workspace.map(|name| name.parse()).transpose()?,
             parent: self.parent.map(|id| id.parse()).transpose()?,
             labels: Labels {
-                org: self.org,
+                org: self.org.or_else(|| {
+                    let org = config.task.org.clone();
+                    Some(org).filter(|org| !org.is_empty())
+                }),
                 issue: self.issue,
                 pr: self.pr,
                 tag: self.tag,
+                issue_text: None,
             },
+            guide,
         })
     }
 }
@@ -253,8 +311,10 @@ mod tests {
     #[test]
     fn defaults_are_applied_at_the_door() {
         let got = spec(r#"{"task": "Fix it\nnow", "repo": "/r"}"#).unwrap();
-        assert_eq!(got.agent.as_str(), "claude");
-        assert_eq!(got.pool.as_str(), "anthropic");
+        assert_eq!(got.agent.as_str(), "codex");
+        assert_eq!(got.pool.as_str(), "openai");
+        assert_eq!(got.labels.org.as_deref(), Some("core"));
+        assert_eq!(got.guide.template.unwrap().as_str(), "coding");
         assert_eq!(
             (got.expects, got.checks),
             (Expects::Change, ChecksAsked::Detect)
@@ -289,6 +349,26 @@ mod tests {
             (
                 r#"{"task": "x", "repo": "/r", "placement": "host"}"#,
                 "task.allow_host is false",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "template": "codng"}"#,
+                "there are coding, conventions",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "persona": "../x"}"#,
+                "there are engineering/backend-architect",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "plan": "new-feature"}"#,
+                "it needs feature (",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "variables": {"a": "b"}}"#,
+                "use variable a: nothing takes it",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "effort": "max"}"#,
+                "agent codex takes minimal, low, medium, high, xhigh",
             ),
         ] {
             let error = spec(bad).unwrap_err().to_string();

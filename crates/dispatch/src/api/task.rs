@@ -1,14 +1,16 @@
 //! The task object of the scripting contract (docs/cli.md), made from what the engine knows.
 //! Must not drop or rename a field: scripts depend on it, and a test holds its schema.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
     outcome::Outcome,
+    prompt::{Guide as CoreGuide, TextName},
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
+    task::Effort,
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
@@ -52,7 +54,29 @@ pub(crate) struct Task {
     /// Configuration for agents in the base commit.
     #[serde(default)]
     pub(crate) carried: Vec<Carried>,
+    /// How its prompt is made.
+    #[serde(default)]
+    pub(crate) guide: Guide,
     pub(crate) removed: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guide {
+    pub(crate) template: Option<String>,
+    pub(crate) persona: Option<String>,
+    pub(crate) plan: Option<String>,
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) effort: Option<Effort>,
+}
+
+/// What an agent was given to read, and the file that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prompt {
+    pub(crate) path: PathBuf,
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
+    pub(crate) cut: Vec<String>,
+    pub(crate) repository: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +99,8 @@ pub(crate) struct Run {
     pub(crate) session: Option<String>,
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
+    #[serde(default)]
+    pub(crate) prompt: Option<Prompt>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +176,31 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
         session: run.session.clone(),
         usage: run.usage.clone(),
         checks: run.checks.iter().map(Check::from).collect(),
+        prompt: prompt(run, job),
+    }
+}
+
+fn prompt(run: &CoreRun, job: Option<&JobView>) -> Option<Prompt> {
+    let made = run.prompt.as_ref()?;
+    Some(Prompt {
+        path: job?.prompt.clone()?,
+        sha256: made.sha256.clone(),
+        bytes: made.bytes,
+        cut: made.cut.clone(),
+        repository: made.repository.clone(),
+    })
+}
+
+impl From<&CoreGuide> for Guide {
+    fn from(guide: &CoreGuide) -> Self {
+        let word = |name: &Option<TextName>| name.as_ref().map(TextName::to_string);
+        Self {
+            template: word(&guide.template),
+            persona: word(&guide.persona),
+            plan: word(&guide.plan),
+            variables: guide.variables.clone(),
+            effort: guide.effort,
+        }
     }
 }
 
@@ -232,6 +283,7 @@ impl From<&TaskView> for Task {
                     can: item.can.word().into(),
                 })
                 .collect(),
+            guide: Guide::from(&spec.guide),
             removed: task.removed,
         }
     }
@@ -240,7 +292,7 @@ impl From<&TaskView> for Task {
 #[cfg(test)]
 pub(crate) mod tests {
     use dispatch_core::{
-        event::{CheckState, Sealed, Verified},
+        event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
         run::RunCause,
         state::Workspace,
@@ -256,6 +308,12 @@ pub(crate) mod tests {
             state,
             queued_seq: 2,
             queued_at: 0,
+            prompt: Some(PromptMade {
+                sha256: "a1".into(),
+                bytes: 3,
+                cut: vec!["issue.md".into()],
+                repository: vec![],
+            }),
             site: None,
             driver: None,
             enforced: Some("host: nothing".into()),
@@ -305,6 +363,12 @@ pub(crate) mod tests {
                 workspace: None,
                 parent: None,
                 labels: Labels::default(),
+                guide: CoreGuide {
+                    template: Some("review".parse().unwrap()),
+                    variables: BTreeMap::from([("a".into(), "b".into())]),
+                    effort: Some(Effort::High),
+                    ..CoreGuide::default()
+                },
             },
             created_at: 500,
             seq: 9,
@@ -332,6 +396,7 @@ pub(crate) mod tests {
             jobs: vec![JobView {
                 keeper_pid: None,
                 log: "/d/runs/x/agent/out".into(),
+                prompt: Some("/d/tasks/x/prompts/1.md".into()),
                 ended_not_judged: true,
             }],
             vault: None,
@@ -358,11 +423,20 @@ pub(crate) mod tests {
                 "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
                 "session": "s", "usage": null,
                 "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+                "prompt": {
+                    "path": "/d/tasks/x/prompts/1.md", "sha256": "a1", "bytes": 3,
+                    "cut": ["issue.md"], "repository": [],
+                },
             }],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false,
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}],
+            "guide": {
+                "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
+                "effort": "high",
+            },
+            "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

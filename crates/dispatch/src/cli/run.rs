@@ -2,15 +2,16 @@
 //! own engine along.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     path::PathBuf,
 };
 
 use dispatch_core::{
-    config::AgentProfile,
+    config::{AgentProfile, list},
     project::Project,
-    task::{Expects, Wrap},
+    task::{Effort, Expects, Wrap},
 };
 
 use super::{
@@ -44,7 +45,7 @@ enum ExpectsArg {
 /// Hand a task to an agent and watch it to its end.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
+    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --expects report --no-checks --file review.md\n  dispatch run --plan bug-fix --persona engineering/rust-engineer --effort high \"Lines are lost\"\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
 )]
 pub(crate) struct Args {
     /// What to do; `-` reads it from standard input
@@ -69,6 +70,21 @@ pub(crate) struct Args {
     /// Start from this branch instead of what the repository has checked out
     #[arg(long)]
     branch: Option<String>,
+    /// How to work: coding (the default), review, security, ... (docs/prompts.md)
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+    /// Who works: engineering/rust-engineer, security/auditor, ...
+    #[arg(long, value_name = "NAME")]
+    persona: Option<String>,
+    /// What to do in which order: bug-fix, new-feature, code-review, ...
+    #[arg(long, value_name = "NAME")]
+    plan: Option<String>,
+    /// A variable of the template, persona or plan (may be given several times)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    var: Vec<(String, String)>,
+    /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it
+    #[arg(long, value_name = "LEVEL", value_parser = effort)]
+    effort: Option<Effort>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -105,6 +121,20 @@ pub(crate) struct Args {
     /// A label
     #[arg(long)]
     tag: Option<String>,
+}
+
+fn variable(text: &str) -> std::result::Result<(String, String), String> {
+    let split = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = split.ok_or("it is not NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn effort(text: &str) -> std::result::Result<Effort, String> {
+    let found = Effort::ALL.into_iter().find(|effort| effort.word() == text);
+    found.ok_or_else(|| {
+        let there = list(Effort::ALL.iter().map(|effort| effort.word()));
+        format!("there are {there}")
+    })
 }
 
 /// A text argument, standard input for `-`, or a file.
@@ -228,6 +258,14 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
             names.map_err(request::BadRequest::from)?,
         ))
     };
+    let mut variables = BTreeMap::new();
+    for (name, value) in args.var {
+        if variables.insert(name.clone(), value).is_some() {
+            return Err(CliError::usage(format!(
+                "use --var {name}: it is given twice"
+            )));
+        }
+    }
     let asked = Dispatch {
         task: text,
         repo,
@@ -249,6 +287,11 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         issue: args.issue,
         pr: args.pr,
         tag: args.tag,
+        template: args.template,
+        persona: args.persona,
+        plan: args.plan,
+        variables,
+        effort: args.effort,
     };
     // What the engine would refuse is refused before one is started for it.
     asked.clone().spec(&settings.config)?;

@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use dispatch_core::redact::Redactor;
+use dispatch_core::{prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use serde::de::DeserializeOwned;
 
@@ -63,6 +63,8 @@ impl From<BadRequest> for Problem {
             BadRequest::UnknownPlacement { .. } => "unknown_placement",
             BadRequest::HostNotAllowed(_) => "host_not_allowed",
             BadRequest::UnknownCheck { .. } => "unknown_check",
+            BadRequest::Guide(GuideError::Unknown { .. }) => "unknown_text",
+            BadRequest::Guide(_) | BadRequest::Effort { .. } => "bad_guide",
             BadRequest::Text(_) | BadRequest::Repo(_) | BadRequest::Name(_) => "bad_input",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())

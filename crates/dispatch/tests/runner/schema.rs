@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 29] = [
+const TASK: [(&str, &str); 30] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -32,9 +32,10 @@ const TASK: [(&str, &str); 29] = [
     ("diffstat", "object?"),
     ("notes", "strings"),
     ("carried", "array"),
+    ("guide", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 11] = [
+const RUN: [(&str, &str); 12] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -46,6 +47,7 @@ const RUN: [(&str, &str); 11] = [
     ("session", "string?"),
     ("usage", "object?"),
     ("checks", "array"),
+    ("prompt", "object?"),
 ];
 const CHECK: [(&str, &str); 3] = [("name", "string"), ("state", "string"), ("exit", "object?")];
 const DIFFSTAT: [(&str, &str); 3] = [

@@ -310,6 +310,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        guide: Default::default(),
     })
 }
 

@@ -156,5 +156,6 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        guide: Default::default(),
     })
 }

@@ -188,10 +188,12 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
     let mut driver = kind.driver();
     driver.open(&Ask {
         prompt: "x",
+        whole: "whole",
         program: "agent",
         args: &[],
         home: "/home",
         resume: None,
+        effort: None,
         unfenced: false,
     });
     driver

@@ -79,6 +79,7 @@ fn seeds() -> Vec<Vec<u8>> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        guide: Default::default(),
     };
     let usage = Usage {
         cost_usd: Some(0.1),

@@ -141,6 +141,7 @@ impl World {
             workspace: None,
             parent: None,
             labels: Labels::default(),
+            guide: Default::default(),
         }
     }
 
