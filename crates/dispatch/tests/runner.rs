@@ -21,6 +21,8 @@ mod ids;
 mod output;
 #[path = "runner/placement.rs"]
 mod placement;
+#[path = "runner/prompts.rs"]
+mod prompts;
 #[path = "runner/reading.rs"]
 mod reading;
 #[path = "runner/run.rs"]

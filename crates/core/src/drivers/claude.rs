@@ -485,6 +485,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn effort_is_said_behind_the_tables_own() {
+        let args = ["--effort", "low"].map(str::to_owned);
+        let asked = Ask {
+            effort: Some(crate::task::Effort::Max),
+            ..ask(&args, None)
+        };
+        let argv = Claude::default().open(&asked).argv;
+        assert!(argv.ends_with(&["--effort", "low", "--effort", "max"].map(str::to_owned)));
+    }
+
     fn last_of(lines: &[&str]) -> (LastWord, String) {
         let mut claude = Claude::default();
         for line in lines {

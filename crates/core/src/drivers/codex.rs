@@ -319,8 +319,9 @@ fn output(item: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::Effort;
 
-    fn argv(resume: Option<&str>, unfenced: bool) -> String {
+    fn argv(resume: Option<&str>, unfenced: bool, effort: Option<Effort>) -> String {
         let args = ["-m".to_owned(), "gpt".to_owned()];
         let ask = Ask {
             prompt: "--help",
@@ -329,7 +330,7 @@ mod tests {
             args: &args,
             home: "/h",
             resume,
-            effort: None,
+            effort,
             unfenced,
         };
         let opening = Codex::default().open(&ask);
@@ -342,16 +343,19 @@ mod tests {
     #[test]
     fn it_fences_itself_only_where_we_do_not() {
         assert_eq!(
-            argv(None, true),
+            argv(None, true, None),
             "codex exec --json --skip-git-repo-check -s workspace-write -c \
              sandbox_workspace_write.exclude_slash_tmp=true -m gpt -"
         );
         assert_eq!(
-            argv(Some("01a1-2"), false),
+            argv(Some("01a1-2"), false, None),
             "codex exec --json --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox \
              -m gpt resume 01a1-2 -"
         );
-        assert!(!argv(Some("--last"), false).contains("resume"));
+        assert!(!argv(Some("--last"), false, None).contains("resume"));
+        let high = argv(Some("01a1-2"), false, Some(Effort::High));
+        let end = "-m gpt -c model_reasoning_effort=\"high\" resume 01a1-2 -";
+        assert!(high.ends_with(end), "{high}");
     }
 
     #[test]
