@@ -1,6 +1,6 @@
 //! One text with its variables filled in, strictly: what is missing is an error, never a gap.
-//! Must not read a value as a template, nor give a template anything to call, include or loop over
-//! without an end: no filters, functions, files; fuel and output are limited.
+//! Must not read a value as a template, nor give a template anything to call, to include or to grow
+//! with: names and conditions are all there is; fuel and output are limited.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -68,9 +68,75 @@ fn parsed<'a>(
 where
     'static: 'a,
 {
+    only_names_and_conditions(source)?;
     environment
         .template_from_str(source)
         .map_err(|error| words(&error))
+}
+
+const STATEMENTS: [&str; 4] = ["if", "elif", "else", "endif"];
+/// `x ~ x`, said often enough, fills the memory within any fuel.
+const GROWING: [char; 3] = ['~', '+', '*'];
+
+/// The part of the language that cannot make more of what it is given.
+fn only_names_and_conditions(source: &str) -> Result<(), String> {
+    let at = |rest: &str, what: String| {
+        let line = 1 + source[..source.len() - rest.len()].matches('\n').count();
+        format!("line {line}: {what}")
+    };
+    let mut rest = source;
+    while let Some(start) = rest.find('{') {
+        let inside = &rest[start + 1..];
+        let (tag, end) = match inside.chars().next() {
+            Some('#') => {
+                rest = inside.split_once("#}").map_or("", |(_, after)| after);
+                continue;
+            }
+            Some('{') => ('{', "}}"),
+            Some('%') => ('%', "%}"),
+            Some(_) | None => {
+                rest = inside;
+                continue;
+            }
+        };
+        let (code, after) = code_until(&inside[1..], end);
+        if let Some(sign) = code.chars().find(|c| GROWING.contains(c)) {
+            let what = format!("it may not use {sign:?} between values");
+            return Err(at(inside, what));
+        }
+        let word = code
+            .trim_start_matches(['-', '+'])
+            .split_whitespace()
+            .next();
+        let word = word.unwrap_or_default().trim_end_matches('-');
+        if tag == '%' && !STATEMENTS.contains(&word) {
+            let known = STATEMENTS.join(", ");
+            return Err(at(
+                inside,
+                format!("{word:?} is none of {known}; there is no other"),
+            ));
+        }
+        rest = after;
+    }
+    Ok(())
+}
+
+/// A tag's code without what is quoted in it, and what follows the tag.
+fn code_until<'a>(text: &'a str, end: &str) -> (String, &'a str) {
+    let mut code = String::new();
+    let mut quote = None;
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match quote {
+            Some(_) if c == '\\' => drop(chars.next()),
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if text[at..].starts_with(end) => return (code, &text[at + end.len()..]),
+            None if c == '"' || c == '\'' => quote = Some(c),
+            None => code.push(c),
+        }
+    }
+    (code, "")
 }
 
 /// Its place is a line of the file; its name says nothing, as there is none.
@@ -140,12 +206,28 @@ mod tests {
             "{{ range(9) }}",
             "{{ 'x' | upper }}",
             "{{ debug() }}",
+            "{% for x in [1] %}{% endfor %}",
+            "{% set x = 1 %}",
+            "{%- set x = 1 %}",
+            "{% with x = 1 %}{% endwith %}",
+            "{% raw %}{% endraw %}",
+            "{{ 'a' ~ 'a' }}",
+            "{# ' #}{{ 'a' + 'a' }}",
+            "{{ '}}' ~ 'a' }}",
+            "{{ \"\\\"}}\" * 9 }}",
+            "{% if 'a' ~ 'a' %}{% endif %}",
         ] {
             assert!(render(source, &Values::new(), 99).is_err(), "{source}");
         }
-        let many = "[1,1,1,1,1,1,1,1,1,1]";
-        let nested = format!("{{% for a in {many} %}}").repeat(6) + "x" + &"{% endfor %}".repeat(6);
-        let got = render(&nested, &Values::new(), usize::MAX).unwrap_err();
+        let got = render("a\n{% set x = 1 %}", &Values::new(), 99).unwrap_err();
+        assert!(
+            got.starts_with("line 2: \"set\" is none of if, elif"),
+            "{got}"
+        );
+        let fine = "{# ~ #}{%- if v == '~' and not w -%} ~ {{ v }} + {%- else %}*{% endif %}";
+        let got = render(fine, &values(&[("v", "~"), ("w", "")]), 99).unwrap();
+        assert_eq!(got, "~ ~ +");
+        let got = render(&"{{v}}".repeat(13_000), &values(&[("v", "x")]), 65_536).unwrap_err();
         assert_eq!(got, "it takes more than 20000 steps");
         let long = values(&[("v", &"x".repeat(1 << 20))]);
         let got = render("{{ v }}", &long, 65_536).unwrap_err();

@@ -5,6 +5,7 @@
 
 mod files;
 mod mutate;
+mod prompts;
 mod random;
 mod speech;
 mod state;
@@ -42,6 +43,7 @@ pub fn targets() -> Vec<Target> {
         speech::TARGETS,
         stores::TARGETS,
         files::TARGETS,
+        prompts::TARGETS,
         state::TARGETS,
     ];
     lists.concat()
