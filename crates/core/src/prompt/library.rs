@@ -350,11 +350,8 @@ impl Library {
 
     /// All names of a kind, in order.
     pub fn names(&self, kind: TextKind) -> impl Iterator<Item = &TextName> {
-        let of_kind = move |(key, _): (&'_ (TextKind, TextName), _)| key.0 == kind;
-        self.0
-            .iter()
-            .filter(move |entry| of_kind((entry.0, ())))
-            .map(|((_, name), _)| name)
+        let of_kind = self.0.keys().filter(move |(other, _)| *other == kind);
+        of_kind.map(|(_, name)| name)
     }
 
     /// The one of that name.
