@@ -15,6 +15,7 @@ use crate::{
     id::{CheckName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::{Outcome, Stop},
+    review::{Range, Review},
     run::RunCause,
     task::TaskSpec,
     update::{Update, Usage},
@@ -199,6 +200,14 @@ pub enum Kind {
     PromptMade {
         made: PromptMade,
     },
+    /// The commits that a reviewer is to read. Said before the agent starts.
+    RangeSet {
+        range: Range,
+    },
+    /// What a reviewer said. Said before the run is finished.
+    Reviewed {
+        review: Review,
+    },
     /// A site refused before anything ran; the next one is tried.
     SiteRefused {
         site: SiteName,
@@ -269,6 +278,8 @@ impl Kind {
             Self::WorkspaceReady { .. } => "workspace_ready",
             Self::CarriedFound { .. } => "carried_found",
             Self::PromptMade { .. } => "prompt_made",
+            Self::RangeSet { .. } => "range_set",
+            Self::Reviewed { .. } => "reviewed",
             Self::SiteRefused { .. } => "site_refused",
             Self::Started { .. } => "started",
             Self::Adopted => "adopted",
@@ -305,6 +316,8 @@ impl Kind {
             | Self::WorkspaceReady { .. }
             | Self::CarriedFound { .. }
             | Self::PromptMade { .. }
+            | Self::RangeSet { .. }
+            | Self::Reviewed { .. }
             | Self::SiteRefused { .. }
             | Self::Started { .. }
             | Self::Adopted

@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 39] = [
+const NAMES: [&str; 43] = [
     "agent",
     "base",
     "base_branch",
@@ -604,6 +604,7 @@ const NAMES: [&str; 39] = [
     "effort",
     "expects",
     "failed",
+    "head",
     "id",
     "named",
     "network",
@@ -615,14 +616,17 @@ const NAMES: [&str; 39] = [
     "pool",
     "refname",
     "repo",
+    "review_base",
     "session",
     "sha256",
+    "severity",
     "short",
     "site",
     "sites",
     "state",
     "stopped",
     "template",
+    "verdict",
     "verified",
     "version",
     "why",

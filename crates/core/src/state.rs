@@ -15,6 +15,7 @@ use crate::{
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::Outcome,
+    review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
     task::TaskSpec,
     update::Usage,
@@ -47,6 +48,9 @@ pub struct Run {
     pub sealed: Option<Sealed>,
     pub checks: Vec<Check>,
     pub verified: Verified,
+    /// The commits under review.
+    pub range: Option<Range>,
+    pub review: Option<Review>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -390,6 +394,8 @@ impl State {
                 usage: None,
                 sealed: None,
                 checks: Vec::new(),
+                range: None,
+                review: None,
                 verified: Verified::NotVerified,
             });
             task.seq = seq;
@@ -490,6 +496,8 @@ impl State {
             Kind::PromptMade { made } => run.prompt = Some(made.clone()),
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
+            Kind::RangeSet { range } => run.range = Some(range.clone()),
+            Kind::Reviewed { review } => run.review = Some(review.clone()),
             Kind::Admitted
             | Kind::Adopted
             | Kind::SiteRefused { .. }
@@ -558,6 +566,7 @@ pub(crate) mod tests {
             placement: Placement::of(Wrap::Host),
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
+            review_base: None,
             workspace: None,
             parent: None,
             labels: Labels::default(),

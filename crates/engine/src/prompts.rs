@@ -18,9 +18,10 @@ use dispatch_core::{
     outcome::Outcome,
     prompt::{self, Facts, GuideError, Prompt, TextKind, Turn},
     redact::Redactor,
+    review::Range,
     run::{RunCause, RunState},
     state::Task,
-    task::{ChecksAsked, TaskSpec},
+    task::{ChecksAsked, Expects, TaskSpec},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -98,6 +99,7 @@ pub(crate) fn compose(
     config: &Config,
     spec: &TaskSpec,
     branch: Option<&str>,
+    review: Option<&Range>,
     project: &Project,
     turn: Turn<'_>,
     context: &Path,
@@ -111,7 +113,9 @@ pub(crate) fn compose(
         branch,
         language: project.language.as_deref(),
         steps: &steps,
-        checked: spec.checks != ChecksAsked::None,
+        // A review is not followed by checks.
+        checked: spec.checks != ChecksAsked::None && spec.expects != Expects::Review,
+        review,
         issue: spec.labels.issue_text.as_deref(),
         commits: &project.commits,
         guide: &spec.guide,
@@ -146,6 +150,7 @@ pub(crate) fn make(
     task: &Task,
     n: u32,
     remembers: bool,
+    review: Option<&Range>,
     config: &Config,
     redactor: &Redactor,
 ) -> Result<(Words, PromptMade), PromptError> {
@@ -163,7 +168,7 @@ pub(crate) fn make(
     let folder = context(data, run);
     let composed = |remembers| {
         let turn = Turn::of(&cause, question(task, n), remembers);
-        compose(config, &task.spec, branch, &project, turn, &folder)
+        compose(config, &task.spec, branch, review, &project, turn, &folder)
     };
     let made = composed(remembers)?;
     let mut cut: BTreeMap<&str, String> = BTreeMap::new();

@@ -476,11 +476,13 @@ mod tests {
         Ask {
             prompt: "-p; $(x)\n\"q\"",
             whole: "whole",
+            cwd: "/workspace/repo",
             program: "claude",
             args,
             home: "/h",
             resume,
             effort: None,
+            review: None,
             unfenced: false,
         }
     }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     job::Stdin,
+    task::Effort,
     update::{LastWord, Said, Update, Usage},
 };
 
@@ -50,10 +51,7 @@ impl Driver for Codex {
         }
         argv.extend(ask.args.iter().cloned());
         // Behind the table's own options: of two, the last one counts.
-        if let Some(effort) = ask.effort {
-            let setting = format!("model_reasoning_effort=\"{}\"", effort.word());
-            argv.extend(["-c".to_owned(), setting]);
-        }
+        argv.extend(ask.effort.map(effort).into_iter().flatten());
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
             argv.extend(["resume".to_owned(), session.to_owned()]);
         }
@@ -117,6 +115,11 @@ impl Driver for Codex {
             usage: self.usage.take(),
         }
     }
+}
+
+pub(super) fn effort(effort: Effort) -> [String; 2] {
+    let setting = format!("model_reasoning_effort=\"{}\"", effort.word());
+    ["-c".to_owned(), setting]
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -319,18 +322,19 @@ fn output(item: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::Effort;
 
     fn argv(resume: Option<&str>, unfenced: bool, effort: Option<Effort>) -> String {
         let args = ["-m".to_owned(), "gpt".to_owned()];
         let ask = Ask {
             prompt: "--help",
             whole: "whole",
+            cwd: "/workspace/repo",
             program: "codex",
             args: &args,
             home: "/h",
             resume,
             effort,
+            review: None,
             unfenced,
         };
         let opening = Codex::default().open(&ask);

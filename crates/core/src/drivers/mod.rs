@@ -5,8 +5,11 @@
 //! To add one: a file with a `Driver`, a row in [`DriverKind`], a golden transcript in `testdata/`,
 //! an `[agents.*]` table in `defaults.toml`.
 
+mod acp;
 mod claude;
+mod coderabbit;
 mod codex;
+mod codex_app;
 #[cfg(test)]
 mod golden;
 mod plain;
@@ -18,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::Stdin,
+    review::Range,
     task::Effort,
     update::{Said, Update},
 };
@@ -31,12 +35,16 @@ pub struct Ask<'a> {
     pub program: &'a str,
     /// From the agent's table, put where the CLI takes options.
     pub args: &'a [String],
+    /// The workspace, as an absolute path.
+    pub cwd: &'a str,
     /// The task's private home, for CLIs that have a variable of their own for it.
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
     pub resume: Option<&'a str>,
     /// One of [`DriverKind::efforts`].
     pub effort: Option<Effort>,
+    /// What is to be reviewed, where that is the task.
+    pub review: Option<&'a Range>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
 }
@@ -81,6 +89,9 @@ pub enum DriverKind {
     Plain,
     Claude,
     Codex,
+    Acp,
+    Coderabbit,
+    CodexApp,
 }
 
 impl DriverKind {
@@ -90,6 +101,9 @@ impl DriverKind {
             Self::Plain => Box::<plain::Plain>::default(),
             Self::Claude => Box::<claude::Claude>::default(),
             Self::Codex => Box::<codex::Codex>::default(),
+            Self::Acp => Box::<acp::Acp>::default(),
+            Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
+            Self::CodexApp => Box::<codex_app::CodexApp>::default(),
         }
     }
 
@@ -98,9 +112,9 @@ impl DriverKind {
     pub fn efforts(self) -> &'static [Effort] {
         use Effort::{High, Low, Max, Medium, Minimal, Xhigh};
         match self {
-            Self::Plain => &[],
+            Self::Plain | Self::Acp | Self::Coderabbit => &[],
             Self::Claude => &[Low, Medium, High, Xhigh, Max],
-            Self::Codex => &[Minimal, Low, Medium, High, Xhigh],
+            Self::Codex | Self::CodexApp => &[Minimal, Low, Medium, High, Xhigh],
         }
     }
 }

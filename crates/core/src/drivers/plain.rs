@@ -55,11 +55,13 @@ mod tests {
         let ask = Ask {
             prompt: "-rf; $(x)",
             whole: "whole",
+            cwd: "/workspace/repo",
             program: "tool",
             args: &args,
             home: "/h",
             resume: None,
             effort: None,
+            review: None,
             unfenced: true,
         };
         let opening = Plain::default().open(&ask);

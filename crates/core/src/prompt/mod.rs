@@ -21,6 +21,7 @@ pub use self::{
 };
 use crate::{
     checks::Planned,
+    review::{self, Range},
     run::RunCause,
     task::{Expects, IssueText},
 };
@@ -131,6 +132,8 @@ pub struct Facts<'a> {
     pub steps: &'a [Planned],
     /// Whether those commands are what the result is checked with.
     pub checked: bool,
+    /// The commits under review, where that is the task.
+    pub review: Option<&'a Range>,
     pub issue: Option<&'a IssueText>,
     /// Subjects, the newest first.
     pub commits: &'a [String],
@@ -342,6 +345,8 @@ fn parts(
         parts.push(part.cuttable(6, "plan.md"));
     }
     parts.push(Part::new(Section::Constraints, "", goal(facts.expects)));
+    let review = facts.review.map(review::instructions);
+    parts.extend(review.map(|text| Part::new(Section::Constraints, "", &text)));
     if let Some(name) = &facts.guide.template {
         let part = text(Section::Constraints, TextKind::Template, name)?;
         parts.push(part.cuttable(4, "template.md"));
@@ -377,6 +382,7 @@ fn goal(expects: Expects) -> &'static str {
     match expects {
         Expects::Change => "Work in the current directory and leave your changes there.",
         Expects::Report => "Do not change files; give your findings as your final message.",
+        Expects::Review => "Change no file; end with the block that is asked for below.",
         Expects::Either => "Change files only if the task needs it; end with a short report.",
     }
 }

@@ -27,6 +27,7 @@ struct Case {
     expects: Expects,
     language: Option<String>,
     steps: Vec<Planned>,
+    review: Option<Range>,
     issue: Option<IssueText>,
     commits: Vec<String>,
     guide: Guide,
@@ -42,6 +43,7 @@ impl Case {
             expects: Expects::Change,
             language: None,
             steps: Vec::new(),
+            review: None,
             issue: None,
             commits: Vec::new(),
             guide: Guide {
@@ -85,6 +87,7 @@ impl Case {
             language: self.language.as_deref(),
             steps: &self.steps,
             checked: true,
+            review: self.review.as_ref(),
             issue: self.issue.as_ref(),
             commits: &self.commits,
             guide: &self.guide,
@@ -136,6 +139,23 @@ fn prompts_are_what_is_written_down() {
         *remembers = true;
     }
     golden("resumed.md", &full.made(again).unwrap().text);
+}
+
+#[test]
+fn a_reviewer_is_told_what_to_read_and_how_to_end() {
+    let mut case = Case::small();
+    case.expects = Expects::Review;
+    case.review = Some(Range {
+        base: "b1".into(),
+        head: "h2".into(),
+    });
+    let text = case.first().text;
+    let (_, constraints) = text.split_once("## Constraints\n").unwrap();
+    assert!(constraints.contains("`git diff b1 h2`"), "{text}");
+    assert!(
+        constraints.contains("one block in exactly this form"),
+        "{text}"
+    );
 }
 
 /// A task of a log that knew no templates is given what it was given then, in sections.

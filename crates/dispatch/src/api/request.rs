@@ -54,6 +54,9 @@ pub(crate) struct Dispatch {
     pub(crate) placement: Option<String>,
     pub(crate) expects: Option<Expects>,
     pub(crate) checks: Option<ChecksWanted>,
+    /// Where the commits under review begin; makes it a review.
+    #[serde(default)]
+    pub(crate) review_base: Option<String>,
     pub(crate) workspace: Option<String>,
     pub(crate) parent: Option<String>,
     pub(crate) org: Option<String>,
@@ -126,6 +129,8 @@ pub(crate) enum BadRequest {
     HostNotAllowed(PlacementName),
     #[error("use check {name}: it is not configured; there are {there}")]
     UnknownCheck { name: String, there: String },
+    #[error("start the review at {0}: the task expects something else than a review")]
+    NoReview(String),
     #[error("read the task: {0}")]
     Text(String),
     #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
@@ -196,14 +201,22 @@ fn placement(
 }
 
 /// How the prompt is made, with every name looked up and every variable accounted for.
-fn guide(config: &Config, asked: &Dispatch, agent: &AgentName) -> Result<Guide, BadRequest> {
+fn guide(
+    config: &Config,
+    asked: &Dispatch,
+    agent: &AgentName,
+    expects: Expects,
+) -> Result<Guide, BadRequest> {
     let library = &config.library;
     let find = |kind, name: &Option<String>| -> Result<_, GuideError> {
         name.as_deref()
             .map(|name| library.find(kind, name))
             .transpose()
     };
-    let template = find(TextKind::Template, &asked.template)?;
+    let template = match (&asked.template, expects) {
+        (None, Expects::Review) => library.find(TextKind::Template, "review").map(Some),
+        (template, _) => find(TextKind::Template, template),
+    }?;
     let guide = Guide {
         template: Some(template.unwrap_or_else(|| config.task.template.clone())),
         persona: find(TextKind::Persona, &asked.persona)?,
@@ -241,6 +254,13 @@ impl Dispatch {
                 there: list(config.agents.keys()),
             });
         };
+        let asked = match (self.expects, &self.review_base) {
+            (None, Some(_)) => Some(Expects::Review),
+            (Some(Expects::Review) | None, _) => self.expects,
+            (Some(_), Some(base)) => return Err(BadRequest::NoReview(base.clone())),
+            (Some(_), None) => self.expects,
+        };
+        let expects = asked.or(profile.expects).unwrap_or(config.task.expects);
         if self.task.trim().is_empty() {
             return Err(BadRequest::Text("it is empty".into()));
         }
@@ -255,7 +275,7 @@ impl Dispatch {
         if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
             return Err(BadRequest::Repo(self.repo));
         }
-        let guide = guide(config, &self, &name)?;
+        let guide = guide(config, &self, &name, expects)?;
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
             Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
@@ -280,8 +300,12 @@ impl Dispatch {
             agent: name,
             pool: profile.pool.clone(),
             placement: placement(config, profile, self.placement.as_deref())?,
-            expects: self.expects.unwrap_or(config.task.expects),
+            expects,
             checks,
+            review_base: match expects {
+                Expects::Review => self.review_base.or_else(|| profile.review_base.clone()),
+                _ => None,
+            },
             workspace: self.workspace.map(|name| name.parse()).transpose()?,
             parent: self.parent.map(|id| id.parse()).transpose()?,
             labels: Labels {
@@ -327,7 +351,9 @@ mod tests {
     fn what_cannot_be_is_refused_and_names_what_exists() {
         let error = spec(r#"{"task": "x", "repo": "/r", "agent": "gpt"}"#).unwrap_err();
         assert!(
-            error.to_string().contains("there are claude, codex"),
+            error
+                .to_string()
+                .contains("there are claude, claude-acp, coderabbit, codex"),
             "{error}"
         );
         for bad in [

@@ -8,6 +8,7 @@ use dispatch_core::{
     job::Exit as CoreExit,
     outcome::Outcome,
     prompt::{Guide as CoreGuide, TextName},
+    review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
     task::Effort,
@@ -101,6 +102,9 @@ pub(crate) struct Run {
     pub(crate) checks: Vec<Check>,
     #[serde(default)]
     pub(crate) prompt: Option<Prompt>,
+    /// What a reviewer said, where that was the task.
+    #[serde(default)]
+    pub(crate) review: Option<Review>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +181,7 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
         usage: run.usage.clone(),
         checks: run.checks.iter().map(Check::from).collect(),
         prompt: prompt(run, job),
+        review: run.review.clone(),
     }
 }
 
@@ -291,6 +296,7 @@ impl From<&TaskView> for Task {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
         event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
@@ -313,6 +319,21 @@ pub(crate) mod tests {
                 bytes: 3,
                 cut: vec!["issue.md".into()],
                 repository: vec![],
+            }),
+            range: None,
+            review: Some(Review {
+                verdict: Verdict::Fail,
+                range: Range {
+                    base: "b".into(),
+                    head: "h".into(),
+                },
+                findings: vec![Finding {
+                    severity: Severity::Major,
+                    file: Some("a.rs".into()),
+                    line: Some(3),
+                    text: "off by one".into(),
+                }],
+                note: "no".into(),
             }),
             site: None,
             driver: None,
@@ -360,6 +381,7 @@ pub(crate) mod tests {
                 placement: Placement::of(Wrap::Host),
                 expects: Expects::Change,
                 checks: ChecksAsked::Detect,
+                review_base: None,
                 workspace: None,
                 parent: None,
                 labels: Labels::default(),
@@ -410,6 +432,13 @@ pub(crate) mod tests {
             question: "UTC?".into(),
         });
         let got = serde_json::to_value(Task::from(&view(0x3f, blocked))).unwrap();
+        let finding = serde_json::json!({
+            "severity": "major", "file": "a.rs", "line": 3, "text": "off by one",
+        });
+        let review = serde_json::json!({
+            "verdict": "fail", "range": {"base": "b", "head": "h"}, "findings": [finding],
+            "note": "no",
+        });
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "placement": "host", "enforced": "host: nothing",
@@ -427,6 +456,7 @@ pub(crate) mod tests {
                     "path": "/d/tasks/x/prompts/1.md", "sha256": "a1", "bytes": 3,
                     "cut": ["issue.md"], "repository": [],
                 },
+                "review": review,
             }],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},

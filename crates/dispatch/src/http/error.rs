@@ -65,7 +65,10 @@ impl From<BadRequest> for Problem {
             BadRequest::UnknownCheck { .. } => "unknown_check",
             BadRequest::Guide(GuideError::Unknown { .. }) => "unknown_text",
             BadRequest::Guide(_) | BadRequest::Effort { .. } => "bad_guide",
-            BadRequest::Text(_) | BadRequest::Repo(_) | BadRequest::Name(_) => "bad_input",
+            BadRequest::NoReview(_)
+            | BadRequest::Text(_)
+            | BadRequest::Repo(_)
+            | BadRequest::Name(_) => "bad_input",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }

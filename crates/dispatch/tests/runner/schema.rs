@@ -35,7 +35,7 @@ const TASK: [(&str, &str); 30] = [
     ("guide", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 12] = [
+const RUN: [(&str, &str); 13] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -48,6 +48,7 @@ const RUN: [(&str, &str); 12] = [
     ("usage", "object?"),
     ("checks", "array"),
     ("prompt", "object?"),
+    ("review", "object?"),
 ];
 const CHECK: [(&str, &str); 3] = [("name", "string"), ("state", "string"), ("exit", "object?")];
 const DIFFSTAT: [(&str, &str); 3] = [

@@ -153,6 +153,7 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         placement: Placement::of(Wrap::Host),
         expects: Expects::Change,
         checks: ChecksAsked::Detect,
+        review_base: None,
         workspace: None,
         parent: None,
         labels: Labels::default(),

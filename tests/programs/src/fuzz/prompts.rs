@@ -115,6 +115,7 @@ fn made(library: &Library, places: &Places<'_>) -> Result<prompt::Prompt, GuideE
         language: Some("rust"),
         steps: &[],
         checked: false,
+        review: None,
         issue: Some(&issue),
         commits: &[places.commit.to_owned()],
         guide: &guide,
