@@ -357,6 +357,15 @@ fn what_does_not_fit_is_whole_in_a_file_that_the_prompt_names() {
 }
 
 #[test]
+fn a_task_of_an_older_log_reads_as_one_without_a_guide() {
+    let spec = crate::state::tests::spec("p");
+    let mut old = serde_json::to_value(&spec).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("guide").is_some());
+    let read: crate::task::TaskSpec = serde_json::from_value(old).unwrap();
+    assert_eq!(read, spec);
+}
+
+#[test]
 fn a_variable_of_any_name_is_masked_in_the_log() {
     let mut spec = crate::state::tests::spec("p");
     spec.guide = Case::full().guide;
