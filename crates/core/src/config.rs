@@ -17,6 +17,7 @@ use crate::{
     gate::{Gate, Pool},
     id::{AccountName, AgentName, BadId, ModelName, PlacementName, PoolName},
     limits::Limits,
+    prompt::{Library, TextName},
     schedule::Pools,
     sidecar::{BROKER_URL, Upstream},
     task::{Expects, Network, Placement, Wrap},
@@ -307,6 +308,10 @@ impl TryFrom<String> for HomePath {
 #[serde(deny_unknown_fields)]
 pub struct TaskDefaults {
     pub agent: AgentName,
+    /// How to work, where a task does not say.
+    pub template: TextName,
+    /// The label of a task that has none; empty for no label.
+    pub org: String,
     pub expects: Expects,
     pub placement: PlacementName,
     pub allow_host: bool,
@@ -350,6 +355,8 @@ pub struct Config {
     pub container: ContainerSettings,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
+    /// What prompts are made of: ours, until the caller lays a person's own over it.
+    pub library: Library,
 }
 
 /// One file, or what stands for one.
@@ -703,6 +710,7 @@ impl Typing<'_> {
             container: container?,
             agents,
             checks,
+            library: Library::built_in(),
         })
     }
 

@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 44] = [
+const NAMES: [&str; 49] = [
     "after",
     "agent",
     "base",
@@ -602,6 +602,7 @@ const NAMES: [&str; 44] = [
     "child",
     "commit",
     "driver",
+    "effort",
     "expects",
     "failed",
     "head",
@@ -613,6 +614,8 @@ const NAMES: [&str; 44] = [
     "outcome",
     "parent",
     "path",
+    "persona",
+    "plan",
     "pool",
     "priority",
     "refname",
@@ -620,12 +623,14 @@ const NAMES: [&str; 44] = [
     "review_base",
     "runtime",
     "session",
+    "sha256",
     "severity",
     "short",
     "site",
     "sites",
     "state",
     "stopped",
+    "template",
     "verdict",
     "task",
     "verified",

@@ -11,7 +11,7 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    event::{CheckState, Event, Kind, Scope, Sealed, Subject, Verified},
+    event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
@@ -38,6 +38,7 @@ pub struct Run {
     pub state: RunState,
     pub queued_seq: Seq,
     pub queued_at: Millis,
+    pub prompt: Option<PromptMade>,
     pub site: Option<SiteName>,
     pub driver: Option<DriverKind>,
     pub enforced: Option<String>,
@@ -623,6 +624,7 @@ impl State {
                 state: RunState::Queued,
                 queued_seq: seq,
                 queued_at: event.at,
+                prompt: None,
                 site: None,
                 driver: None,
                 enforced: None,
@@ -723,6 +725,7 @@ impl State {
                     removed: false,
                 });
             }
+            Kind::PromptMade { made } => run.prompt = Some(made.clone()),
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
             Kind::RangeSet { range } => run.range = Some(range.clone()),
@@ -789,7 +792,7 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         config::Config,
@@ -798,7 +801,7 @@ mod tests {
         task::{Base, ChecksAsked, Expects, Labels, Placement, Terms, Wrap},
     };
 
-    fn spec(pool: &str) -> TaskSpec {
+    pub(crate) fn spec(pool: &str) -> TaskSpec {
         TaskSpec {
             title: "t".into(),
             text: "t".into(),
@@ -815,6 +818,7 @@ mod tests {
             labels: Labels::default(),
             terms: Terms::default(),
             limits: crate::limits::Lowered::default(),
+            guide: Default::default(),
         }
     }
 

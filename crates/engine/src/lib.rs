@@ -13,7 +13,8 @@
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
-//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task
+//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
+//!   an agent is given
 
 #[cfg(windows)]
 compile_error!(
@@ -36,6 +37,7 @@ pub mod lock;
 pub mod logins;
 pub mod mirror;
 pub mod pressure;
+pub mod prompts;
 pub mod reader;
 mod run;
 mod sidecar;

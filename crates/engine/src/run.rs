@@ -42,6 +42,7 @@ use crate::{
     files,
     lines::{Line, Lines},
     logins::{Account, LoginError},
+    prompts::{self, Words},
     sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
@@ -265,7 +266,8 @@ impl Walk {
                 self.tell(Kind::Adopted).await?;
                 self.find_sidecar(&site, &profile).await;
                 // The same first words as before: the keeper ignores what it has heard.
-                if let Some(opening) = self.open(driver.as_mut(), &profile, None)?.1 {
+                let words = self.words_again().await?;
+                if let Some(opening) = self.open(driver.as_mut(), &profile, None, &words)?.1 {
                     self.say(&site, 0, opening).await;
                 }
                 site
@@ -407,6 +409,7 @@ impl Walk {
         let home = self.ctx.trees.home(&self.job.task);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         self.prepare_fence().await?.map_err(start)?;
+        let words = self.words().await?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -420,7 +423,7 @@ impl Walk {
                     continue;
                 }
             };
-            let (invocation, first) = self.open(driver, profile, aid.as_ref())?;
+            let (invocation, first) = self.open(driver, profile, aid.as_ref(), &words)?;
             let relays = self.relays(Some(profile));
             let invocation = self.fence(invocation, &home, Some(profile), Part::Agent, relays);
             let invocation = invocation.map_err(start)?;
@@ -528,38 +531,66 @@ impl Walk {
         self.tell(started).await
     }
 
+    /// The session that this run goes on with.
+    fn resume(&self) -> Option<&str> {
+        let runs = &self.job.task.runs;
+        let earlier = runs.iter().rev().filter(|run| run.n < self.job.run.n);
+        let session = earlier.filter_map(|run| run.session.as_deref()).next();
+        match self.run().map(|run| &run.cause) {
+            None | Some(RunCause::Dispatched) => None,
+            Some(RunCause::Answer { .. } | RunCause::RetryOf { .. }) => session,
+        }
+    }
+
+    /// Makes the prompt and keeps it before anything is started.
+    async fn words(&self) -> Result<Words, Stopped> {
+        let (settings, redactor) = (Arc::clone(&self.ctx.settings), self.redactor.clone());
+        let (n, remembers) = (self.job.run.n, self.resume().is_some());
+        let range = self.range.clone();
+        let made = self
+            .blocking(move |trees, task| {
+                prompts::make(
+                    trees,
+                    task,
+                    n,
+                    remembers,
+                    range.as_ref(),
+                    &settings.config,
+                    &redactor,
+                )
+            })
+            .await?;
+        let (words, made) = made.map_err(|error| Failure::Prepare {
+            reason: error.to_string(),
+        })?;
+        if self.run().and_then(|run| run.prompt.as_ref()) != Some(&made) {
+            self.tell(Kind::PromptMade { made }).await?;
+        }
+        Ok(words)
+    }
+
+    /// What the agent of this run was given, or was about to be.
+    async fn words_again(&self) -> Result<Words, Stopped> {
+        let run = self.job.run;
+        let kept = self
+            .blocking(move |trees, _| prompts::kept(trees.data(), run))
+            .await?;
+        match kept {
+            Ok(Some(words)) => Ok(words),
+            Ok(None) | Err(_) => self.words().await,
+        }
+    }
+
     /// The invocation of the agent, and what is said first.
     fn open(
         &self,
         driver: &mut dyn Driver,
         profile: &AgentProfile,
         aid: Option<&Aid>,
+        words: &Words,
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
-        let cause = self
-            .run()
-            .map_or(RunCause::Dispatched, |run| run.cause.clone());
-        let earlier = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
-        let session = earlier.filter_map(|run| run.session.as_deref()).next();
-        let resume = match cause {
-            RunCause::Dispatched => None,
-            RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
-        };
-        let mut words = task.spec.text.clone();
-        if let Some(range) = &self.range {
-            words.push_str("\n\n");
-            words.push_str(&review::instructions(range));
-        }
-        let mut before = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
-        let question = before.next().and_then(|run| match &run.state {
-            RunState::Finished(Outcome::Blocked { question }) => Some(question.as_str()),
-            _ => None,
-        });
-        let expects = task.spec.expects;
-        let resumed = resume.is_some();
-        let text = prompt::prompt(&words, &cause, expects, resumed, question);
-        let whole = prompt::prompt(&words, &cause, expects, false, question);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = self.program(&profile.program, &self.ctx.settings.job_env);
         let program = program.map_err(start)?;
@@ -572,13 +603,14 @@ impl Walk {
             .map(|arg| arg.replace(BROKER_URL, broker_url.unwrap_or_default()))
             .collect();
         let ask = Ask {
-            prompt: &text,
-            whole: &whole,
+            prompt: &words.prompt,
+            whole: &words.whole,
             cwd: &workspace.to_string_lossy(),
             program: &program,
             args: &args,
             home: &home_text,
-            resume,
+            resume: self.resume(),
+            effort: task.spec.guide.effort,
             review: self.range.as_ref(),
             model: task.spec.terms.model.as_ref().map(ModelName::as_str),
             profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
@@ -690,6 +722,8 @@ impl Walk {
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
+        let context = prompts::context(&self.ctx.settings.data, self.job.run);
+        read.extend(agent.map(|_| context).filter(|dir| dir.is_dir()));
         let paths = agent.map_or(&[][..], |agent| &agent.paths);
         read.extend(toolchains.paths.iter().chain(paths).map(PathBuf::from));
         let mut seen = toolchains.pass_env.clone();

@@ -24,7 +24,7 @@ use dispatch_core::{
     id::{RunId, TaskId},
     network::AllowList,
     outcome::{Failure, Outcome, Stop},
-    task::{Network, Placement, TaskSpec, Wrap, title_of},
+    task::{Effort, Network, Placement, TaskSpec, Wrap, title_of},
     update::Update,
 };
 use dispatch_engine::{
@@ -445,6 +445,29 @@ fn endless(word: &str) -> Value {
         {"tool": "shell", "command": format!("echo begun > {word}; tail -f {word}")},
         {"text": "Unreachable."}
     ])
+}
+
+/// How hard to think arrives at the provider, as each CLI says it there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_effort_is_passed_on() {
+    for cli in [Cli::Claude, Cli::Codex] {
+        let steps = json!([{"tool": "shell", "command": "echo x >> README.md"}, {"text": "Done."}]);
+        let Some(stage) = Stage::set(cli, steps).await else {
+            return;
+        };
+        let mut spec = stage.spec();
+        spec.guide.effort = Some(Effort::Low);
+        let run = stage.engine.dispatch(spec, Secrets::new()).await.unwrap();
+        let view = stage.end(run).await;
+        let summary = "Done.".into();
+        assert_eq!(
+            *outcome(&view),
+            Outcome::Completed { summary },
+            "{}",
+            reason(&view)
+        );
+        assert_eq!(stage.model.asked()[0]["effort"], "low", "{cli:?}");
+    }
 }
 
 async fn edits_a_file(cli: Cli, wrap: Wrap) {

@@ -1,17 +1,18 @@
 //! The task object of the scripting contract (docs/cli.md), made from what the engine knows.
 //! Must not drop or rename a field: scripts depend on it, and a test holds its schema.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
     outcome::Outcome,
+    prompt::{Guide as CoreGuide, TextName},
     review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
-    task::Network,
+    task::{Effort, Network},
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
@@ -71,6 +72,9 @@ pub(crate) struct Task {
     /// Those it has lower than the configuration.
     #[serde(default)]
     pub(crate) limits: Lowered,
+    /// How its prompt is made.
+    #[serde(default)]
+    pub(crate) guide: Guide,
     pub(crate) removed: bool,
 }
 
@@ -88,6 +92,25 @@ pub(crate) struct Waiting {
 pub(crate) struct Budget {
     pub(crate) tokens: u64,
     pub(crate) usd: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guide {
+    pub(crate) template: Option<String>,
+    pub(crate) persona: Option<String>,
+    pub(crate) plan: Option<String>,
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) effort: Option<Effort>,
+}
+
+/// What an agent was given to read, and the file that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prompt {
+    pub(crate) path: PathBuf,
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
+    pub(crate) cut: Vec<String>,
+    pub(crate) repository: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +133,8 @@ pub(crate) struct Run {
     pub(crate) session: Option<String>,
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
+    #[serde(default)]
+    pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
     pub(crate) review: Option<Review>,
@@ -188,7 +213,32 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
         session: run.session.clone(),
         usage: run.usage.clone(),
         checks: run.checks.iter().map(Check::from).collect(),
+        prompt: prompt(run, job),
         review: run.review.clone(),
+    }
+}
+
+fn prompt(run: &CoreRun, job: Option<&JobView>) -> Option<Prompt> {
+    let made = run.prompt.as_ref()?;
+    Some(Prompt {
+        path: job?.prompt.clone()?,
+        sha256: made.sha256.clone(),
+        bytes: made.bytes,
+        cut: made.cut.clone(),
+        repository: made.repository.clone(),
+    })
+}
+
+impl From<&CoreGuide> for Guide {
+    fn from(guide: &CoreGuide) -> Self {
+        let word = |name: &Option<TextName>| name.as_ref().map(TextName::to_string);
+        Self {
+            template: word(&guide.template),
+            persona: word(&guide.persona),
+            plan: word(&guide.plan),
+            variables: guide.variables.clone(),
+            effort: guide.effort,
+        }
     }
 }
 
@@ -296,6 +346,7 @@ impl From<&TaskView> for Task {
                 })
                 .collect(),
             limits: task.spec.limits.clone(),
+            guide: Guide::from(&spec.guide),
             removed: task.removed,
         }
     }
@@ -305,7 +356,7 @@ impl From<&TaskView> for Task {
 pub(crate) mod tests {
     use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
-        event::{CheckState, Sealed, Verified},
+        event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
         run::RunCause,
         state::Workspace,
@@ -321,6 +372,12 @@ pub(crate) mod tests {
             state,
             queued_seq: 2,
             queued_at: 0,
+            prompt: Some(PromptMade {
+                sha256: "a1".into(),
+                bytes: 3,
+                cut: vec!["issue.md".into()],
+                repository: vec![],
+            }),
             range: None,
             review: Some(Review {
                 verdict: Verdict::Fail,
@@ -388,6 +445,12 @@ pub(crate) mod tests {
                 labels: Labels::default(),
                 terms: Terms::default(),
                 limits: dispatch_core::limits::Lowered::default(),
+                guide: CoreGuide {
+                    template: Some("review".parse().unwrap()),
+                    variables: BTreeMap::from([("a".into(), "b".into())]),
+                    effort: Some(Effort::High),
+                    ..CoreGuide::default()
+                },
             },
             created_at: 500,
             seq: 9,
@@ -416,6 +479,7 @@ pub(crate) mod tests {
             jobs: vec![JobView {
                 keeper_pid: None,
                 log: "/d/runs/x/agent/out".into(),
+                prompt: Some("/d/tasks/x/prompts/1.md".into()),
                 ended_not_judged: true,
             }],
             vault: None,
@@ -442,6 +506,10 @@ pub(crate) mod tests {
             "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
             "session": "s", "usage": null,
             "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+            "prompt": {
+                "path": "/d/tasks/x/prompts/1.md", "sha256": "a1", "bytes": 3,
+                "cut": ["issue.md"], "repository": [],
+            },
             "review": review,
         });
         let want = serde_json::json!({
@@ -457,7 +525,12 @@ pub(crate) mod tests {
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {}, "removed": false,
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {},
+            "guide": {
+                "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
+                "effort": "high",
+            },
+            "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

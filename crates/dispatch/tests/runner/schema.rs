@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 39] = [
+const TASK: [(&str, &str); 40] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -42,9 +42,10 @@ const TASK: [(&str, &str); 39] = [
     ("notes", "strings"),
     ("carried", "array"),
     ("limits", "object"),
+    ("guide", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 12] = [
+const RUN: [(&str, &str); 13] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -56,6 +57,7 @@ const RUN: [(&str, &str); 12] = [
     ("session", "string?"),
     ("usage", "object?"),
     ("checks", "array"),
+    ("prompt", "object?"),
     ("review", "object?"),
 ];
 const WAITING: [(&str, &str); 4] = [

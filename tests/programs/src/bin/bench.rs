@@ -556,6 +556,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         labels: Labels::default(),
         terms: Terms::default(),
         limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     })
 }
 

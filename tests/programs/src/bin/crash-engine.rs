@@ -187,5 +187,6 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         labels: Labels::default(),
         terms: Terms::default(),
         limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     })
 }

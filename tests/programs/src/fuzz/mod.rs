@@ -6,6 +6,7 @@
 mod files;
 mod mutate;
 mod network;
+mod prompts;
 mod random;
 mod speech;
 mod state;
@@ -44,6 +45,7 @@ pub fn targets() -> Vec<Target> {
         stores::TARGETS,
         files::TARGETS,
         network::TARGETS,
+        prompts::TARGETS,
         state::TARGETS,
     ];
     lists.concat()

@@ -154,6 +154,7 @@ impl World {
             labels: Labels::default(),
             terms: Terms::default(),
             limits: dispatch_core::limits::Lowered::default(),
+            guide: Default::default(),
         }
     }
 
