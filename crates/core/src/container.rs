@@ -776,14 +776,14 @@ mod tests {
         argv.windows(words.len()).any(|found| found == words)
     }
 
-    fn wrapped(runtime: Runtime, wanted: Wanted) -> Invocation {
-        wrap(inner(), &job(), &view(runtime), &wanted).unwrap()
+    fn wrapped(runtime: Runtime, wanted: &Wanted) -> Invocation {
+        wrap(inner(), &job(), &view(runtime), wanted).unwrap()
     }
 
     #[test]
     fn the_program_comes_through_unquoted_and_no_secret_is_in_the_argv() {
         for runtime in Runtime::ALL {
-            let with = wrapped(runtime, Wanted::default());
+            let with = wrapped(runtime, &Wanted::default());
             let mut bare = view(runtime);
             bare.warden = None;
             let without = wrap(inner(), &job(), &bare, &Wanted::default()).unwrap();
@@ -817,7 +817,7 @@ mod tests {
     #[test]
     fn privileges_go_and_the_root_is_closed_in_every_case() {
         for runtime in [Runtime::Docker, Runtime::Podman] {
-            let argv = wrapped(runtime, Wanted::default()).argv;
+            let argv = wrapped(runtime, &Wanted::default()).argv;
             for word in [
                 "--cap-drop=all",
                 "--read-only",
@@ -853,7 +853,7 @@ mod tests {
 
     #[test]
     fn only_what_is_named_is_bound_and_only_what_is_written_is_writable() {
-        let argv = wrapped(Runtime::Podman, Wanted::default()).argv;
+        let argv = wrapped(Runtime::Podman, &Wanted::default()).argv;
         let mounts: Vec<&str> = argv
             .iter()
             .zip(&argv[1..])
@@ -905,13 +905,13 @@ mod tests {
             host_alias: true,
             ..Wanted::default()
         };
-        let docker = wrapped(Runtime::Docker, all.clone()).argv;
+        let docker = wrapped(Runtime::Docker, &all).argv;
         assert!(docker.iter().any(|word| word == "--gpus=all"));
         assert!(has(
             &docker,
             &["--add-host", "host.docker.internal:host-gateway"]
         ));
-        let podman = wrapped(Runtime::Podman, all.clone()).argv;
+        let podman = wrapped(Runtime::Podman, &all).argv;
         assert!(has(&podman, &["--device", "nvidia.com/gpu=all"]));
         assert!(!podman.iter().any(|word| word == "--add-host"));
         let apple = |wanted| wrap(inner(), &job(), &view(Runtime::Apple), &wanted).unwrap_err();
@@ -926,18 +926,18 @@ mod tests {
         for runtime in Runtime::ALL {
             let argv = wrapped(
                 runtime,
-                Wanted {
+                &Wanted {
                     host_alias: false,
                     ..none.clone()
                 },
             )
             .argv;
             assert!(has(&argv, &["--network", "none"]));
-            let full = wrapped(runtime, Wanted::default()).argv;
+            let full = wrapped(runtime, &Wanted::default()).argv;
             assert!(!full.iter().any(|word| word.starts_with("--network")));
         }
         assert!(
-            !wrapped(Runtime::Docker, none)
+            !wrapped(Runtime::Docker, &none)
                 .argv
                 .iter()
                 .any(|word| word == "--add-host")

@@ -176,12 +176,12 @@ impl Fences {
         job: &JobId,
         needs: Needs<'_>,
         container: &Container,
-        wanted: Wanted,
+        wanted: &Wanted,
     ) -> Result<Invocation, String> {
         let warden = &self.host()?.warden_file;
         let viewed = self.containers.view(inner, job, needs, container, warden);
         let (inner, view) = viewed?;
-        container::wrap(inner, job, &view, &wanted).map_err(|refused| refused.to_string())
+        container::wrap(inner, job, &view, wanted).map_err(|refused| refused.to_string())
     }
 
     /// `inner` in a cage of this host.

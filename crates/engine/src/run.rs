@@ -768,7 +768,7 @@ impl Walk {
             gpu: placement.gpu,
             host_alias: agent.is_some_and(|agent| agent.host_alias),
         };
-        fences.contain(inner, &self.id(part), needs, container, wanted)
+        fences.contain(inner, &self.id(part), needs, container, &wanted)
     }
 
     /// The login of the agent's account, when somebody has logged in there.

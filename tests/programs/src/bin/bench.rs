@@ -385,7 +385,7 @@ async fn container(dispatch: &Path) -> Result<()> {
             ..Wanted::default()
         };
         let job = conformance::job(0xc0_0000 + n);
-        let made = fences.contain(inner, &job, needs, &wanted, asked);
+        let made = fences.contain(inner, &job, needs, &wanted, &asked);
         let what = made.map_err(anyhow::Error::msg)?;
         let started = site.start(&job, &what).await;
         anyhow::ensure!(started == Start::Started, "{started:?}");
