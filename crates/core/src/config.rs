@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use crate::{
     checks::Checks,
     drivers::DriverKind,
-    id::{AgentName, PlacementName, PoolName},
+    id::{AgentName, PlacementName, PoolName, RepoName},
     limits::Limits,
     schedule::{Pool, Pools},
     task::{Expects, Network, Placement, Wrap},
@@ -152,6 +152,26 @@ struct PoolTable {
     slots: usize,
 }
 
+/// One `[repos.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RepoTable {
+    path: Option<String>,
+    url: Option<String>,
+    default_branch: Option<String>,
+    org: Option<String>,
+}
+
+/// A repository by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repo {
+    /// An absolute path or a URL.
+    pub place: String,
+    /// What a task starts from that names nothing; without it, what the repository says.
+    pub default_branch: Option<String>,
+    pub org: Option<String>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskDefaults {
@@ -194,6 +214,7 @@ pub struct Config {
     pub placements: BTreeMap<PlacementName, Placement>,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
+    pub repos: BTreeMap<RepoName, Repo>,
 }
 
 /// One file, or what stands for one.
@@ -219,7 +240,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "task",
     "limits",
     "retention",
@@ -228,6 +249,7 @@ const TABLES: [&str; 8] = [
     "placements",
     "agents",
     "checks",
+    "repos",
 ];
 
 /// Lays later layers over earlier ones and types the whole.
@@ -395,6 +417,7 @@ impl Typing<'_> {
         let placements = self.placements();
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
+        let repos = self.repos();
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
@@ -457,7 +480,40 @@ impl Typing<'_> {
             placements,
             agents,
             checks,
+            repos,
         })
+    }
+
+    fn repos(&mut self) -> BTreeMap<RepoName, Repo> {
+        let mut out = BTreeMap::new();
+        for (name, table) in self.many::<RepoName, RepoTable>("repos") {
+            let at = place(&["repos", name.as_str()]);
+            let found = match (table.path, table.url) {
+                (Some(path), None) if path.starts_with('/') => path,
+                (Some(path), None) => {
+                    let what = format!("{path:?} is not an absolute path");
+                    self.problem(&format!("{at}.path"), what);
+                    continue;
+                }
+                (None, Some(url)) if !url.is_empty() && !url.starts_with(['/', '-']) => url,
+                (None, Some(url)) => {
+                    self.problem(&format!("{at}.url"), format!("{url:?} is not a URL"));
+                    continue;
+                }
+                (Some(_), Some(_)) | (None, None) => {
+                    let what = "give it a path or a url, and not both";
+                    self.problem(&at, what.into());
+                    continue;
+                }
+            };
+            let repo = Repo {
+                place: found,
+                default_branch: table.default_branch,
+                org: table.org,
+            };
+            out.insert(name, repo);
+        }
+        out
     }
 
     fn placements(&mut self) -> BTreeMap<PlacementName, Placement> {

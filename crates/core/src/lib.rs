@@ -1,7 +1,7 @@
 //! What Dispatch decides, without touching the world: no I/O, no async, no clock (I1).
 //! Same input, same output. Read the modules in this order.
 //!
-//! * [`id`] names; [`task`] what was asked; [`outcome`] how a run ends; [`run`] the table of life
+//! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`event`] everything that can happen; [`state`] the fold of it
 //! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
@@ -18,6 +18,7 @@ pub mod event;
 pub mod id;
 pub mod job;
 pub mod limits;
+pub mod naming;
 pub mod outcome;
 pub mod project;
 pub mod prompt;

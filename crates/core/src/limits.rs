@@ -41,6 +41,8 @@ pub struct Limits {
     pub processes_max: u64,
     pub open_files_max: u64,
     pub workspace_bytes: u64,
+    /// From the question to a repository's host to its answer.
+    pub upstream_s: u64,
     pub queue_max: usize,
     pub runs_max: u32,
     pub task_bytes: usize,
@@ -62,6 +64,7 @@ impl Limits {
             ("idle_s", self.idle_s),
             ("output_bytes", self.output_bytes),
             ("check_wall_clock_s", self.check_wall_clock_s),
+            ("upstream_s", self.upstream_s),
             ("queue_max", self.queue_max as u64),
             ("runs_max", u64::from(self.runs_max)),
             ("task_bytes", self.task_bytes as u64),

@@ -590,10 +590,11 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 36] = [
     "agent",
     "base",
     "base_branch",
+    "behind",
     "branch",
     "cause",
     "check",
@@ -618,6 +619,7 @@ const NAMES: [&str; 34] = [
     "sites",
     "state",
     "stopped",
+    "taken",
     "verified",
     "version",
     "why",

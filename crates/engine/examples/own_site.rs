@@ -18,7 +18,7 @@ use std::{
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap},
 };
 use dispatch_engine::{
     engine::{Engine, Observer, Secrets, Settings, Sites},
@@ -113,6 +113,7 @@ async fn run() -> Result<(), Failure> {
         expects: Expects::Change,
         checks: ChecksAsked::None,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
     };

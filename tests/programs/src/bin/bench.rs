@@ -19,7 +19,7 @@ use dispatch_core::{
     id::{RunId, TaskId},
     job::{Exit, Offset},
     run::RunCause,
-    task::{Base, ChecksAsked, Expects, Labels, Network, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Network, Placement, TaskSpec, Turn, Wrap},
 };
 use dispatch_engine::{
     engine::{Engine, Observer, Secrets, Settings},
@@ -308,6 +308,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         expects: Expects::Either,
         checks: ChecksAsked::None,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
     })

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap},
 };
 use dispatch_engine::{
     engine::{Engine, Observer, Secrets, Settings, Sites},
@@ -154,6 +154,7 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         expects: Expects::Change,
         checks: ChecksAsked::Detect,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
     })

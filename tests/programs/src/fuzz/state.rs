@@ -10,7 +10,7 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
     state::State,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap},
     update::{Update, Usage},
 };
 
@@ -77,6 +77,7 @@ fn seeds() -> Vec<Vec<u8>> {
         expects: Expects::Change,
         checks: ChecksAsked::Detect,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
     };
