@@ -15,13 +15,14 @@ use dispatch_core::{
     config::{Config, EnvValue},
     event::{Event, Kind, Subject},
     id::{RunId, Seq, SiteName, TaskId},
+    naming,
     outcome::{Outcome, Stop},
     redact::Redactor,
     run::{RunCause, RunState},
     schedule::{self, Held},
     secret::Secret,
     state::State,
-    task::{Base, TaskSpec},
+    task::{Base, Taken, TaskSpec},
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -241,6 +242,7 @@ impl Engine {
             effects: Vec::new(),
             shutdown: None,
             disk_full: false,
+            turns_changed: false,
             _lock: lock,
         };
         spawn_actor(actor);
@@ -492,6 +494,8 @@ struct Actor {
     effects: Vec<Effect>,
     shutdown: Option<Reply<()>>,
     disk_full: bool,
+    /// Who has a workspace has changed since those that wait for one were looked at.
+    turns_changed: bool,
     _lock: EngineLock,
 }
 
@@ -600,7 +604,23 @@ impl Actor {
         }
     }
 
+    /// Those that wait for a workspace look again whether it is free.
+    fn look_at_turns(&mut self) {
+        if !std::mem::take(&mut self.turns_changed) {
+            return;
+        }
+        let behind = |run: &&RunId| {
+            let task = self.state.task(run.task);
+            task.is_some_and(|task| task.spec.turn.behind.is_some())
+        };
+        let held: Vec<RunId> = self.held.keys().filter(behind).copied().collect();
+        for run in held {
+            self.look_for_secrets(run);
+        }
+    }
+
     fn decide(&mut self) {
+        self.look_at_turns();
         if self.state.queue().len() == 0 || self.shutdown.is_some() {
             self.disk_full = false;
             return;
@@ -656,6 +676,14 @@ impl Actor {
                     }
                     _ => None,
                 };
+                self.turns_changed |= matches!(
+                    event.kind,
+                    Kind::Finished { .. }
+                        | Kind::RunQueued { .. }
+                        | Kind::StopRequested { .. }
+                        | Kind::TaskRemoved
+                        | Kind::TaskRestored
+                );
                 self.pending.push(event);
                 if let Some((child, state)) = ended {
                     self.tell_parent(child, state);
@@ -787,7 +815,7 @@ impl Actor {
         Ok(view)
     }
 
-    fn dispatch(&mut self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+    fn dispatch(&mut self, mut spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
         let limits = &self.ctx.settings.config.limits;
         if self.state.queue().len() >= limits.queue_max {
             return Err(VerbError::QueueFull {
@@ -808,23 +836,19 @@ impl Actor {
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
-        if let Some(name) = &spec.workspace {
-            let same = |task: &&dispatch_core::state::Task| {
-                task.spec.workspace.as_ref() == Some(name)
-                    && task.spec.repo == spec.repo
-                    && !task.removed
-                    && task
-                        .workspace
-                        .as_ref()
-                        .is_none_or(|workspace| !workspace.removed)
-            };
-            if let Some(holder) = self.state.tasks().find(same) {
-                let (name, holder) = (name.to_string(), holder.id);
-                return Err(VerbError::WorkspaceTaken { name, holder });
-            }
+        crate::trees::wanted(&spec.base).map_err(|error| VerbError::BadInput {
+            what: error.to_string(),
+        })?;
+        let older: Vec<TaskId> = self.state.holders(&spec).map(|task| task.id).collect();
+        if let (Taken::Refuse, Some(holder)) = (spec.turn.taken, older.last()) {
+            let name = naming::workspace_name(&spec, "");
+            let holder = *holder;
+            return Err(VerbError::WorkspaceTaken { name, holder });
         }
+        spec.turn.behind = older.last().copied();
         let task = self.fresh_id()?;
         let short = self.state.short(task);
+        let supersedes = spec.turn.taken == Taken::Supersede;
         let spec = Box::new(spec);
         // Before the first event, so that they are masked in it.
         self.secrets.insert(task, secrets);
@@ -836,8 +860,25 @@ impl Actor {
                 cause: RunCause::Dispatched,
             },
         );
+        if supersedes {
+            older.into_iter().for_each(|old| self.supersede(old, task));
+        }
         self.look_for_secrets(run);
         Ok(run)
+    }
+
+    /// Ends what has the workspace. Its result is kept by its own end, and its workspace stays.
+    fn supersede(&mut self, old: TaskId, by: TaskId) {
+        let text = format!("superseded by task {by}, which wants its workspace");
+        self.put(Subject::Task(old), Kind::Noted { text });
+        let state = self.state.task(old).and_then(|task| task.last_run());
+        // A second request would be a kill.
+        if state.is_some_and(|run| !matches!(run.state, RunState::Stopping { .. })) {
+            match self.stop(old, Force::Ask) {
+                // Blocked: nothing of it runs.
+                Ok(()) | Err(_) => {}
+            }
+        }
     }
 
     fn fresh_id(&self) -> Result<TaskId, VerbError> {
@@ -878,6 +919,9 @@ impl Actor {
             return Err(wrong(
                 "its workspace was removed; bring it back with `dispatch undo` first",
             ));
+        }
+        if self.state.taken_over(task).is_some() {
+            return Err(wrong("a newer task has its workspace; stop that one first"));
         }
         if found.runs.len() >= limits.runs_max as usize {
             return Err(wrong("it has had all its runs (limits.runs_max)"));
@@ -984,7 +1028,22 @@ impl Actor {
         agent.env.iter().filter_map(lacking).collect()
     }
 
+    /// Why a run waits for an older task, if it does.
+    fn behind(&self, run: RunId) -> Option<String> {
+        let holder = self.state.waits_behind(run.task)?;
+        let name = naming::workspace_name(&holder.spec, &holder.short);
+        let state = holder.last_run().map_or("queued", |run| run.state.word());
+        let short = self.state.short(holder.id);
+        Some(format!(
+            "after {short}, which is {state} and has the workspace {name}"
+        ))
+    }
+
     fn look_for_secrets(&mut self, run: RunId) {
+        if let Some(why) = self.behind(run) {
+            self.held.insert(run, why);
+            return;
+        }
         let lacks = self.lacks(run);
         if lacks.is_empty() {
             self.held.remove(&run);
@@ -1151,8 +1210,8 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
     let redactor = Redactor::new(secrets.values().map(Secret::expose));
     let shows = |name: &str| redactor.redact(name) != name;
     let branch = match &spec.base {
-        Base::Head => false,
-        Base::Branch { name } => shows(name),
+        Base::Head | Base::Pr { .. } | Base::Folder | Base::Nothing => false,
+        Base::Branch { name } | Base::Default { name } | Base::Tag { name } => shows(name),
     };
     branch
         || shows(&spec.repo)

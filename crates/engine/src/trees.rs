@@ -8,12 +8,14 @@ use std::{
     fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use dispatch_core::{
     carried::{self, Carried},
     checks::{self, Checks, RootFiles},
     event::Sealed,
+    naming,
     prompt::BLOCKED_FILE,
     state::{Task, Workspace},
     task::Base,
@@ -23,7 +25,7 @@ use crate::{
     engine::Settings,
     files,
     git::{CommitId, Git, GitError, RefName, bundle_job},
-    mirror::{Mirror, MirrorError},
+    mirror::{Brought, Mirror, MirrorError, Wanted},
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
     vault::{Author, Vault, VaultError},
     workspace::{Head, How, WorkspaceError, Workspaces, agent_head},
@@ -66,6 +68,8 @@ pub(crate) struct Ready {
     pub(crate) how: String,
     /// What an earlier run had asked; moved out, so that it is not taken for a new question.
     pub(crate) old_question: Option<String>,
+    /// What a person should know of the base.
+    pub(crate) notes: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -75,6 +79,17 @@ pub(crate) struct Trees {
     workspaces: Workspaces,
     limits: snapshot::Limits,
     path: String,
+    answer_timeout: Duration,
+}
+
+/// What a task's base is called in git.
+pub(crate) fn wanted(base: &Base) -> Result<Wanted, GitError> {
+    Ok(match base {
+        Base::Branch { name } | Base::Default { name } => Wanted::Branch(RefName::branch(name)?),
+        Base::Pr { number } => Wanted::Pr(*number),
+        Base::Tag { name } => Wanted::Tag(RefName::tag(name)?),
+        Base::Head | Base::Folder | Base::Nothing => Wanted::Head,
+    })
 }
 
 /// The vault that a repository's results are in, whether or not it is there yet.
@@ -102,6 +117,7 @@ impl Trees {
         let workspaces = Workspaces::new(&git, &settings.data);
         workspaces.sweep().map_err(|e| e.to_string())?;
         let limits = &settings.config.limits;
+        let answer_timeout = Duration::from_secs(limits.upstream_s);
         let limits = snapshot::Limits {
             total_bytes: limits.snapshot_bytes,
             file_bytes: limits.snapshot_file_bytes,
@@ -113,6 +129,7 @@ impl Trees {
             workspaces,
             limits,
             path,
+            answer_timeout,
         })
     }
 
@@ -140,11 +157,8 @@ impl Trees {
     }
 
     fn mirror(&self, task: &Task) -> Result<Mirror, TreeError> {
-        Ok(Mirror::open_or_create(
-            &self.git,
-            &self.data,
-            &task.spec.repo,
-        )?)
+        let mirror = Mirror::open_or_create(&self.git, &self.data, &task.spec.repo)?;
+        Ok(mirror.answer_within(self.answer_timeout))
     }
 
     fn vault(&self, task: &Task) -> Result<Vault, TreeError> {
@@ -176,21 +190,26 @@ impl Trees {
                 workspace: workspace.clone(),
                 how,
                 old_question,
+                notes: Vec::new(),
             });
         }
         let mirror = self.mirror(task)?;
-        mirror.refresh()?;
-        let branch = match &task.spec.base {
-            Base::Head => None,
-            Base::Branch { name } => Some(RefName::branch(name)?),
-        };
-        let base = mirror.base(branch.as_ref())?;
-        let name = task.spec.workspace_name(&task.short);
+        let Brought { mut base, notes } = mirror.bring(&wanted(&task.spec.base)?)?;
+        let name = naming::workspace_folder(&task.spec, &task.short);
         let path = self.data.join("workspaces").join(mirror.key()).join(name);
         let (branch, meta) = (Self::branch(task)?, self.meta(task));
-        let prepared = self
-            .workspaces
-            .prepare(&mirror, &base.commit, &branch, &path, &meta)?;
+        let make = |commit: &CommitId| {
+            self.workspaces
+                .prepare(&mirror, commit, &branch, &path, &meta)
+        };
+        let prepared = match make(&base.commit) {
+            // Made before a restart, and upstream has moved on since: the task has its base.
+            Err(WorkspaceError::OtherBase { has, .. }) => {
+                base.commit = has;
+                make(&base.commit)?
+            }
+            other => other?,
+        };
         let how = match prepared.how {
             How::Pooled => "a tree made beforehand",
             How::Moved => "a tree made beforehand, moved to the base",
@@ -208,6 +227,7 @@ impl Trees {
             workspace,
             how: how.into(),
             old_question,
+            notes,
         })
     }
 

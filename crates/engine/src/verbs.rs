@@ -7,6 +7,7 @@ use dispatch_core::{
     event::{Kind, Subject},
     id::TaskId,
     state::Task,
+    task::Base,
 };
 use tokio::sync::oneshot;
 
@@ -186,6 +187,17 @@ impl Engine {
         let _busy = self.hold("apply", task)?;
         let view = self.task(task).await?;
         let commit = result_of("apply", &view)?;
+        if let Base::Tag { name } = &view.task.spec.base {
+            let hint = format!(
+                "it started from the tag {name}, and a tag is not a place to go on from; its result \
+                 is kept and `dispatch diff` shows it; start from a branch to apply one"
+            );
+            return Err(VerbError::Nothing {
+                verb: "apply",
+                task,
+                hint,
+            });
+        }
         let repo = match to {
             Some(repo) => repo,
             None if view.task.spec.repo.starts_with('/') => PathBuf::from(&view.task.spec.repo),

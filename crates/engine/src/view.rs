@@ -66,7 +66,8 @@ pub enum VerbError {
     #[error("queue the task: {max} tasks wait already (limits.queue_max); try again later")]
     QueueFull { max: usize },
     #[error(
-        "use workspace {name}: task {holder} has it; stop or remove that one, or give another name"
+        "use workspace {name}: task {holder} has it; --queue waits for that one, --supersede stops \
+         it, --workspace takes another name"
     )]
     WorkspaceTaken { name: String, holder: TaskId },
     #[error("{verb} task {task}: it is {state}; {hint}")]
