@@ -12,7 +12,10 @@ use dispatch_core::{
     id::{AgentName, CheckName, PlacementName},
     redact::Redactor,
     secret::{Secret, travel},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
+    task::{
+        Base, ChecksAsked, Expects, IssueText, Labels, Placement, Taken, TaskSpec, Turn, Wrap,
+        title_of,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +49,15 @@ pub(crate) enum ChecksWanted {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dispatch {
     pub(crate) task: String,
-    pub(crate) repo: String,
+    /// A configured name, an absolute path or a URL.
+    #[serde(default)]
+    pub(crate) repo: Option<String>,
+    /// Instead of a repository: a directory, of which the task gets a copy.
+    #[serde(default)]
+    pub(crate) dir: Option<String>,
+    /// Instead of a repository: nothing.
+    #[serde(default)]
+    pub(crate) no_repo: bool,
     pub(crate) title: Option<String>,
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
@@ -54,11 +65,16 @@ pub(crate) struct Dispatch {
     pub(crate) expects: Option<Expects>,
     pub(crate) checks: Option<ChecksWanted>,
     pub(crate) workspace: Option<String>,
+    /// What to do when another task has the workspace.
+    #[serde(default)]
+    pub(crate) taken: Taken,
     pub(crate) parent: Option<String>,
     pub(crate) org: Option<String>,
     pub(crate) issue: Option<u64>,
     pub(crate) pr: Option<u64>,
     pub(crate) tag: Option<String>,
+    #[serde(default)]
+    pub(crate) issue_text: Option<IssueText>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -121,8 +137,22 @@ pub(crate) enum BadRequest {
     UnknownCheck { name: String, there: String },
     #[error("read the task: {0}")]
     Text(String),
-    #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
-    Repo(String),
+    #[error(
+        "use repository {name:?}: it is neither configured, nor an absolute path, nor a URL; \
+         configured are {there}"
+    )]
+    Repo { name: String, there: String },
+    #[error("use directory {0:?}: it is not an absolute path")]
+    Dir(String),
+    #[error("start from {one} and {other}: a task starts from one of them; leave one out")]
+    Together {
+        one: &'static str,
+        other: &'static str,
+    },
+    #[error("start a task: it names no repository; give `repo`, `dir` or `no_repo`")]
+    NoPlace,
+    #[error("start from pull request 0: they are numbered from 1")]
+    Number,
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
 }
@@ -144,6 +174,16 @@ pub(crate) fn is_url(repo: &str) -> bool {
         }
         None => false,
     }
+}
+
+/// No repository of that name; says which there are.
+pub(crate) fn unknown_repo(config: &Config, name: &str) -> BadRequest {
+    let there = match config.repos.is_empty() {
+        true => "none".to_owned(),
+        false => list(config.repos.keys()),
+    };
+    let name = name.to_owned();
+    BadRequest::Repo { name, there }
 }
 
 /// The name of an agent that is configured, or of the default one.
@@ -180,7 +220,78 @@ fn placement(
     Ok(placement.clone())
 }
 
+/// Where a task starts, and for whom.
+struct Place {
+    repo: String,
+    base: Base,
+    org: Option<String>,
+}
+
 impl Dispatch {
+    /// The first two of these that exclude each other.
+    fn alone(&self) -> Result<(), BadRequest> {
+        let given = [
+            ("dir", self.dir.is_some()),
+            ("no_repo", self.no_repo),
+            ("repo", self.repo.is_some()),
+        ];
+        let bases = [
+            ("branch", self.branch.is_some()),
+            ("pr", self.pr.is_some()),
+            ("tag", self.tag.is_some()),
+        ];
+        let without_git = given[..2].iter().chain(&bases);
+        for words in [
+            given.iter().collect::<Vec<_>>(),
+            bases.iter().collect(),
+            without_git.collect(),
+        ] {
+            let mut there = words.iter().filter(|(_, given)| *given);
+            if let (Some((one, _)), Some((other, _))) = (there.next(), there.next()) {
+                return Err(BadRequest::Together { one, other });
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, config: &Config) -> Result<Place, BadRequest> {
+        self.alone()?;
+        let org = self.org.clone();
+        if self.no_repo {
+            let (repo, base) = (String::new(), Base::Nothing);
+            return Ok(Place { repo, base, org });
+        }
+        if let Some(dir) = &self.dir {
+            if !Path::new(dir).is_absolute() {
+                return Err(BadRequest::Dir(dir.clone()));
+            }
+            let (repo, base) = (dir.clone(), Base::Folder);
+            return Ok(Place { repo, base, org });
+        }
+        let Some(name) = &self.repo else {
+            return Err(BadRequest::NoPlace);
+        };
+        let known = config
+            .repos
+            .iter()
+            .find(|(known, _)| known.as_str() == name);
+        let known = known.map(|(_, repo)| repo);
+        let repo = known.map_or(name, |repo| &repo.place).clone();
+        if !is_url(&repo) && !Path::new(&repo).is_absolute() {
+            return Err(unknown_repo(config, name));
+        }
+        let default = known.and_then(|repo| repo.default_branch.clone());
+        let base = match (&self.branch, self.pr, &self.tag) {
+            (Some(name), ..) => Base::Branch { name: name.clone() },
+            (None, Some(0), _) => return Err(BadRequest::Number),
+            (None, Some(number), _) => Base::Pr { number },
+            (None, None, Some(name)) => Base::Tag { name: name.clone() },
+            (None, None, None) => default.map_or(Base::Head, |name| Base::Default { name }),
+        };
+        let org = org.or_else(|| known.and_then(|repo| repo.org.clone()));
+        Ok(Place { repo, base, org })
+    }
+
     pub(crate) fn spec(self, config: &Config) -> Result<TaskSpec, BadRequest> {
         let name = agent(config, self.agent.as_deref())?;
         let Some(profile) = config.agents.get(&name) else {
@@ -200,9 +311,7 @@ impl Dispatch {
             );
             return Err(BadRequest::Text(what));
         }
-        if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
-            return Err(BadRequest::Repo(self.repo));
-        }
+        let Place { repo, base, org } = self.place(config)?;
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
             Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
@@ -222,20 +331,30 @@ impl Dispatch {
         Ok(TaskSpec {
             title: title_of(&titled),
             text: self.task,
-            repo: self.repo,
-            base: self.branch.map_or(Base::Head, |name| Base::Branch { name }),
+            repo,
+            // The answer is the result where nothing can be changed.
+            expects: match (self.expects, &base) {
+                (Some(expects), _) => expects,
+                (None, Base::Nothing) => Expects::Report,
+                (None, _) => config.task.expects,
+            },
+            base,
             agent: name,
             pool: profile.pool.clone(),
             placement: placement(config, profile, self.placement.as_deref())?,
-            expects: self.expects.unwrap_or(config.task.expects),
             checks,
             workspace: self.workspace.map(|name| name.parse()).transpose()?,
+            turn: Turn {
+                taken: self.taken,
+                behind: None,
+            },
             parent: self.parent.map(|id| id.parse()).transpose()?,
             labels: Labels {
-                org: self.org,
+                org,
                 issue: self.issue,
                 pr: self.pr,
                 tag: self.tag,
+                issue_text: self.issue_text.map(Box::new),
             },
         })
     }
@@ -296,6 +415,89 @@ mod tests {
         }
         let none = spec(r#"{"task": "x", "repo": "/r", "checks": "none"}"#).unwrap();
         assert_eq!(none.checks, ChecksAsked::None);
+    }
+
+    #[test]
+    fn a_task_starts_from_one_thing() {
+        let base = |json: &str| spec(&format!(r#"{{"task": "x", {json}}}"#)).map(|spec| spec.base);
+        let name = || "b".to_owned();
+        for (json, wanted) in [
+            (r#""repo": "/r""#, Base::Head),
+            (
+                r#""repo": "/r", "branch": "b""#,
+                Base::Branch { name: name() },
+            ),
+            (
+                r#""repo": "/r", "pr": 7, "issue": 5"#,
+                Base::Pr { number: 7 },
+            ),
+            (
+                r#""repo": "/r", "tag": "b", "issue": 5"#,
+                Base::Tag { name: name() },
+            ),
+            (r#""dir": "/d""#, Base::Folder),
+            (r#""no_repo": true"#, Base::Nothing),
+        ] {
+            assert_eq!(base(json), Ok(wanted), "{json}");
+        }
+        for (json, one, other) in [
+            (r#""repo": "/r", "branch": "b", "pr": 7"#, "branch", "pr"),
+            (r#""repo": "/r", "tag": "b", "pr": 7"#, "pr", "tag"),
+            (
+                r#""repo": "/r", "tag": "b", "branch": "b""#,
+                "branch",
+                "tag",
+            ),
+            (r#""repo": "/r", "dir": "/d""#, "dir", "repo"),
+            (r#""dir": "/d", "pr": 7"#, "dir", "pr"),
+            (r#""no_repo": true, "tag": "b""#, "no_repo", "tag"),
+        ] {
+            let told = base(json).unwrap_err().to_string();
+            assert!(told.contains(&format!("{one} and {other}")), "{told}");
+        }
+        assert_eq!(base(r#""issue": 5"#), Err(BadRequest::NoPlace));
+        assert_eq!(base(r#""repo": "/r", "pr": 0"#), Err(BadRequest::Number));
+        assert!(matches!(base(r#""dir": "d""#), Err(BadRequest::Dir(_))));
+        let answer = spec(r#"{"task": "x", "no_repo": true}"#).unwrap();
+        assert_eq!(answer.expects, Expects::Report);
+    }
+
+    #[test]
+    fn repositories_have_names() {
+        let text = "[repos.api]\nurl = \"https://h/api.git\"\ndefault_branch = \"dev\"\n\
+                    org = \"acme\"\n[repos.web]\npath = \"/src/web\"\n";
+        let layer = dispatch_core::config::Layer { source: "t", text };
+        let config = dispatch_core::config::load(&[layer]).unwrap().0;
+        let spec = |json: &str| {
+            let request: Dispatch = serde_json::from_str(json).unwrap();
+            request.spec(&config)
+        };
+        let api = spec(r#"{"task": "x", "repo": "api"}"#).unwrap();
+        assert_eq!(api.repo, "https://h/api.git");
+        assert_eq!(api.base, Base::Default { name: "dev".into() });
+        assert_eq!(api.labels.org.as_deref(), Some("acme"));
+        let web = spec(r#"{"task": "x", "repo": "web", "org": "o"}"#).unwrap();
+        assert_eq!((web.repo.as_str(), web.base), ("/src/web", Base::Head));
+        assert_eq!(web.labels.org.as_deref(), Some("o"));
+        let error = spec(r#"{"task": "x", "repo": "nope"}"#).unwrap_err();
+        assert!(
+            error.to_string().contains("configured are api, web"),
+            "{error}"
+        );
+        for bad in [
+            "[repos.x]\norg = \"o\"\n",
+            "[repos.x]\npath = \"/x\"\nurl = \"https://h/x\"\n",
+            "[repos.x]\npath = \"x\"\n",
+            "[repos.x]\nurl = \"-x\"\n",
+            "[repos.\"a/b\"]\npath = \"/x\"\n",
+        ] {
+            let layer = dispatch_core::config::Layer {
+                source: "t",
+                text: bad,
+            };
+            let problems = dispatch_core::config::load(&[layer]).unwrap_err();
+            assert!(problems[0].at.starts_with("repos"), "{bad}: {problems:?}");
+        }
     }
 
     #[test]

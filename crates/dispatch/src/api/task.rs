@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
+    naming,
     outcome::Outcome,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
@@ -34,7 +35,15 @@ pub(crate) struct Task {
     pub(crate) branch: String,
     /// The commit it started from, once it is known.
     pub(crate) base: Option<String>,
+    /// What it starts from, in words: `head`, `branch main`, `pr 7`, `tag v1`, `folder`, `nothing`.
+    #[serde(default)]
+    pub(crate) from: String,
     pub(crate) workspace: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) workspace_name: String,
+    /// The task that it was queued behind, or that it supersedes.
+    #[serde(default)]
+    pub(crate) behind: Option<String>,
     pub(crate) task: String,
     pub(crate) org: Option<String>,
     pub(crate) issue: Option<u64>,
@@ -194,6 +203,9 @@ impl From<&TaskView> for Task {
             question,
             branch: task.branch(),
             base: task.workspace.as_ref().map(|w| w.base.clone()),
+            from: spec.base.words(),
+            workspace_name: naming::workspace_name(spec, &task.short),
+            behind: spec.turn.behind.as_ref().map(TaskId::to_string),
             workspace: task
                 .workspace
                 .as_ref()
@@ -244,7 +256,7 @@ pub(crate) mod tests {
         job::ExitReport,
         run::RunCause,
         state::Workspace,
-        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap},
+        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap},
     };
 
     use super::*;
@@ -303,6 +315,7 @@ pub(crate) mod tests {
                 expects: Expects::Change,
                 checks: ChecksAsked::Detect,
                 workspace: None,
+                turn: Turn::default(),
                 parent: None,
                 labels: Labels::default(),
             },
@@ -345,11 +358,14 @@ pub(crate) mod tests {
             question: "UTC?".into(),
         });
         let got = serde_json::to_value(Task::from(&view(0x3f, blocked))).unwrap();
-        let want = serde_json::json!({
+        // As text: the macro has a limit on how much it reads.
+        let want: serde_json::Value = serde_json::from_str(
+            r#"{
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "placement": "host", "enforced": "host: nothing",
             "state": "blocked", "reason": "UTC?", "question": "UTC?",
-            "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
+            "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
+            "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,
             "runs": [{
@@ -357,13 +373,15 @@ pub(crate) mod tests {
                 "pid": null, "log": "/d/runs/x/agent/out",
                 "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
                 "session": "s", "usage": null,
-                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}]
             }],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false,
-        });
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false
+        }"#,
+        )
+        .unwrap();
         assert_eq!(got, want);
         assert_eq!(
             got.to_string(),

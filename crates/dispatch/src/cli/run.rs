@@ -10,7 +10,7 @@ use std::{
 use dispatch_core::{
     config::AgentProfile,
     project::Project,
-    task::{Expects, Wrap},
+    task::{Expects, Taken, Wrap},
 };
 
 use super::{
@@ -57,9 +57,15 @@ pub(crate) struct Args {
     /// What to do, from a file
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
-    /// A path in a git repository, or a URL
-    #[arg(long, default_value = ".")]
-    repo: String,
+    /// A path in a git repository, a URL, or a name of the configuration (default: here)
+    #[arg(long, value_name = "PATH|URL|NAME", conflicts_with_all = ["dir", "no_repo"])]
+    repo: Option<String>,
+    /// Work without git on a private copy of this directory; `dispatch apply` writes back
+    #[arg(long, value_name = "PATH", conflicts_with = "no_repo")]
+    dir: Option<PathBuf>,
+    /// Work in an empty directory: the answer is the result
+    #[arg(long)]
+    no_repo: bool,
     /// One of `dispatch agents`
     #[arg(long)]
     agent: Option<String>,
@@ -67,8 +73,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     placement: Option<String>,
     /// Start from this branch instead of what the repository has checked out
-    #[arg(long)]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["pr", "tag", "dir", "no_repo"])]
     branch: Option<String>,
+    /// Start from the head of this pull or merge request
+    #[arg(long, value_name = "N", conflicts_with_all = ["tag", "dir", "no_repo"])]
+    pr: Option<u64>,
+    /// Start from this tag: the result is kept, and cannot be applied
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["dir", "no_repo"])]
+    tag: Option<String>,
+    /// The issue that this is about
+    #[arg(long, value_name = "N")]
+    issue: Option<u64>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -81,6 +96,12 @@ pub(crate) struct Args {
     /// Name of the workspace; two live tasks never share one
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
+    /// When another task has the workspace: wait for it, instead of an error
+    #[arg(long, conflicts_with = "supersede")]
+    queue: bool,
+    /// When another task has the workspace: stop that one, keep its result, and start
+    #[arg(long)]
+    supersede: bool,
     /// Do not wait: print the task and leave
     #[arg(short, long)]
     detach: bool,
@@ -93,18 +114,9 @@ pub(crate) struct Args {
     /// Shown in lists instead of the first line
     #[arg(long)]
     title: Option<String>,
-    /// A label
-    #[arg(long)]
+    /// For whom: a label, and the first part of the workspace's name
+    #[arg(long, value_name = "NAME")]
     org: Option<String>,
-    /// A label: number of an issue
-    #[arg(long, value_name = "N")]
-    issue: Option<u64>,
-    /// A label: number of a pull request
-    #[arg(long, value_name = "N")]
-    pr: Option<u64>,
-    /// A label
-    #[arg(long)]
-    tag: Option<String>,
 }
 
 /// A text argument, standard input for `-`, or a file.
@@ -163,10 +175,13 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
     let (here, detach, json) = (args.here, args.detach, args.json);
     let asked = request_of(settings, args)?;
-    let left_out = if request::is_url(&asked.repo) {
-        0
-    } else {
-        repo::uncommitted(settings, &asked.repo)
+    let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
+    let left_out = match &asked.repo {
+        Some(repo) if !named => match repo::place(&settings.config, repo) {
+            path if path.starts_with('/') => repo::uncommitted(settings, path),
+            _ => 0,
+        },
+        Some(_) | None => 0,
     };
     if left_out > 0 {
         let text = format!(
@@ -192,11 +207,21 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
 
 fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     let text = read_text(args.text.as_deref(), args.file.as_ref())?;
-    let repo = repo::resolve(&args.repo)?;
-    let project = if request::is_url(&repo) {
-        Project::default()
-    } else {
-        repo::project(settings, &repo)?
+    let dir = args.dir.as_deref().map(repo::folder).transpose()?;
+    let repo = match (&args.repo, &dir, args.no_repo) {
+        (None, Some(_), _) | (None, _, true) => None,
+        (repo, ..) => {
+            let repo = repo.as_deref().unwrap_or(".");
+            Some(repo::resolve(&settings.config, repo)?)
+        }
+    };
+    // Of a directory without git nothing is read before it is copied.
+    let place = repo
+        .as_deref()
+        .map(|repo| repo::place(&settings.config, repo));
+    let project = match place {
+        Some(path) if path.starts_with('/') => repo::project(settings, path)?,
+        Some(_) | None => Project::default(),
     };
     let by_repository = args.agent.is_none() && project.agent.is_some();
     let wanted = args.agent.or(project.agent);
@@ -231,6 +256,8 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     let asked = Dispatch {
         task: text,
         repo,
+        dir,
+        no_repo: args.no_repo,
         title: args.title,
         branch: args.branch,
         secrets: agent_secrets(settings, name.as_str())?,
@@ -244,11 +271,17 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         },
         checks,
         workspace: args.workspace,
+        taken: match (args.queue, args.supersede) {
+            (true, _) => Taken::Queue,
+            (false, true) => Taken::Supersede,
+            (false, false) => Taken::Refuse,
+        },
         parent: None,
         org: args.org,
         issue: args.issue,
         pr: args.pr,
         tag: args.tag,
+        issue_text: None,
     };
     // What the engine would refuse is refused before one is started for it.
     asked.clone().spec(&settings.config)?;

@@ -57,6 +57,11 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
     field("repo", Some(&task.repo));
     field("branch", Some(&task.branch));
     field("base", task.base.as_deref());
+    field(
+        "from",
+        Some(task.from.as_str()).filter(|from| *from != "head"),
+    );
+    field("after", task.behind.as_deref());
     field("agent", Some(&task.agent));
     let placement = match &task.enforced {
         Some(enforced) => format!("{} ({enforced})", task.placement),

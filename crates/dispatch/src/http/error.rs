@@ -63,7 +63,13 @@ impl From<BadRequest> for Problem {
             BadRequest::UnknownPlacement { .. } => "unknown_placement",
             BadRequest::HostNotAllowed(_) => "host_not_allowed",
             BadRequest::UnknownCheck { .. } => "unknown_check",
-            BadRequest::Text(_) | BadRequest::Repo(_) | BadRequest::Name(_) => "bad_input",
+            BadRequest::Repo { .. } => "unknown_repo",
+            BadRequest::Text(_)
+            | BadRequest::Dir(_)
+            | BadRequest::Together { .. }
+            | BadRequest::NoPlace
+            | BadRequest::Number
+            | BadRequest::Name(_) => "bad_input",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 29] = [
+const TASK: [(&str, &str); 32] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -17,7 +17,10 @@ const TASK: [(&str, &str); 29] = [
     ("state", "string"),
     ("reason", "string?"),
     ("question", "string?"),
+    ("from", "string"),
     ("workspace", "string?"),
+    ("workspace_name", "string"),
+    ("behind", "string?"),
     ("org", "string?"),
     ("issue", "number?"),
     ("pr", "number?"),

@@ -19,7 +19,7 @@ use dispatch_core::{
     event::{Event, Kind},
     id::{RunId, TaskId},
     outcome::Outcome,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Wrap, title_of},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap, title_of},
 };
 use dispatch_engine::{
     engine::{Engine, Observer, Secrets, Settings, Sites},
@@ -139,6 +139,7 @@ impl World {
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
             workspace: None,
+            turn: Turn::default(),
             parent: None,
             labels: Labels::default(),
         }

@@ -1,0 +1,205 @@
+//! What a task starts from: branches, pull requests, tags, and names of repositories.
+//! Must not need a forge: a repository with a forge's references is one.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::{schema, world::TestWorld};
+
+const WRITE: &str = "Do it\n> write out.txt hi";
+
+/// A repository whose pull request 7 is one commit beyond the tag `v1`, which is not on `main`.
+fn forge(more: &str) -> (TestWorld, String) {
+    let world = TestWorld::with_config(more);
+    let main = world.git(&["rev-parse", "HEAD"]);
+    fs::write(world.repo().join("side.txt"), "side\n").unwrap();
+    world.commit();
+    world.git(&["branch", "side"]);
+    world.git(&["tag", "-a", "-m", "one", "v1"]);
+    fs::write(world.repo().join("pull.txt"), "pull\n").unwrap();
+    world.commit();
+    world.git(&["update-ref", "refs/pull/7/head", "HEAD"]);
+    world.git(&["reset", "-q", "--hard", &main]);
+    (world, main)
+}
+
+fn run(world: &TestWorld, args: &[&str]) -> Value {
+    let all = [&["run", "--json"][..], args, &[WRITE]].concat();
+    let task = world.dispatch(&all).exits(0).json();
+    schema::task(&task);
+    task
+}
+
+#[test]
+fn a_task_starts_from_a_branch_a_pull_request_or_a_tag() {
+    let (world, main) = forge("");
+    let commit = |name: &str| world.git(&["rev-parse", &format!("{name}^{{commit}}")]);
+    for (args, base, from, name) in [
+        (&["--org", "o"][..], main, "head", None),
+        (
+            &["--branch", "side"],
+            commit("side"),
+            "branch side",
+            Some("local/repo/side"),
+        ),
+        (
+            &["--pr", "7"],
+            commit("refs/pull/7/head"),
+            "pr 7",
+            Some("local/repo/pr-7"),
+        ),
+        (
+            &["--tag", "v1"],
+            commit("v1"),
+            "tag v1",
+            Some("local/repo/v1"),
+        ),
+    ] {
+        let task = run(&world, args);
+        assert_eq!((&task["base"], &task["from"]), (&json!(base), &json!(from)));
+        let workspace = std::path::Path::new(task["workspace"].as_str().unwrap());
+        assert_eq!(workspace.join("pull.txt").exists(), from == "pr 7");
+        assert_eq!(workspace.join("side.txt").exists(), from != "head");
+        if let Some(name) = name {
+            assert_eq!(task["workspace_name"], name);
+        }
+        let id = task["id"].as_str().unwrap();
+        let diff = world.dispatch(&["diff", id]).exits(0).out;
+        assert!(diff.contains("+hi") && !diff.contains("pull"), "{diff}");
+        let applied = world.dispatch(&["apply", id]);
+        if from == "tag v1" {
+            let told = applied.exits(2);
+            let words = [
+                "it started from the tag v1",
+                "dispatch diff",
+                "start from a branch",
+            ];
+            told.says(&words);
+            continue;
+        }
+        applied.exits(0);
+        let branch = task["branch"].as_str().unwrap();
+        assert_eq!(commit(&format!("{branch}~1")), base);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_named_and_what_excludes_each_other_refused() {
+    let (world, _) = forge("");
+    for (args, words) in [
+        (
+            ["--pr", "9"],
+            ["refs/pull/9/head", "refs/merge-requests/9/head"],
+        ),
+        (
+            ["--branch", "none"],
+            ["refs/heads/none", "find branch none"],
+        ),
+        (["--tag", "v9"], ["refs/tags/v9", "find tag v9"]),
+    ] {
+        let all = [&["run"][..], &args, &[WRITE]].concat();
+        world.dispatch(&all).exits(1).says(&words);
+    }
+    for (args, one, other) in [
+        (&["--pr", "7", "--tag", "v1"][..], "--pr", "--tag"),
+        (&["--pr", "7", "--branch", "x"], "--pr", "--branch"),
+        (&["--tag", "v1", "--branch", "x"], "--tag", "--branch"),
+        (&["--queue", "--supersede"], "--queue", "--supersede"),
+    ] {
+        let all = [&["run"][..], args, &[WRITE]].concat();
+        world.dispatch(&all).exits(2).says(&[one, other]);
+    }
+    for (args, word) in [
+        (["--branch", "a..b"], "a..b"),
+        (["--tag", "../../x"], "../../x"),
+        (["--pr", "0"], "pull request 0"),
+    ] {
+        let all = [&["run"][..], &args, &[WRITE]].concat();
+        world.dispatch(&all).exits(2).says(&[word]);
+    }
+}
+
+#[test]
+fn repositories_have_names() {
+    let (world, main) = forge("");
+    let bare = world.path("named.git");
+    world.git(&["clone", "-q", "--bare", ".", bare.to_str().unwrap()]);
+    let config = world.home().join("dispatch.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let named = format!(
+        "{text}\n[repos.here]\npath = {:?}\norg = \"acme\"\n\
+         [repos.other]\npath = {bare:?}\ndefault_branch = \"side\"\n",
+        world.repo()
+    );
+    fs::write(&config, named).unwrap();
+    let task = run(&world, &["--repo", "here", "--issue", "5"]);
+    assert_eq!(
+        (&task["base"], &task["org"]),
+        (&json!(main), &json!("acme"))
+    );
+    assert_eq!(task["workspace_name"], "acme/repo/task-5");
+    let task = run(&world, &["--repo", "other"]);
+    assert_eq!(task["base"], world.git(&["rev-parse", "side"]));
+    assert_eq!(task["repo"], bare.to_str().unwrap());
+    assert_eq!(task["from"], "branch side");
+    let all = ["run", "--repo", "nope", WRITE];
+    world
+        .dispatch(&all)
+        .exits(2)
+        .says(&["nope", "configured are here, other"]);
+}
+
+#[test]
+fn a_second_task_on_a_live_workspace_is_refused_queued_or_supersedes() {
+    let (world, _) = forge("");
+    let pr = &["--pr", "7"];
+    let first = world.begun(pr);
+    let refused = [&["run"][..], pr, &[WRITE]].concat();
+    let words = ["local/repo/pr-7", &first, "--queue", "--supersede"];
+    world.dispatch(&refused).exits(2).says(&words);
+    // Other work goes on beside it.
+    run(&world, &["--branch", "side"]);
+    let second = world.detach(&["--pr", "7", "--queue", WRITE]);
+    let queued = world.show(&second);
+    assert_eq!(
+        (&queued["state"], &queued["behind"]),
+        (&json!("queued"), &json!(first))
+    );
+    let reason = queued["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("which is running and has the workspace local/repo/pr-7"),
+        "{reason}"
+    );
+    world.open_gate();
+    let ended = world.dispatch(&["wait", "--json", &second]).exits(0).json();
+    assert_eq!(ended["state"], "completed");
+    assert_eq!(world.show(&first)["state"], "completed");
+
+    let third = world.begun(pr);
+    let before = world.show(&third);
+    let fourth = run(&world, &["--pr", "7", "--supersede"]);
+    assert_eq!(fourth["behind"], third.as_str());
+    assert_ne!(fourth["workspace"], before["workspace"]);
+    let third = world.show(&third);
+    assert_eq!(
+        (&third["state"], &third["workspace"]),
+        (&json!("stopped"), &before["workspace"])
+    );
+    assert!(
+        third["notes"].to_string().contains("superseded by task"),
+        "{third}"
+    );
+    // What it held is under a ref, whatever becomes of its workspace.
+    let vaults = world.home().join("data/vaults");
+    let vault = fs::read_dir(vaults)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let vault = vault.into_iter().find(|path| path.is_dir()).unwrap();
+    let kept = format!(
+        "refs/dispatch/snapshots/{}/1",
+        third["id"].as_str().unwrap()
+    );
+    let vault = vault.to_str().unwrap();
+    world.git(&["--git-dir", vault, "rev-parse", "--verify", &kept]);
+}
