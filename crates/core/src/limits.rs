@@ -51,6 +51,8 @@ pub struct Limits {
     pub snapshot_bytes: u64,
     pub snapshot_file_bytes: u64,
     pub snapshot_files: usize,
+    pub folder_bytes: u64,
+    pub folder_files: usize,
     pub diff_bytes: usize,
     pub disk_free_min_bytes: u64,
 }

@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dispatch_core::task;
+
 use crate::files::{self, Lock};
 use crate::git::{self, CommitId, Git, GitError, RefName, SLOW_TIMEOUT};
 
@@ -140,9 +142,52 @@ pub struct Mirror {
     key: String,
     upstream: String,
     answer_timeout: Duration,
+    /// It stands for a directory without git: what git would convert or ignore is as it is.
+    plain: bool,
+}
+
+/// The name of the stores of what a task starts from.
+pub(crate) fn store_key(base: &task::Base, repo: &str) -> String {
+    match base {
+        task::Base::Folder => format!("folder-{}", key_of(repo)),
+        task::Base::Nothing => "nothing".to_owned(),
+        _ => key_of(repo),
+    }
 }
 
 impl Mirror {
+    /// Finds or makes the store that stands for a directory without git, or for nothing. It has no
+    /// upstream: `folder` fills it.
+    pub(crate) fn without_git(
+        git: &Git,
+        data_dir: &Path,
+        base: &task::Base,
+        repo: &str,
+    ) -> Result<Self, MirrorError> {
+        let key = store_key(base, repo);
+        let mirror = Self {
+            git: git.clone(),
+            dir: data_dir.join("mirrors").join(format!("{key}.git")),
+            key,
+            upstream: repo.to_owned(),
+            answer_timeout: ANSWER_TIMEOUT,
+            plain: true,
+        };
+        mirror.init()?;
+        Ok(mirror)
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    fn init(&self) -> Result<(), MirrorError> {
+        init_bare(&self.git, &self.dir, &self.lock_path(), None).map_err(|e| match e {
+            InitError::Io(source) => self.io("make the directory", source),
+            InitError::Git(source) => self.git_error(source),
+        })
+    }
+
     /// Finds or makes the mirror of `upstream`: a URL, or the absolute path of a repository.
     /// It holds nothing before the first `refresh`. `data_dir` must be absolute: the mirror's path
     /// is written into every workspace.
@@ -176,11 +221,9 @@ impl Mirror {
             key,
             upstream,
             answer_timeout: ANSWER_TIMEOUT,
+            plain: false,
         };
-        init_bare(git, &mirror.dir, &mirror.lock_path(), None).map_err(|e| match e {
-            InitError::Io(source) => mirror.io("make the directory", source),
-            InitError::Git(source) => mirror.git_error(source),
-        })?;
+        mirror.init()?;
         Ok(mirror)
     }
 
@@ -383,7 +426,7 @@ impl Mirror {
         Ok(Some(path.to_string_lossy().into_owned()))
     }
 
-    fn take_lock(&self) -> Result<Lock, MirrorError> {
+    pub(crate) fn take_lock(&self) -> Result<Lock, MirrorError> {
         Lock::take(&self.lock_path()).map_err(|e| self.io("lock", e))
     }
 
@@ -475,7 +518,7 @@ impl Mirror {
     }
 
     /// The commit a reference of the mirror names.
-    fn commit_of(&self, name: &str) -> Result<Option<CommitId>, MirrorError> {
+    pub(crate) fn commit_of(&self, name: &str) -> Result<Option<CommitId>, MirrorError> {
         let found = self
             .cmd("rev-parse")
             .args(["--verify", "--quiet", &format!("{name}^{{commit}}")])
@@ -561,7 +604,7 @@ impl Mirror {
             .collect())
     }
 
-    fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
+    pub(crate) fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
         self.git.cmd(verb).git_dir(&self.dir)
     }
 

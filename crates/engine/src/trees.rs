@@ -18,14 +18,15 @@ use dispatch_core::{
     naming,
     prompt::BLOCKED_FILE,
     state::{Task, Workspace},
-    task::Base,
+    task::{Base, TaskSpec},
 };
 
 use crate::{
     engine::Settings,
     files,
+    folder::{self, FolderError},
     git::{CommitId, Git, GitError, RefName, bundle_job},
-    mirror::{Brought, Mirror, MirrorError, Wanted},
+    mirror::{self, Brought, Mirror, MirrorError, Wanted},
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
     vault::{Author, Vault, VaultError},
     workspace::{Head, How, WorkspaceError, Workspaces, agent_head},
@@ -51,6 +52,8 @@ pub(crate) enum TreeError {
     Workspace(#[from] WorkspaceError),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     #[error("{doing}: {source}")]
     Io {
         doing: String,
@@ -80,6 +83,7 @@ pub(crate) struct Trees {
     limits: snapshot::Limits,
     path: String,
     answer_timeout: Duration,
+    folder_limits: folder::Limits,
 }
 
 /// What a task's base is called in git.
@@ -93,10 +97,9 @@ pub(crate) fn wanted(base: &Base) -> Result<Wanted, GitError> {
 }
 
 /// The vault that a repository's results are in, whether or not it is there yet.
-pub(crate) fn vault_of(data: &Path, repo: &str) -> Option<PathBuf> {
-    let path = data
-        .join("vaults")
-        .join(format!("{}.git", crate::mirror::key_of(repo)));
+pub(crate) fn vault_of(data: &Path, spec: &TaskSpec) -> Option<PathBuf> {
+    let key = mirror::store_key(&spec.base, &spec.repo);
+    let path = data.join("vaults").join(format!("{key}.git"));
     path.exists().then_some(path)
 }
 
@@ -118,6 +121,10 @@ impl Trees {
         workspaces.sweep().map_err(|e| e.to_string())?;
         let limits = &settings.config.limits;
         let answer_timeout = Duration::from_secs(limits.upstream_s);
+        let folder_limits = folder::Limits {
+            bytes: limits.folder_bytes,
+            files: limits.folder_files as u64,
+        };
         let limits = snapshot::Limits {
             total_bytes: limits.snapshot_bytes,
             file_bytes: limits.snapshot_file_bytes,
@@ -130,6 +137,7 @@ impl Trees {
             limits,
             path,
             answer_timeout,
+            folder_limits,
         })
     }
 
@@ -157,7 +165,11 @@ impl Trees {
     }
 
     fn mirror(&self, task: &Task) -> Result<Mirror, TreeError> {
-        let mirror = Mirror::open_or_create(&self.git, &self.data, &task.spec.repo)?;
+        let (base, repo) = (&task.spec.base, &task.spec.repo);
+        if !base.is_repository() {
+            return Ok(Mirror::without_git(&self.git, &self.data, base, repo)?);
+        }
+        let mirror = Mirror::open_or_create(&self.git, &self.data, repo)?;
         Ok(mirror.answer_within(self.answer_timeout))
     }
 
@@ -194,7 +206,7 @@ impl Trees {
             });
         }
         let mirror = self.mirror(task)?;
-        let Brought { mut base, notes } = mirror.bring(&wanted(&task.spec.base)?)?;
+        let Brought { mut base, notes } = self.bring(task, &mirror)?;
         let name = naming::workspace_folder(&task.spec, &task.short);
         let path = self.data.join("workspaces").join(mirror.key()).join(name);
         let (branch, meta) = (Self::branch(task)?, self.meta(task));
@@ -231,6 +243,24 @@ impl Trees {
         })
     }
 
+    /// The commit that a task starts from.
+    fn bring(&self, task: &Task, mirror: &Mirror) -> Result<Brought, TreeError> {
+        let (commit, notes) = match &task.spec.base {
+            Base::Folder => {
+                let folder = Path::new(&task.spec.repo);
+                folder::is_apart(folder, &self.data)?;
+                folder::take_in(mirror, folder, &task.id.to_string(), &self.folder_limits)?
+            }
+            Base::Nothing => (folder::nothing(mirror)?, Vec::new()),
+            base => return Ok(mirror.bring(&wanted(base)?)?),
+        };
+        let base = mirror::Base {
+            commit,
+            branch: None,
+        };
+        Ok(Brought { base, notes })
+    }
+
     /// Takes an old question out of the way. One that the base itself holds is part of the project.
     fn move_question_out(&self, workspace: &Path) -> Result<Option<String>, TreeError> {
         let Some(text) = read_question(workspace) else {
@@ -247,6 +277,10 @@ impl Trees {
     /// Makes trees for the tasks to come. A pool that cannot be filled costs time, no more, so its
     /// errors end here; the next prepare meets their cause and tells it.
     pub(crate) fn refill(&self, task: &Task) {
+        // A copy is one task's.
+        if !task.spec.base.is_repository() {
+            return;
+        }
         let filled = self
             .mirror(task)
             .and_then(|mirror| Ok(self.workspaces.refill(&mirror, &Self::base(task)?.0)?));
@@ -524,6 +558,26 @@ impl Trees {
         let vault = self.vault(task)?;
         vault.apply_into(into, &CommitId::parse(commit)?, &Self::branch(task)?)?;
         Ok(())
+    }
+
+    /// Writes the result into a directory without git; says how many files it has touched.
+    pub(crate) fn write_back(
+        &self,
+        task: &Task,
+        into: &Path,
+        commit: &str,
+    ) -> Result<u64, TreeError> {
+        let mirror = self.mirror(task)?;
+        // Two results into one directory come one after the other.
+        let _held = mirror.take_lock()?;
+        let vault = self.vault(task)?;
+        let base = Self::base(task)?.0;
+        Ok(folder::write_back(
+            &vault,
+            into,
+            &base,
+            &CommitId::parse(commit)?,
+        )?)
     }
 
     pub(crate) fn diff(&self, task: &Task, commit: &str) -> Result<String, TreeError> {

@@ -51,6 +51,15 @@ pub struct Applied {
     pub commit: String,
 }
 
+/// The result in a directory without git.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub folder: PathBuf,
+    pub commit: String,
+    /// How many files differ from what was copied.
+    pub files: u64,
+}
+
 /// How hard to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {

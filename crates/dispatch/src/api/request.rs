@@ -106,6 +106,9 @@ pub(crate) struct Stop {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
     pub(crate) to: Option<PathBuf>,
+    /// A person has said that the files of a directory without git may be written.
+    #[serde(default)]
+    pub(crate) write: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -203,3 +203,141 @@ fn a_second_task_on_a_live_workspace_is_refused_queued_or_supersedes() {
     let vault = vault.to_str().unwrap();
     world.git(&["--git-dir", vault, "rev-parse", "--verify", &kept]);
 }
+
+/// A directory without git beside the repository, with what copies easily lose.
+fn notes(world: &TestWorld) -> std::path::PathBuf {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let notes = world.path("notes");
+    fs::create_dir_all(notes.join("deep/er")).unwrap();
+    fs::write(notes.join(".gitignore"), "*.log\n").unwrap();
+    fs::write(notes.join(".gitattributes"), "* text eol=crlf\n").unwrap();
+    fs::write(notes.join("ignored.log"), "a log\n").unwrap();
+    fs::write(notes.join("crlf.txt"), "one\r\ntwo\n").unwrap();
+    fs::write(notes.join("deep/er/old.txt"), "old\n").unwrap();
+    fs::write(notes.join("run.sh"), "echo hi\n").unwrap();
+    fs::set_permissions(notes.join("run.sh"), fs::Permissions::from_mode(0o750)).unwrap();
+    symlink("deep", notes.join("link")).unwrap();
+    notes.canonicalize().unwrap()
+}
+
+fn tree(dir: &std::path::Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<(String, Vec<u8>)> = super::world::files(dir)
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+            (name, fs::read(path).unwrap())
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_directory_without_git_is_copied_and_written_back_after_a_yes() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let world = TestWorld::new();
+    let notes = notes(&world);
+    let before = tree(&notes);
+    let orders =
+        "Tidy up\n> write deep/file.log hi\n> write crlf.txt three\n> write run.sh echo ho";
+    let args = ["run", "--json", "--dir", notes.to_str().unwrap(), orders];
+    let task = world.dispatch(&args).exits(0).json();
+    schema::task(&task);
+    assert_eq!(
+        (&task["from"], &task["repo"]),
+        (&json!("folder"), &json!(notes))
+    );
+    assert_eq!(tree(&notes), before, "it is never worked on in place");
+    let workspace = std::path::Path::new(task["workspace"].as_str().unwrap());
+    assert_eq!(fs::read(workspace.join("ignored.log")).unwrap(), b"a log\n");
+    assert_eq!(
+        fs::read_link(workspace.join("link")).unwrap().to_str(),
+        Some("deep")
+    );
+    let id = task["id"].as_str().unwrap();
+    assert_eq!(task["diffstat"]["files"], 3, "{}", task["notes"]);
+    world
+        .dispatch(&["diff", id])
+        .exits(0)
+        .says(&["deep/file.log", "-two", "+three"]);
+
+    // Nobody to ask is no yes, and neither is something that has changed since.
+    world.dispatch(&["apply", id]).exits(2).says(&["--yes"]);
+    fs::write(notes.join("crlf.txt"), "mine\n").unwrap();
+    let told = world.dispatch(&["apply", id, "--yes"]).exits(1);
+    told.says(&["crlf.txt has changed there", "nothing was written"]);
+    assert!(!notes.join("deep/file.log").exists());
+    fs::write(notes.join("crlf.txt"), "one\r\ntwo\n").unwrap();
+    fs::write(notes.join("other.txt"), "of no concern\n").unwrap();
+    let done = world
+        .dispatch(&["apply", id, "--yes", "--json"])
+        .exits(0)
+        .json();
+    assert_eq!((&done["files"], &done["repo"]), (&json!(3), &json!(notes)));
+    assert_eq!(fs::read(notes.join("deep/file.log")).unwrap(), b"hi\n");
+    assert_eq!(fs::read(notes.join("crlf.txt")).unwrap(), b"three\n");
+    let script = fs::metadata(notes.join("run.sh")).unwrap();
+    assert_eq!(script.permissions().mode() & 0o777, 0o750);
+    assert_eq!(fs::read(notes.join("deep/er/old.txt")).unwrap(), b"old\n");
+    // A second time finds it done.
+    world.dispatch(&["apply", id, "--yes"]).exits(0);
+
+    // The same snapshot and undo as everything else.
+    world.dispatch(&["rm", id]).exits(0);
+    assert!(!workspace.exists());
+    world.dispatch(&["undo", id]).exits(0);
+    assert_eq!(fs::read(workspace.join("crlf.txt")).unwrap(), b"three\n");
+    assert_eq!(fs::read(workspace.join("ignored.log")).unwrap(), b"a log\n");
+}
+
+#[test]
+fn a_directory_that_is_too_much_or_ours_is_refused() {
+    let world = TestWorld::with_config("[limits]\nfolder_files = 3\n");
+    let notes = notes(&world);
+    let args = ["run", "--dir", notes.to_str().unwrap(), WRITE];
+    world
+        .dispatch(&args)
+        .exits(1)
+        .says(&["limits.folder_files", "3 files"]);
+    let home = world.home();
+    let args = ["run", "--dir", home.to_str().unwrap(), WRITE];
+    world.dispatch(&args).exits(1).says(&["lie in each other"]);
+    world
+        .dispatch(&["run", "--dir", "/no/such", WRITE])
+        .exits(2)
+        .says(&["/no/such"]);
+    let args = ["run", "--dir", "/tmp", "--branch", "x", WRITE];
+    world.dispatch(&args).exits(2).says(&["--dir", "--branch"]);
+}
+
+#[test]
+fn without_a_repository_the_answer_is_the_result() {
+    let world = TestWorld::new();
+    let orders = "Say it\n> say 42";
+    let task = world
+        .dispatch(&["run", "--no-repo", "--json", orders])
+        .exits(0)
+        .json();
+    schema::task(&task);
+    let state = (&task["state"], &task["from"], &task["changed"]);
+    assert_eq!(
+        state,
+        (&json!("completed"), &json!("nothing"), &json!(false))
+    );
+    assert_eq!(task["reason"], "42");
+    let name = task["workspace_name"].as_str().unwrap();
+    assert!(name.starts_with("local/none/say-it-"), "{name}");
+    let expects = ["--expects", "either", "Both\n> write a.txt b\n> say done"];
+    let task = world.dispatch(&[&["run", "--no-repo", "--json"][..], &expects].concat());
+    let task = task.exits(0).json();
+    let id = task["id"].as_str().unwrap();
+    world
+        .dispatch(&["apply", id, "--yes"])
+        .exits(2)
+        .says(&["--to PATH"]);
+    let out = world.path("out");
+    fs::create_dir(&out).unwrap();
+    let to = ["apply", id, "--yes", "--to", out.to_str().unwrap()];
+    world.dispatch(&to).exits(0).says(&["1 file(s)"]);
+    assert_eq!(fs::read(out.join("a.txt")).unwrap(), b"b\n");
+}
