@@ -34,6 +34,7 @@ use crate::{
     fence::Fences,
     jobdir::JobDir,
     lock::{self, EngineLock},
+    mirror::Wanted,
     run::{self, Ctx, Ended},
     sites::{
         Site,
@@ -836,7 +837,7 @@ impl Actor {
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
-        crate::trees::wanted(&spec.base).map_err(|error| VerbError::BadInput {
+        Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
             what: error.to_string(),
         })?;
         let older: Vec<TaskId> = self.state.holders(&spec).map(|task| task.id).collect();

@@ -69,7 +69,40 @@ pub enum Wanted {
     Pr(u64),
 }
 
+/// Where the mirror of an upstream lies, or would lie.
+#[must_use]
+pub fn place_of(data_dir: &Path, upstream: &str) -> PathBuf {
+    data_dir
+        .join("mirrors")
+        .join(format!("{}.git", key_of(upstream)))
+}
+
 impl Wanted {
+    /// What a task's base is called in git.
+    ///
+    /// # Errors
+    /// When git would not take it for a name.
+    pub fn of(base: &task::Base) -> Result<Self, GitError> {
+        use task::Base;
+        Ok(match base {
+            Base::Branch { name } | Base::Default { name } => Self::Branch(RefName::branch(name)?),
+            Base::Pr { number } => Self::Pr(*number),
+            Base::Tag { name } => Self::Tag(RefName::tag(name)?),
+            Base::Head | Base::Folder | Base::Nothing => Self::Head,
+        })
+    }
+
+    /// The names that a mirror may have it under.
+    #[must_use]
+    pub fn known(&self) -> Vec<String> {
+        let mut names = match self {
+            Self::Head => vec![HEAD_REF.to_owned()],
+            other => other.theirs(),
+        };
+        names.extend(self.borrowed());
+        names
+    }
+
     fn words(&self) -> String {
         match self {
             Self::Head => "its HEAD".into(),
@@ -200,9 +233,7 @@ impl Mirror {
         let upstream = if is_url(upstream) {
             upstream.to_owned()
         } else {
-            let known = data_dir
-                .join("mirrors")
-                .join(format!("{}.git", key_of(upstream)));
+            let known = place_of(data_dir, upstream);
             match fs::canonicalize(upstream) {
                 Ok(path) => path.to_string_lossy().into_owned(),
                 // Its tasks outlive it: what we have of it is here.
@@ -348,11 +379,6 @@ impl Mirror {
 
     /// What the mirror has, with its age; the first error when it does not have it.
     fn offline(&self, wanted: &Wanted, error: MirrorError) -> Result<Brought, MirrorError> {
-        let mut names = wanted.theirs();
-        names.extend(wanted.borrowed());
-        if *wanted == Wanted::Head {
-            names.push(HEAD_REF.to_owned());
-        }
         let Some(refreshed) = self.refreshed() else {
             return Err(error);
         };
@@ -366,7 +392,7 @@ impl Mirror {
             age(refreshed),
             self.upstream
         );
-        for name in names {
+        for name in wanted.known() {
             if let Ok(brought) = self.brought(&name, wanted, vec![note.clone()]) {
                 return Ok(brought);
             }

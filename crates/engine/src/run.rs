@@ -422,7 +422,8 @@ impl Walk {
             RunCause::Dispatched => None,
             RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
         };
-        let text = prompt::prompt(&task.spec.text, &cause, task.spec.expects, resume.is_some());
+        let asked = prompt::with_issue(&task.spec.text, task.spec.labels.issue_text.as_deref());
+        let text = prompt::prompt(&asked, &cause, task.spec.expects, resume.is_some());
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();

@@ -86,16 +86,6 @@ pub(crate) struct Trees {
     folder_limits: folder::Limits,
 }
 
-/// What a task's base is called in git.
-pub(crate) fn wanted(base: &Base) -> Result<Wanted, GitError> {
-    Ok(match base {
-        Base::Branch { name } | Base::Default { name } => Wanted::Branch(RefName::branch(name)?),
-        Base::Pr { number } => Wanted::Pr(*number),
-        Base::Tag { name } => Wanted::Tag(RefName::tag(name)?),
-        Base::Head | Base::Folder | Base::Nothing => Wanted::Head,
-    })
-}
-
 /// The vault that a repository's results are in, whether or not it is there yet.
 pub(crate) fn vault_of(data: &Path, spec: &TaskSpec) -> Option<PathBuf> {
     let key = mirror::store_key(&spec.base, &spec.repo);
@@ -252,7 +242,7 @@ impl Trees {
                 folder::take_in(mirror, folder, &task.id.to_string(), &self.folder_limits)?
             }
             Base::Nothing => (folder::nothing(mirror)?, Vec::new()),
-            base => return Ok(mirror.bring(&wanted(base)?)?),
+            base => return Ok(mirror.bring(&Wanted::of(base)?)?),
         };
         let base = mirror::Base {
             commit,

@@ -14,7 +14,7 @@ use dispatch_core::{
 };
 
 use super::{
-    Ctx, agents,
+    Ctx, agents, dry_run,
     error::{CliError, Result, chain},
     exit::Exit,
     follow, out, repo,
@@ -102,6 +102,9 @@ pub(crate) struct Args {
     /// When another task has the workspace: stop that one, keep its result, and start
     #[arg(long)]
     supersede: bool,
+    /// Show what would be done, and do nothing of it
+    #[arg(long, conflicts_with_all = ["detach", "here"])]
+    dry_run: bool,
     /// Do not wait: print the task and leave
     #[arg(short, long)]
     detach: bool,
@@ -173,8 +176,13 @@ pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets>
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
-    let (here, detach, json) = (args.here, args.detach, args.json);
+    let (here, detach, json, dry) = (args.here, args.detach, args.json, args.dry_run);
     let asked = request_of(settings, args)?;
+    if dry {
+        let spec = asked.spec(&settings.config)?;
+        let profile = profile(settings, &spec.agent)?;
+        return dry_run::run(ctx, &spec, profile, json);
+    }
     let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
     let left_out = match &asked.repo {
         Some(repo) if !named => match repo::place(&settings.config, repo) {
@@ -260,7 +268,11 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         no_repo: args.no_repo,
         title: args.title,
         branch: args.branch,
-        secrets: agent_secrets(settings, name.as_str())?,
+        // A command that hands one out may ask somebody to touch a key.
+        secrets: match args.dry_run {
+            true => Secrets::default(),
+            false => agent_secrets(settings, name.as_str())?,
+        },
         agent: Some(name.to_string()),
         placement: args.placement,
         expects: match args.expects {

@@ -341,3 +341,69 @@ fn without_a_repository_the_answer_is_the_result() {
     world.dispatch(&to).exits(0).says(&["1 file(s)"]);
     assert_eq!(fs::read(out.join("a.txt")).unwrap(), b"b\n");
 }
+
+#[test]
+fn a_dry_run_shows_everything_and_touches_nothing() {
+    let marker = "marker_of_a_secret_command";
+    let (world, main) = forge("");
+    let config = world.home().join("dispatch.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let ran = world.path(marker);
+    let agent = format!(
+        "{text}\n[agents.keyed]\ndriver = \"plain\"\nprogram = \"sh\"\nargs = [\"-c\", \"true\"]\n\
+         pool = \"default\"\nenv = {{ K = {{ command = [\"touch\", {ran:?}] }} }}\n"
+    );
+    fs::write(&config, agent).unwrap();
+    // First where there is no data at all, then beside a store that is in use.
+    for first in [true, false] {
+        let look = || {
+            (
+                tree(&world.home()),
+                tree(&world.repo()),
+                tree(&world.path("person")),
+            )
+        };
+        let before = look();
+        let dry = |args: &[&str]| {
+            let all = [
+                &["run", "--dry-run", "--json", "--agent", "keyed"][..],
+                args,
+                &[WRITE],
+            ];
+            world.dispatch(&all.concat()).exits(0).json()
+        };
+        let plan = dry(&[]);
+        assert_eq!(
+            (&plan["from"], &plan["base"]),
+            (&json!("head"), &json!(main))
+        );
+        assert!(
+            plan["prompt"].as_str().unwrap().starts_with(WRITE),
+            "{plan}"
+        );
+        assert_eq!(plan["argv"].as_array().unwrap().last().unwrap(), "true");
+        assert_eq!(
+            (&plan["placement"], &plan["pool"]),
+            (&json!("cage"), &json!("default"))
+        );
+        assert_eq!(plan["takes"], json!(["keyed/K"]));
+        assert_eq!(plan["slots"], 4);
+        let fence = plan["would_enforce"].as_str().unwrap();
+        assert!(fence.contains("network: full"), "{fence}");
+        let pull = dry(&["--pr", "7", "--issue", "5"]);
+        assert_eq!(pull["base"], world.git(&["rev-parse", "refs/pull/7/head"]));
+        assert_eq!(pull["workspace_name"], "local/repo/pr-7");
+        assert_eq!(dry(&["--tag", "nope"])["base"], Value::Null);
+        let shown = world
+            .dispatch(&["run", "--dry-run", "--no-repo", "Hello"])
+            .exits(0);
+        shown.says(&["from       nothing", "nothing was started"]);
+        assert_eq!(look(), before);
+        assert!(!ran.exists(), "it ran a command that hands out a secret");
+        if first {
+            assert!(!world.home().join("data").exists());
+            run(&world, &[]);
+            world.shut_down();
+        }
+    }
+}
