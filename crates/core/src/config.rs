@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use crate::{
     checks::Checks,
     drivers::DriverKind,
-    id::{AgentName, PlacementName, PoolName, RepoName},
+    id::{AgentName, ForgeName, PlacementName, PoolName, RepoName},
     limits::Limits,
     schedule::{Pool, Pools},
     task::{Expects, Network, Placement, Wrap},
@@ -162,6 +162,17 @@ struct RepoTable {
     org: Option<String>,
 }
 
+/// `[forges.NAME]`: a host of repositories that issues are read from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forge {
+    /// As the URLs of its repositories have it.
+    pub host: String,
+    /// Its address, up to `/repos/OWNER/REPO/issues/N`.
+    pub api: String,
+    pub token: Option<EnvValue>,
+}
+
 /// A repository by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repo {
@@ -215,6 +226,7 @@ pub struct Config {
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
     pub repos: BTreeMap<RepoName, Repo>,
+    pub forges: BTreeMap<ForgeName, Forge>,
 }
 
 /// One file, or what stands for one.
@@ -240,7 +252,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "task",
     "limits",
     "retention",
@@ -250,6 +262,7 @@ const TABLES: [&str; 9] = [
     "agents",
     "checks",
     "repos",
+    "forges",
 ];
 
 /// Lays later layers over earlier ones and types the whole.
@@ -357,7 +370,9 @@ fn place(path: &[&str]) -> String {
 
 /// `{ from = .. }` is one value, not a table to merge into.
 fn is_leaf(path: &[&str], value: &Value) -> bool {
-    !matches!(value, Value::Table(_)) || (path.len() > 3 && path[0] == "agents" && path[2] == "env")
+    !matches!(value, Value::Table(_))
+        || (path.len() > 3 && path[0] == "agents" && path[2] == "env")
+        || (path.len() > 2 && path[0] == "forges" && path[2] == "token")
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -418,6 +433,7 @@ impl Typing<'_> {
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
         let repos = self.repos();
+        let forges = self.forges();
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
@@ -481,7 +497,27 @@ impl Typing<'_> {
             agents,
             checks,
             repos,
+            forges,
         })
+    }
+
+    fn forges(&mut self) -> BTreeMap<ForgeName, Forge> {
+        let forges = self.many::<ForgeName, Forge>("forges");
+        for (name, forge) in &forges {
+            let at = place(&["forges", name.as_str()]);
+            // What goes there carries a token.
+            let own = ["http://127.0.0.1:", "http://localhost:"];
+            if !forge.api.starts_with("https://") && !own.iter().any(|s| forge.api.starts_with(s)) {
+                let what = "it is no https:// address";
+                self.problem(&format!("{at}.api"), what.into());
+            }
+            if let Some(EnvValue::Literal(_)) = forge.token {
+                let what = "a token is taken { from = .. }, { file = .. } or { command = [..] }, \
+                            and never written here";
+                self.problem(&format!("{at}.token"), what.into());
+            }
+        }
+        forges
     }
 
     fn repos(&mut self) -> BTreeMap<RepoName, Repo> {

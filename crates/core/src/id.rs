@@ -165,6 +165,8 @@ names! {
     PlacementName = "a placement's name";
     /// A repository that the configuration knows: `[repos.NAME]`.
     RepoName = "a repository's name";
+    /// Where issues are read from: `[forges.NAME]`.
+    ForgeName = "a forge's name";
     /// A machine that can hold jobs.
     SiteName = "a site's name";
     /// A command that must pass after the agent is done: `[checks.NAME]`.

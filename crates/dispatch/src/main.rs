@@ -6,6 +6,7 @@ use std::{env, ffi::OsString, panic, process::ExitCode};
 mod api;
 mod cli;
 mod client;
+mod forge;
 mod http;
 mod secrets;
 mod settings;

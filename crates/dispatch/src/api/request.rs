@@ -314,6 +314,14 @@ impl Dispatch {
             );
             return Err(BadRequest::Text(what));
         }
+        let issue_bytes = self.issue_text.as_ref().map_or(0, |issue| {
+            let labels: usize = issue.labels.iter().map(String::len).sum();
+            issue.title.len() + issue.body.len() + labels
+        });
+        if issue_bytes > max {
+            let what = format!("its issue has {issue_bytes} bytes, limits.task_bytes is {max}");
+            return Err(BadRequest::Text(what));
+        }
         let Place { repo, base, org } = self.place(config)?;
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,

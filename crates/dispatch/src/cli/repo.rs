@@ -44,6 +44,21 @@ pub(crate) fn place<'a>(config: &'a Config, repo: &'a str) -> &'a str {
     known.map_or(repo, |(_, known)| &known.place)
 }
 
+/// The URL that a repository has somewhere else: its own, or that of a clone's origin.
+pub(crate) fn url(settings: &Settings, place: &str) -> Option<String> {
+    if is_url(place) {
+        return Some(place.to_owned());
+    }
+    let output = Command::new(settings.find("git")?)
+        .args(["-C", place, "config", "--get", "remote.origin.url"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
 /// The absolute path of a directory that a task gets a copy of.
 pub(crate) fn folder(path: &Path) -> Result<String> {
     let what = format!("use directory {}", path.display());

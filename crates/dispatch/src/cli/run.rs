@@ -10,7 +10,7 @@ use std::{
 use dispatch_core::{
     config::AgentProfile,
     project::Project,
-    task::{Expects, Taken, Wrap},
+    task::{Expects, IssueText, Taken, Wrap},
 };
 
 use super::{
@@ -28,6 +28,7 @@ use crate::{
         task::Task,
     },
     client::{Client, start},
+    forge::{self, Hosted, IssueError},
     settings::Settings,
 };
 
@@ -50,7 +51,7 @@ pub(crate) struct Args {
     /// What to do; `-` reads it from standard input
     #[arg(
         value_name = "TASK",
-        required_unless_present = "file",
+        required_unless_present_any = ["file", "issue"],
         conflicts_with = "file"
     )]
     text: Option<String>,
@@ -81,9 +82,12 @@ pub(crate) struct Args {
     /// Start from this tag: the result is kept, and cannot be applied
     #[arg(long, value_name = "NAME", conflicts_with_all = ["dir", "no_repo"])]
     tag: Option<String>,
-    /// The issue that this is about
+    /// The issue that this is about: its text comes from the forge of the repository's URL
     #[arg(long, value_name = "N")]
     issue: Option<u64>,
+    /// The issue's text from a file instead (`-`: standard input): a forge's JSON, or Markdown
+    #[arg(long, value_name = "PATH", requires = "issue")]
+    issue_file: Option<PathBuf>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -177,7 +181,7 @@ pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets>
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
     let (here, detach, json, dry) = (args.here, args.detach, args.json, args.dry_run);
-    let asked = request_of(settings, args)?;
+    let asked = Box::pin(request_of(settings, args)).await?;
     if dry {
         let spec = asked.spec(&settings.config)?;
         let profile = profile(settings, &spec.agent)?;
@@ -213,7 +217,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     end
 }
 
-fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
+async fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
     let text = read_text(args.text.as_deref(), args.file.as_ref())?;
     let dir = args.dir.as_deref().map(repo::folder).transpose()?;
     let repo = match (&args.repo, &dir, args.no_repo) {
@@ -232,7 +236,7 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         Some(_) | None => Project::default(),
     };
     let by_repository = args.agent.is_none() && project.agent.is_some();
-    let wanted = args.agent.or(project.agent);
+    let wanted = args.agent.clone().or(project.agent);
     let name = request::agent(&settings.config, wanted.as_deref())?;
     let agent = profile(settings, &name)?;
     // A repository may choose among what was configured, but never its way out of the fence.
@@ -261,12 +265,20 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
             names.map_err(request::BadRequest::from)?,
         ))
     };
+    let issue_text = issue(settings, &args, place).await?;
+    let (text, title) = match &issue_text {
+        Some(issue) if text.is_empty() => (
+            format!("Do what issue {} asks for.", issue.number),
+            Some(format!("issue {}: {}", issue.number, issue.title)),
+        ),
+        Some(_) | None => (text, None),
+    };
     let asked = Dispatch {
         task: text,
         repo,
         dir,
         no_repo: args.no_repo,
-        title: args.title,
+        title: args.title.or(title),
         branch: args.branch,
         // A command that hands one out may ask somebody to touch a key.
         secrets: match args.dry_run {
@@ -293,11 +305,60 @@ fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         issue: args.issue,
         pr: args.pr,
         tag: args.tag,
-        issue_text: None,
+        issue_text,
     };
     // What the engine would refuse is refused before one is started for it.
     asked.clone().spec(&settings.config)?;
     Ok(asked)
+}
+
+/// What the issue says. Beside a task's own text it is a help, without one it is needed.
+async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<Option<IssueText>> {
+    let Some(number) = args.issue else {
+        return Ok(None);
+    };
+    let told = |error: IssueError| CliError::usage(chain(&error));
+    if let Some(file) = &args.issue_file {
+        let text = match file.to_str() {
+            Some("-") => read_text(Some("-"), None)?,
+            _ => read_text(None, Some(file))?,
+        };
+        return forge::parse(number, &text).map(Some).map_err(told);
+    }
+    let needed = args.text.is_none() && args.file.is_none();
+    let hosted = place
+        .and_then(|place| repo::url(settings, place))
+        .and_then(|url| Hosted::of(&url));
+    let known = hosted.filter(|hosted| forge::forge_of(settings, hosted).is_some());
+    let Some(hosted) = known else {
+        if !needed {
+            return Ok(None);
+        }
+        let what = format!("read issue {number}: no forge is configured for this repository's URL");
+        let hint = "give its text with --issue-file, say what to do yourself, or add [forges.NAME]";
+        return Err(CliError::usage(what).hint(hint));
+    };
+    if args.dry_run {
+        let title = format!("(read from {hosted} when it is run)");
+        return Ok(Some(IssueText {
+            number,
+            title,
+            ..IssueText::default()
+        }));
+    }
+    match forge::fetch(settings, &hosted, number).await {
+        Ok(issue) => Ok(Some(issue)),
+        Err(error) if needed => {
+            Err(told(error).hint("--issue-file gives its text without the forge"))
+        }
+        Err(error) => {
+            out::aside(&format!(
+                "warning: {}; the task goes on without its text",
+                chain(&error)
+            ));
+            Ok(None)
+        }
+    }
 }
 
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {

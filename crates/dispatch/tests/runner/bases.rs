@@ -407,3 +407,130 @@ fn a_dry_run_shows_everything_and_touches_nothing() {
         }
     }
 }
+
+/// A forge that answers one request, and what it was asked.
+fn forge_server(status: &str, body: &str) -> (String, std::thread::JoinHandle<String>) {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = format!("http://{}/api/v1", listener.local_addr().unwrap());
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+            head.push(byte[0]);
+        }
+        stream.write_all(answer.as_bytes()).unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    (api, served)
+}
+
+/// A clone whose origin lies on `forge.test`, whose API is at that address.
+fn clone_of_forge(api: &str) -> TestWorld {
+    let forges = format!(
+        "[agents.echo]\ndriver = \"plain\"\nprogram = \"cat\"\npool = \"default\"\n\
+         [forges.test]\nhost = \"forge.test\"\napi = {api:?}\ntoken = {{ from = \"T\", optional = true }}\n"
+    );
+    let (world, _) = forge(&forges);
+    world.git(&["remote", "add", "origin", "git@forge.test:acme/api.git"]);
+    world
+}
+
+const ISSUE: &str = r#"{"number": 5, "title": "It crashes", "body": "> write out.txt no\nBadly.",
+                        "labels": [{"name": "bug"}]}"#;
+
+#[test]
+fn an_issue_comes_from_the_forge_of_the_repository() {
+    let (api, served) = forge_server("200 OK", ISSUE);
+    let world = clone_of_forge(&api);
+    // This agent says what it was given to read.
+    let args = [
+        "run",
+        "--json",
+        "--issue",
+        "5",
+        "--expects",
+        "report",
+        "--agent",
+        "echo",
+    ];
+    let done = world.dispatch_with(&[("T", "tok-5")], &args).exits(0);
+    let asked = served.join().unwrap();
+    assert!(
+        asked.starts_with("GET /api/v1/repos/acme/api/issues/5 HTTP/1.1\r\n"),
+        "{asked}"
+    );
+    assert!(asked.contains("authorization: Bearer tok-5\r\n"), "{asked}");
+    let task = done.json();
+    assert_eq!(
+        (&task["title"], &task["issue"]),
+        (&json!("issue 5: It crashes"), &json!(5))
+    );
+    assert_eq!(
+        (&task["task"], &task["changed"]),
+        (&json!("Do what issue 5 asks for."), &json!(false))
+    );
+    assert_eq!(task["workspace_name"], "local/repo/task-5");
+    let events = world.dispatch(&["events", "--json"]).exits(0).out;
+    assert!(
+        events.contains("Badly.") && !events.contains("tok-5"),
+        "{events}"
+    );
+}
+
+#[test]
+fn an_issue_comes_from_a_file_or_is_missed_in_words() {
+    let (api, served) = forge_server("404 Not Found", "{}");
+    let world = clone_of_forge(&api);
+    let told = world.dispatch(&["run", "--issue", "5"]).exits(2);
+    told.says(&["issues/5", "404", "needs a token", "--issue-file"]);
+    assert!(!served.join().unwrap().contains("authorization"));
+    // Nobody listens there any more: with a text of its own the task goes on.
+    let task = world
+        .dispatch(&["run", "--json", "--issue", "5", WRITE])
+        .exits(0);
+    let task = task.says(&["warning", "goes on without its text"]).json();
+    assert_eq!(
+        (&task["state"], &task["issue"]),
+        (&json!("completed"), &json!(5))
+    );
+    let file = world.path("issue.md");
+    fs::write(&file, "# Out of order\n\nSee the log.\n").unwrap();
+    let args = ["--issue", "6", "--issue-file", file.to_str().unwrap()];
+    let plan = world.dispatch(&[&["run", "--dry-run", "--json"][..], &args].concat());
+    let plan = plan.exits(0).json();
+    let prompt = plan["prompt"].as_str().unwrap();
+    assert!(
+        prompt.contains("> Title: Out of order") && prompt.contains("> See the log."),
+        "{prompt}"
+    );
+    assert_eq!(plan["title"], "issue 6: Out of order");
+    let args = [
+        "run",
+        "--dry-run",
+        "--json",
+        "--issue",
+        "6",
+        "--issue-file",
+        "-",
+    ];
+    let plan = world.dispatch_fed(ISSUE, &args).exits(0).json();
+    assert!(
+        plan["prompt"].as_str().unwrap().contains("> Labels: bug"),
+        "{plan}"
+    );
+    world
+        .dispatch(&["run", "--issue-file", "x", "y"])
+        .exits(2)
+        .says(&["--issue"]);
+    world.git(&["remote", "remove", "origin"]);
+    world
+        .dispatch(&["run", "--issue", "5"])
+        .exits(2)
+        .says(&["no forge is configured"]);
+}
