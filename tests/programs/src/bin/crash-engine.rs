@@ -1,5 +1,5 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
-//! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N` goes on with what
+//! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)` goes on with what
 //! the log in HOME holds, dispatches the golden task when there is none, and leaves when all is done.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
@@ -83,8 +83,8 @@ impl Site for Fused {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [home, agent, which, n] = args.as_slice() else {
-        bail!("crash-engine HOME AGENT (event|call|never) N");
+    let [home, agent, which, n, from] = args.as_slice() else {
+        bail!("crash-engine HOME AGENT (event|call|never) N (head|pr|folder)");
     };
     let home = PathBuf::from(home);
     let n: u64 = n.parse().context("N")?;
@@ -124,7 +124,9 @@ async fn main() -> Result<()> {
     };
     let engine = Engine::with_sites(settings, sites).await?;
     if engine.tasks().await?.is_empty() {
-        engine.dispatch(golden(&home)?, Secrets::new()).await?;
+        engine
+            .dispatch(golden(&home, from)?, Secrets::new())
+            .await?;
     }
     engine.idle().await;
     for view in engine.tasks().await? {
@@ -136,7 +138,13 @@ async fn main() -> Result<()> {
 }
 
 /// Output, a commit of its own, a change beside it, a check; and a count of how often it ran.
-fn golden(home: &Path) -> Result<TaskSpec> {
+fn golden(home: &Path, from: &str) -> Result<TaskSpec> {
+    let (base, repo) = match from {
+        "head" => (Base::Head, "repo"),
+        "pr" => (Base::Pr { number: 7 }, "repo"),
+        "folder" => (Base::Folder, "folder"),
+        other => bail!("{other}: there are head, pr, folder"),
+    };
     let count = home.join("count");
     let text = format!(
         "@append {} ran\n@lines 500\n@write a.txt one\n@git add a.txt\n@git commit -qm theirs\n\
@@ -146,8 +154,8 @@ fn golden(home: &Path) -> Result<TaskSpec> {
     Ok(TaskSpec {
         title: "golden".into(),
         text,
-        repo: home.join("repo").to_string_lossy().into_owned(),
-        base: Base::Head,
+        repo: home.join(repo).to_string_lossy().into_owned(),
+        base,
         agent: "fake".parse()?,
         pool: "test".parse()?,
         placement: Placement::of(Wrap::Host),
