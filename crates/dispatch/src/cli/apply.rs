@@ -23,7 +23,7 @@ use crate::{
 /// Bring the result into your repository as a branch; your checkout is not touched.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch apply 3f && git merge dispatch/fix-the-failing-test-3f\n  dispatch apply 3f --to ../other-clone\n  dispatch apply 3f --yes           # of a task with --dir: write its files back"
+    after_help = "Examples:\n  dispatch apply 3f && git merge dispatch/fix-the-failing-test-3f\n  dispatch apply 3f --to ../other-clone\n  dispatch apply 3f --yes           # a task without git: write its files back"
 )]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
