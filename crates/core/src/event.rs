@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {

@@ -235,9 +235,10 @@ impl State {
 
     /// Tasks that hold the workspace a task like this would work in, oldest first.
     pub fn holders<'a>(&'a self, spec: &'a TaskSpec) -> impl Iterator<Item = &'a Task> {
-        let shared = spec.leaf().is_some();
         let same = move |task: &&Task| task.holds_workspace() && task.spec.same_workspace(spec);
-        self.tasks().filter(move |_| shared).filter(same)
+        // Most tasks have a workspace of their own, and need not look at the others.
+        let shared = spec.leaf().map(|_| self.tasks());
+        shared.into_iter().flatten().filter(same)
     }
 
     /// The older task that a task which was queued behind it, or supersedes it, still waits for.
