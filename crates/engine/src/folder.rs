@@ -697,7 +697,7 @@ mod tests {
         let (base, _) = world.take("1").unwrap();
         let edit = |name: &'static str| {
             world.result(&base, move |tree| {
-                fs::write(tree.join(name), "new").unwrap()
+                fs::write(tree.join(name), "new").unwrap();
             })
         };
         let (changed, removed, inner, added) = (
