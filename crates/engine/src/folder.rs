@@ -332,7 +332,7 @@ impl Writer<'_> {
         for change in changes {
             let path = as_path(&change.path);
             let found = self.found(path)?;
-            if found == side(&change.new_mode, &change.new_id) {
+            if found != Found::Other && found == side(&change.new_mode, &change.new_id) {
                 continue;
             }
             if found != side(&change.old_mode, &change.old_id) {
@@ -423,28 +423,47 @@ impl Writer<'_> {
         let error = io_error("write", &self.folder.join(path));
         let (dir, name) = files::parent_beneath(self.root.as_fd(), path, true).map_err(&error)?;
         let new = files::unique(".dispatch-");
+        let written = self.fill(change, &dir, &name, &new).and_then(|()| {
+            let put = rustix::fs::renameat(&dir, &new, &dir, &name);
+            put.map_err(|errno| error(errno.into()))
+        });
+        if written.is_err() {
+            match rustix::fs::unlinkat(&dir, &new, AtFlags::empty()) {
+                // The first error says more.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        written
+    }
+
+    /// Makes `new` what the result has in the place of `name`.
+    fn fill(
+        &self,
+        change: &Change,
+        dir: &OwnedFd,
+        name: &std::ffi::OsStr,
+        new: &str,
+    ) -> Result<(), FolderError> {
+        let error = io_error("write", &self.folder.join(as_path(&change.path)));
         if change.new_mode == LINK {
             let target = self.target(change)?;
-            let made = rustix::fs::symlinkat(target.as_slice(), &dir, &new);
-            made.map_err(|errno| error(errno.into()))?;
-        } else {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-            let made = rustix::fs::openat(&dir, &new, flags | OFlags::CLOEXEC, Mode::RUSR);
-            let file = File::from(made.map_err(|errno| error(errno.into()))?);
-            let to = file.try_clone().map_err(&error)?;
-            self.vault
-                .cmd("cat-file")
-                .args(["blob", change.new_id.as_str()])
-                .stdout_file(to)
-                .slow()
-                .run()
-                .map_err(git_error("read the result", self.folder))?;
-            let mode = self.mode(&dir, &name, change.new_mode == PROGRAM);
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))
-                .map_err(|errno| error(errno.into()))?;
-            file.sync_all().map_err(&error)?;
+            let made = rustix::fs::symlinkat(target.as_slice(), dir, new);
+            return made.map_err(|errno| error(errno.into()));
         }
-        rustix::fs::renameat(&dir, &new, &dir, &name).map_err(|errno| error(errno.into()))
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let made = rustix::fs::openat(dir, new, flags | OFlags::CLOEXEC, Mode::RUSR);
+        let file = File::from(made.map_err(|errno| error(errno.into()))?);
+        let to = file.try_clone().map_err(&error)?;
+        self.vault
+            .cmd("cat-file")
+            .args(["blob", change.new_id.as_str()])
+            .stdout_file(to)
+            .slow()
+            .run()
+            .map_err(git_error("read the result", self.folder))?;
+        let mode = self.mode(dir, name, change.new_mode == PROGRAM);
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(|e| error(e.into()))?;
+        file.sync_all().map_err(error)
     }
 
     /// A file that was there keeps who may read it.
@@ -725,6 +744,28 @@ mod tests {
         symlink(&elsewhere, world.folder().join("mode")).unwrap();
         world.refused(&base, &mode, "mode has changed there");
         assert_eq!(fs::read(&elsewhere).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_file_that_became_a_directory_is_left_to_the_person() {
+        let world = World::new();
+        for name in ["file", "dir/inner"] {
+            world.put(name, "old");
+        }
+        let (base, _) = world.take("1").unwrap();
+        let deeper = world.result(&base, |tree| {
+            fs::remove_file(tree.join("file")).unwrap();
+            fs::create_dir(tree.join("file")).unwrap();
+            fs::write(tree.join("file/a"), "a").unwrap();
+        });
+        world.refused(&base, &deeper, "file/a has changed there");
+        let flat = world.result(&base, |tree| {
+            fs::remove_dir_all(tree.join("dir")).unwrap();
+            fs::write(tree.join("dir"), "a").unwrap();
+        });
+        world.refused(&base, &flat, "dir has changed there");
+        assert_eq!(fs::read(world.folder().join("dir/inner")).unwrap(), b"old");
+        assert_eq!(fs::read(world.folder().join("file")).unwrap(), b"old");
     }
 
     #[test]
