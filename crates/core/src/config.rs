@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::PathBuf,
+    path::{Component, Path, PathBuf},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -141,9 +141,43 @@ pub struct AgentProfile {
     pub pool: PoolName,
     /// Absent: `task.placement`.
     pub placement: Option<PlacementName>,
+    /// Absent: `task.expects`.
+    pub expects: Option<Expects>,
+    /// Where a review begins that names no base; absent: the commit before the last.
+    pub review_base: Option<String>,
     /// Absolute paths it may read inside a fence, besides the system and its own program.
     #[serde(default)]
     pub paths: Vec<String>,
+    /// Laid into the task's private home before each run, by their path below it.
+    #[serde(default)]
+    pub files: BTreeMap<HomePath, String>,
+}
+
+/// A relative path that stays below the directory it is taken from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HomePath(PathBuf);
+
+impl HomePath {
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for HomePath {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parts: Vec<Component<'_>> = Path::new(&text).components().collect();
+        let plain = |part: &Component<'_>| matches!(part, Component::Normal(_));
+        if parts.is_empty() || !parts.iter().all(plain) || text.contains('\0') {
+            return Err(format!(
+                "{text:?} is not a path below the private home, such as .gemini/settings.json"
+            ));
+        }
+        Ok(Self(text.into()))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -330,7 +364,7 @@ fn merge(into: &mut Merged, above: &[&str], table: Table, source: &str) {
             Value::Table(inner) if !whole => merge(into, &path, inner, source),
             leaf => {
                 let at = place(&path);
-                let text = leaf.to_string();
+                let text = on_one_line(&leaf);
                 put(&mut into.table, &path, leaf);
                 // What it is laid over, or is laid below, is no longer in force.
                 let below = format!("{at}.");
@@ -340,6 +374,16 @@ fn merge(into: &mut Merged, above: &[&str], table: Table, source: &str) {
                 into.sources.insert(at, (text, source.to_owned()));
             }
         }
+    }
+}
+
+/// A value as TOML writes it, on one line. What JSON escapes in a string, TOML reads the same way.
+fn on_one_line(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains('\n') => {
+            serde_json::to_string(text).unwrap_or_default()
+        }
+        other => other.to_string(),
     }
 }
 
@@ -697,7 +741,7 @@ mod tests {
         for part in [
             "unknown field `wall_clock`, expected one of `wall_clock_s`",
             "agents.x.program: it is empty",
-            "pool nope is not configured; there are anthropic, default",
+            "pool nope is not configured; there are anthropic, coderabbit, default",
             "agents.y",
             "expected one of `plain`",
             "nonsense: unknown table; there are task",

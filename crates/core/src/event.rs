@@ -15,6 +15,7 @@ use crate::{
     id::{CheckName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::{Outcome, Stop},
+    review::{Range, Review},
     run::RunCause,
     task::TaskSpec,
     update::{Update, Usage},
@@ -183,6 +184,14 @@ pub enum Kind {
     CarriedFound {
         carried: Vec<Carried>,
     },
+    /// The commits that a reviewer is to read. Said before the agent starts.
+    RangeSet {
+        range: Range,
+    },
+    /// What a reviewer said. Said before the run is finished.
+    Reviewed {
+        review: Review,
+    },
     /// A site refused before anything ran; the next one is tried.
     SiteRefused {
         site: SiteName,
@@ -252,6 +261,8 @@ impl Kind {
             Self::Admitted => "admitted",
             Self::WorkspaceReady { .. } => "workspace_ready",
             Self::CarriedFound { .. } => "carried_found",
+            Self::RangeSet { .. } => "range_set",
+            Self::Reviewed { .. } => "reviewed",
             Self::SiteRefused { .. } => "site_refused",
             Self::Started { .. } => "started",
             Self::Adopted => "adopted",
@@ -287,6 +298,8 @@ impl Kind {
             | Self::Admitted
             | Self::WorkspaceReady { .. }
             | Self::CarriedFound { .. }
+            | Self::RangeSet { .. }
+            | Self::Reviewed { .. }
             | Self::SiteRefused { .. }
             | Self::Started { .. }
             | Self::Adopted

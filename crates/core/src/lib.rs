@@ -7,7 +7,7 @@
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
 //! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
-//! * [`prompt`] what an agent is given; [`limits`] every limit; [`config`] the settings
+//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers; [`limits`] every limit; [`config`] the settings
 
 pub mod cage;
 pub mod carried;
@@ -23,6 +23,7 @@ pub mod outcome;
 pub mod project;
 pub mod prompt;
 pub mod redact;
+pub mod review;
 pub mod run;
 pub mod schedule;
 pub mod secret;

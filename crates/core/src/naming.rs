@@ -105,6 +105,7 @@ mod tests {
             placement: Placement::of(Wrap::Host),
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
+            review_base: None,
             workspace: None,
             turn: Turn::default(),
             parent: None,

@@ -111,6 +111,17 @@ pub enum Failure {
     Checks {
         failed: Vec<String>,
     },
+    /// The reviewer is against it.
+    Review {
+        findings: usize,
+        note: String,
+    },
+    /// A review that nobody may take for a pass.
+    NotReviewed {
+        reason: String,
+    },
+    /// A review has to leave everything as it is.
+    ReviewChanged,
     /// The result could not be kept.
     Seal {
         reason: String,
@@ -156,6 +167,12 @@ impl fmt::Display for Failure {
             }
             Self::NothingSaid => f.write_str("the agent ended without saying anything"),
             Self::Checks { failed } => write!(f, "check failed: {}", failed.join(", ")),
+            Self::Review { findings, note } => {
+                write!(f, "the review says no: {findings} findings")?;
+                quote(f, note)
+            }
+            Self::NotReviewed { reason } => write!(f, "not reviewed: {reason}"),
+            Self::ReviewChanged => f.write_str("the reviewer changed files, so its word is void"),
             Self::Seal { reason } => write!(f, "the result could not be kept: {reason}"),
         }
     }
@@ -175,6 +192,12 @@ pub enum Outcome {
     Stopped(Stop),
     /// The end was not seen: the keeper died without leaving an exit.
     Lost,
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 impl Outcome {

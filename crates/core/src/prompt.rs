@@ -51,6 +51,7 @@ fn rules(expects: Expects) -> String {
     let goal = match expects {
         Expects::Change => "Work in the current directory and leave your changes there.",
         Expects::Report => "Do not change files; give your findings as your final message.",
+        Expects::Review => "Change no file; end with the block that was asked for.",
         Expects::Either => "Change files only if the task needs it; end with a short report.",
     };
     format!(

@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 36] = [
+const NAMES: [&str; 40] = [
     "agent",
     "base",
     "base_branch",
@@ -604,6 +604,7 @@ const NAMES: [&str; 36] = [
     "driver",
     "expects",
     "failed",
+    "head",
     "id",
     "named",
     "network",
@@ -613,13 +614,16 @@ const NAMES: [&str; 36] = [
     "pool",
     "refname",
     "repo",
+    "review_base",
     "session",
+    "severity",
     "short",
     "site",
     "sites",
     "state",
     "stopped",
     "taken",
+    "verdict",
     "verified",
     "version",
     "why",

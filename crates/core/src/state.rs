@@ -15,6 +15,7 @@ use crate::{
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::Outcome,
+    review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
     task::{Taken, TaskSpec},
     update::Usage,
@@ -46,6 +47,9 @@ pub struct Run {
     pub sealed: Option<Sealed>,
     pub checks: Vec<Check>,
     pub verified: Verified,
+    /// The commits under review.
+    pub range: Option<Range>,
+    pub review: Option<Review>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -434,6 +438,8 @@ impl State {
                 usage: None,
                 sealed: None,
                 checks: Vec::new(),
+                range: None,
+                review: None,
                 verified: Verified::NotVerified,
             });
             task.seq = seq;
@@ -533,6 +539,8 @@ impl State {
             }
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
+            Kind::RangeSet { range } => run.range = Some(range.clone()),
+            Kind::Reviewed { review } => run.review = Some(review.clone()),
             Kind::Admitted
             | Kind::Adopted
             | Kind::SiteRefused { .. }
@@ -601,6 +609,7 @@ mod tests {
             placement: Placement::of(Wrap::Host),
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
+            review_base: None,
             workspace: None,
             turn: Turn::default(),
             parent: None,

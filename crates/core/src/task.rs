@@ -15,6 +15,8 @@ pub enum Expects {
     Change,
     Report,
     Either,
+    /// A verdict on commits and what was found in them: `core::review`. No file changes.
+    Review,
 }
 
 /// Where the work starts.
@@ -216,6 +218,9 @@ pub struct TaskSpec {
     pub placement: Placement,
     pub expects: Expects,
     pub checks: ChecksAsked,
+    /// Where the commits under review begin, as a revision; only for [`Expects::Review`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub review_base: Option<String>,
     /// Asked for by name: two live tasks never share it.
     pub workspace: Option<WorkspaceName>,
     #[serde(default)]

@@ -95,11 +95,16 @@ pub fn verdict(
     }
     match expects {
         Expects::Change if !tree.changed => Outcome::Failed(Failure::NothingChanged { said: text }),
-        Expects::Report if text.is_empty() => Outcome::Failed(Failure::NothingSaid),
+        Expects::Review if tree.changed => Outcome::Failed(Failure::ReviewChanged),
+        Expects::Report | Expects::Review if text.is_empty() => {
+            Outcome::Failed(Failure::NothingSaid)
+        }
         Expects::Either if !tree.changed && text.is_empty() => {
             Outcome::Failed(Failure::NothingSaid)
         }
-        Expects::Change | Expects::Report | Expects::Either => Outcome::Completed { summary: text },
+        Expects::Change | Expects::Report | Expects::Either | Expects::Review => {
+            Outcome::Completed { summary: text }
+        }
     }
 }
 
@@ -296,6 +301,9 @@ mod tests {
         };
         assert_eq!(judge(Expects::Report, false, "fine"), "completed");
         assert_eq!(judge(Expects::Report, true, " \n"), "failed");
+        assert_eq!(judge(Expects::Review, false, "fine"), "completed");
+        assert_eq!(judge(Expects::Review, true, "fine"), "failed");
+        assert_eq!(judge(Expects::Review, false, ""), "failed");
         assert_eq!(judge(Expects::Either, false, ""), "failed");
         assert_eq!(judge(Expects::Either, true, ""), "completed");
     }

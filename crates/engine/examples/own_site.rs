@@ -112,6 +112,7 @@ async fn run() -> Result<(), Failure> {
         },
         expects: Expects::Change,
         checks: ChecksAsked::None,
+        review_base: None,
         workspace: None,
         turn: Turn::default(),
         parent: None,

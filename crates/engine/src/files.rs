@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -208,6 +208,15 @@ pub(crate) fn create_beneath(root: BorrowedFd<'_>, path: &Path, mode: u32) -> io
     Ok(file)
 }
 
+/// Puts a file beneath `root`, in place of whatever file or link had its name.
+pub(crate) fn replace_beneath(root: BorrowedFd<'_>, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (parent, name) = parent_beneath(root, path, true)?;
+    let making = unique(".dispatch-");
+    let mut file = create_beneath(parent.as_fd(), Path::new(&making), 0o600)?;
+    file.write_all(bytes)?;
+    Ok(rustix::fs::renameat(&parent, &making, &parent, &name)?)
+}
+
 /// Removes a file or a tree, whatever its modes and depth, without following symlinks. Gone
 /// already is fine.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
@@ -346,6 +355,29 @@ mod tests {
                 "{magic}"
             );
         }
+    }
+
+    #[test]
+    fn a_file_replaces_a_link_and_never_goes_through_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir_all(at("home/deep")).unwrap();
+        fs::write(at("outside"), "theirs").unwrap();
+        std::os::unix::fs::symlink(at("outside"), at("home/deep/settings")).unwrap();
+        std::os::unix::fs::symlink(temp.path(), at("home/away")).unwrap();
+        let home = open_dir(&at("home")).unwrap();
+        let put = |path: &str| replace_beneath(home.as_fd(), Path::new(path), b"ours");
+        put("deep/settings").unwrap();
+        put("new/dir/settings").unwrap();
+        assert!(put("away/outside").is_err());
+        for (path, text) in [
+            ("outside", "theirs"),
+            ("home/deep/settings", "ours"),
+            ("home/new/dir/settings", "ours"),
+        ] {
+            assert_eq!(fs::read_to_string(at(path)).unwrap(), text, "{path}");
+        }
+        assert_eq!(fs::read_dir(at("home/deep")).unwrap().count(), 1);
     }
 
     /// Both ways in, while another thread swaps the directory for a link to the secret's.

@@ -40,6 +40,11 @@ pub enum MirrorError {
         lacks: Vec<String>,
         more: String,
     },
+    #[error(
+        "find {asked} in the history of {head}: name a branch, a tag, a commit, or steps back such as \
+         HEAD~2 (a short history may have fewer)"
+    )]
+    NoRevision { asked: String, head: CommitId },
     #[error("{what} of the mirror {path}: check the data directory's space and owner")]
     Io {
         what: &'static str,
@@ -575,6 +580,45 @@ impl Mirror {
             None => self.current_branch().map_err(|e| self.io("read HEAD", e))?,
         };
         Ok(Base { commit, branch })
+    }
+
+    /// The commit that a revision names; `HEAD` and steps back from it start at `head`.
+    pub fn revision(&self, asked: &str, head: &CommitId) -> Result<CommitId, MirrorError> {
+        let none = || MirrorError::NoRevision {
+            asked: asked.to_owned(),
+            head: head.clone(),
+        };
+        // No options, no ranges, no searches through messages, no reflogs of ours.
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-~^+".contains(c);
+        if asked.is_empty() || asked.starts_with('-') || !asked.chars().all(plain) {
+            return Err(none());
+        }
+        let named = match asked.strip_prefix("HEAD") {
+            Some(steps)
+                if steps
+                    .chars()
+                    .all(|c| c.is_ascii_digit() || "~^".contains(c)) =>
+            {
+                vec![format!("{head}{steps}")]
+            }
+            _ => vec![
+                format!("refs/heads/{asked}"),
+                format!("refs/tags/{asked}"),
+                asked.to_owned(),
+            ],
+        };
+        for name in named {
+            let found = self
+                .cmd("rev-parse")
+                .args(["--verify", "--quiet", &format!("{name}^{{commit}}")])
+                .output()
+                .map_err(|e| self.git_error(e))?;
+            if found.status.success() {
+                let text = String::from_utf8_lossy(&found.stdout);
+                return CommitId::parse(text.trim()).map_err(|e| self.git_error(e));
+            }
+        }
+        Err(none())
     }
 
     fn current_branch(&self) -> io::Result<Option<String>> {

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,7 +13,7 @@ use std::{
 use dispatch_core::{
     cage,
     checks::{self, Planned},
-    config::{AgentProfile, EnvValue},
+    config::{AgentProfile, EnvValue, HomePath},
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     id::{RunId, SiteName},
@@ -20,10 +21,11 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     prompt,
     redact::Redactor,
+    review::{self, Range, Verdict},
     run::{RunCause, RunState},
     secret::Secret,
     state::{Run, Task},
-    task::Wrap,
+    task::{Expects, Wrap},
     update::{Said, Update},
     verdict::{self, Tree},
 };
@@ -32,6 +34,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::{
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{Fences, Needs},
+    files,
     lines::{Line, Lines},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
@@ -116,7 +119,9 @@ pub(crate) async fn supervise(
         job,
         orders,
         stop: None,
+        range: None,
     };
+    walk.range = walk.run().and_then(|run| run.range.clone());
     let (outcome, verified) = match walk.walk().await {
         Ok(ended) => ended,
         Err(Stopped::Outcome(outcome)) => (outcome, Verified::NotVerified),
@@ -138,6 +143,8 @@ struct Walk {
     redactor: Redactor,
     /// Set once a person asked for the end.
     stop: Option<Force>,
+    /// The commits under review.
+    range: Option<Range>,
 }
 
 /// What following the agent to its end has shown.
@@ -319,6 +326,7 @@ impl Walk {
         if !carried.is_empty() {
             self.tell(Kind::CarriedFound { carried }).await?;
         }
+        self.set_range().await?;
         if !kept {
             self.refill();
         }
@@ -358,6 +366,20 @@ impl Walk {
             reason: refused.join("; "),
         }
         .into())
+    }
+
+    /// Of a review: the commits it is about.
+    async fn set_range(&mut self) -> Result<(), Stopped> {
+        if self.job.task.spec.expects != Expects::Review || self.range.is_some() {
+            return Ok(());
+        }
+        let range = self
+            .blocking(Trees::review_range)
+            .await?
+            .map_err(|error| prepare_failed(&error))?;
+        self.range = Some(range.clone());
+        self.tell(Kind::RangeSet { range }).await?;
+        Ok(())
     }
 
     fn asked_to_stop(&mut self) -> Result<(), Stopped> {
@@ -422,21 +444,32 @@ impl Walk {
             RunCause::Dispatched => None,
             RunCause::Answer { .. } | RunCause::RetryOf { .. } => session,
         };
-        let asked = prompt::with_issue(&task.spec.text, task.spec.labels.issue_text.as_deref());
-        let text = prompt::prompt(&asked, &cause, task.spec.expects, resume.is_some());
+        let issue = task.spec.labels.issue_text.as_deref();
+        let mut words = prompt::with_issue(&task.spec.text, issue);
+        if let Some(range) = &self.range {
+            words.push_str("\n\n");
+            words.push_str(&review::instructions(range));
+        }
+        let text = prompt::prompt(&words, &cause, task.spec.expects, resume.is_some());
+        let whole = prompt::prompt(&words, &cause, task.spec.expects, false);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
         let home_text = home.to_string_lossy();
+        let workspace = self.workspace();
         let ask = Ask {
             prompt: &text,
+            whole: &whole,
+            cwd: &workspace.to_string_lossy(),
             program: &program,
             args: &profile.args,
             home: &home_text,
             resume,
+            review: self.range.as_ref(),
             unfenced: task.spec.placement.wrap == Wrap::Host,
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
+        lay_down(&home, &profile.files).map_err(start)?;
         env.extend(opening.env);
         let mut secrets = Vec::new();
         for (name, value) in &profile.env {
@@ -767,6 +800,9 @@ impl Walk {
         if !matches!(outcome, Outcome::Completed { .. }) {
             return Ok((outcome, Verified::NotVerified));
         }
+        if let Some(range) = self.range.clone() {
+            return self.review(&heard.said.text, range).await;
+        }
         let planned = self.planned().await?;
         if planned.is_empty() {
             return Ok((outcome, Verified::NotVerified));
@@ -776,6 +812,38 @@ impl Walk {
             self.tell(Kind::ChecksStarted { checks: names }).await?;
         }
         self.check(site, &planned, outcome).await
+    }
+
+    /// The reviewer's word, which stands where checks stand otherwise.
+    async fn review(&self, said: &str, range: Range) -> Result<(Outcome, Verified), Stopped> {
+        let known = self.run().and_then(|run| run.review.clone());
+        let review = match known {
+            Some(review) => review,
+            None => {
+                let review = review::read(said, range);
+                let told = review.clone();
+                self.tell(Kind::Reviewed { review: told }).await?;
+                review
+            }
+        };
+        let findings = review.findings.len();
+        Ok(match review.verdict {
+            Verdict::Pass => {
+                let summary = format!("the review passes, with {findings} findings");
+                (Outcome::Completed { summary }, Verified::Yes)
+            }
+            Verdict::Fail => {
+                let note = review.note;
+                (Failure::Review { findings, note }.into(), Verified::No)
+            }
+            Verdict::NotVerified => {
+                let reason = review.note;
+                (
+                    Failure::NotReviewed { reason }.into(),
+                    Verified::NotVerified,
+                )
+            }
+        })
     }
 
     async fn planned(&self) -> Result<Vec<Planned>, Stopped> {
@@ -1083,6 +1151,17 @@ fn prepare_failed(error: &TreeError) -> Stopped {
         reason: error.to_string(),
     }
     .into()
+}
+
+/// The agent's own files in its private home. An earlier run may have put anything in their places.
+fn lay_down(home: &Path, wanted: &BTreeMap<HomePath, String>) -> Result<(), String> {
+    for (path, text) in wanted {
+        let path = path.as_path();
+        let written = files::open_dir(home)
+            .and_then(|root| files::replace_beneath(root.as_fd(), path, text.as_bytes()));
+        written.map_err(|e| format!("write {} into the private home: {e}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The program's full path, found on the job's own PATH.

@@ -17,6 +17,7 @@ use dispatch_core::{
     event::Sealed,
     naming,
     prompt::BLOCKED_FILE,
+    review::Range,
     state::{Task, Workspace},
     task::{Base, TaskSpec},
 };
@@ -99,6 +100,9 @@ fn author() -> Author {
         email: "dispatch@dispatch.invalid".into(),
     }
 }
+
+/// What a review reads that names no base: the last commit.
+const REVIEW_BASE: &str = "HEAD~1";
 
 impl Trees {
     pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
@@ -306,6 +310,18 @@ impl Trees {
         let mut paths = mirror.ls_tree_root(&base)?;
         paths.extend(mirror.ls_tree_in(&base, carried::FOLDERS)?);
         Ok(carried::carried(paths.iter().map(String::as_str)))
+    }
+
+    /// The commits that a review of this task reads: up to its base commit, from the revision asked
+    /// for (a branch, a tag, a commit, or steps back from the base commit: `HEAD~2`).
+    pub(crate) fn review_range(&self, task: &Task) -> Result<Range, TreeError> {
+        let (head, _) = Self::base(task)?;
+        let asked = task.spec.review_base.as_deref().unwrap_or(REVIEW_BASE);
+        let base = self.mirror(task)?.revision(asked, &head)?;
+        Ok(Range {
+            base: base.to_string(),
+            head: head.to_string(),
+        })
     }
 
     /// The question in the workspace, if there is more than white space.

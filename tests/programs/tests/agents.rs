@@ -12,9 +12,8 @@ mod world;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
     sync::Once,
 };
 
@@ -35,7 +34,7 @@ use rustix::{
     process::{Pid, Signal},
 };
 use serde_json::{Value, json};
-use world::{World, finished, outcome, patient, reason, until};
+use world::{World, finished, model::Model, outcome, patient, reason, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
@@ -154,66 +153,6 @@ fn bwrap() -> Option<PathBuf> {
 /// The scenario in the cage and on the host at the same time.
 async fn both<F: Future<Output = ()>>(scenario: impl Fn(Wrap) -> F) {
     tokio::join!(scenario(Wrap::Cage), scenario(Wrap::Host));
-}
-
-/// The model server, with a script of one conversation that goes on from run to run.
-struct Model {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    url: String,
-    folder: tempfile::TempDir,
-}
-
-impl Model {
-    fn start(steps: &Value) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let script = folder.path().join("script.json");
-        fs::write(&script, steps.to_string()).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_fake-model"))
-            .arg("--script")
-            .arg(script)
-            .arg("--log")
-            .arg(folder.path().join("log"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        lines.read_line(&mut line).unwrap();
-        let told: Value = serde_json::from_str(&line).unwrap();
-        Self {
-            stdin: child.stdin.take(),
-            child,
-            url: told["url"].as_str().unwrap().to_owned(),
-            folder,
-        }
-    }
-
-    /// The requests that took a step of the script.
-    fn asked(&self) -> Vec<Value> {
-        let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
-        let records: Vec<Value> = log
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        let wrong: Vec<&Value> = records
-            .iter()
-            .filter(|record| record["kind"] == "error")
-            .collect();
-        assert!(wrong.is_empty(), "{wrong:?}");
-        records
-            .into_iter()
-            .filter(|record| record["kind"] == "step")
-            .collect()
-    }
-}
-
-impl Drop for Model {
-    fn drop(&mut self) {
-        drop(self.stdin.take());
-        self.child.wait().unwrap();
-    }
 }
 
 /// One real agent, its model and its engine.

@@ -64,6 +64,7 @@ fn caged(world: &World, orders: &[&str]) -> TaskSpec {
         placement: Placement::of(Wrap::Cage),
         expects: Expects::Either,
         checks: ChecksAsked::None,
+        review_base: None,
         ..world.spec(orders)
     }
 }

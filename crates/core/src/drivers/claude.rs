@@ -471,10 +471,13 @@ mod tests {
     fn ask<'a>(args: &'a [String], resume: Option<&'a str>) -> Ask<'a> {
         Ask {
             prompt: "-p; $(x)\n\"q\"",
+            whole: "whole",
+            cwd: "/workspace/repo",
             program: "claude",
             args,
             home: "/h",
             resume,
+            review: None,
             unfenced: false,
         }
     }

@@ -319,10 +319,13 @@ mod tests {
         let args = ["-m".to_owned(), "gpt".to_owned()];
         let ask = Ask {
             prompt: "--help",
+            whole: "whole",
+            cwd: "/workspace/repo",
             program: "codex",
             args: &args,
             home: "/h",
             resume,
+            review: None,
             unfenced,
         };
         let opening = Codex::default().open(&ask);

@@ -5,8 +5,11 @@
 //! To add one: a file with a `Driver`, a row in [`DriverKind`], a golden transcript in `testdata/`,
 //! an `[agents.*]` table in `defaults.toml`.
 
+mod acp;
 mod claude;
+mod coderabbit;
 mod codex;
+mod codex_app;
 #[cfg(test)]
 mod golden;
 mod plain;
@@ -18,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     job::Stdin,
+    review::Range,
     update::{Said, Update},
 };
 
@@ -25,13 +29,19 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
     pub prompt: &'a str,
+    /// The same for an agent that turns out not to remember the session of `resume`.
+    pub whole: &'a str,
     pub program: &'a str,
     /// From the agent's table, put where the CLI takes options.
     pub args: &'a [String],
+    /// The workspace, as an absolute path.
+    pub cwd: &'a str,
     /// The task's private home, for CLIs that have a variable of their own for it.
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
     pub resume: Option<&'a str>,
+    /// What is to be reviewed, where that is the task.
+    pub review: Option<&'a Range>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
 }
@@ -76,6 +86,9 @@ pub enum DriverKind {
     Plain,
     Claude,
     Codex,
+    Acp,
+    Coderabbit,
+    CodexApp,
 }
 
 impl DriverKind {
@@ -85,6 +98,9 @@ impl DriverKind {
             Self::Plain => Box::<plain::Plain>::default(),
             Self::Claude => Box::<claude::Claude>::default(),
             Self::Codex => Box::<codex::Codex>::default(),
+            Self::Acp => Box::<acp::Acp>::default(),
+            Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
+            Self::CodexApp => Box::<codex_app::CodexApp>::default(),
         }
     }
 }

@@ -54,10 +54,13 @@ mod tests {
         let args = ["--fast".to_owned()];
         let ask = Ask {
             prompt: "-rf; $(x)",
+            whole: "whole",
+            cwd: "/workspace/repo",
             program: "tool",
             args: &args,
             home: "/h",
             resume: None,
+            review: None,
             unfenced: true,
         };
         let opening = Plain::default().open(&ask);

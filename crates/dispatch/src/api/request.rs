@@ -64,6 +64,9 @@ pub(crate) struct Dispatch {
     pub(crate) placement: Option<String>,
     pub(crate) expects: Option<Expects>,
     pub(crate) checks: Option<ChecksWanted>,
+    /// Where the commits under review begin; makes it a review.
+    #[serde(default)]
+    pub(crate) review_base: Option<String>,
     pub(crate) workspace: Option<String>,
     /// What to do when another task has the workspace.
     #[serde(default)]
@@ -138,6 +141,8 @@ pub(crate) enum BadRequest {
     HostNotAllowed(PlacementName),
     #[error("use check {name}: it is not configured; there are {there}")]
     UnknownCheck { name: String, there: String },
+    #[error("start the review at {0}: the task expects something else than a review")]
+    NoReview(String),
     #[error("read the task: {0}")]
     Text(String),
     #[error(
@@ -303,6 +308,18 @@ impl Dispatch {
                 there: list(config.agents.keys()),
             });
         };
+        let asked = match (self.expects, &self.review_base) {
+            (None, Some(_)) => Some(Expects::Review),
+            (Some(Expects::Review) | None, _) => self.expects,
+            (Some(_), Some(base)) => return Err(BadRequest::NoReview(base.clone())),
+            (Some(_), None) => self.expects,
+        };
+        let expects = match (asked.or(profile.expects), self.no_repo) {
+            (Some(expects), _) => expects,
+            // The answer is the result where nothing can be changed.
+            (None, true) => Expects::Report,
+            (None, false) => config.task.expects,
+        };
         if self.task.trim().is_empty() {
             return Err(BadRequest::Text("it is empty".into()));
         }
@@ -343,17 +360,16 @@ impl Dispatch {
             title: title_of(&titled),
             text: self.task,
             repo,
-            // The answer is the result where nothing can be changed.
-            expects: match (self.expects, &base) {
-                (Some(expects), _) => expects,
-                (None, Base::Nothing) => Expects::Report,
-                (None, _) => config.task.expects,
-            },
             base,
             agent: name,
             pool: profile.pool.clone(),
             placement: placement(config, profile, self.placement.as_deref())?,
+            expects,
             checks,
+            review_base: match expects {
+                Expects::Review => self.review_base.or_else(|| profile.review_base.clone()),
+                _ => None,
+            },
             workspace: self.workspace.map(|name| name.parse()).transpose()?,
             turn: Turn {
                 taken: self.taken,
@@ -397,7 +413,9 @@ mod tests {
     fn what_cannot_be_is_refused_and_names_what_exists() {
         let error = spec(r#"{"task": "x", "repo": "/r", "agent": "gpt"}"#).unwrap_err();
         assert!(
-            error.to_string().contains("there are claude, codex"),
+            error
+                .to_string()
+                .contains("there are claude, claude-acp, coderabbit, codex"),
             "{error}"
         );
         for bad in [

@@ -8,6 +8,7 @@ use dispatch_core::{
     job::Exit as CoreExit,
     naming,
     outcome::Outcome,
+    review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
     update::Usage,
@@ -84,6 +85,9 @@ pub(crate) struct Run {
     pub(crate) session: Option<String>,
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
+    /// What a reviewer said, where that was the task.
+    #[serde(default)]
+    pub(crate) review: Option<Review>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +163,7 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
         session: run.session.clone(),
         usage: run.usage.clone(),
         checks: run.checks.iter().map(Check::from).collect(),
+        review: run.review.clone(),
     }
 }
 
@@ -251,6 +256,7 @@ impl From<&TaskView> for Task {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
         event::{CheckState, Sealed, Verified},
         job::ExitReport,
@@ -268,6 +274,21 @@ pub(crate) mod tests {
             state,
             queued_seq: 2,
             queued_at: 0,
+            range: None,
+            review: Some(Review {
+                verdict: Verdict::Fail,
+                range: Range {
+                    base: "b".into(),
+                    head: "h".into(),
+                },
+                findings: vec![Finding {
+                    severity: Severity::Major,
+                    file: Some("a.rs".into()),
+                    line: Some(3),
+                    text: "off by one".into(),
+                }],
+                note: "no".into(),
+            }),
             site: None,
             driver: None,
             enforced: Some("host: nothing".into()),
@@ -314,6 +335,7 @@ pub(crate) mod tests {
                 placement: Placement::of(Wrap::Host),
                 expects: Expects::Change,
                 checks: ChecksAsked::Detect,
+                review_base: None,
                 workspace: None,
                 turn: Turn::default(),
                 parent: None,
@@ -358,9 +380,14 @@ pub(crate) mod tests {
             question: "UTC?".into(),
         });
         let got = serde_json::to_value(Task::from(&view(0x3f, blocked))).unwrap();
+        let review = r#"{
+            "verdict": "fail", "range": {"base": "b", "head": "h"},
+            "findings": [{"severity": "major", "file": "a.rs", "line": 3, "text": "off by one"}],
+            "note": "no"
+        }"#;
         // As text: the macro has a limit on how much it reads.
         let want: serde_json::Value = serde_json::from_str(
-            r#"{
+            &r#"{
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "placement": "host", "enforced": "host: nothing",
             "state": "blocked", "reason": "UTC?", "question": "UTC?",
@@ -373,13 +400,15 @@ pub(crate) mod tests {
                 "pid": null, "log": "/d/runs/x/agent/out",
                 "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
                 "session": "s", "usage": null,
-                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}]
+                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+                "review": REVIEW
             }],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
             "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false
-        }"#,
+        }"#
+            .replace("REVIEW", review),
         )
         .unwrap();
         assert_eq!(got, want);

@@ -16,6 +16,7 @@ use dispatch_core::{
     drivers::Ask,
     limits::JobLimits,
     naming, prompt,
+    review::{self, Range},
     run::RunCause,
     task::{Base, Expects, TaskSpec, Wrap},
 };
@@ -38,6 +39,7 @@ use crate::settings::Settings;
 /// Stands for what only a real task has.
 const NOT_YET: &str = "new";
 const HOME: &str = "/the/private/home/of/the/task";
+const WORKSPACE: &str = "/the/workspace/of/the/task";
 
 #[derive(Debug, Serialize)]
 struct Plan {
@@ -97,7 +99,19 @@ pub(crate) fn run(ctx: &Ctx, spec: &TaskSpec, profile: &AgentProfile, json: bool
 }
 
 fn plan(settings: &Settings, spec: &TaskSpec, profile: &AgentProfile) -> Result<Plan> {
-    let asked = prompt::with_issue(&spec.text, spec.labels.issue_text.as_deref());
+    let wanted = Wanted::of(&spec.base)
+        .map_err(|error| CliError::usage(format!("start a task: {error}")))?;
+    let base = known_base(settings, spec, &wanted);
+    let mut asked = prompt::with_issue(&spec.text, spec.labels.issue_text.as_deref());
+    // Where it begins is found when the base is fetched; here it is what was asked for.
+    let range = spec.review_base.as_ref().map(|from| Range {
+        base: from.clone(),
+        head: base.clone().unwrap_or_else(|| "HEAD".to_owned()),
+    });
+    if let Some(range) = &range {
+        asked.push_str("\n\n");
+        asked.push_str(&review::instructions(range));
+    }
     let text = prompt::prompt(&asked, &RunCause::Dispatched, spec.expects, false);
     let program = settings.find(&profile.program);
     let program = program.map_or(profile.program.clone(), |path| {
@@ -105,18 +119,19 @@ fn plan(settings: &Settings, spec: &TaskSpec, profile: &AgentProfile) -> Result<
     });
     let opening = profile.driver.driver().open(&Ask {
         prompt: &text,
+        whole: &text,
+        cwd: WORKSPACE,
         program: &program,
         args: &profile.args,
         home: HOME,
         resume: None,
+        review: range.as_ref(),
         unfenced: spec.placement.wrap == Wrap::Host,
     });
     let takes = profile.env.iter().filter_map(|(name, value)| match value {
         EnvValue::Taken { .. } => value.key(&spec.agent, name),
         EnvValue::Literal(_) => None,
     });
-    let wanted = Wanted::of(&spec.base)
-        .map_err(|error| CliError::usage(format!("start a task: {error}")))?;
     Ok(Plan {
         title: spec.title.clone(),
         agent: spec.agent.to_string(),
@@ -124,7 +139,7 @@ fn plan(settings: &Settings, spec: &TaskSpec, profile: &AgentProfile) -> Result<
         prompt: text,
         repo: spec.repo.clone(),
         from: spec.base.words(),
-        base: known_base(settings, spec, &wanted),
+        base,
         branch: spec.branch(NOT_YET),
         workspace_name: naming::workspace_name(spec, NOT_YET),
         expects: spec.expects,

@@ -35,11 +35,15 @@ use crate::{
 /// The engine has the real limit; this keeps a wrong file from filling memory.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
 
+/// The text of a review that was given none.
+const REVIEW: &str = "Review the changes";
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ExpectsArg {
     Change,
     Report,
     Either,
+    Review,
 }
 
 /// Hand a task to an agent and watch it to its end.
@@ -51,7 +55,7 @@ pub(crate) struct Args {
     /// What to do; `-` reads it from standard input
     #[arg(
         value_name = "TASK",
-        required_unless_present_any = ["file", "issue"],
+        required_unless_present_any = ["file", "issue", "base"],
         conflicts_with = "file"
     )]
     text: Option<String>,
@@ -91,6 +95,9 @@ pub(crate) struct Args {
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
+    /// A review begins here: a branch, a tag, a commit, or steps back such as HEAD~2
+    #[arg(long, value_name = "REVISION")]
+    base: Option<String>,
     /// A check that must pass, instead of what the repository suggests (may be given several times)
     #[arg(long, value_name = "NAME")]
     check: Vec<String>,
@@ -218,7 +225,11 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
 }
 
 async fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
-    let text = read_text(args.text.as_deref(), args.file.as_ref())?;
+    let text = match (&args.text, &args.file) {
+        // What a review is about is said by its commits.
+        (None, None) if args.base.is_some() => REVIEW.to_owned(),
+        (text, file) => read_text(text.as_deref(), file.as_ref())?,
+    };
     let dir = args.dir.as_deref().map(repo::folder).transpose()?;
     let repo = match (&args.repo, &dir, args.no_repo) {
         (None, Some(_), _) | (None, _, true) => None,
@@ -291,8 +302,11 @@ async fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
             Some(ExpectsArg::Change) => Some(Expects::Change),
             Some(ExpectsArg::Report) => Some(Expects::Report),
             Some(ExpectsArg::Either) => Some(Expects::Either),
+            Some(ExpectsArg::Review) => Some(Expects::Review),
+            None if args.base.is_some() => Some(Expects::Review),
             None => project.expects,
         },
+        review_base: args.base.clone(),
         checks,
         workspace: args.workspace,
         taken: match (args.queue, args.supersede) {
@@ -325,7 +339,7 @@ async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<
         };
         return forge::parse(number, &text).map(Some).map_err(told);
     }
-    let needed = args.text.is_none() && args.file.is_none();
+    let needed = args.text.is_none() && args.file.is_none() && args.base.is_none();
     let hosted = place
         .and_then(|place| repo::url(settings, place))
         .and_then(|url| Hosted::of(&url));

@@ -7,9 +7,12 @@ use std::{
     time::Instant,
 };
 
-use dispatch_core::update::Update;
+use dispatch_core::{review::Review, update::Update};
 
-use super::style::{Colour, Style, clean_line, cut, span};
+use super::{
+    show,
+    style::{Colour, Style, clean_line, clean_text, cut, span},
+};
 use crate::{
     api::{
         event::Event,
@@ -219,6 +222,16 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
             format!(
                 "{count} files that configure agents are in the repository: `dispatch show` names them"
             )
+        }
+        "range_set" => {
+            let range = event.body.get("range")?;
+            let short = |key: &str| range.get(key)?.as_str()?.get(..12);
+            format!("to review: {}..{}", short("base")?, short("head")?)
+        }
+        "reviewed" => {
+            let review: Review = serde_json::from_value(event.body.get("review")?.clone()).ok()?;
+            let lines = show::review_lines(&review);
+            clean_text(&format!("review: {}", lines.join("\n  ")))
         }
         "site_refused" => format!("site {} refused: {}", text("site"), text("reason")),
         "started" => format!("agent started on {} ({})", text("site"), text("enforced")),

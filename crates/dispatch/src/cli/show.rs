@@ -9,7 +9,7 @@ use super::{
     style::{Colour, clean_line, clean_text},
     tasks,
 };
-use dispatch_core::carried::Can;
+use dispatch_core::{carried::Can, review::Review};
 
 use crate::api::task::{Exit as JobExit, Run, Task};
 
@@ -85,6 +85,10 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
         let phrase = known.map_or(item.can.as_str(), |can| can.phrase());
         field("carries", Some(&format!("{} ({phrase})", item.path)));
     }
+    let review = task.runs.iter().rev().find_map(|run| run.review.as_ref());
+    for line in review.iter().flat_map(|review| review_lines(review)) {
+        field("review", Some(&line));
+    }
     for run in &task.runs {
         field(&format!("run {}", run.n), Some(&run_line(run)));
     }
@@ -92,6 +96,21 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
         field("task", Some(&task.task));
     }
     out.extend(next_lines(task));
+    out
+}
+
+/// The verdict, then what was found, the worst first.
+pub(crate) fn review_lines(review: &Review) -> Vec<String> {
+    let short = |commit: &str| commit.chars().take(12).collect::<String>();
+    let range = &review.range;
+    let (base, head) = (short(&range.base), short(&range.head));
+    let mut out = vec![format!("{} ({base}..{head})", review.verdict.word())];
+    if !review.note.is_empty() {
+        out.push(review.note.clone());
+    }
+    let mut findings: Vec<_> = review.findings.iter().collect();
+    findings.sort_by_key(|finding| finding.severity);
+    out.extend(findings.iter().map(ToString::to_string));
     out
 }
 

@@ -64,7 +64,8 @@ impl From<BadRequest> for Problem {
             BadRequest::HostNotAllowed(_) => "host_not_allowed",
             BadRequest::UnknownCheck { .. } => "unknown_check",
             BadRequest::Repo { .. } => "unknown_repo",
-            BadRequest::Text(_)
+            BadRequest::NoReview(_)
+            | BadRequest::Text(_)
             | BadRequest::Dir(_)
             | BadRequest::Together { .. }
             | BadRequest::NoPlace

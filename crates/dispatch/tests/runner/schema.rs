@@ -37,7 +37,7 @@ const TASK: [(&str, &str); 32] = [
     ("carried", "array"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 11] = [
+const RUN: [(&str, &str); 12] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -49,6 +49,7 @@ const RUN: [(&str, &str); 11] = [
     ("session", "string?"),
     ("usage", "object?"),
     ("checks", "array"),
+    ("review", "object?"),
 ];
 const CHECK: [(&str, &str); 3] = [("name", "string"), ("state", "string"), ("exit", "object?")];
 const DIFFSTAT: [(&str, &str); 3] = [

@@ -307,6 +307,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         placement: Placement::of(Wrap::Host),
         expects: Expects::Either,
         checks: ChecksAsked::None,
+        review_base: None,
         workspace: None,
         turn: Turn::default(),
         parent: None,

@@ -161,6 +161,7 @@ fn golden(home: &Path, from: &str) -> Result<TaskSpec> {
         placement: Placement::of(Wrap::Host),
         expects: Expects::Change,
         checks: ChecksAsked::Detect,
+        review_base: None,
         workspace: None,
         turn: Turn::default(),
         parent: None,

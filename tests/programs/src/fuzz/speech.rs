@@ -38,6 +38,13 @@ pub(super) const TARGETS: &[Target] = &[
         check: |bytes| driver(DriverKind::Codex, bytes),
     },
     Target {
+        name: "acp",
+        property: DRIVER,
+        seeds: || transcripts(&["acp"]),
+        words: ACP_WORDS,
+        check: |bytes| driver(DriverKind::Acp, bytes),
+    },
+    Target {
         name: "lines",
         property: "the same lines for every cutting, as a plain reading of the whole makes them; no \
             offset lost",
@@ -68,6 +75,38 @@ pub(super) const TARGETS: &[Target] = &[
         words: SECRETS,
         check: masked,
     },
+];
+
+const ACP_WORDS: &[&str] = &[
+    "jsonrpc",
+    "2.0",
+    "id",
+    "1",
+    "2",
+    "3",
+    "result",
+    "error",
+    "code",
+    "-32000",
+    "method",
+    "session/update",
+    "session/request_permission",
+    "fs/read_text_file",
+    "sessionUpdate",
+    "agent_message_chunk",
+    "agent_thought_chunk",
+    "tool_call",
+    "tool_call_update",
+    "toolCallId",
+    "status",
+    "completed",
+    "plan",
+    "entries",
+    "usage_update",
+    "options",
+    "allow_once",
+    "stopReason",
+    "end_turn",
 ];
 
 const CLAUDE_WORDS: &[&str] = &[
@@ -188,10 +227,13 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
     let mut driver = kind.driver();
     driver.open(&Ask {
         prompt: "x",
+        whole: "x",
+        cwd: "/w",
         program: "agent",
         args: &[],
         home: "/home",
         resume: None,
+        review: None,
         unfenced: false,
     });
     driver

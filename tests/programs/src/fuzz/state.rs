@@ -76,6 +76,7 @@ fn seeds() -> Vec<Vec<u8>> {
         },
         expects: Expects::Change,
         checks: ChecksAsked::Detect,
+        review_base: None,
         workspace: None,
         turn: Turn::default(),
         parent: None,

@@ -6,6 +6,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod model;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -138,6 +140,7 @@ impl World {
             placement: Placement::of(Wrap::Host),
             expects: Expects::Change,
             checks: ChecksAsked::Detect,
+            review_base: None,
             workspace: None,
             turn: Turn::default(),
             parent: None,
