@@ -12,7 +12,7 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    id::{CheckName, RunId, Seq, SiteName, TaskId},
+    id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::{Outcome, Stop},
     review::{Range, Review},
@@ -60,6 +60,16 @@ impl Subject {
     }
 }
 
+/// What is frozen, or thawed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    #[default]
+    All,
+    Pool(PoolName),
+    Repo(String),
+}
+
 /// Which events make the state, and which are only told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -81,6 +91,18 @@ pub struct Sealed {
     pub checks_touched: Vec<String>,
     /// What a person should know: history rewritten, files left out.
     pub notes: Vec<String>,
+}
+
+/// A prompt as it was given, without its text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptMade {
+    /// In hexadecimal.
+    pub sha256: String,
+    pub bytes: u64,
+    /// Names of files that hold what did not fit.
+    pub cut: Vec<String>,
+    /// Paths of texts of the repository that stand in place of ours.
+    pub repository: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +155,19 @@ pub enum Kind {
     },
     FrozenSet {
         frozen: bool,
+        #[serde(default)]
+        scope: Scope,
+    },
+    /// Starts of a pool stand still until then. Told: the pause itself follows from how runs ended.
+    PoolPaused {
+        pool: PoolName,
+        until: Millis,
+        reason: String,
+    },
+    /// Most of a budget is used. Nothing stops yet.
+    BudgetWarned {
+        what: String,
+        spent: String,
     },
 
     /// `short` is the prefix of the id that names the branch and the workspace.
@@ -173,6 +208,11 @@ pub enum Kind {
     RunQueued {
         cause: RunCause,
     },
+    /// It did not start at once, and why. Told once; what changes later is asked of the engine.
+    Waits {
+        reason: String,
+        until: Option<Millis>,
+    },
     Admitted,
     WorkspaceReady {
         path: PathBuf,
@@ -183,6 +223,10 @@ pub enum Kind {
     /// The base commit carries configuration for agents. Said before the agent starts.
     CarriedFound {
         carried: Vec<Carried>,
+    },
+    /// What the agent is given to read, kept in a file beside the task. Said before it starts.
+    PromptMade {
+        made: PromptMade,
     },
     /// The commits that a reviewer is to read. Said before the agent starts.
     RangeSet {
@@ -247,6 +291,9 @@ impl Kind {
         match self {
             Self::EngineStarted { .. } => "engine_started",
             Self::FrozenSet { .. } => "frozen_set",
+            Self::PoolPaused { .. } => "pool_paused",
+            Self::BudgetWarned { .. } => "budget_warned",
+            Self::Waits { .. } => "waits",
             Self::TaskCreated { .. } => "task_created",
             Self::Answered { .. } => "answered",
             Self::ChildEnded { .. } => "child_ended",
@@ -261,6 +308,7 @@ impl Kind {
             Self::Admitted => "admitted",
             Self::WorkspaceReady { .. } => "workspace_ready",
             Self::CarriedFound { .. } => "carried_found",
+            Self::PromptMade { .. } => "prompt_made",
             Self::RangeSet { .. } => "range_set",
             Self::Reviewed { .. } => "reviewed",
             Self::SiteRefused { .. } => "site_refused",
@@ -284,6 +332,9 @@ impl Kind {
             Self::Said { .. } => Class::Update,
             Self::EngineStarted { .. }
             | Self::FrozenSet { .. }
+            | Self::PoolPaused { .. }
+            | Self::BudgetWarned { .. }
+            | Self::Waits { .. }
             | Self::TaskCreated { .. }
             | Self::Answered { .. }
             | Self::ChildEnded { .. }
@@ -298,6 +349,7 @@ impl Kind {
             | Self::Admitted
             | Self::WorkspaceReady { .. }
             | Self::CarriedFound { .. }
+            | Self::PromptMade { .. }
             | Self::RangeSet { .. }
             | Self::Reviewed { .. }
             | Self::SiteRefused { .. }

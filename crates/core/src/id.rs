@@ -167,12 +167,68 @@ names! {
     RepoName = "a repository's name";
     /// Where issues are read from: `[forges.NAME]`.
     ForgeName = "a forge's name";
+    /// One account at a provider, whose login several tasks use.
+    AccountName = "an account's name";
     /// A machine that can hold jobs.
     SiteName = "a site's name";
     /// A command that must pass after the agent is done: `[checks.NAME]`.
     CheckName = "a check's name";
     /// The name of a workspace; two live tasks never share one.
     WorkspaceName = "a workspace's name";
+}
+
+/// A model as its agent's CLI or endpoint calls it; never part of a path of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ModelName(String);
+
+const MODEL_BYTES_MAX: usize = 128;
+
+impl ModelName {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ModelName {
+    type Err = BadId;
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl TryFrom<String> for ModelName {
+    type Error = BadId;
+    fn try_from(text: String) -> Result<Self, BadId> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b"-_./:@+[]".contains(&b);
+        let first = text.bytes().next();
+        // It becomes an argument of a program: the first byte makes it no option.
+        if first.is_some_and(|b| b.is_ascii_alphanumeric())
+            && text.len() <= MODEL_BYTES_MAX
+            && text.bytes().all(good)
+        {
+            return Ok(Self(text));
+        }
+        let rule = "1 to 128 of letters, digits and -_./:@+[], the first a letter or digit";
+        Err(BadId {
+            what: "a model's name",
+            text,
+            rule,
+        })
+    }
+}
+
+impl From<ModelName> for String {
+    fn from(name: ModelName) -> String {
+        name.0
+    }
 }
 
 /// A short, lowercase, path-safe and ref-safe rendering of free text: letters, digits and dashes.
@@ -228,6 +284,12 @@ mod tests {
             assert!(bad.parse::<WorkspaceName>().is_err(), "{bad}");
         }
         assert!("claude-3.5_x".parse::<AgentName>().is_ok());
+        for good in ["opus", "qwen2.5-coder:32b", "openai/gpt-5", "opus[1m]"] {
+            assert!(good.parse::<ModelName>().is_ok(), "{good}");
+        }
+        for bad in ["", "-x", "--model", "a b", "a\n", "$(x)"] {
+            assert!(bad.parse::<ModelName>().is_err(), "{bad}");
+        }
     }
 
     #[test]

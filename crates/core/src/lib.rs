@@ -3,22 +3,31 @@
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`event`] everything that can happen; [`state`] the fold of it
-//! * [`schedule`] who may start; [`verdict`] how a run ended; [`checks`] what must pass
+//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
+//! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
-//! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
-//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers; [`limits`] every limit; [`config`] the settings
+//! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`container`] in an image;
+//!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
+//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
+//! * [`limits`] every limit; [`config`] the settings
+//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
 
 pub mod cage;
+pub mod cargo_config;
 pub mod carried;
 pub mod checks;
 pub mod config;
+pub mod container;
 pub mod drivers;
 pub mod event;
+pub mod gate;
 pub mod id;
 pub mod job;
+pub mod ledger;
 pub mod limits;
 pub mod naming;
+pub mod network;
 pub mod outcome;
 pub mod project;
 pub mod prompt;
@@ -26,7 +35,9 @@ pub mod redact;
 pub mod review;
 pub mod run;
 pub mod schedule;
+pub mod seatbelt;
 pub mod secret;
+pub mod sidecar;
 pub mod state;
 pub mod task;
 pub mod update;

@@ -91,7 +91,7 @@ mod tests {
     use crate::{
         id::TaskId,
         state::State,
-        task::{ChecksAsked, Expects, Labels, Placement, Turn, Wrap},
+        task::{ChecksAsked, Expects, Labels, Placement, Terms, Turn, Wrap},
     };
 
     fn spec(base: Base) -> TaskSpec {
@@ -113,6 +113,9 @@ mod tests {
                 org: Some("core".into()),
                 ..Labels::default()
             },
+            terms: Terms::default(),
+            limits: crate::limits::Lowered::default(),
+            guide: crate::prompt::Guide::default(),
         }
     }
 

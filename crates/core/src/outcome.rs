@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Millis;
+use crate::{Millis, id::TaskId};
 
 /// Why we ended a job, when it did not end by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +98,20 @@ pub enum Failure {
     Model {
         said: String,
     },
+    /// The provider is overloaded or cannot be reached: it may work the next time.
+    Unavailable {
+        said: String,
+    },
+    /// A task that had to complete before this one did not. `state` is how it ended.
+    Dependency {
+        task: TaskId,
+        state: String,
+    },
+    /// It was tried again by itself, and ended the same way each time.
+    GaveUp {
+        runs: u32,
+        history: String,
+    },
     /// The agent broke the protocol its driver speaks, its missing last word included.
     Protocol {
         reason: String,
@@ -126,6 +140,33 @@ pub enum Failure {
     Seal {
         reason: String,
     },
+}
+
+impl Failure {
+    /// Nobody learns from it that the provider refuses to work: its model has answered.
+    #[must_use]
+    pub fn model_answered(&self) -> bool {
+        match self {
+            Self::NothingChanged { .. }
+            | Self::NothingSaid
+            | Self::Checks { .. }
+            | Self::Review { .. }
+            | Self::NotReviewed { .. }
+            | Self::ReviewChanged
+            | Self::Seal { .. } => true,
+            Self::Prepare { .. }
+            | Self::Start { .. }
+            | Self::Exit { .. }
+            | Self::Signal { .. }
+            | Self::RateLimited { .. }
+            | Self::Auth { .. }
+            | Self::Model { .. }
+            | Self::Unavailable { .. }
+            | Self::Dependency { .. }
+            | Self::GaveUp { .. }
+            | Self::Protocol { .. } => false,
+        }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -157,6 +198,18 @@ impl fmt::Display for Failure {
                 f.write_str("the model failed")?;
                 quote(f, said)
             }
+            Self::Unavailable { said } => {
+                f.write_str("the model could not be reached")?;
+                quote(f, said)
+            }
+            Self::Dependency { task, state } => write!(
+                f,
+                "task {task}, which had to complete before this one, ended as {state}; \
+                 `dispatch retry` both, that one first"
+            ),
+            Self::GaveUp { runs, history } => {
+                write!(f, "gave up after {runs} runs: {history}")
+            }
             Self::Protocol { reason } => write!(f, "the agent broke its protocol: {reason}"),
             Self::NothingChanged { said } => {
                 f.write_str("nothing changed in the workspace")?;
@@ -176,6 +229,15 @@ impl fmt::Display for Failure {
             Self::Seal { reason } => write!(f, "the result could not be kept: {reason}"),
         }
     }
+}
+
+/// What kind of end may be tried again without a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// When the provider takes work again; only `limits.runs_max` ends that.
+    WhenProviderSays,
+    /// A few times, with growing pauses (`gate.retries_max`).
+    AFewTimes,
 }
 
 /// How a run ended. Unknown is never success: what was not seen is `Lost`.
@@ -210,6 +272,17 @@ impl Outcome {
             Self::Failed(_) => "failed",
             Self::Stopped(_) => "stopped",
             Self::Lost => "lost",
+        }
+    }
+
+    #[must_use]
+    pub fn again(&self) -> Option<Again> {
+        match self {
+            Self::Failed(Failure::RateLimited { .. }) => Some(Again::WhenProviderSays),
+            Self::Failed(Failure::Unavailable { .. }) | Self::Lost => Some(Again::AFewTimes),
+            Self::Completed { .. } | Self::Blocked { .. } | Self::Failed(_) | Self::Stopped(_) => {
+                None
+            }
         }
     }
 

@@ -590,7 +590,8 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 51] = [
+    "after",
     "agent",
     "base",
     "base_branch",
@@ -602,20 +603,28 @@ const NAMES: [&str; 40] = [
     "child",
     "commit",
     "driver",
+    "effort",
     "expects",
     "failed",
     "head",
     "id",
+    "image",
     "named",
+    "model",
     "network",
     "outcome",
     "parent",
     "path",
+    "persona",
+    "plan",
     "pool",
+    "priority",
     "refname",
     "repo",
     "review_base",
+    "runtime",
     "session",
+    "sha256",
     "severity",
     "short",
     "site",
@@ -623,7 +632,9 @@ const NAMES: [&str; 40] = [
     "state",
     "stopped",
     "taken",
+    "template",
     "verdict",
+    "task",
     "verified",
     "version",
     "why",
@@ -633,7 +644,7 @@ const NAMES: [&str; 40] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 3] = ["checks", "named", "sites"];
+const NAME_LISTS: [&str; 5] = ["after", "allow", "checks", "named", "sites"];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.

@@ -13,8 +13,12 @@ pub enum RunCause {
     Dispatched,
     /// A person or parent answered the question of the run before.
     Answer { text: String },
-    /// The run before ended in a way that may be tried again.
-    RetryOf { n: u32 },
+    /// The run before ended in a way that may be tried again, or a person wants it to be.
+    RetryOf {
+        n: u32,
+        #[serde(default)]
+        by_person: bool,
+    },
 }
 
 impl RunCause {

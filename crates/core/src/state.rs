@@ -11,10 +11,12 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    event::{CheckState, Event, Kind, Sealed, Subject, Verified},
+    event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
+    gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
-    outcome::Outcome,
+    ledger::Ledger,
+    outcome::{Again, Outcome},
     review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
     task::{Taken, TaskSpec},
@@ -36,6 +38,7 @@ pub struct Run {
     pub state: RunState,
     pub queued_seq: Seq,
     pub queued_at: Millis,
+    pub prompt: Option<PromptMade>,
     pub site: Option<SiteName>,
     pub driver: Option<DriverKind>,
     pub enforced: Option<String>,
@@ -123,6 +126,65 @@ impl Task {
         !self.removed && (self.is_open() || blocked)
     }
 
+    /// A task that waits for it may go on.
+    #[must_use]
+    pub fn has_completed(&self) -> bool {
+        let completed =
+            |run: &Run| matches!(run.state, RunState::Finished(Outcome::Completed { .. }));
+        self.runs.iter().any(completed)
+    }
+
+    /// It has ended, and without a person it will not complete any more.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        !self.has_completed()
+            && match self.outcome() {
+                None => false,
+                Some(Outcome::Blocked { .. }) => self.removed,
+                Some(_) => true,
+            }
+    }
+
+    /// What all its runs have spent, as far as their agents told.
+    #[must_use]
+    pub fn spent(&self) -> Budget {
+        let spent = self.runs.iter().filter_map(|run| run.usage.as_ref());
+        spent.map(Budget::of).fold(Budget::default(), Budget::plus)
+    }
+
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        Budget {
+            tokens: self.spec.terms.budget_tokens,
+            usd: self.spec.terms.budget_usd,
+        }
+    }
+
+    /// How often in a row, the last run included, Dispatch has tried again what may be tried a few
+    /// times.
+    #[must_use]
+    pub fn own_retries(&self) -> u32 {
+        let own = |run: &&Run| {
+            let before = (run.n as usize)
+                .checked_sub(2)
+                .and_then(|index| self.runs.get(index));
+            let again = match before.map(|run| &run.state) {
+                Some(RunState::Finished(outcome)) => outcome.again(),
+                Some(_) | None => None,
+            };
+            again == Some(Again::AFewTimes)
+                && matches!(
+                    run.cause,
+                    RunCause::RetryOf {
+                        by_person: false,
+                        ..
+                    }
+                )
+        };
+        let count = self.runs.iter().rev().take_while(own).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
     /// The newest kept result.
     #[must_use]
     pub fn result(&self) -> Option<&Sealed> {
@@ -177,11 +239,18 @@ pub enum ApplyError {
 pub struct State {
     seq: Seq,
     frozen: bool,
+    frozen_pools: BTreeSet<PoolName>,
+    frozen_repos: BTreeSet<String>,
     tasks: BTreeMap<TaskId, Task>,
     created: Vec<TaskId>,
     queue: BTreeSet<(Seq, RunId)>,
-    held: BTreeMap<PoolName, usize>,
     open: BTreeSet<RunId>,
+    pools: BTreeMap<PoolName, Ledger>,
+    /// Queued runs that wait for other tasks, and those that wait for each of them.
+    parked: BTreeSet<RunId>,
+    waited_for: BTreeMap<TaskId, BTreeSet<RunId>>,
+    /// Those of them that will not complete any more.
+    hopeless: BTreeSet<TaskId>,
 }
 
 impl State {
@@ -194,6 +263,55 @@ impl State {
     #[must_use]
     pub fn frozen(&self) -> bool {
         self.frozen
+    }
+
+    #[must_use]
+    pub fn pool_frozen(&self, pool: &PoolName) -> bool {
+        self.frozen_pools.contains(pool)
+    }
+
+    #[must_use]
+    pub fn repo_frozen(&self, repo: &str) -> bool {
+        self.frozen_repos.contains(repo)
+    }
+
+    #[must_use]
+    pub fn is_frozen(&self, scope: &Scope) -> bool {
+        match scope {
+            Scope::All => self.frozen,
+            Scope::Pool(pool) => self.pool_frozen(pool),
+            Scope::Repo(repo) => self.repo_frozen(repo),
+        }
+    }
+
+    #[must_use]
+    pub fn pool(&self, pool: &PoolName) -> Option<&Ledger> {
+        self.pools.get(pool)
+    }
+
+    /// Every pool that has had a run.
+    pub fn pools(&self) -> impl Iterator<Item = (&PoolName, &Ledger)> {
+        self.pools.iter()
+    }
+
+    /// The tasks that it waits for and that have not completed.
+    pub fn unmet<'a>(&'a self, task: &'a Task) -> impl Iterator<Item = TaskId> + 'a {
+        let met = |id: &TaskId| self.tasks.get(id).is_some_and(Task::has_completed);
+        task.spec
+            .terms
+            .after
+            .iter()
+            .copied()
+            .filter(move |id| !met(id))
+    }
+
+    /// Queued runs that wait for a task which will not complete, and that task.
+    pub fn hopeless(&self) -> impl Iterator<Item = (RunId, TaskId)> + '_ {
+        let waiting = |id: &TaskId| self.waited_for.get(id).map(|runs| (*id, runs));
+        self.hopeless
+            .iter()
+            .filter_map(waiting)
+            .flat_map(|(id, runs)| runs.iter().map(move |run| (*run, id)))
     }
 
     #[must_use]
@@ -221,7 +339,7 @@ impl State {
 
     #[must_use]
     pub fn slots_held(&self, pool: &PoolName) -> usize {
-        self.held.get(pool).copied().unwrap_or(0)
+        self.pools.get(pool).map_or(0, Ledger::slots_held)
     }
 
     /// Runs that hold a slot.
@@ -318,8 +436,11 @@ impl State {
         }
         match event.subject {
             Subject::Engine => match &event.kind {
-                Kind::FrozenSet { frozen } => self.frozen = *frozen,
-                Kind::EngineStarted { .. } | Kind::Noted { .. } => {}
+                Kind::FrozenSet { frozen, scope } => self.freeze(*frozen, scope),
+                Kind::EngineStarted { .. }
+                | Kind::PoolPaused { .. }
+                | Kind::BudgetWarned { .. }
+                | Kind::Noted { .. } => {}
                 _ => {
                     return Err(ApplyError::WrongSubject {
                         seq,
@@ -333,6 +454,124 @@ impl State {
         }
         self.seq = seq;
         Ok(())
+    }
+
+    fn freeze(&mut self, frozen: bool, scope: &Scope) {
+        match (scope, frozen) {
+            (Scope::All, _) => self.frozen = frozen,
+            (Scope::Pool(pool), true) => {
+                self.frozen_pools.insert(pool.clone());
+            }
+            (Scope::Pool(pool), false) => {
+                self.frozen_pools.remove(pool);
+            }
+            (Scope::Repo(repo), true) => {
+                self.frozen_repos.insert(repo.clone());
+            }
+            (Scope::Repo(repo), false) => {
+                self.frozen_repos.remove(repo);
+            }
+        }
+    }
+
+    /// A run that has just been queued waits for its turn, or for other tasks first.
+    fn enqueue(&mut self, seq: Seq, id: RunId) {
+        self.queue.insert((seq, id));
+        self.hopeless.remove(&id.task);
+        let Some(task) = self.tasks.get(&id.task) else {
+            return;
+        };
+        let unmet: Vec<TaskId> = self.unmet(task).collect();
+        if unmet.is_empty() {
+            let ledger = self.pools.entry(task.spec.pool.clone()).or_default();
+            ledger.queued(seq, id, &task.spec);
+            return;
+        }
+        self.parked.insert(id);
+        for other in unmet {
+            self.waited_for.entry(other).or_default().insert(id);
+            self.look_at_hope(other);
+        }
+    }
+
+    fn look_at_hope(&mut self, id: TaskId) {
+        let hopeless = self.tasks.get(&id).is_none_or(Task::is_hopeless);
+        if hopeless && self.waited_for.contains_key(&id) {
+            self.hopeless.insert(id);
+        } else {
+            self.hopeless.remove(&id);
+        }
+    }
+
+    /// A queued run waits no longer for other tasks.
+    fn unpark(&mut self, id: RunId) -> bool {
+        if !self.parked.remove(&id) {
+            return false;
+        }
+        let after = self.tasks.get(&id.task).map(|t| &t.spec.terms.after);
+        for other in after.into_iter().flatten() {
+            if let Some(runs) = self.waited_for.get_mut(other) {
+                runs.remove(&id);
+                if runs.is_empty() {
+                    self.waited_for.remove(other);
+                    self.hopeless.remove(other);
+                }
+            }
+        }
+        true
+    }
+
+    /// Runs that waited for this task only get their turn now.
+    fn let_go(&mut self, seq: Seq, completed: TaskId) {
+        let runs = self.waited_for.get(&completed).cloned();
+        for run in runs.into_iter().flatten() {
+            let Some(task) = self.tasks.get(&run.task) else {
+                continue;
+            };
+            if self.unmet(task).next().is_some() {
+                continue;
+            }
+            let (pool, spec) = (task.spec.pool.clone(), task.spec.clone());
+            if self.unpark(run) {
+                self.pools.entry(pool).or_default().queued(seq, run, &spec);
+            }
+        }
+        self.waited_for.remove(&completed);
+    }
+
+    /// What a step of a run's life means for its pool and for those that wait for it.
+    fn account(&mut self, event: &Event, id: RunId, before: &RunState) {
+        let Some(task) = self.tasks.get(&id.task) else {
+            return;
+        };
+        let Some(run) = task.runs.get((id.n as usize).wrapping_sub(1)) else {
+            return;
+        };
+        let (seq, at) = (event.seq, event.at);
+        let (started_at, queued_seq) = (run.started_at, run.queued_seq);
+        let (held, holds) = (before.holds_slot(), run.state.holds_slot());
+        let completed = matches!(run.state, RunState::Finished(Outcome::Completed { .. }));
+        let ledger = self.pools.entry(task.spec.pool.clone()).or_default();
+        match (&run.state, held, holds) {
+            (_, false, true) => {
+                ledger.admitted(seq, at, id, &task.spec);
+                self.open.insert(id);
+            }
+            (RunState::Finished(outcome), true, false) => {
+                ledger.ended(seq, at, id, started_at, outcome);
+                self.open.remove(&id);
+            }
+            (RunState::Finished(_), false, false) => ledger.withdrawn(id, &task.spec),
+            (_, true, _) | (_, false, false) => {}
+        }
+        if *before == RunState::Queued {
+            self.queue.remove(&(queued_seq, id));
+            self.unpark(id);
+        }
+        if completed {
+            self.let_go(seq, id.task);
+        }
+        self.look_at_hope(id.task);
     }
 
     fn apply_task(&mut self, event: &Event, id: TaskId) -> Result<(), ApplyError> {
@@ -392,10 +631,12 @@ impl State {
                     workspace.removed = false;
                 }
             }
-            Kind::TaskRemoved => task.removed = true,
-            Kind::TaskRestored => task.removed = false,
+            Kind::TaskRemoved | Kind::TaskRestored => {
+                task.removed = event.kind == Kind::TaskRemoved;
+                self.look_at_hope(id);
+            }
             Kind::Noted { text } => task.notes.push(text.clone()),
-            Kind::Said { .. } => {}
+            Kind::Said { .. } | Kind::BudgetWarned { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {
                     seq,
@@ -404,7 +645,9 @@ impl State {
                 });
             }
         }
-        task.seq = seq;
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.seq = seq;
+        }
         Ok(())
     }
 
@@ -417,7 +660,6 @@ impl State {
                 task: id.task,
             });
         };
-        let pool = task.spec.pool.clone();
         if let Kind::RunQueued { cause } = &event.kind {
             if id.n as usize != task.runs.len() + 1 || task.is_open() {
                 return Err(ApplyError::NoRun { seq, word, run: id });
@@ -428,6 +670,7 @@ impl State {
                 state: RunState::Queued,
                 queued_seq: seq,
                 queued_at: event.at,
+                prompt: None,
                 site: None,
                 driver: None,
                 enforced: None,
@@ -443,7 +686,7 @@ impl State {
                 verified: Verified::NotVerified,
             });
             task.seq = seq;
-            self.queue.insert((seq, id));
+            self.enqueue(seq, id);
             return Ok(());
         }
         let index = (id.n as usize).wrapping_sub(1);
@@ -458,8 +701,8 @@ impl State {
             Kind::Finished { outcome, .. } => Some(RunEvent::Finished(outcome.clone())),
             _ => None,
         };
+        let mut before = None;
         if let Some(step) = step {
-            let held = run.state.holds_slot();
             let next = run
                 .state
                 .next(&step)
@@ -468,21 +711,7 @@ impl State {
                     run: id,
                     source,
                 })?;
-            run.state = next;
-            self.queue.remove(&(run.queued_seq, id));
-            match (held, run.state.holds_slot()) {
-                (false, true) => {
-                    self.open.insert(id);
-                    *self.held.entry(pool).or_default() += 1;
-                }
-                (true, false) => {
-                    self.open.remove(&id);
-                    if let Some(count) = self.held.get_mut(&pool) {
-                        *count = count.saturating_sub(1);
-                    }
-                }
-                (false, false) | (true, true) => {}
-            }
+            before = Some(std::mem::replace(&mut run.state, next));
         }
         match &event.kind {
             Kind::Started {
@@ -499,6 +728,11 @@ impl State {
             Kind::AgentEnded { report, usage } => {
                 run.report = Some(report.clone());
                 run.usage.clone_from(usage);
+                if let Some(usage) = usage {
+                    let pool = task.spec.pool.clone();
+                    let ledger = self.pools.entry(pool).or_default();
+                    ledger.spent_by(event.at, Budget::of(usage));
+                }
             }
             Kind::WorkspaceSealed { sealed } => run.sealed = Some(sealed.clone()),
             Kind::ChecksStarted { checks } => {
@@ -537,6 +771,7 @@ impl State {
                     removed: false,
                 });
             }
+            Kind::PromptMade { made } => run.prompt = Some(made.clone()),
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
             Kind::RangeSet { range } => run.range = Some(range.clone()),
@@ -545,6 +780,8 @@ impl State {
             | Kind::Adopted
             | Kind::SiteRefused { .. }
             | Kind::StopRequested { .. }
+            | Kind::Waits { .. }
+            | Kind::BudgetWarned { .. }
             | Kind::Said { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {
@@ -555,50 +792,62 @@ impl State {
             }
         }
         task.seq = seq;
+        if let Some(before) = before {
+            self.account(event, id, &before);
+        }
         Ok(())
     }
 
     /// What the indexes must equal; for tests and for a check after a fold.
     #[must_use]
     pub fn indexes_hold(&self) -> bool {
-        let mut held: BTreeMap<&PoolName, usize> = BTreeMap::new();
         let (mut queue, mut open) = (BTreeSet::new(), BTreeSet::new());
+        let mut parked = BTreeSet::new();
+        let mut pools: BTreeMap<&PoolName, (BTreeSet<RunId>, BTreeMap<RunId, _>)> = BTreeMap::new();
         for task in self.tasks.values() {
+            let waits = self.unmet(task).next().is_some();
             for run in &task.runs {
                 let id = RunId {
                     task: task.id,
                     n: run.n,
                 };
+                let (waiting, live) = pools.entry(&task.spec.pool).or_default();
                 if run.state == RunState::Queued {
                     queue.insert((run.queued_seq, id));
+                    if waits {
+                        parked.insert(id);
+                    } else {
+                        waiting.insert(id);
+                    }
                 }
                 if run.state.holds_slot() {
                     open.insert(id);
-                    *held.entry(&task.spec.pool).or_default() += 1;
+                    live.insert(id, task.spec.terms.model.clone());
                 }
             }
         }
-        let stored: BTreeMap<_, _> = self
-            .held
+        let empty = Ledger::default();
+        let mut ledgers = pools
             .iter()
-            .filter(|(_, n)| **n > 0)
-            .map(|(pool, n)| (pool, *n))
-            .collect();
-        queue == self.queue && open == self.open && held == stored
+            .map(|(pool, recount)| (self.pools.get(*pool).unwrap_or(&empty), recount));
+        queue == self.queue
+            && open == self.open
+            && parked == self.parked
+            && ledgers.all(|(ledger, (waiting, live))| ledger.holds(waiting, live))
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         config::Config,
         outcome::Stop,
-        schedule::{Held, decide, waits_for},
-        task::{Base, ChecksAsked, Expects, Labels, Placement, Turn, Wrap},
+        schedule::{Held, Host, View},
+        task::{Base, ChecksAsked, Expects, Labels, Placement, Terms, Turn, Wrap},
     };
 
-    fn spec(pool: &str) -> TaskSpec {
+    pub(crate) fn spec(pool: &str) -> TaskSpec {
         TaskSpec {
             title: "t".into(),
             text: "t".into(),
@@ -614,6 +863,9 @@ mod tests {
             turn: Turn::default(),
             parent: None,
             labels: Labels::default(),
+            terms: Terms::default(),
+            limits: crate::limits::Lowered::default(),
+            guide: Default::default(),
         }
     }
 
@@ -666,28 +918,81 @@ mod tests {
         }
     }
 
+    fn look<'a>(world: &'a World, config: &'a Config, held: &'a Held) -> View<'a> {
+        View {
+            state: &world.state,
+            gate: &config.gate,
+            pools: &config.pools,
+            disk_free_min_bytes: 0,
+            held,
+            host: Host::default(),
+            now: 5,
+        }
+    }
+
+    /// One after the other, as the engine does.
+    fn admit(world: &mut World, config: &Config, held: &Held) -> Vec<RunId> {
+        let mut all = Vec::new();
+        loop {
+            let admit = look(world, config, held).decide().admit;
+            if admit.is_empty() {
+                return all;
+            }
+            for run in admit {
+                world.put(Subject::Run(run), Kind::Admitted).unwrap();
+                all.push(run);
+            }
+        }
+    }
+
     #[test]
     fn slots_follow_from_states_whatever_happens() {
         let mut world = World::new();
-        let pools = Config::defaults().pools;
+        let (config, none) = (Config::defaults(), Held::new());
         let runs: Vec<RunId> = (0..6).map(|n| world.task(n << 32, "anthropic")).collect();
-        assert_eq!(decide(&world.state, &pools, &Held::new()), runs[..3]);
-        for run in &runs[..3] {
-            world.put(Subject::Run(*run), Kind::Admitted).unwrap();
-        }
-        assert!(decide(&world.state, &pools, &Held::new()).is_empty());
-        let why = waits_for(&world.state, &pools, &Held::new(), runs[3]);
-        assert_eq!(why.unwrap(), "pool anthropic: 3 of 3 busy");
+        assert_eq!(admit(&mut world, &config, &none), runs[..3]);
+        let why = look(&world, &config, &none).waits_for(runs[3]).unwrap();
+        assert_eq!(why.text, "pool anthropic: 3 of 3 busy");
         world
             .put(Subject::Run(runs[1]), finished(Outcome::Lost))
             .unwrap();
-        assert_eq!(decide(&world.state, &pools, &Held::new()), [runs[3]]);
+        assert_eq!(look(&world, &config, &none).decide().admit, [runs[3]]);
         let held = Held::from([(runs[3], "needs KEY from you".to_owned())]);
-        assert_eq!(decide(&world.state, &pools, &held), [runs[4]]);
-        world
-            .put(Subject::Engine, Kind::FrozenSet { frozen: true })
-            .unwrap();
-        assert!(decide(&world.state, &pools, &held).is_empty());
+        assert_eq!(look(&world, &config, &held).decide().admit, [runs[4]]);
+        let frozen = Kind::FrozenSet {
+            frozen: true,
+            scope: Scope::All,
+        };
+        world.put(Subject::Engine, frozen).unwrap();
+        assert!(look(&world, &config, &held).decide().admit.is_empty());
+    }
+
+    /// As format 1 wrote them: no terms, no scope, nobody who asked for a retry.
+    #[test]
+    fn logs_of_the_first_format_are_read() {
+        let old = [
+            r#"{"seq":1,"at":5,"subject":"engine","kind":{"frozen_set":{"frozen":true}}}"#,
+            r#"{"seq":2,"at":5,"subject":{"task":"0000000000000001"},"kind":{"task_created":{"spec":{
+                "title":"t","text":"t","repo":"/r","base":"head","agent":"a","pool":"p",
+                "placement":{"sites":[],"wrap":"host"},"expects":"change","checks":"detect",
+                "workspace":null,"parent":null,
+                "labels":{"org":null,"issue":null,"pr":null,"tag":null}},"short":"00"}}}"#,
+            r#"{"seq":3,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"run_queued":{"cause":"dispatched"}}}"#,
+            r#"{"seq":4,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"finished":{"outcome":"lost","verified":"not_verified"}}}"#,
+            r#"{"seq":5,"at":5,"subject":{"run":{"task":"0000000000000001","n":2}},
+                "kind":{"run_queued":{"cause":{"retry_of":{"n":1}}}}}"#,
+        ];
+        let mut state = State::default();
+        for line in old {
+            let event: Event = serde_json::from_str(line).unwrap();
+            state.apply(&event).unwrap();
+        }
+        assert!(state.frozen() && state.indexes_hold());
+        let task = state.task(TaskId::from_bits(1)).unwrap();
+        assert_eq!(task.spec.terms, Terms::default());
+        assert_eq!(task.own_retries(), 1);
     }
 
     /// A task for pull request 7.

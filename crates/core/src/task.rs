@@ -3,10 +3,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{
-    AgentName, CheckName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName, slug,
-};
 use crate::naming::Leaf;
+use crate::{
+    container::Container,
+    gate::MicroUsd,
+    id::{
+        AgentName, CheckName, ModelName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName,
+        slug,
+    },
+    limits::Lowered,
+    network::AllowList,
+    prompt::Guide,
+};
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +114,8 @@ pub enum ChecksAsked {
 pub enum Wrap {
     /// The OS sandbox without an image: `core::cage`.
     Cage,
+    /// An image, by a container engine: `core::container`.
+    Container,
     /// No fence at all.
     Host,
 }
@@ -116,13 +126,14 @@ impl Wrap {
     pub fn word(self) -> &'static str {
         match self {
             Self::Cage => "cage",
+            Self::Container => "container",
             Self::Host => "host",
         }
     }
 }
 
 /// What a fenced job reaches of the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
     /// All that the host reaches, its loopback included.
@@ -130,14 +141,28 @@ pub enum Network {
     Full,
     /// Nothing but a loopback of its own.
     None,
+    /// A loopback of its own, with a proxy of ours on it that lets these hosts through.
+    Allow(AllowList),
 }
 
 impl Network {
+    /// The word used on the screen and in the record of what was enforced.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> String {
         match self {
-            Self::Full => "full",
-            Self::None => "none",
+            Self::Full => "full".into(),
+            Self::None => "none".into(),
+            Self::Allow(list) if list.len() == 1 => "allow(1 host)".into(),
+            Self::Allow(list) => format!("allow({} hosts)", list.len()),
+        }
+    }
+
+    /// Whether the job's network is its own and not the host's.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        match self {
+            Self::Full => false,
+            Self::None | Self::Allow(_) => true,
         }
     }
 }
@@ -158,6 +183,9 @@ pub struct Placement {
     pub strict: bool,
     #[serde(default)]
     pub gpu: bool,
+    /// With `wrap = container`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
 }
 
 impl Placement {
@@ -170,6 +198,7 @@ impl Placement {
             network: Network::Full,
             strict: false,
             gpu: false,
+            container: None,
         }
     }
 
@@ -179,6 +208,43 @@ impl Placement {
         match &self.name {
             Some(name) => name.as_str(),
             None => self.wrap.word(),
+        }
+    }
+}
+
+/// How hard a model is to think, in the words of the CLIs. Which of them an agent takes, its driver
+/// knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effort {
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
+}
+
+impl Effort {
+    pub const ALL: [Self; 6] = [
+        Self::Minimal,
+        Self::Low,
+        Self::Medium,
+        Self::High,
+        Self::Xhigh,
+        Self::Max,
+    ];
+
+    /// The word used in JSON, on the screen and by the CLIs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Xhigh => "xhigh",
+            Self::Max => "max",
         }
     }
 }
@@ -205,6 +271,67 @@ pub struct Labels {
     pub issue_text: Option<Box<IssueText>>,
 }
 
+/// Who goes first where tasks wait for the same pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    Low,
+    #[default]
+    Normal,
+    High,
+    Urgent,
+}
+
+impl Priority {
+    /// The word used in JSON and on the screen.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Urgent => "urgent",
+        }
+    }
+
+    /// Steps above normal.
+    #[must_use]
+    pub fn steps(self) -> i64 {
+        match self {
+            Self::Low => -1,
+            Self::Normal => 0,
+            Self::High => 1,
+            Self::Urgent => 2,
+        }
+    }
+}
+
+/// Tasks that one task may wait for.
+pub const AFTER_MAX: usize = 32;
+
+/// On what terms the gate lets a task in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    #[serde(default)]
+    pub model: Option<ModelName>,
+    /// A profile of the CLI's own, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ModelName>,
+    /// Of the agent `acp`: the program and its arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub priority: Priority,
+    /// It starts when all of these have completed.
+    #[serde(default)]
+    pub after: Vec<TaskId>,
+    /// Of all its runs together; 0 means no budget.
+    #[serde(default)]
+    pub budget_tokens: u64,
+    #[serde(default)]
+    pub budget_usd: MicroUsd,
+}
+
 /// What a person or an agent asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
@@ -227,6 +354,14 @@ pub struct TaskSpec {
     pub turn: Turn,
     pub parent: Option<TaskId>,
     pub labels: Labels,
+    #[serde(default)]
+    pub terms: Terms,
+    /// Lower than the configuration's, for the jobs of this task.
+    #[serde(default, skip_serializing_if = "Lowered::is_empty")]
+    pub limits: Lowered,
+    /// How its prompt is made.
+    #[serde(default)]
+    pub guide: Guide,
 }
 
 const TITLE_CHARS_MAX: usize = 72;

@@ -101,6 +101,8 @@ pub enum LastWord {
     },
     Auth,
     Model,
+    /// The provider is overloaded or cannot be reached.
+    Unavailable,
     /// It stopped short of an end its protocol promises.
     Missing {
         expected: &'static str,

@@ -75,6 +75,7 @@ pub fn verdict(
         }
         LastWord::Auth => return Outcome::Failed(Failure::Auth { said: text }),
         LastWord::Model => return Outcome::Failed(Failure::Model { said: text }),
+        LastWord::Unavailable => return Outcome::Failed(Failure::Unavailable { said: text }),
         LastWord::NoProtocol | LastWord::Done | LastWord::Missing { .. } => {}
         LastWord::Asked { question } => {
             return Outcome::Blocked {

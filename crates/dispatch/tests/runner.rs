@@ -17,12 +17,18 @@ mod docs;
 mod engine;
 #[path = "runner/events.rs"]
 mod events;
+#[path = "runner/gate.rs"]
+mod gate;
 #[path = "runner/ids.rs"]
 mod ids;
+#[path = "runner/login.rs"]
+mod login;
 #[path = "runner/output.rs"]
 mod output;
 #[path = "runner/placement.rs"]
 mod placement;
+#[path = "runner/prompts.rs"]
+mod prompts;
 #[path = "runner/reading.rs"]
 mod reading;
 #[path = "runner/run.rs"]

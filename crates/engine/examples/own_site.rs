@@ -18,9 +18,11 @@ use std::{
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
+    clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     keeper,
     sites::{BoxFuture, Follow, Site, Start, local::Keeper},
@@ -95,7 +97,10 @@ async fn run() -> Result<(), Failure> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::own(),
         bwrap: None,
+        runtimes: Runtimes::default(),
+        sidecar: Vec::new(),
         observer: Observer::default(),
+        clock: Clock::default(),
     };
     let sites = Sites::from([("shy".parse()?, Arc::new(Shy) as Arc<dyn Site>)]);
     let engine = Engine::with_sites(settings, sites).await?;
@@ -117,6 +122,9 @@ async fn run() -> Result<(), Failure> {
         turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
+        terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     };
     engine.dispatch(spec, Secrets::new()).await?;
     let mut events = engine.events(0);

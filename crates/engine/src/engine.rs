@@ -7,22 +7,24 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use dispatch_core::{
     Millis,
     config::{Config, EnvValue},
-    event::{Event, Kind, Subject},
+    event::{Event, Kind, Scope, Subject, Verified},
+    gate::Budget,
     id::{RunId, Seq, SiteName, TaskId},
     naming,
     outcome::{Outcome, Stop},
     redact::Redactor,
     run::{RunCause, RunState},
-    schedule::{self, Held},
+    schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
     state::State,
-    task::{Base, Taken, TaskSpec},
+    task::{AFTER_MAX, Base, Taken, TaskSpec},
+    update::Usage,
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -30,11 +32,14 @@ use tokio::{
 };
 
 use crate::{
+    clock::Clock,
+    containers::Runtimes,
     events::EventStream,
     fence::Fences,
     jobdir::JobDir,
     lock::{self, EngineLock},
     mirror::Wanted,
+    pressure,
     run::{self, Ctx, Ended},
     sites::{
         Site,
@@ -52,8 +57,6 @@ const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
 const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
-/// While nothing may start because the disk is full: the time between two looks at it.
-const DISK_LOOK: Duration = Duration::from_secs(20);
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// What an engine is made of. Nothing else reaches it: no environment, no HOME.
@@ -68,7 +71,12 @@ pub struct Settings {
     pub keeper: Keeper,
     /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
     pub bwrap: Option<PathBuf>,
+    /// Clients of container engines, and what they need of the environment.
+    pub runtimes: Runtimes,
+    /// Argv of the program that is a run's sidecar, without its plan; empty: there can be none.
+    pub sidecar: Vec<String>,
     pub observer: Observer,
+    pub clock: Clock,
 }
 
 /// Called by the actor with the last event of each commit, before anything acts on it. For embedders
@@ -118,6 +126,11 @@ pub(crate) enum Command {
         secrets: Secrets,
         reply: Reply<RunId>,
     },
+    Retry {
+        task: TaskId,
+        secrets: Secrets,
+        reply: Reply<RunId>,
+    },
     Stop {
         task: TaskId,
         force: Force,
@@ -125,6 +138,7 @@ pub(crate) enum Command {
     },
     Freeze {
         frozen: bool,
+        scope: Scope,
         reply: Reply<()>,
     },
     Provide {
@@ -147,6 +161,14 @@ pub(crate) enum Command {
         kinds: Vec<Kind>,
         reply: Reply<()>,
     },
+    /// From a run: its end. `swept` says that nothing of it is left, so that another may follow.
+    Finish {
+        run: RunId,
+        outcome: Outcome,
+        verified: Verified,
+        swept: bool,
+        reply: Reply<()>,
+    },
     Shutdown {
         reply: Reply<()>,
     },
@@ -165,6 +187,7 @@ struct Shared {
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
     trees: Arc<Trees>,
+    fences: Arc<Fences>,
     busy: Mutex<BTreeSet<TaskId>>,
 }
 
@@ -212,6 +235,8 @@ impl Engine {
         }
         let trees = Trees::new(&settings).map_err(|what| OpenError::Trees { what })?;
         let trees = Arc::new(trees);
+        let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
+        let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (told, _) = broadcast::channel(TOLD_MAX);
         let (open_now, open) = watch::channel(usize::MAX);
@@ -220,11 +245,7 @@ impl Engine {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
-            fences: Arc::new(Fences::new(
-                settings.data.clone(),
-                settings.keeper.clone(),
-                settings.bwrap.clone(),
-            )),
+            fences: Arc::clone(&fences),
             commands: commands.clone(),
             told: told.clone(),
         };
@@ -242,7 +263,9 @@ impl Engine {
             pending: Vec::new(),
             effects: Vec::new(),
             shutdown: None,
-            disk_full: false,
+            fresh: Vec::new(),
+            host: Host::default(),
+            wake_at: None,
             turns_changed: false,
             _lock: lock,
         };
@@ -254,6 +277,7 @@ impl Engine {
             open,
             failed,
             trees,
+            fences,
             busy: Mutex::new(BTreeSet::new()),
         };
         Ok(Self {
@@ -276,12 +300,26 @@ impl Engine {
     /// # Errors
     /// See [`VerbError`]; nothing has changed then.
     pub async fn dispatch(&self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+        let spec = self.resolved(spec).await?;
         self.ask(|reply| Command::Dispatch {
             spec: Box::new(spec),
             secrets,
             reply,
         })
         .await
+    }
+
+    /// A task says which container engine it goes to, and is refused while none answers.
+    async fn resolved(&self, mut spec: TaskSpec) -> Result<TaskSpec, VerbError> {
+        let Some(container) = &mut spec.placement.container else {
+            return Ok(spec);
+        };
+        let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
+        let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
+        let client = chosen.map_err(|_| VerbError::Gone)?;
+        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        container.runtime = client.runtime.into();
+        Ok(spec)
     }
 
     /// Answers the question of a blocked task: queues a run that goes on with it.
@@ -304,6 +342,21 @@ impl Engine {
         .await
     }
 
+    /// Tries a task again that failed, was stopped or was lost: queues a run that goes on in the same
+    /// workspace, and in the same session where the agent can.
+    ///
+    /// # Errors
+    /// When it has not ended so, or cannot run again.
+    pub async fn retry(&self, task: TaskId, secrets: Secrets) -> Result<RunId, VerbError> {
+        let _busy = self.hold("retry", task)?;
+        self.ask(|reply| Command::Retry {
+            task,
+            secrets,
+            reply,
+        })
+        .await
+    }
+
     /// Asks a task's run to end; a second time, or with force, it is killed.
     ///
     /// # Errors
@@ -312,10 +365,17 @@ impl Engine {
         self.ask(|reply| Command::Stop { task, force, reply }).await
     }
 
+    /// Starts nothing new of all, of a pool or of a repository; or does again.
+    ///
     /// # Errors
-    /// When the engine has ended.
-    pub async fn set_frozen(&self, frozen: bool) -> Result<(), VerbError> {
-        self.ask(|reply| Command::Freeze { frozen, reply }).await
+    /// When there is no such pool, or the engine has ended.
+    pub async fn set_frozen(&self, frozen: bool, scope: Scope) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Freeze {
+            frozen,
+            scope,
+            reply,
+        })
+        .await
     }
 
     /// Gives what queued runs lack.
@@ -470,10 +530,7 @@ pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
 }
 
 pub(crate) fn now() -> Millis {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    Clock::System.now()
 }
 
 type Effect = Box<dyn FnOnce(&mut Actor) + Send>;
@@ -494,7 +551,12 @@ struct Actor {
     /// Let out when they are.
     effects: Vec<Effect>,
     shutdown: Option<Reply<()>>,
-    disk_full: bool,
+    /// Queued since the last decision.
+    fresh: Vec<RunId>,
+    /// What the last decision knew of the machine.
+    host: Host,
+    /// When a decision is due although nothing happens.
+    wake_at: Option<Millis>,
     /// Who has a workspace has changed since those that wait for one were looked at.
     turns_changed: bool,
     _lock: EngineLock,
@@ -522,14 +584,15 @@ impl Actor {
         }
         let mut clean = tokio::time::interval(Duration::from_millis(DAY_MS / 24));
         while self.shutdown.is_none() {
-            let look_at_disk = self.disk_full;
+            let clock = self.ctx.settings.clock.clone();
+            let wake_at = self.wake_at;
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(command) => self.handle(command),
                     None => break,
                 },
                 Some(joined) = self.runs.join_next(), if !self.runs.is_empty() => self.ended(joined),
-                () = tokio::time::sleep(DISK_LOOK), if look_at_disk => {}
+                () = clock.wait(wake_at), if wake_at.is_some() => {}
                 _ = clean.tick() => self.clean(),
             }
             for _ in 0..BATCH_MAX {
@@ -621,27 +684,65 @@ impl Actor {
     }
 
     fn decide(&mut self) {
-        self.look_at_turns();
-        if self.state.queue().len() == 0 || self.shutdown.is_some() {
-            self.disk_full = false;
+        self.wake_at = None;
+        if self.shutdown.is_some() || self.state.queue().len() == 0 {
+            self.fresh.clear();
             return;
         }
-        self.disk_full = self.free_bytes() < self.ctx.settings.config.limits.disk_free_min_bytes;
-        if self.disk_full {
-            return;
+        if !self.state.frozen() {
+            self.host = pressure::host(&self.ctx.settings.data);
         }
-        for run in schedule::decide(&self.state, &self.ctx.settings.config.pools, &self.held) {
-            self.put(Subject::Run(run), Kind::Admitted);
-            self.effects.push(Box::new(move |actor| {
-                actor.supervise(run, run::From::Start);
-            }));
+        loop {
+            self.look_at_turns();
+            // What one start changes for the next is in the state by then.
+            let decision = self.gate().decide();
+            let mut settled = decision.admit.is_empty() && decision.fail.is_empty();
+            for (run, failure) in decision.fail {
+                self.finish(run, Outcome::Failed(failure));
+                // A decision that cannot be applied is a bug, noted; it must not be made for ever.
+                settled |= self
+                    .state
+                    .run(run)
+                    .is_some_and(|run| run.state == RunState::Queued);
+            }
+            for run in decision.admit {
+                let admitted = self.put(Subject::Run(run), Kind::Admitted);
+                settled |= !admitted;
+                if admitted {
+                    self.effects.push(Box::new(move |actor| {
+                        actor.supervise(run, run::From::Start);
+                    }));
+                }
+            }
+            if settled {
+                self.wake_at = decision.wake_at;
+                break;
+            }
+        }
+        for run in std::mem::take(&mut self.fresh) {
+            let waiting = self.gate().waits_for(run);
+            if let Some(Waiting { text, until, .. }) = waiting {
+                let reason = text;
+                self.put(Subject::Run(run), Kind::Waits { reason, until });
+            }
         }
     }
 
-    fn free_bytes(&self) -> u64 {
-        // An answer we cannot get is no reason to stand still: the write that fails will tell.
-        rustix::fs::statvfs(&self.ctx.settings.data)
-            .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    fn gate(&self) -> View<'_> {
+        let config = &self.ctx.settings.config;
+        View {
+            state: &self.state,
+            gate: &config.gate,
+            pools: &config.pools,
+            disk_free_min_bytes: config.limits.disk_free_min_bytes,
+            held: &self.held,
+            host: self.host,
+            now: self.now(),
+        }
+    }
+
+    fn now(&self) -> Millis {
+        self.ctx.settings.clock.now()
     }
 
     /// What masks the secrets of a task, or of nobody in particular.
@@ -665,16 +766,19 @@ impl Actor {
         };
         let event = Event {
             seq: self.state.seq() + 1,
-            at: now(),
+            at: self.now(),
             subject,
             kind,
         };
         match self.state.apply(&event) {
             Ok(()) => {
-                let ended = match (&event.subject, &event.kind) {
-                    (Subject::Run(run), Kind::Finished { outcome, .. }) => {
-                        Some((run.task, outcome.word().to_owned()))
-                    }
+                let spent = match (&event.subject, &event.kind) {
+                    (
+                        Subject::Run(run),
+                        Kind::AgentEnded {
+                            usage: Some(usage), ..
+                        },
+                    ) => Some((run.task, usage.clone())),
                     _ => None,
                 };
                 self.turns_changed |= matches!(
@@ -686,8 +790,8 @@ impl Actor {
                         | Kind::TaskRestored
                 );
                 self.pending.push(event);
-                if let Some((child, state)) = ended {
-                    self.tell_parent(child, state);
+                if let Some((task, usage)) = spent {
+                    self.warn_of_budgets(task, &usage);
                 }
                 true
             }
@@ -700,7 +804,7 @@ impl Actor {
                 let kind = Kind::Noted { text };
                 let note = Event {
                     seq: self.state.seq() + 1,
-                    at: now(),
+                    at: self.now(),
                     subject: Subject::Engine,
                     kind,
                 };
@@ -709,6 +813,37 @@ impl Actor {
                 }
                 false
             }
+        }
+    }
+
+    /// Tells of the budgets of a day that this usage has brought near their end.
+    fn warn_of_budgets(&mut self, task: TaskId, usage: &Usage) {
+        let config = &self.ctx.settings.config;
+        let Some(pool) = self.state.task(task).map(|task| &task.spec.pool) else {
+            return;
+        };
+        let (now, percent) = (self.now(), config.gate.warn_percent);
+        let spent = Budget::of(usage);
+        let mut warnings = Vec::new();
+        let mut look = |what: String, budget: Budget, after: Budget| {
+            if let Some(spent) = budget.crossed(after.less(spent), after, percent) {
+                warnings.push(Kind::BudgetWarned { what, spent });
+            }
+        };
+        if let (Some(limits), Some(ledger)) = (config.pools.get(pool), self.state.pool(pool)) {
+            let reset = limits.reset_utc.unwrap_or(config.gate.reset_utc);
+            let after = ledger.spent(reset.before(now), now);
+            look(format!("day of pool {pool}"), limits.day_budget(), after);
+        }
+        let from = config.gate.reset_utc.before(now);
+        let pools = self
+            .state
+            .pools()
+            .map(|(_, ledger)| ledger.spent(from, now));
+        let after = pools.fold(Budget::default(), Budget::plus);
+        look("day".to_owned(), config.gate.day_budget(), after);
+        for warning in warnings {
+            self.put(Subject::Engine, warning);
         }
     }
 
@@ -743,15 +878,25 @@ impl Actor {
                 let queued = self.answer(task, text, secrets);
                 self.reply_later(reply, queued);
             }
+            Command::Retry {
+                task,
+                secrets,
+                reply,
+            } => {
+                let queued = self.retry(task, secrets);
+                self.reply_later(reply, queued);
+            }
             Command::Stop { task, force, reply } => {
                 let stopped = self.stop(task, force);
                 self.reply_later(reply, stopped);
             }
-            Command::Freeze { frozen, reply } => {
-                if self.state.frozen() != frozen {
-                    self.put(Subject::Engine, Kind::FrozenSet { frozen });
-                }
-                self.reply_later(reply, Ok(()));
+            Command::Freeze {
+                frozen,
+                scope,
+                reply,
+            } => {
+                let set = self.freeze(frozen, scope);
+                self.reply_later(reply, set);
             }
             Command::Provide { secrets, reply } => {
                 self.provide(&secrets);
@@ -762,15 +907,18 @@ impl Actor {
                 self.reply_later(reply, Ok(needs));
             }
             Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
-                let views = actor
-                    .state
-                    .tasks()
-                    .map(|task| actor.view(task.id))
-                    .collect();
-                answer(reply, views);
+                // All places at once: each on its own counts those before it.
+                let pools = actor.state.pools().map(|(_, ledger)| ledger.places());
+                let places: HashMap<RunId, usize> = pools.flatten().collect();
+                let place = |run: RunId| places.get(&run).copied();
+                let views = actor.state.tasks().map(|task| actor.view(task.id, place));
+                answer(reply, views.collect());
             })),
             Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
-                let view = actor.view(task);
+                let view = actor.view(task, |run| {
+                    let task = actor.state.task(run.task)?;
+                    actor.state.pool(&task.spec.pool)?.place(run)
+                });
                 answer(reply, view);
             })),
             Command::Record {
@@ -790,24 +938,39 @@ impl Actor {
                 };
                 self.reply_later(reply, result);
             }
+            Command::Finish {
+                run,
+                outcome,
+                verified,
+                swept,
+                reply,
+            } => {
+                self.end(run, outcome, verified, swept);
+                self.reply_later(reply, Ok(()));
+            }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
         }
     }
 
-    fn view(&self, task: TaskId) -> Result<TaskView, VerbError> {
-        let pools = &self.ctx.settings.config.pools;
+    fn view(
+        &self,
+        task: TaskId,
+        place: impl Fn(RunId) -> Option<usize>,
+    ) -> Result<TaskView, VerbError> {
         let mut view = crate::reader::view(&self.state, &self.ctx.settings.data, task)
             .ok_or(VerbError::NoSuchTask { task })?;
         if let Some(run) = view.task.last_run() {
             let id = RunId { task, n: run.n };
-            if run.state == RunState::Queued {
-                view.waits = schedule::waits_for(&self.state, pools, &self.held, id);
-                if self.disk_full {
-                    view.waits = Some("the disk of the data directory is full".into());
-                }
-            } else {
-                view.waits = self.held.get(&id).cloned();
-            }
+            let held = |text: &String| Waiting {
+                why: Why::NeedsYou,
+                text: text.clone(),
+                until: None,
+            };
+            view.waits = self
+                .gate()
+                .waits_for(id)
+                .or_else(|| self.held.get(&id).map(held));
+            view.place = place(id);
             // While we live, we judge.
             for job in &mut view.jobs {
                 job.ended_not_judged = false;
@@ -832,8 +995,8 @@ impl Actor {
             return Err(VerbError::BadInput { what });
         }
         if names_a_secret(&spec, &secrets) {
-            let what = "take the task: the name of its repository, branch or workspace holds a \
-                        secret; give one without, and let ssh log in"
+            let what = "take the task: the name of its repository, branch, model or workspace \
+                        holds a secret; give one without, and let ssh log in"
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
@@ -846,6 +1009,7 @@ impl Actor {
             let holder = *holder;
             return Err(VerbError::WorkspaceTaken { name, holder });
         }
+        self.can_follow(&spec)?;
         spec.turn.behind = older.last().copied();
         let task = self.fresh_id()?;
         let short = self.state.short(task);
@@ -855,16 +1019,11 @@ impl Actor {
         self.secrets.insert(task, secrets);
         self.put(Subject::Task(task), Kind::TaskCreated { spec, short });
         let run = RunId { task, n: 1 };
-        self.put(
-            Subject::Run(run),
-            Kind::RunQueued {
-                cause: RunCause::Dispatched,
-            },
-        );
+        self.queue(run, RunCause::Dispatched);
         if supersedes {
             older.into_iter().for_each(|old| self.supersede(old, task));
+            self.look_for_secrets(run);
         }
-        self.look_for_secrets(run);
         Ok(run)
     }
 
@@ -880,6 +1039,56 @@ impl Actor {
                 Ok(()) | Err(_) => {}
             }
         }
+    }
+
+    /// Every run of every task comes to the gate here.
+    fn queue(&mut self, run: RunId, cause: RunCause) {
+        if self.put(Subject::Run(run), Kind::RunQueued { cause }) {
+            self.fresh.push(run);
+        }
+        self.look_for_secrets(run);
+    }
+
+    /// What it waits for exists and can still complete.
+    fn can_follow(&self, spec: &TaskSpec) -> Result<(), VerbError> {
+        let after = &spec.terms.after;
+        if after.len() > AFTER_MAX {
+            let what = format!("take the task: it may wait for {AFTER_MAX} others at most");
+            return Err(VerbError::BadInput { what });
+        }
+        for id in after {
+            let task = *id;
+            let other = self
+                .state
+                .task(task)
+                .ok_or(VerbError::NoSuchTask { task })?;
+            if other.is_hopeless() {
+                let short = self.state.short(task);
+                let what = format!(
+                    "wait for task {short}: it ended as {} and will not complete; \
+                     `dispatch retry {short}` first",
+                    other.outcome().map_or("unknown", Outcome::word)
+                );
+                return Err(VerbError::BadInput { what });
+            }
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self, frozen: bool, scope: Scope) -> Result<(), VerbError> {
+        if let Scope::Pool(pool) = &scope {
+            let pools = &self.ctx.settings.config.pools;
+            // One that is not configured any more can still be thawed.
+            if frozen && !pools.contains_key(pool) {
+                let there = dispatch_core::config::list(pools.keys());
+                let what = format!("freeze pool {pool}: it is not configured; there are {there}");
+                return Err(VerbError::BadInput { what });
+            }
+        }
+        if self.state.is_frozen(&scope) != frozen {
+            self.put(Subject::Engine, Kind::FrozenSet { frozen, scope });
+        }
+        Ok(())
     }
 
     fn fresh_id(&self) -> Result<TaskId, VerbError> {
@@ -916,17 +1125,10 @@ impl Actor {
         if !matches!(found.outcome(), Some(Outcome::Blocked { .. })) {
             return Err(wrong("only a blocked task has a question"));
         }
-        if found.removed || found.workspace.as_ref().is_none_or(|w| w.removed) {
-            return Err(wrong(
-                "its workspace was removed; bring it back with `dispatch undo` first",
-            ));
+        if found.workspace.is_none() {
+            return Err(wrong("it has no workspace"));
         }
-        if self.state.taken_over(task).is_some() {
-            return Err(wrong("a newer task has its workspace; stop that one first"));
-        }
-        if found.runs.len() >= limits.runs_max as usize {
-            return Err(wrong("it has had all its runs (limits.runs_max)"));
-        }
+        self.can_run_again("answer", found)?;
         if text.trim().is_empty() || text.len() > limits.task_bytes {
             let what = format!(
                 "answer task {task}: an answer has 1 to {} bytes (limits.task_bytes)",
@@ -938,13 +1140,86 @@ impl Actor {
         let run = RunId { task, n };
         self.secrets.entry(task).or_default().extend(secrets);
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
-        self.put(
-            Subject::Run(run),
-            Kind::RunQueued {
-                cause: RunCause::Answer { text },
-            },
-        );
-        self.look_for_secrets(run);
+        self.queue(run, RunCause::Answer { text });
+        Ok(run)
+    }
+
+    /// What holds for every further run of a task, whoever wants it.
+    fn can_run_again(
+        &self,
+        verb: &'static str,
+        found: &dispatch_core::state::Task,
+    ) -> Result<(), VerbError> {
+        let limits = &self.ctx.settings.config.limits;
+        let (task, state) = (found.id, found.last_run());
+        let state = state.map_or("queued", |run| run.state.word());
+        let wrong = |hint| VerbError::WrongState {
+            verb,
+            task,
+            state,
+            hint,
+        };
+        if found.removed || found.workspace.as_ref().is_some_and(|w| w.removed) {
+            return Err(wrong(
+                "its workspace was removed; bring it back with `dispatch undo` first",
+            ));
+        }
+        // Whoever waits for the workspace, or lost it to another, does not have it.
+        let mut holders = self.state.holders(&found.spec);
+        if holders.any(|other| {
+            other.id != task
+                && self.state.waits_behind(other.id).is_none()
+                && self.state.taken_over(other.id).is_none()
+        }) {
+            return Err(wrong("another task has its workspace; stop that one first"));
+        }
+        if found.runs.len() >= limits.runs_max as usize {
+            return Err(wrong("it has had all its runs (limits.runs_max)"));
+        }
+        if let Some(spent) = found.budget().reached(found.spent()) {
+            let hint = format!("its budget is spent ({spent}); dispatch a task with a larger one");
+            return Err(VerbError::Nothing { verb, task, hint });
+        }
+        if self.state.queue().len() >= limits.queue_max {
+            return Err(VerbError::QueueFull {
+                max: limits.queue_max,
+            });
+        }
+        Ok(())
+    }
+
+    fn retry(&mut self, task: TaskId, secrets: Secrets) -> Result<RunId, VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let state = found.last_run().map_or("queued", |run| run.state.word());
+        let wrong = |hint| VerbError::WrongState {
+            verb: "retry",
+            task,
+            state,
+            hint,
+        };
+        match found.outcome() {
+            Some(Outcome::Failed(_) | Outcome::Stopped(_) | Outcome::Lost) => {}
+            Some(Outcome::Blocked { .. }) => {
+                return Err(wrong(
+                    "it asks something; `dispatch answer` goes on with it",
+                ));
+            }
+            Some(Outcome::Completed { .. }) => return Err(wrong("it needs no other run")),
+            None => return Err(wrong("it has not ended")),
+        }
+        self.can_run_again("retry", found)?;
+        self.can_follow(&found.spec)?;
+        let n = u32::try_from(found.runs.len()).unwrap_or(u32::MAX);
+        let cause = RunCause::RetryOf { n, by_person: true };
+        let run = RunId {
+            task,
+            n: n.saturating_add(1),
+        };
+        self.secrets.entry(task).or_default().extend(secrets);
+        self.queue(run, cause);
         Ok(run)
     }
 
@@ -1002,10 +1277,52 @@ impl Actor {
         }));
     }
 
+    /// An end that nobody tries again without a person.
     fn finish(&mut self, run: RunId, outcome: Outcome) {
-        let verified = dispatch_core::event::Verified::NotVerified;
-        self.put(Subject::Run(run), Kind::Finished { outcome, verified });
+        self.end(run, outcome, Verified::NotVerified, false);
+    }
+
+    /// The end of a run, and what follows from it in the same commit: another run, a pause of its pool,
+    /// word for its parent.
+    fn end(&mut self, run: RunId, outcome: Outcome, verified: Verified, swept: bool) {
+        let config = &self.ctx.settings.config;
+        let Some(task) = self.state.task(run.task) else {
+            return;
+        };
+        let (pool, runs_max) = (task.spec.pool.clone(), config.limits.runs_max);
+        let next = if swept && self.shutdown.is_none() {
+            schedule::next_after(task, &outcome, &config.gate, runs_max)
+        } else {
+            Next::Stays
+        };
+        let (outcome, again) = match next {
+            Next::Stays => (outcome, false),
+            Next::Again => (outcome, true),
+            Next::GivesUp(failure) => (Outcome::Failed(failure), false),
+        };
+        let state = outcome.word().to_owned();
+        let paused = self.gate().pause(&pool).map(|pause| pause.until);
         self.held.remove(&run);
+        if !self.put(Subject::Run(run), Kind::Finished { outcome, verified }) {
+            return;
+        }
+        if let Some(pause) = self.gate().pause(&pool)
+            && paused.is_none_or(|before| before < pause.until)
+        {
+            let told = Kind::PoolPaused {
+                pool,
+                until: pause.until,
+                reason: pause.reason,
+            };
+            self.put(Subject::Engine, told);
+        }
+        if again {
+            let (n, by_person) = (run.n, false);
+            let next = RunId { n: n + 1, ..run };
+            self.queue(next, RunCause::RetryOf { n, by_person });
+        } else {
+            self.tell_parent(run.task, state);
+        }
     }
 
     /// What the run's agent takes from whoever dispatches and has not been given.
@@ -1029,19 +1346,8 @@ impl Actor {
         agent.env.iter().filter_map(lacking).collect()
     }
 
-    /// Why a run waits for an older task, if it does.
-    fn behind(&self, run: RunId) -> Option<String> {
-        let holder = self.state.waits_behind(run.task)?;
-        let name = naming::workspace_name(&holder.spec, &holder.short);
-        let state = holder.last_run().map_or("queued", |run| run.state.word());
-        let short = self.state.short(holder.id);
-        Some(format!(
-            "after {short}, which is {state} and has the workspace {name}"
-        ))
-    }
-
     fn look_for_secrets(&mut self, run: RunId) {
-        if let Some(why) = self.behind(run) {
+        if let Some(why) = schedule::behind(&self.state, run) {
             self.held.insert(run, why);
             return;
         }
@@ -1151,7 +1457,7 @@ impl Actor {
             Outcome::Stopped(_) => retention.stopped_d,
             Outcome::Lost => retention.lost_d,
         };
-        let now = now();
+        let now = self.now();
         let over = |task: &&dispatch_core::state::Task| {
             let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
                 return false;
@@ -1214,7 +1520,9 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
         Base::Head | Base::Pr { .. } | Base::Folder | Base::Nothing => false,
         Base::Branch { name } | Base::Default { name } | Base::Tag { name } => shows(name),
     };
+    let model = spec.terms.model.as_ref();
     branch
+        || model.is_some_and(|name| shows(name.as_str()))
         || shows(&spec.repo)
         || spec
             .workspace

@@ -1,18 +1,22 @@
 //! The log without an engine: for verbs that only look. Must not write, and must not judge: a job
 //! that has ended is said to have ended.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use dispatch_core::{
+    Millis,
+    config::Config,
     event::Event,
     id::{RunId, Seq, TaskId},
     run::RunState,
-    state::State,
+    schedule::{Held, Host, View, Why},
+    state::{State, Task},
 };
 
 use crate::{
     engine::{OpenError, agent_dir, fold},
     jobdir::Probe,
+    prompts,
     store::Store,
     trees,
     view::{JobView, TaskView},
@@ -56,6 +60,44 @@ impl Reader {
             .tasks()
             .filter_map(|task| view(&state, &self.data, task.id))
             .collect())
+    }
+
+    /// The same, with why each that is queued waits, as far as the log and the settings tell: keys and
+    /// room on the machine are an engine's to know.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn tasks_at_gate(&self, config: &Config, now: Millis) -> Result<Vec<TaskView>, ReadError> {
+        let state = self.state()?;
+        let gate = View {
+            state: &state,
+            gate: &config.gate,
+            pools: &config.pools,
+            disk_free_min_bytes: 0,
+            held: &Held::new(),
+            host: Host::default(),
+            now,
+        };
+        let pools = state.pools().map(|(_, ledger)| ledger.places());
+        let places: BTreeMap<RunId, usize> = pools.flatten().collect();
+        let at_gate = |task: &Task| {
+            let mut view = view(&state, &self.data, task.id)?;
+            let run = RunId {
+                task: task.id,
+                n: task.last_run()?.n,
+            };
+            view.waits = gate.waits_for(run);
+            view.place = places.get(&run).copied();
+            if let Some(waiting) = &mut view.waits
+                && waiting.why == Why::Starting
+            {
+                waiting.text = "for an engine: `dispatch wait` or any verb that changes something \
+                                brings one"
+                    .to_owned();
+            }
+            Some(view)
+        };
+        Ok(state.tasks().filter_map(at_gate).collect())
     }
 
     /// The fold of the whole log.
@@ -105,6 +147,10 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         JobView {
             keeper_pid: group.map(|group| group.keeper),
             log: dir.file("out"),
+            prompt: run
+                .prompt
+                .as_ref()
+                .map(|_| prompts::path(data, RunId { task, n: run.n })),
             ended_not_judged: matches!(probe, Probe::Exited(_) | Probe::Gone),
         }
     };
@@ -112,6 +158,7 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         short: state.short(task),
         seq: state.seq(),
         waits: None,
+        place: None,
         jobs: found.runs.iter().map(job).collect(),
         vault: trees::vault_of(data, &found.spec),
         task: found.clone(),

@@ -14,9 +14,10 @@ use std::{
 use dispatch_core::{
     carried::{self, Carried},
     checks::{self, Checks, RootFiles},
+    config::Config,
     event::Sealed,
     naming,
-    prompt::BLOCKED_FILE,
+    prompt::{self, BLOCKED_FILE},
     review::Range,
     state::{Task, Workspace},
     task::{Base, TaskSpec},
@@ -28,6 +29,7 @@ use crate::{
     folder::{self, FolderError},
     git::{CommitId, Git, GitError, RefName, bundle_job},
     mirror::{self, Brought, Mirror, MirrorError, Wanted},
+    prompts::Texts,
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
     vault::{Author, Vault, VaultError},
     workspace::{Head, How, WorkspaceError, Workspaces, agent_head},
@@ -76,6 +78,112 @@ pub(crate) struct Ready {
     pub(crate) notes: Vec<String>,
 }
 
+/// What a base commit says, for a prompt.
+#[derive(Debug, Default)]
+pub(crate) struct Project {
+    /// Marker files of checks.
+    pub(crate) root: RootFiles,
+    pub(crate) language: Option<String>,
+    pub(crate) commits: Vec<String>,
+    pub(crate) texts: Texts,
+}
+
+fn files_of(
+    mirror: &Mirror,
+    base: &CommitId,
+    there: &[String],
+    names: &[&str],
+) -> Result<RootFiles, TreeError> {
+    let mut files = RootFiles::new();
+    for name in names
+        .iter()
+        .filter(|name| there.iter().any(|file| file == *name))
+    {
+        if let Some(bytes) = mirror.show(base, name)? {
+            files.insert(
+                (*name).to_owned(),
+                String::from_utf8_lossy(&bytes).into_owned(),
+            );
+        }
+    }
+    Ok(files)
+}
+
+impl Project {
+    /// Of a commit that `mirror` has.
+    pub(crate) fn at(
+        mirror: &Mirror,
+        base: &CommitId,
+        spec: &TaskSpec,
+        config: &Config,
+    ) -> Result<Self, TreeError> {
+        let there = mirror.ls_tree_root(base)?;
+        let markers = checks::marker_files(&config.checks);
+        let root = files_of(mirror, base, &there, &markers)?;
+        let language = checks::detected(&config.checks, &root).map(|(name, _)| name.to_string());
+        let mut texts = Texts::new();
+        let own = there.iter().any(|name| name == prompt::REPOSITORY_FOLDER);
+        if own && prompt::rewords(&spec.base) {
+            let paths = spec.guide.paths(language.as_deref());
+            let wanted: Vec<&str> = paths.values().map(String::as_str).collect();
+            let found = mirror.texts(base, &wanted, config.limits.template_bytes)?;
+            for (path, bytes) in found {
+                let kind = paths.iter().find(|(_, known)| **known == path);
+                if let Some((kind, _)) = kind {
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    texts.insert(*kind, (path, text));
+                }
+            }
+        }
+        // The only commit of what has no history of its own is ours.
+        let commits = match spec.base.is_repository() {
+            true => mirror.subjects(base, prompt::COMMITS_MAX)?,
+            false => Vec::new(),
+        };
+        Ok(Self {
+            root,
+            language,
+            commits,
+            texts,
+        })
+    }
+
+    /// Of a directory before it is copied.
+    pub(crate) fn of_folder(folder: &Path, config: &Config) -> Result<Self, TreeError> {
+        use io::Read as _;
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut root = RootFiles::new();
+        for name in checks::marker_files(&config.checks) {
+            let path = folder.join(name);
+            let failed = |source: io::Error| TreeError::Io {
+                doing: format!("read {}", path.display()),
+                source,
+            };
+            let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+                Ok(file) => fs::File::from(file),
+                // No file, or a link, which a copy does not follow either.
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => continue,
+                Err(error) => return Err(failed(error.into())),
+            };
+            if !file.metadata().map_err(failed)?.is_file() {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            let mut file = file.take(mirror::SHOW_MAX_BYTES as u64);
+            file.read_to_end(&mut bytes).map_err(failed)?;
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            root.insert(name.to_owned(), text);
+        }
+        let language = checks::detected(&config.checks, &root).map(|(name, _)| name.to_string());
+        Ok(Self {
+            root,
+            language,
+            ..Self::default()
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Trees {
     git: Git,
@@ -102,7 +210,7 @@ fn author() -> Author {
 }
 
 /// What a review reads that names no base: the last commit.
-const REVIEW_BASE: &str = "HEAD~1";
+pub(crate) const REVIEW_BASE: &str = "HEAD~1";
 
 impl Trees {
     pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
@@ -119,6 +227,7 @@ impl Trees {
             bytes: limits.folder_bytes,
             files: limits.folder_files as u64,
         };
+        let git = git.fetch_bytes(limits.fetch_bytes);
         let limits = snapshot::Limits {
             total_bytes: limits.snapshot_bytes,
             file_bytes: limits.snapshot_file_bytes,
@@ -138,6 +247,10 @@ impl Trees {
     /// The task's own directory: private homes and what we keep beside the workspace.
     fn own(&self, task: &Task) -> PathBuf {
         self.data.join("tasks").join(task.id.to_string())
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
     }
 
     pub(crate) fn home(&self, task: &Task) -> PathBuf {
@@ -288,19 +401,13 @@ impl Trees {
         let (base, _) = Self::base(task)?;
         let mirror = self.mirror(task)?;
         let there = mirror.ls_tree_root(&base)?;
-        let mut files = RootFiles::new();
-        for name in names
-            .iter()
-            .filter(|name| there.iter().any(|file| file == *name))
-        {
-            if let Some(bytes) = mirror.show(&base, name)? {
-                files.insert(
-                    (*name).to_owned(),
-                    String::from_utf8_lossy(&bytes).into_owned(),
-                );
-            }
-        }
-        Ok(files)
+        files_of(&mirror, &base, &there, names)
+    }
+
+    /// What a prompt is made of, from the base commit and never from a workspace.
+    pub(crate) fn project(&self, task: &Task, config: &Config) -> Result<Project, TreeError> {
+        let (base, _) = Self::base(task)?;
+        Project::at(&self.mirror(task)?, &base, &task.spec, config)
     }
 
     /// What the base commit carries for agents. Sets of names, no content.

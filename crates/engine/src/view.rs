@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dispatch_core::{
     event::Event,
     id::{RunId, Seq, TaskId},
+    schedule::Waiting,
     state::Task,
 };
 
@@ -16,8 +17,10 @@ pub struct TaskView {
     /// The shortest prefix of the id that no other task has.
     pub short: String,
     pub seq: Seq,
-    /// Why its queued run waits.
-    pub waits: Option<String>,
+    /// Why its run waits.
+    pub waits: Option<Waiting>,
+    /// Of a queued run: how many of its pool go first, and one for itself.
+    pub place: Option<usize>,
     /// Per run, by index: what the job directory says.
     pub jobs: Vec<JobView>,
     /// The vault that holds its results.
@@ -30,6 +33,8 @@ pub struct JobView {
     pub keeper_pid: Option<i32>,
     /// The agent's standard output.
     pub log: PathBuf,
+    /// The file that keeps its prompt, once there is one.
+    pub prompt: Option<PathBuf>,
     /// The job has ended and no engine has judged it yet.
     pub ended_not_judged: bool,
 }

@@ -11,6 +11,7 @@ use std::fs;
 use dispatch_core::{
     event::Kind,
     outcome::{Outcome, Stop},
+    schedule::Why,
     task::{Base, Expects, Taken, TaskSpec},
 };
 use dispatch_engine::{
@@ -72,9 +73,10 @@ async fn a_turn_survives_the_engine() {
     let view = engine.task(second.task).await.unwrap();
     assert_eq!(view.task.spec.turn.behind, Some(first.task));
     let waits = view.waits.unwrap();
+    assert_eq!(waits.why, Why::Workspace);
     assert!(
-        waits.contains("has the workspace local/repo/pr-7"),
-        "{waits}"
+        waits.text.contains("has the workspace local/repo/pr-7"),
+        "{waits:?}"
     );
     patient(engine.stop(first.task, Force::Ask)).await.unwrap();
     let view = finished(&engine, second).await;
@@ -96,7 +98,7 @@ async fn who_was_superseded_cannot_go_on_beside_the_new_one() {
     let queued = on_pr(&world, &["write c d"], Taken::Queue);
     let queued = engine.dispatch(queued, Secrets::new()).await.unwrap();
     let waits = engine.task(queued.task).await.unwrap().waits.unwrap();
-    assert!(waits.contains("which is blocked"), "{waits}");
+    assert!(waits.text.contains("which is blocked"), "{waits:?}");
     let newest = on_pr(&world, &["write e f", "hang"], Taken::Supersede);
     let newest = engine.dispatch(newest, Secrets::new()).await.unwrap();
     let started = |kind: &Kind| matches!(kind, Kind::Started { .. });
@@ -117,6 +119,39 @@ async fn who_was_superseded_cannot_go_on_beside_the_new_one() {
         .await
         .unwrap();
     finished(&engine, run).await;
+}
+
+/// What has failed has given its workspace back, and gets it again only when nobody else has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_run_waits_for_nobody_but_shares_with_nobody() {
+    let world = with_pr();
+    let engine = world.engine().await;
+    let first = run(&engine, on_pr(&world, &["exit 3"], Taken::Refuse)).await;
+    assert_eq!(outcome(&first).word(), "failed", "{}", reason(&first));
+    let second = run(&engine, on_pr(&world, &["exit 3"], Taken::Refuse)).await;
+    let third = on_pr(&world, &["write c d", "hang"], Taken::Refuse);
+    let third = engine.dispatch(third, Secrets::new()).await.unwrap();
+    for task in [first.task.id, second.task.id] {
+        let refused = engine.retry(task, Secrets::new()).await;
+        assert!(
+            matches!(refused, Err(VerbError::WrongState { .. })),
+            "{refused:?}"
+        );
+    }
+    patient(engine.stop(third.task, Force::Kill)).await.unwrap();
+    finished(&engine, third).await;
+    // The older of two counts as well as the newer.
+    let hangs = on_pr(&world, &["hang"], Taken::Refuse);
+    let hangs = engine.dispatch(hangs, Secrets::new()).await.unwrap();
+    let refused = engine.retry(third.task, Secrets::new()).await;
+    assert!(refused.is_err(), "{refused:?}");
+    patient(engine.stop(hangs.task, Force::Kill)).await.unwrap();
+    finished(&engine, hangs).await;
+    let again = engine.retry(third.task, Secrets::new()).await.unwrap();
+    let refused = engine.retry(hangs.task, Secrets::new()).await;
+    assert!(refused.is_err(), "an older one has it: {refused:?}");
+    patient(engine.stop(again.task, Force::Kill)).await.unwrap();
+    finished(&engine, again).await;
 }
 
 /// Killed anywhere between the copy and its event, the task has one base.

@@ -21,10 +21,12 @@ const POINTS_MAX: u64 = 200;
 /// What the task starts from.
 const BASES: [&str; 3] = ["head", "pr", "folder"];
 
-fn engine(world: &World, which: &str, n: u64, base: &str) -> bool {
+/// `how`: what the task starts from, and whether there is a sidecar.
+fn engine(world: &World, which: &str, n: u64, how: &[&str]) -> bool {
     let output = Command::new(CRASH_ENGINE)
         .arg(world.home.path())
-        .args([AGENT, which, &n.to_string(), base])
+        .args([AGENT, which, &n.to_string()])
+        .args(how)
         .output()
         .unwrap();
     let killed = output.status.signal() == Some(9);
@@ -95,16 +97,16 @@ fn new_world() -> World {
     world
 }
 
-fn kill_at_every(which: &str, base: &str) -> u64 {
+fn kill_at_every(which: &str, how: &[&str]) -> u64 {
     for n in 1..POINTS_MAX {
         let world = new_world();
-        let killed = engine(&world, which, n, base);
+        let killed = engine(&world, which, n, how);
         if killed {
             // What a person does meanwhile is not what the task started from.
             fs::write(world.home.path().join("folder/new"), "new\n").unwrap();
-            assert!(!engine(&world, "never", 0, base), "{base} {which} {n}");
+            assert!(!engine(&world, "never", 0, how), "{how:?} {which} {n}");
         }
-        holds(&world, &format!("{base} {which} {n}"));
+        holds(&world, &format!("{how:?} {which} {n}"));
         if !killed {
             return n - 1;
         }
@@ -124,12 +126,23 @@ fn for_every_base(test: impl Fn(&str) + Sync) {
 
 #[test]
 fn killed_after_every_event() {
-    for_every_base(|base| assert!(kill_at_every("event", base) >= 6));
+    for_every_base(|base| assert!(kill_at_every("event", &[base]) >= 6));
 }
 
 #[test]
 fn killed_before_every_call_to_a_site() {
-    for_every_base(|base| assert!(kill_at_every("call", base) >= 6));
+    for_every_base(|base| assert!(kill_at_every("call", &[base]) >= 6));
+}
+
+/// With a sidecar beside the agent, which ends with the run and is never doubled either.
+#[test]
+fn killed_with_a_sidecar_after_every_event() {
+    assert!(kill_at_every("event", &["head", "sidecar"]) >= 6);
+}
+
+#[test]
+fn killed_with_a_sidecar_before_every_call_to_a_site() {
+    assert!(kill_at_every("call", &["head", "sidecar"]) >= 9);
 }
 
 /// And twice: once in the run, once in the recovery.
@@ -138,10 +151,10 @@ fn killed_again_while_it_recovers() {
     for_every_base(|base| {
         for (first, second) in [(4, 2), (5, 3), (6, 2), (8, 1)] {
             let world = new_world();
-            engine(&world, "call", first, base);
-            engine(&world, "call", second, base);
-            engine(&world, "event", 2, base);
-            assert!(!engine(&world, "never", 0, base));
+            engine(&world, "call", first, &[base]);
+            engine(&world, "call", second, &[base]);
+            engine(&world, "event", 2, &[base]);
+            assert!(!engine(&world, "never", 0, &[base]));
             holds(&world, &format!("{base}: calls {first}, then {second}"));
         }
     });

@@ -109,6 +109,10 @@ async fn a_question_blocks_and_its_answer_goes_on_in_the_same_workspace() {
         }
     );
     assert_eq!(view.task.runs.len(), 2);
+    // It is told what was asked, as the words of somebody else.
+    let job = world.data().join("runs").join(format!("{task}-2/agent"));
+    let given = fs::read_to_string(job.join("in")).unwrap_or_default();
+    assert!(given.contains("| Which_zone?"), "{given}");
     let workspace = view.task.workspace.unwrap().path;
     assert_eq!(
         fs::read_to_string(workspace.join("runs")).unwrap(),
@@ -335,7 +339,7 @@ async fn a_key_that_is_missing_holds_the_run_until_it_is_given() {
     let spec = world.spec(&["env KEY", "write a b"]);
     let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
     let view = engine.task(run.task).await.unwrap();
-    assert_eq!(view.waits.as_deref(), Some("needs MY_KEY from you"));
+    assert_eq!(view.waits.unwrap().text, "needs MY_KEY from you");
     assert_eq!(engine.needs().await.unwrap(), ["MY_KEY"]);
     let secrets = Secrets::from([("MY_KEY".into(), "sk-very-secret".into())]);
     engine.provide(secrets).await.unwrap();

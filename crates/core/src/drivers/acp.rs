@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 use super::{
     Ask, Driver, Opening, Step, Tail,
     text::{
-        AUTH_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, blocks, bounded, epoch_in, has_any, kept_text,
-        notice, plain, retry_after_ms, session_ok, str_at, tool_text,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, blocks, bounded, epoch_in, has_any,
+        is_away, kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at,
+        tool_text,
     },
 };
 use crate::{
@@ -51,6 +52,7 @@ enum Asked {
     Resume,
     New,
     Authenticate,
+    Model,
     Mode,
     Prompt,
 }
@@ -63,6 +65,7 @@ pub(super) struct Acp {
     whole: String,
     resume: Option<String>,
     unfenced: bool,
+    model: Option<String>,
     next_id: u64,
     asked: Option<(u64, Asked)>,
     /// What `initialize` told of itself.
@@ -70,6 +73,7 @@ pub(super) struct Acp {
     /// It has been asked to log in once; twice would be for ever.
     authenticated: bool,
     session: Option<String>,
+    mode: Option<&'static str>,
     /// A message or thought that is still coming.
     open: Option<Chunk>,
     calls: BTreeMap<String, Call>,
@@ -102,6 +106,7 @@ impl Driver for Acp {
         self.whole = ask.whole.to_owned();
         self.resume = ask.resume.filter(|id| session_ok(id)).map(str::to_owned);
         self.unfenced = ask.unfenced;
+        self.model = ask.model.map(str::to_owned);
         let argv = std::iter::once(ask.program.to_owned());
         let hello = json!({
             "protocolVersion": PROTOCOL_VERSION,
@@ -147,9 +152,10 @@ impl Driver for Acp {
         self.flush();
         let expected = match self.asked {
             None | Some((_, Asked::Initialize)) => "an answer to initialize",
-            Some((_, Asked::Resume | Asked::New | Asked::Authenticate | Asked::Mode)) => {
-                "an answer to session/new"
-            }
+            Some((
+                _,
+                Asked::Resume | Asked::New | Asked::Authenticate | Asked::Model | Asked::Mode,
+            )) => "an answer to session/new",
             Some((_, Asked::Prompt)) => "an answer to session/prompt",
         };
         let text = if self.text.is_empty() {
@@ -204,6 +210,7 @@ impl Acp {
             }
             Asked::Authenticate => self.new_session(),
             Asked::New | Asked::Resume => self.opened(what, result),
+            Asked::Model => self.set_mode(),
             Asked::Mode => self.start(),
             Asked::Prompt => self.over(result),
         }
@@ -238,6 +245,8 @@ impl Acp {
                 steps
             }
             Asked::Authenticate => self.fail(LastWord::Auth, &message),
+            // Another model than the one asked for would be a quiet lie.
+            Asked::Model => self.fail(LastWord::Model, &message),
             Asked::Initialize | Asked::New | Asked::Prompt => {
                 self.fail(last_word(error, &message), &message)
             }
@@ -321,16 +330,38 @@ impl Acp {
         let id = self.session.clone().unwrap_or_default();
         let mut steps = Vec::new();
         if session_ok(&id) {
-            steps.push(Step::Said(Update::Session { id: id.clone() }));
+            steps.push(Step::Said(Update::Session { id }));
         }
-        match self.mode(&result["modes"]) {
-            Some(mode) => {
-                let params = json!({"sessionId": id, "modeId": mode});
-                steps.extend(self.ask(Asked::Mode, "session/set_mode", &params));
-            }
-            None => steps.extend(self.start()),
+        self.mode = self.mode(&result["modes"]);
+        match self.model.take() {
+            Some(model) => steps.extend(self.set_model(result, &model)),
+            None => steps.extend(self.set_mode()),
         }
         steps
+    }
+
+    /// Two ways are in use; an agent that has neither is told its model by its own arguments.
+    fn set_model(&mut self, result: &Value, model: &str) -> Vec<Step> {
+        let id = self.session.clone();
+        let options = result["configOptions"].as_array();
+        if result["models"].is_object() {
+            let params = json!({"sessionId": id, "modelId": model});
+            self.ask(Asked::Model, "session/set_model", &params)
+        } else if options.is_some_and(|all| all.iter().any(|one| str_at(one, "id") == "model")) {
+            let params = json!({"sessionId": id, "configId": "model", "value": model});
+            self.ask(Asked::Model, "session/set_config_option", &params)
+        } else {
+            let text = format!("it cannot be asked for the model {model}: put it into its args");
+            self.fail(LastWord::Model, &text)
+        }
+    }
+
+    fn set_mode(&mut self) -> Vec<Step> {
+        let Some(mode) = self.mode.take() else {
+            return self.start();
+        };
+        let params = json!({"sessionId": self.session, "modeId": mode});
+        self.ask(Asked::Mode, "session/set_mode", &params)
     }
 
     fn mode(&self, modes: &Value) -> Option<&'static str> {
@@ -609,6 +640,12 @@ fn last_word(error: &Value, message: &str) -> LastWord {
             retry_at: epoch_in(message),
         };
     }
+    let away = code
+        .and_then(|code| u16::try_from(code).ok())
+        .or(status_in(&lower));
+    if away.is_some_and(is_away) || has_any(&lower, AWAY_MARKS) {
+        return LastWord::Unavailable;
+    }
     let auth = matches!(code, Some(AUTH_REQUIRED | 401 | 403));
     if auth || kind == "authentication_failed" || has_any(&lower, AUTH_MARKS) {
         return LastWord::Auth;
@@ -636,7 +673,10 @@ mod tests {
             home: "/h",
             cwd: "/w",
             resume,
+            effort: None,
             review: None,
+            model: None,
+            profile: None,
             unfenced,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);

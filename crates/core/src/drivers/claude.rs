@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::{
     Ask, Driver, Opening, Step, Tail,
     text::{
-        AUTH_MARKS, LIMIT_MARKS, blocks, epoch_in, epoch_ms, has_any, kept_text, notice, plain,
-        questions, retry_after_ms, session_ok, status_at, str_at, tool_text, u32_at,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, blocks, epoch_in, epoch_ms, has_any, is_away,
+        kept_text, notice, plain, questions, retry_after_ms, session_ok, status_at, str_at,
+        tool_text, u32_at,
     },
 };
 use crate::{
@@ -39,6 +40,9 @@ pub(super) struct Claude {
     /// Lines that are not of the protocol, for when nothing else was said.
     tail: Tail,
     usage: Option<Usage>,
+    /// The messages of this turn so far, and the one that is being said.
+    spent: Usage,
+    message: Option<(String, Usage)>,
     questions: Vec<String>,
     denied: Vec<String>,
     /// When a rejected rate limit window opens again.
@@ -83,7 +87,14 @@ impl Driver for Claude {
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
             argv.extend(["--resume".to_owned(), session.to_owned()]);
         }
+        if let Some(model) = ask.model {
+            argv.extend(["--model".to_owned(), model.to_owned()]);
+        }
         argv.extend(ask.args.iter().cloned());
+        // Behind the table's own options: of two, the last one counts.
+        if let Some(effort) = ask.effort {
+            argv.extend(["--effort", effort.word()].map(str::to_owned));
+        }
         Opening {
             argv,
             env: vec![
@@ -227,7 +238,31 @@ impl Claude {
                 _ => {}
             }
         }
+        steps.extend(self.spent_so_far(&event["message"]));
         steps
+    }
+
+    /// Each message of the model brings its own tokens, with every block of it that is told.
+    fn spent_so_far(&mut self, message: &Value) -> Option<Step> {
+        let (id, told) = (str_at(message, "id"), &message["usage"]);
+        if id.is_empty() || !told.is_object() {
+            return None;
+        }
+        let now = tokens_of(told);
+        match &mut self.message {
+            Some((known, usage)) if known == id => {
+                if *usage == now {
+                    return None;
+                }
+                *usage = now.clone();
+            }
+            before => {
+                if let Some((_, usage)) = before.replace((id.to_owned(), now.clone())) {
+                    self.spent = sum_of(&self.spent, &usage);
+                }
+            }
+        }
+        Some(Step::Spent(sum_of(&self.spent, &now)))
     }
 
     fn control(&mut self, event: &Value) -> Vec<Step> {
@@ -322,11 +357,13 @@ impl Claude {
         match status_at(event, "api_error_status") {
             Some(429) => self.limited(said),
             Some(401 | 403) => LastWord::Auth,
+            Some(status) if is_away(status) => LastWord::Unavailable,
             Some(_) => LastWord::Model,
             None if self.error == "rate_limit" => self.limited(said),
             None if self.error == "authentication_failed" => LastWord::Auth,
             None if has_any(&lower, AUTH_MARKS) => LastWord::Auth,
             None if has_any(&lower, LIMIT_MARKS) => self.limited(said),
+            None if has_any(&lower, AWAY_MARKS) => LastWord::Unavailable,
             None => LastWord::Model,
         }
     }
@@ -398,6 +435,26 @@ impl Claude {
         };
         self.usage = Some(usage.clone());
         usage
+    }
+}
+
+fn tokens_of(usage: &Value) -> Usage {
+    Usage {
+        input_tokens: usage["input_tokens"].as_u64(),
+        output_tokens: usage["output_tokens"].as_u64(),
+        cache_read_tokens: usage["cache_read_input_tokens"].as_u64(),
+        cache_write_tokens: usage["cache_creation_input_tokens"].as_u64(),
+        ..Usage::default()
+    }
+}
+
+fn sum_of(a: &Usage, b: &Usage) -> Usage {
+    Usage {
+        input_tokens: add(a.input_tokens, b.input_tokens),
+        output_tokens: add(a.output_tokens, b.output_tokens),
+        cache_read_tokens: add(a.cache_read_tokens, b.cache_read_tokens),
+        cache_write_tokens: add(a.cache_write_tokens, b.cache_write_tokens),
+        ..Usage::default()
     }
 }
 
@@ -477,9 +534,23 @@ mod tests {
             args,
             home: "/h",
             resume,
+            effort: None,
             review: None,
             unfenced: false,
+            model: None,
+            profile: None,
         }
+    }
+
+    #[test]
+    fn effort_is_said_behind_the_tables_own() {
+        let args = ["--effort", "low"].map(str::to_owned);
+        let asked = Ask {
+            effort: Some(crate::task::Effort::Max),
+            ..ask(&args, None)
+        };
+        let argv = Claude::default().open(&asked).argv;
+        assert!(argv.ends_with(&["--effort", "low", "--effort", "max"].map(str::to_owned)));
     }
 
     fn last_of(lines: &[&str]) -> (LastWord, String) {
@@ -547,7 +618,15 @@ mod tests {
             (r#""is_error":true,"api_error_status":401"#, LastWord::Auth),
             (
                 r#""is_error":true,"api_error_status":500,"result":"try again in 5s, rate limit""#,
+                LastWord::Unavailable,
+            ),
+            (
+                r#""is_error":true,"api_error_status":400,"result":"too long""#,
                 LastWord::Model,
+            ),
+            (
+                r#""is_error":true,"result":"Connection error.""#,
+                LastWord::Unavailable,
             ),
             (
                 r#""is_error":true,"api_error_status":429,"result":"try again in 5 minutes""#,

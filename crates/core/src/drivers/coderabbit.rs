@@ -41,6 +41,10 @@ impl Driver for Coderabbit {
         if let Some(range) = ask.review {
             argv.extend(["--base-commit".to_owned(), range.base.clone()]);
         }
+        // `coderabbit:T` was a type of review before it could have been a model.
+        if let Some(kind) = ask.model {
+            argv.extend(["--type".to_owned(), kind.to_owned()]);
+        }
         argv.extend(ask.args.iter().cloned());
         Opening {
             argv,
@@ -217,7 +221,10 @@ mod tests {
             cwd: "/w",
             home: "/h",
             resume: None,
+            effort: None,
             review: Some(&range),
+            model: None,
+            profile: None,
             unfenced: false,
         });
         let want = format!(

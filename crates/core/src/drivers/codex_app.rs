@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Step, Tail,
+    Ask, Driver, Opening, Step, Tail, codex,
     text::{
-        AUTH_MARKS, LIMIT_MARKS, epoch_in, epoch_ms, has_any, kept_text, notice, plain, questions,
-        retry_after_ms, session_ok, status_in, str_at, tool_text,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, epoch_in, epoch_ms, has_any, is_away, kept_text,
+        notice, plain, questions, retry_after_ms, session_ok, status_in, str_at, tool_text,
     },
 };
 use crate::{
@@ -40,6 +40,7 @@ pub(super) struct CodexApp {
     whole: String,
     resume: Option<String>,
     unfenced: bool,
+    model: Option<String>,
     next_id: u64,
     asked: Option<(u64, Asked)>,
     /// Messages on their way into the turn; refused, they begin the next one.
@@ -65,12 +66,18 @@ impl Driver for CodexApp {
         self.whole = ask.whole.to_owned();
         self.resume = ask.resume.filter(|id| session_ok(id)).map(str::to_owned);
         self.unfenced = ask.unfenced;
+        self.model = ask.model.map(str::to_owned);
         let argv = [ask.program, "app-server"].map(str::to_owned);
+        let effort = ask.effort.map(codex::effort).into_iter().flatten();
         let hello = json!({
             "clientInfo": {"name": "dispatch", "title": "Dispatch", "version": env!("CARGO_PKG_VERSION")},
         });
         Opening {
-            argv: argv.into_iter().chain(ask.args.iter().cloned()).collect(),
+            argv: argv
+                .into_iter()
+                .chain(ask.args.iter().cloned())
+                .chain(effort)
+                .collect(),
             env: vec![("CODEX_HOME".into(), format!("{}/.codex", ask.home))],
             stdin: Stdin::Open,
             first: Some(self.request(Asked::Initialize, "initialize", &hello)),
@@ -210,7 +217,7 @@ impl CodexApp {
             "danger-full-access"
         };
         let mut params = json!({
-            "cwd": self.cwd, "approvalPolicy": "on-request", "sandbox": sandbox,
+            "cwd": self.cwd, "approvalPolicy": "on-request", "sandbox": sandbox, "model": self.model,
         });
         // Where our fence is there is nothing that it needs to ask for.
         if !self.unfenced {
@@ -253,15 +260,16 @@ impl CodexApp {
             "turn/plan/updated" => plan(params),
             "thread/tokenUsage/updated" => {
                 let total = &params["tokenUsage"]["total"];
-                self.usage = Some(Usage {
+                let usage = Usage {
                     input_tokens: total["inputTokens"].as_u64(),
                     output_tokens: total["outputTokens"].as_u64(),
                     cache_read_tokens: total["cachedInputTokens"].as_u64(),
                     cache_write_tokens: total["cacheWriteInputTokens"].as_u64(),
                     cost_usd: None,
                     turns: None,
-                });
-                Vec::new()
+                };
+                self.usage = Some(usage.clone());
+                vec![Step::Spent(usage)]
             }
             "account/rateLimits/updated" => {
                 let windows = ["primary", "secondary"].map(|name| &params["rateLimits"][name]);
@@ -503,15 +511,18 @@ fn failure(text: &str, error: &Value, resets_at: Option<Millis>) -> LastWord {
     match error["codexErrorInfo"].as_str() {
         Some("usageLimitExceeded" | "rateLimitExceeded") => return limited(),
         Some("unauthorized") => return LastWord::Auth,
+        Some("internalServerError" | "serverOverloaded") => return LastWord::Unavailable,
         _ => {}
     }
     let lower = text.to_ascii_lowercase();
     match status(error).or_else(|| status_in(&lower)) {
         Some(429) => limited(),
         Some(401) => LastWord::Auth,
+        Some(status) if is_away(status) => LastWord::Unavailable,
         Some(_) => LastWord::Model,
         None if has_any(&lower, LIMIT_MARKS) => limited(),
         None if has_any(&lower, AUTH_MARKS) => LastWord::Auth,
+        None if has_any(&lower, AWAY_MARKS) => LastWord::Unavailable,
         None => LastWord::Model,
     }
 }
@@ -538,7 +549,10 @@ mod tests {
             home: "/h",
             cwd: "/w",
             resume,
+            effort: None,
             review: None,
+            model: None,
+            profile: None,
             unfenced,
         });
         assert_eq!(opening.argv, ["codex", "app-server", "-c", "model=x"]);
@@ -661,7 +675,7 @@ mod tests {
                 limited(Some(2000), Some(1_760_000_000_000)),
             ),
             (json!("unauthorized"), "no", LastWord::Auth),
-            (json!("internalServerError"), "no", LastWord::Model),
+            (json!("internalServerError"), "no", LastWord::Unavailable),
             (
                 json!({"responseTooManyFailedAttempts": {"httpStatusCode": 429}}),
                 "no",

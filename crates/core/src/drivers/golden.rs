@@ -84,8 +84,11 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         args: &[],
         home: "/home",
         resume: None,
+        effort: None,
         review: None,
         unfenced: false,
+        model: None,
+        profile: None,
     });
     (driver, opening.first)
 }
@@ -293,6 +296,7 @@ fn step_text(step: &Step) -> String {
     match step {
         Step::Said(update) => update_text(update),
         Step::Live(text) => format!("live {text:?}"),
+        Step::Spent(usage) => format!("spent so far {}", usage_text(usage)),
         Step::Send(bytes) => format!("-> {}", String::from_utf8_lossy(bytes).trim_end()),
         Step::CloseInput => "close input".into(),
         Step::Done => "done".into(),
@@ -367,6 +371,7 @@ fn last_text(last: &LastWord) -> String {
         } => format!("rate limited, after {retry_after_ms:?} ms, at {retry_at:?}"),
         LastWord::Auth => "auth".into(),
         LastWord::Model => "model".into(),
+        LastWord::Unavailable => "unavailable".into(),
         LastWord::Missing { expected } => format!("missing {expected}"),
     }
 }

@@ -19,7 +19,11 @@ impl Driver for Plain {
         let stdin = Stdin::Bytes(ask.prompt.as_bytes().to_vec());
         Opening {
             argv,
-            env: Vec::new(),
+            env: ask
+                .model
+                .map(|model| ("DISPATCH_MODEL".to_owned(), model.to_owned()))
+                .into_iter()
+                .collect(),
             stdin,
             first: None,
         }
@@ -60,8 +64,11 @@ mod tests {
             args: &args,
             home: "/h",
             resume: None,
+            effort: None,
             review: None,
             unfenced: true,
+            model: None,
+            profile: None,
         };
         let opening = Plain::default().open(&ask);
         assert_eq!(opening.argv, ["tool", "--fast"]);

@@ -108,6 +108,24 @@ pub(super) const LIMIT_MARKS: &[&str] = &[
     "usage_limit_reached",
 ];
 
+/// Statuses of a provider that has no answer now and may have one later.
+pub(super) fn is_away(status: u16) -> bool {
+    status == 408 || status >= 500
+}
+
+/// The same as a CLI or a provider words it.
+pub(super) const AWAY_MARKS: &[&str] = &[
+    "overloaded",
+    "experiencing high demand",
+    "stream disconnected",
+    "connection error",
+    "connection refused",
+    "connection reset",
+    "could not connect",
+    "error sending request",
+    "request timed out",
+];
+
 /// "who are you" as a CLI or a provider words it.
 pub(super) const AUTH_MARKS: &[&str] = &[
     "not logged in",

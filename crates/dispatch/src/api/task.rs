@@ -1,16 +1,19 @@
 //! The task object of the scripting contract (docs/cli.md), made from what the engine knows.
 //! Must not drop or rename a field: scripts depend on it, and a test holds its schema.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
+    limits::Lowered,
     naming,
     outcome::Outcome,
+    prompt::{Guide as CoreGuide, TextName},
     review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
+    task::{Effort, Network},
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
@@ -28,10 +31,23 @@ pub(crate) struct Task {
     pub(crate) title: String,
     pub(crate) repo: String,
     pub(crate) agent: String,
+    pub(crate) model: Option<String>,
+    pub(crate) pool: String,
+    pub(crate) priority: String,
+    /// Whole ids.
+    pub(crate) after: Vec<String>,
+    pub(crate) budget: Option<Budget>,
     pub(crate) placement: String,
+    /// What it runs in, when that is a container.
+    #[serde(default)]
+    pub(crate) image: Option<String>,
+    #[serde(default)]
+    pub(crate) runtime: Option<String>,
     pub(crate) enforced: Option<String>,
+    pub(crate) allow: Option<Vec<String>>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
+    pub(crate) waiting: Option<Waiting>,
     pub(crate) question: Option<String>,
     pub(crate) branch: String,
     /// The commit it started from, once it is known.
@@ -62,7 +78,48 @@ pub(crate) struct Task {
     /// Configuration for agents in the base commit.
     #[serde(default)]
     pub(crate) carried: Vec<Carried>,
+    /// Those it has lower than the configuration.
+    #[serde(default)]
+    pub(crate) limits: Lowered,
+    /// How its prompt is made.
+    #[serde(default)]
+    pub(crate) guide: Guide,
     pub(crate) removed: bool,
+}
+
+/// Why it does not start, until when if that is known, and how many of its pool go first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    pub(crate) why: String,
+    pub(crate) text: String,
+    pub(crate) until: Option<String>,
+    pub(crate) place: Option<usize>,
+}
+
+/// What all its runs together may spend; 0 means no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Budget {
+    pub(crate) tokens: u64,
+    pub(crate) usd: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guide {
+    pub(crate) template: Option<String>,
+    pub(crate) persona: Option<String>,
+    pub(crate) plan: Option<String>,
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) effort: Option<Effort>,
+}
+
+/// What an agent was given to read, and the file that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prompt {
+    pub(crate) path: PathBuf,
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
+    pub(crate) cut: Vec<String>,
+    pub(crate) repository: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +142,8 @@ pub(crate) struct Run {
     pub(crate) session: Option<String>,
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
+    #[serde(default)]
+    pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
     pub(crate) review: Option<Review>,
@@ -163,17 +222,45 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
         session: run.session.clone(),
         usage: run.usage.clone(),
         checks: run.checks.iter().map(Check::from).collect(),
+        prompt: prompt(run, job),
         review: run.review.clone(),
+    }
+}
+
+fn prompt(run: &CoreRun, job: Option<&JobView>) -> Option<Prompt> {
+    let made = run.prompt.as_ref()?;
+    Some(Prompt {
+        path: job?.prompt.clone()?,
+        sha256: made.sha256.clone(),
+        bytes: made.bytes,
+        cut: made.cut.clone(),
+        repository: made.repository.clone(),
+    })
+}
+
+impl From<&CoreGuide> for Guide {
+    fn from(guide: &CoreGuide) -> Self {
+        let word = |name: &Option<TextName>| name.as_ref().map(TextName::to_string);
+        Self {
+            template: word(&guide.template),
+            persona: word(&guide.persona),
+            plan: word(&guide.plan),
+            variables: guide.variables.clone(),
+            effort: guide.effort,
+        }
     }
 }
 
 fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
     let last = task.last_run()?;
     let text = match &last.state {
-        RunState::Queued => view.waits.clone()?,
+        RunState::Queued => view.waits.as_ref()?.text.clone(),
         RunState::Stopping { why } => why.to_string(),
         RunState::Finished(outcome) => outcome.reason(),
         RunState::Preparing | RunState::Running | RunState::Checking => {
+            if let Some(waiting) = &view.waits {
+                return Some(waiting.text.clone());
+            }
             let ended = view.jobs.last().is_some_and(|job| job.ended_not_judged);
             ended.then(|| NOT_JUDGED.to_owned())?
         }
@@ -185,6 +272,7 @@ impl From<&TaskView> for Task {
     fn from(view: &TaskView) -> Self {
         let task = &view.task;
         let (spec, last, result) = (&task.spec, task.last_run(), task.result());
+        let container = spec.placement.container.as_ref();
         let question = match task.outcome() {
             Some(Outcome::Blocked { question }) => Some(question.clone()),
             _ => None,
@@ -201,10 +289,30 @@ impl From<&TaskView> for Task {
             title: spec.title.clone(),
             repo: spec.repo.clone(),
             agent: spec.agent.to_string(),
+            model: spec.terms.model.as_ref().map(ToString::to_string),
+            pool: spec.pool.to_string(),
+            priority: spec.terms.priority.word().into(),
+            after: spec.terms.after.iter().map(TaskId::to_string).collect(),
+            budget: (!task.budget().is_none()).then(|| Budget {
+                tokens: task.budget().tokens,
+                usd: task.budget().usd.into(),
+            }),
             placement: spec.placement.word().into(),
+            image: container.map(|container| container.image.to_string()),
+            runtime: container.map(|container| container.runtime.word().into()),
             enforced: last.and_then(|run| run.enforced.clone()),
+            allow: match &spec.placement.network {
+                Network::Allow(list) => Some(list.clone().into()),
+                Network::Full | Network::None => None,
+            },
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
+            waiting: view.waits.as_ref().map(|waiting| Waiting {
+                why: waiting.why.word().into(),
+                text: waiting.text.clone(),
+                until: waiting.until.map(time),
+                place: view.place,
+            }),
             question,
             branch: task.branch(),
             base: task.workspace.as_ref().map(|w| w.base.clone()),
@@ -249,6 +357,8 @@ impl From<&TaskView> for Task {
                     can: item.can.word().into(),
                 })
                 .collect(),
+            limits: task.spec.limits.clone(),
+            guide: Guide::from(&spec.guide),
             removed: task.removed,
         }
     }
@@ -258,11 +368,11 @@ impl From<&TaskView> for Task {
 pub(crate) mod tests {
     use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
-        event::{CheckState, Sealed, Verified},
+        event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
         run::RunCause,
         state::Workspace,
-        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap},
+        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
     };
 
     use super::*;
@@ -274,6 +384,12 @@ pub(crate) mod tests {
             state,
             queued_seq: 2,
             queued_at: 0,
+            prompt: Some(PromptMade {
+                sha256: "a1".into(),
+                bytes: 3,
+                cut: vec!["issue.md".into()],
+                repository: vec![],
+            }),
             range: None,
             review: Some(Review {
                 verdict: Verdict::Fail,
@@ -340,6 +456,14 @@ pub(crate) mod tests {
                 turn: Turn::default(),
                 parent: None,
                 labels: Labels::default(),
+                terms: Terms::default(),
+                limits: dispatch_core::limits::Lowered::default(),
+                guide: CoreGuide {
+                    template: Some("review".parse().unwrap()),
+                    variables: BTreeMap::from([("a".into(), "b".into())]),
+                    effort: Some(Effort::High),
+                    ..CoreGuide::default()
+                },
             },
             created_at: 500,
             seq: 9,
@@ -363,10 +487,12 @@ pub(crate) mod tests {
             task,
             short: "3f".into(),
             seq: 12,
-            waits: Some("slots".into()),
+            waits: None,
+            place: None,
             jobs: vec![JobView {
                 keeper_pid: None,
                 log: "/d/runs/x/agent/out".into(),
+                prompt: Some("/d/tasks/x/prompts/1.md".into()),
                 ended_not_judged: true,
             }],
             vault: None,
@@ -385,30 +511,43 @@ pub(crate) mod tests {
             "findings": [{"severity": "major", "file": "a.rs", "line": 3, "text": "off by one"}],
             "note": "no"
         }"#;
+        let run = r#"{
+            "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
+            "pid": null, "log": "/d/runs/x/agent/out",
+            "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
+            "session": "s", "usage": null,
+            "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+            "prompt": {
+                "path": "/d/tasks/x/prompts/1.md", "sha256": "a1", "bytes": 3,
+                "cut": ["issue.md"], "repository": []
+            },
+            "review": REVIEW
+        }"#
+        .replace("REVIEW", review);
         // As text: the macro has a limit on how much it reads.
         let want: serde_json::Value = serde_json::from_str(
             &r#"{
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
-            "agent": "claude", "placement": "host", "enforced": "host: nothing",
-            "state": "blocked", "reason": "UTC?", "question": "UTC?",
+            "agent": "claude", "model": null, "pool": "default", "priority": "normal",
+            "after": [], "budget": null, "placement": "host", "image": null, "runtime": null,
+            "enforced": "host: nothing", "allow": null,
+            "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
             "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,
-            "runs": [{
-                "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
-                "pid": null, "log": "/d/runs/x/agent/out",
-                "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
-                "session": "s", "usage": null,
-                "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
-                "review": REVIEW
-            }],
+            "runs": [RUN],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {},
+            "guide": {
+                "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
+                "effort": "high",
+            },
+            "removed": false
         }"#
-            .replace("REVIEW", review),
+            .replace("RUN", &run),
         )
         .unwrap();
         assert_eq!(got, want);
@@ -427,8 +566,18 @@ pub(crate) mod tests {
             ("running", Some(NOT_JUDGED))
         );
         assert!(ended.is_open());
-        let queued = Task::from(&view(1, RunState::Queued));
-        assert_eq!(queued.reason.as_deref(), Some("slots"));
+        let mut waits = view(1, RunState::Queued);
+        waits.waits = Some(dispatch_core::schedule::Waiting {
+            why: dispatch_core::schedule::Why::Paused,
+            text: "paused".into(),
+            until: Some(1_500),
+        });
+        waits.place = Some(4);
+        let queued = Task::from(&waits);
+        assert_eq!(queued.reason.as_deref(), Some("paused"));
+        let waiting = queued.waiting.unwrap();
+        assert_eq!((waiting.why.as_str(), waiting.place), ("paused", Some(4)));
+        assert_eq!(waiting.until.unwrap(), "1970-01-01T00:00:01.500Z");
         let lost = Task::from(&view(1, RunState::Finished(Outcome::Lost)));
         assert!(!lost.is_open() && lost.state == "lost");
     }

@@ -27,7 +27,8 @@ const TRIES_MAX: u32 = 5;
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 const REDRAW: Duration = Duration::from_millis(120);
 
-/// Follows the last run of `task` until it has finished.
+/// Follows the last run of `task` until it has finished, and those that Dispatch itself has tried
+/// after it.
 pub(crate) async fn to_end(ctx: &Ctx, client: Client, task: &Task, screen: Screen) -> Result<Task> {
     let n = task.runs.last().map_or(1, |run| run.n);
     let mut following = Following {
@@ -39,17 +40,23 @@ pub(crate) async fn to_end(ctx: &Ctx, client: Client, task: &Task, screen: Scree
         interrupts: 0,
         screen,
     };
-    let ended = following.watch().await;
-    following.screen.clear()?;
-    ended?;
-    match following
-        .client
-        .get(&format!("/v1/tasks/{}", task.id))
-        .await
-    {
-        Ok(task) => Ok(task),
-        // It left as soon as it had nothing to do; the log has it all.
-        Err(_) => tasks::one(&ctx.settings, &task.id).await,
+    loop {
+        let ended = following.watch().await;
+        following.screen.clear()?;
+        ended?;
+        let path = format!("/v1/tasks/{}", task.id);
+        let task: Task = match following.client.get(&path).await {
+            Ok(task) => task,
+            // It left as soon as it had nothing to do; the log has it all.
+            Err(_) => tasks::one(&ctx.settings, &task.id).await?,
+        };
+        let next = task.runs.last().map_or(0, |run| run.n);
+        if !task.is_open() || next <= following.n {
+            return Ok(task);
+        }
+        following.n = next;
+        // From the start: what is told of this run may have come before the end of the other.
+        following.after = 0;
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     error::{CliError, Result},
     exit::Exit,
     out,
+    screen::waits_line,
     style::{clean_line, cut, span},
     tasks,
 };
@@ -22,9 +23,9 @@ pub(crate) const STATES: [&str; 10] = [
     "stopped",
     "lost",
 ];
-const REASON_CHARS: usize = 60;
+const REASON_CHARS: usize = 80;
 
-/// Show tasks and how they are.
+/// Show tasks by what they need: you, nothing, their turn, or nothing any more.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  dispatch list\n  dispatch list --state blocked\n  dispatch list --all --json"
@@ -55,10 +56,39 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
         out::line("no tasks; `dispatch run --repo . \"...\"` makes one")?;
     }
     let now = jiff::Timestamp::now();
-    for task in shown {
-        out::line(&row(ctx, task, now)?)?;
+    for group in GROUPS {
+        let of_group: Vec<&&Task> = shown
+            .iter()
+            .filter(|task| group_of(task) == group)
+            .collect();
+        if of_group.is_empty() {
+            continue;
+        }
+        let head = format!("{group} ({})", of_group.len());
+        out::line(&ctx.style.paint(super::style::Colour::Bold, &head))?;
+        for task in of_group {
+            out::line(&row(ctx, task, now)?)?;
+        }
     }
     Ok(Exit::Completed)
+}
+
+/// By what the person must do, the most urgent first.
+const GROUPS: [&str; 4] = ["needs you", "working", "waiting", "done"];
+
+fn group_of(task: &Task) -> &'static str {
+    let lacks = task
+        .waiting
+        .as_ref()
+        .is_some_and(|waiting| waiting.why == "needs_you");
+    match task.state.as_str() {
+        _ if task.removed => "done",
+        _ if lacks => "needs you",
+        "blocked" | "failed" | "lost" => "needs you",
+        "queued" => "waiting",
+        "completed" | "stopped" => "done",
+        _ => "working",
+    }
 }
 
 fn row(ctx: &Ctx, task: &Task, now: jiff::Timestamp) -> Result<String> {
@@ -78,15 +108,16 @@ fn row(ctx: &Ctx, task: &Task, now: jiff::Timestamp) -> Result<String> {
     // Colours have no width, so the padding is put outside of them.
     let pad = " ".repeat(10_usize.saturating_sub(task.state.len()));
     let mut line = format!(
-        "{:<4} {state}{pad} {:<8} {:>6}  {:<12} {}",
+        "  {:<4} {state}{pad} {:<8} {:>6}  {:<12} {}",
         task.short,
         cut(&task.agent, 8),
         span(age),
         cut(&clean_line(repo), 12),
         clean_line(&task.title),
     );
-    if let Some(reason) = task.reason.as_ref().filter(|_| task.state != "completed") {
-        let reason = cut(&clean_line(reason), REASON_CHARS);
+    let reason = waits_line(task).or_else(|| task.reason.as_deref().map(clean_line));
+    if let Some(reason) = reason.filter(|_| task.state != "completed") {
+        let reason = cut(&reason, REASON_CHARS);
         line.push_str(
             &ctx.style
                 .paint(super::style::Colour::Dim, &format!("  ({reason})")),

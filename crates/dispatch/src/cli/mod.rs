@@ -18,9 +18,11 @@ mod follow;
 mod freeze;
 mod ids;
 mod list;
+mod login;
 mod logs;
 pub(crate) mod out;
 mod repo;
+mod retry;
 mod rm;
 mod run;
 mod screen;
@@ -30,6 +32,7 @@ mod stop;
 mod style;
 mod tasks;
 mod undo;
+mod usage;
 mod wait;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -70,6 +73,7 @@ enum Verb {
     Logs(logs::Args),
     Diff(diff::Args),
     Answer(answer::Args),
+    Retry(retry::Args),
     Stop(stop::Args),
     Wait(wait::Args),
     Apply(apply::Args),
@@ -77,11 +81,13 @@ enum Verb {
     Rm(rm::Args),
     Clean(clean::Args),
     Events(events::Args),
+    Usage(usage::Args),
     Freeze(freeze::FreezeArgs),
     Thaw(freeze::ThawArgs),
     Serve(serve::Args),
     Doctor(doctor::Args),
     Agents(agents::Args),
+    Login(login::Args),
     Config(config::Args),
     Completions(completions::Args),
 }
@@ -172,6 +178,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Logs(args) => logs::run(ctx, &args).await,
         Verb::Diff(args) => diff::run(ctx, &args).await,
         Verb::Answer(args) => Box::pin(answer::run(ctx, args)).await,
+        Verb::Retry(args) => Box::pin(retry::run(ctx, args)).await,
         Verb::Stop(args) => Box::pin(stop::run(ctx, &args)).await,
         Verb::Wait(args) => Box::pin(wait::run(ctx, &args)).await,
         Verb::Apply(args) => apply::run(ctx, &args).await,
@@ -179,11 +186,13 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Rm(args) => rm::run(ctx, &args).await,
         Verb::Clean(args) => clean::run(ctx, args).await,
         Verb::Events(args) => events::run(ctx, &args).await,
+        Verb::Usage(args) => usage::run(ctx, &args).await,
         Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
         Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
         Verb::Serve(args) => serve::run(ctx, &args).await,
         Verb::Doctor(args) => doctor::run(ctx, &args).await,
         Verb::Agents(args) => agents::run(ctx, &args),
+        Verb::Login(args) => login::run(ctx, &args),
         Verb::Config(args) => config::run(ctx, &args),
         Verb::Completions(args) => completions::run(&args),
     }

@@ -2,16 +2,11 @@
 //! Must not run anything a repository configures: hooks and the file system monitor are off.
 
 use std::{
-    fs::File,
-    io::Read as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use dispatch_core::{
-    config::Config,
-    project::{self, Project},
-};
+use dispatch_core::config::Config;
 
 use super::error::{CliError, Result};
 use crate::{
@@ -36,12 +31,6 @@ pub(crate) fn resolve(config: &Config, repo: &str) -> Result<String> {
             path.display()
         ))
     })
-}
-
-/// The path or URL behind a configured name; anything else is one already.
-pub(crate) fn place<'a>(config: &'a Config, repo: &'a str) -> &'a str {
-    let known = config.repos.iter().find(|(name, _)| name.as_str() == repo);
-    known.map_or(repo, |(_, known)| &known.place)
 }
 
 /// The URL that a repository has somewhere else: its own, or that of a clone's origin.
@@ -87,38 +76,6 @@ pub(crate) fn top_level(path: &Path) -> Result<PathBuf> {
         CliError::usage(format!("{what}: it is not in a git repository"))
             .hint("`git init` and a first commit make one")
     })
-}
-
-/// What the repository's own `dispatch.toml` asks for, of the checkout at its top. A plain file
-/// only: a checkout may come from anywhere.
-pub(crate) fn project(settings: &Settings, top: &str) -> Result<Project> {
-    use rustix::fs::{Mode, OFlags};
-    let path = Path::new(top).join(project::FILE);
-    // With DISPATCH_HOME in a checkout, the person's own one lies there.
-    if path == settings.paths.config {
-        return Ok(Project::default());
-    }
-    let failed = |why: &dyn std::fmt::Display| {
-        CliError::usage(format!("read {}: {why}", path.display()))
-            .hint("it must be a short plain file; docs/cli.md says what may be in it")
-    };
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(rustix::io::Errno::NOENT) => return Ok(Project::default()),
-        Err(error) => return Err(failed(&error)),
-    };
-    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-        return Err(failed(&"it is no plain file"));
-    }
-    let mut text = String::new();
-    file.take(project::BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| failed(&error))?;
-    if text.len() as u64 > project::BYTES_MAX {
-        return Err(failed(&format!("longer than {} bytes", project::BYTES_MAX)));
-    }
-    project::parse(&text).map_err(|error| CliError::usage(error.to_string()))
 }
 
 /// Files that differ from what is committed: a task starts from a commit and does not see them.

@@ -2,25 +2,28 @@
 //! own engine along.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     path::PathBuf,
 };
 
 use dispatch_core::{
-    config::AgentProfile,
-    project::Project,
-    task::{Expects, IssueText, Taken, Wrap},
+    config::{AgentProfile, list},
+    gate::BadMoney,
+    limits::{Limit, Lowered},
+    task::{Effort, Expects, IssueText, Priority, Taken, Wrap},
 };
 
 use super::{
     Ctx, agents, dry_run,
     error::{CliError, Result, chain},
     exit::Exit,
-    follow, out, repo,
-    screen::{Screen, next_lines},
+    follow, ids, out, repo,
+    screen::{Screen, next_lines, waits_line},
     serve,
     style::{Colour, clean_line},
+    tasks,
 };
 use crate::{
     api::{
@@ -29,6 +32,7 @@ use crate::{
     },
     client::{Client, start},
     forge::{self, Hosted, IssueError},
+    project,
     settings::Settings,
 };
 
@@ -49,7 +53,7 @@ enum ExpectsArg {
 /// Hand a task to an agent and watch it to its end.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
+    after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --after 3f --priority high \"Write its changelog\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
 )]
 pub(crate) struct Args {
     /// What to do; `-` reads it from standard input
@@ -74,9 +78,30 @@ pub(crate) struct Args {
     /// One of `dispatch agents`
     #[arg(long)]
     agent: Option<String>,
-    /// A placement of the configuration: cage (the default), host (no fence), your own
+    /// The model, as the agent's program calls it
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Who goes first where tasks wait for the same pool
+    #[arg(long, value_parser = ["low", "normal", "high", "urgent"])]
+    priority: Option<String>,
+    /// Start when this task has completed (may be given several times)
+    #[arg(long, value_name = "ID")]
+    after: Vec<String>,
+    /// What all runs of the task may spend, in US dollars
+    #[arg(long, value_name = "USD")]
+    budget_usd: Option<f64>,
+    /// The same in tokens
+    #[arg(long, value_name = "N")]
+    budget_tokens: Option<u64>,
+    /// A placement of the configuration: cage (the default), container, host (no fence), your own
     #[arg(long, value_name = "NAME")]
     placement: Option<String>,
+    /// Run in a container of this image
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// The container engine: auto, apple, docker, podman
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
     /// Start from this branch instead of what the repository has checked out
     #[arg(long, value_name = "NAME", conflicts_with_all = ["pr", "tag", "dir", "no_repo"])]
     branch: Option<String>,
@@ -92,6 +117,21 @@ pub(crate) struct Args {
     /// The issue's text from a file instead (`-`: standard input): a forge's JSON, or Markdown
     #[arg(long, value_name = "PATH", requires = "issue")]
     issue_file: Option<PathBuf>,
+    /// How to work: coding (the default), review, security, ... (docs/prompts.md)
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+    /// Who works: engineering/rust-engineer, security/auditor, ...
+    #[arg(long, value_name = "NAME")]
+    persona: Option<String>,
+    /// What to do in which order: bug-fix, new-feature, code-review, ...
+    #[arg(long, value_name = "NAME")]
+    plan: Option<String>,
+    /// A variable of the template, persona or plan (may be given several times)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    var: Vec<(String, String)>,
+    /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it
+    #[arg(long, value_name = "LEVEL", value_parser = effort)]
+    effort: Option<Effort>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -104,6 +144,9 @@ pub(crate) struct Args {
     /// No checks: the result is then not verified
     #[arg(long, conflicts_with = "check")]
     no_checks: bool,
+    /// A limit lower than configured, for this task (may be given several times)
+    #[arg(long, value_name = "NAME=NUMBER", value_parser = limit)]
+    limit: Vec<(Limit, u64)>,
     /// Name of the workspace; two live tasks never share one
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
@@ -131,6 +174,31 @@ pub(crate) struct Args {
     /// For whom: a label, and the first part of the workspace's name
     #[arg(long, value_name = "NAME")]
     org: Option<String>,
+}
+
+/// `wall_clock_s=600`, for clap.
+fn limit(text: &str) -> std::result::Result<(Limit, u64), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write it as NAME=NUMBER, such as wall_clock_s=600")?;
+    let value = value
+        .parse()
+        .map_err(|error| format!("read the number {value:?}: {error}"))?;
+    Ok((name.parse()?, value))
+}
+
+fn variable(text: &str) -> std::result::Result<(String, String), String> {
+    let split = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = split.ok_or("it is not NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn effort(text: &str) -> std::result::Result<Effort, String> {
+    let found = Effort::ALL.into_iter().find(|effort| effort.word() == text);
+    found.ok_or_else(|| {
+        let there = list(Effort::ALL.iter().map(|effort| effort.word()));
+        format!("there are {there}")
+    })
 }
 
 /// A text argument, standard input for `-`, or a file.
@@ -164,7 +232,7 @@ fn profile<'a>(
 
 /// What an agent's table takes from us.
 pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
-    let name = request::agent(&settings.config, Some(agent))?;
+    let name = request::agent(&settings.config, Some(agent))?.agent;
     let taken = settings.secrets_of(&name, profile(settings, &name)?);
     let (found, missing) = taken.map_err(|error| {
         let told = CliError::usage(chain(&error));
@@ -188,7 +256,8 @@ pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets>
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
     let (here, detach, json, dry) = (args.here, args.detach, args.json, args.dry_run);
-    let asked = Box::pin(request_of(settings, args)).await?;
+    let after = ids_of(settings, &args.after).await?;
+    let asked = Box::pin(request_of(ctx, args, after)).await?;
     if dry {
         let spec = asked.spec(&settings.config)?;
         let profile = profile(settings, &spec.agent)?;
@@ -196,7 +265,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     }
     let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
     let left_out = match &asked.repo {
-        Some(repo) if !named => match repo::place(&settings.config, repo) {
+        Some(repo) if !named => match request::place(&settings.config, repo) {
             path if path.starts_with('/') => repo::uncommitted(settings, path),
             _ => 0,
         },
@@ -224,7 +293,18 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     end
 }
 
-async fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
+/// The whole ids of tasks named by prefixes.
+async fn ids_of(settings: &Settings, prefixes: &[String]) -> Result<Vec<String>> {
+    if prefixes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let all = tasks::all(settings).await?;
+    let id = |prefix: &String| Ok(ids::resolve(&all, prefix)?.id.clone());
+    prefixes.iter().map(id).collect()
+}
+
+async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
+    let settings = &ctx.settings;
     let text = match (&args.text, &args.file) {
         // What a review is about is said by its commits.
         (None, None) if args.base.is_some() => REVIEW.to_owned(),
@@ -238,37 +318,14 @@ async fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
             Some(repo::resolve(&settings.config, repo)?)
         }
     };
-    // Of a directory without git nothing is read before it is copied.
     let place = repo
         .as_deref()
-        .map(|repo| repo::place(&settings.config, repo));
-    let project = match place {
-        Some(path) if path.starts_with('/') => repo::project(settings, path)?,
-        Some(_) | None => Project::default(),
-    };
-    let by_repository = args.agent.is_none() && project.agent.is_some();
-    let wanted = args.agent.clone().or(project.agent);
-    let name = request::agent(&settings.config, wanted.as_deref())?;
-    let agent = profile(settings, &name)?;
-    // A repository may choose among what was configured, but never its way out of the fence.
-    let own = settings.config.placement_of(agent).as_str();
-    if by_repository && args.placement.is_none() && own == Wrap::Host.word() {
-        let what = format!(
-            "use agent {name}, which the repository's dispatch.toml chose: its placement is host, \
-             which has no fence"
-        );
-        let hint = format!("if that is what you want, say so yourself: --agent {name}");
-        return Err(CliError::usage(what).hint(hint));
-    }
-    let program = &agent.program;
-    if settings.find(program).is_none() {
-        let what = format!("use agent {name}: its program {program:?} is not on PATH");
-        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
-    }
+        .map(|repo| request::place(&settings.config, repo));
+    let (image, runtime) = container_asked(settings, &args);
     let checks = if args.no_checks {
         Some(ChecksWanted::Word(ChecksWord::None))
     } else if args.check.is_empty() {
-        project.checks.map(ChecksWanted::Named)
+        None
     } else {
         let names: std::result::Result<Vec<_>, dispatch_core::id::BadId> =
             args.check.iter().map(|name| name.parse()).collect();
@@ -284,27 +341,48 @@ async fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         ),
         Some(_) | None => (text, None),
     };
-    let asked = Dispatch {
+    let mut limits = Lowered::default();
+    for (limit, value) in args.limit {
+        limits.set(limit, value);
+    }
+    let mut variables = BTreeMap::new();
+    for (name, value) in args.var {
+        if variables.insert(name.clone(), value).is_some() {
+            return Err(CliError::usage(format!(
+                "use --var {name}: it is given twice"
+            )));
+        }
+    }
+    let mut asked = Dispatch {
         task: text,
         repo,
         dir,
         no_repo: args.no_repo,
         title: args.title.or(title),
         branch: args.branch,
-        // A command that hands one out may ask somebody to touch a key.
-        secrets: match args.dry_run {
-            true => Secrets::default(),
-            false => agent_secrets(settings, name.as_str())?,
+        secrets: Secrets::default(),
+        agent: args.agent,
+        model: args.model,
+        priority: args.priority.as_deref().map(priority),
+        after,
+        budget_tokens: args.budget_tokens,
+        budget_usd: match args.budget_usd {
+            Some(usd) => Some(
+                usd.try_into()
+                    .map_err(|error: BadMoney| CliError::usage(error.to_string()))?,
+            ),
+            None => None,
         },
-        agent: Some(name.to_string()),
         placement: args.placement,
+        image,
+        runtime,
         expects: match args.expects {
             Some(ExpectsArg::Change) => Some(Expects::Change),
             Some(ExpectsArg::Report) => Some(Expects::Report),
             Some(ExpectsArg::Either) => Some(Expects::Either),
             Some(ExpectsArg::Review) => Some(Expects::Review),
             None if args.base.is_some() => Some(Expects::Review),
-            None => project.expects,
+            None => None,
         },
         review_base: args.base.clone(),
         checks,
@@ -320,9 +398,36 @@ async fn request_of(settings: &Settings, args: Args) -> Result<Dispatch> {
         pr: args.pr,
         tag: args.tag,
         issue_text,
+        limits,
+        template: args.template,
+        persona: args.persona,
+        plan: args.plan,
+        variables,
+        effort: args.effort,
     };
+    // The engine does it, too; here it says whose keys are needed.
+    project::fill(&mut asked, &settings.config, &settings.paths.config)?;
+    let selection = request::agent(&settings.config, asked.agent.as_deref())?;
+    let name = selection.agent;
+    let agent = profile(settings, &name)?;
+    let program = selection.command.first().unwrap_or(&agent.program);
+    // A command that hands one out may ask somebody to touch a key.
+    if !args.dry_run {
+        asked.secrets = agent_secrets(settings, name.as_str())?;
+    }
+    asked.agent = asked.agent.or_else(|| Some(name.to_string()));
     // What the engine would refuse is refused before one is started for it.
-    asked.clone().spec(&settings.config)?;
+    let spec = asked.clone().spec(&settings.config)?;
+    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
+        let what = format!("use agent {name}: its program {program:?} is not on PATH");
+        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    }
+    if let Some(container) = &spec.placement.container
+        && let Some(warning) = container.image.warning()
+    {
+        let text = format!("warning: {warning}");
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
     Ok(asked)
 }
 
@@ -375,6 +480,36 @@ async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<
     }
 }
 
+/// Clap has looked at the word.
+fn priority(word: &str) -> Priority {
+    match word {
+        "low" => Priority::Low,
+        "high" => Priority::High,
+        "urgent" => Priority::Urgent,
+        _ => Priority::Normal,
+    }
+}
+
+/// What the command line says, else the environment, which does not undo a placement by name.
+fn container_asked(settings: &Settings, args: &Args) -> (Option<String>, Option<String>) {
+    let placed = args.placement.as_deref().is_some_and(|name| {
+        let found = settings.config.placements.iter();
+        let mut found = found.filter(|(known, _)| known.as_str() == name);
+        found.any(|(_, placement)| placement.wrap != Wrap::Container)
+    });
+    let (image, runtime) = if placed {
+        (None, None)
+    } else {
+        settings.container_variables()
+    };
+    // A runtime says which engine a container goes to, not that there is to be one.
+    let runtime = runtime.filter(|_| image.is_some() || args.image.is_some());
+    (
+        args.image.clone().or(image),
+        args.runtime.clone().or(runtime),
+    )
+}
+
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {
     let ask = async |client: &Client| client.post("/v1/tasks", asked).await;
     let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;
@@ -400,6 +535,9 @@ async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Resul
         task.state,
         clean_line(&task.title)
     ))?;
+    if let Some(waits) = waits_line(&task) {
+        out::line(&format!("  {waits}"))?;
+    }
     for line in next_lines(&task) {
         out::line(&line)?;
     }

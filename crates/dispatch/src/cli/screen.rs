@@ -54,9 +54,10 @@ impl Screen {
             (false, true) => Mode::Redraw,
             (false, false) => Mode::Lines,
         };
-        let doing = match &task.reason {
-            Some(reason) => format!("{} ({})", task.state, clean_line(reason)),
-            None => task.state.clone(),
+        let doing = match (waits_line(task), &task.reason) {
+            (Some(waits), _) => format!("{} ({waits})", task.state),
+            (None, Some(reason)) => format!("{} ({})", task.state, clean_line(reason)),
+            (None, None) => task.state.clone(),
         };
         Self {
             mode,
@@ -203,8 +204,24 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
     let text = |key: &str| event.text(key).map(clean_line).unwrap_or_default();
     Some(match event.kind.as_str() {
         "engine_started" => format!("version {}", text("version")),
-        "frozen_set" if event.body.get("frozen") == Some(&true.into()) => "frozen".into(),
-        "frozen_set" => "thawed".into(),
+        "frozen_set" => {
+            let frozen = event.body.get("frozen") == Some(&true.into());
+            let word = if frozen { "frozen" } else { "thawed" };
+            match event.body.get("scope").and_then(|scope| scope.as_object()) {
+                Some(scope) => {
+                    let (what, name) = scope.iter().next()?;
+                    format!(
+                        "{word}: {} {}",
+                        clean_line(what),
+                        clean_line(name.as_str()?)
+                    )
+                }
+                None => word.into(),
+            }
+        }
+        "pool_paused" => format!("pool {} paused: {}", text("pool"), text("reason")),
+        "budget_warned" => format!("budget of the {}: {} spent", text("what"), text("spent")),
+        "waits" => format!("waits: {}", text("reason")),
         "task_created" => clean_line(event.body.get("spec")?.get("title")?.as_str()?),
         "finished" => match event.body.get("outcome")? {
             serde_json::Value::Object(outcome) => outcome.keys().next()?.clone(),
@@ -293,6 +310,16 @@ fn stat_line(stat: Diffstat) -> String {
     )
 }
 
+/// Why it waits, and its place among those that wait for the same pool.
+pub(crate) fn waits_line(task: &Task) -> Option<String> {
+    let waiting = task.waiting.as_ref()?;
+    let text = clean_line(&waiting.text);
+    Some(match waiting.place {
+        Some(place) => format!("{text}; place {place}"),
+        None => text,
+    })
+}
+
 pub(crate) fn diffstat_line(task: &Task) -> Option<String> {
     task.diffstat.filter(|stat| stat.files > 0).map(stat_line)
 }
@@ -325,8 +352,8 @@ pub(crate) fn next_lines(task: &Task) -> Vec<String> {
     let verbs: &[&str] = match (task.state.as_str(), task.changed) {
         ("blocked", _) => &["answer"],
         ("completed", true) => &["diff", "apply"],
-        ("failed" | "stopped" | "lost", true) => &["diff", "logs"],
-        ("failed" | "stopped" | "lost", false) => &["logs"],
+        ("failed" | "stopped" | "lost", true) => &["diff", "logs", "retry"],
+        ("failed" | "stopped" | "lost", false) => &["logs", "retry"],
         ("completed", false) => &["show"],
         _ => &["logs", "wait"],
     };

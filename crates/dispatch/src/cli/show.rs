@@ -2,36 +2,79 @@
 
 use super::{
     Ctx,
-    error::Result,
+    error::{CliError, Result},
     exit::Exit,
     out,
-    screen::{checks_line, diffstat_line, next_lines},
+    screen::{checks_line, diffstat_line, next_lines, waits_line},
     style::{Colour, clean_line, clean_text},
     tasks,
 };
 use dispatch_core::{carried::Can, review::Review};
+use dispatch_engine::prompts::sha256;
 
-use crate::api::task::{Exit as JobExit, Run, Task};
+use crate::api::task::{Budget, Exit as JobExit, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch show 3f\n  dispatch show 3f --json | jq -r .state")]
+#[command(
+    after_help = "Examples:\n  dispatch show 3f\n  dispatch show 3f --json | jq -r .state\n  dispatch show 3f --prompt --run 1"
+)]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,
     /// One JSON object
     #[arg(long)]
     json: bool,
+    /// Exactly what the agent was given to read
+    #[arg(long, conflicts_with = "json")]
+    prompt: bool,
+    /// Of this run instead of the last one
+    #[arg(long, value_name = "N", requires = "prompt")]
+    run: Option<u32>,
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
+    if args.prompt {
+        return prompt(ctx, &task, args.run);
+    }
     if args.json {
         out::json(&task)?;
     } else {
         for line in lines(ctx, &task) {
             out::line(&line)?;
         }
+    }
+    Ok(Exit::Completed)
+}
+
+/// Only what is as it was recorded is shown as what an agent was given.
+fn prompt(ctx: &Ctx, task: &Task, n: Option<u32>) -> Result<Exit> {
+    let run = match n {
+        None => task.runs.last(),
+        Some(n) => Some(task.runs.iter().find(|run| run.n == n).ok_or_else(|| {
+            let what = format!("find run {n}: task {} has {}", task.short, task.runs.len());
+            CliError::usage(what)
+        })?),
+    };
+    let Some(made) = run.and_then(|run| run.prompt.as_ref()) else {
+        let what = format!("show the prompt of task {}: there is none yet", task.short);
+        let hint = "it is made when the workspace is ready; older versions kept none";
+        return Err(CliError::new(Exit::Failed, what).hint(hint));
+    };
+    let path = made.path.display();
+    let bytes = std::fs::read(&made.path)
+        .map_err(|error| CliError::failed(format!("read the prompt in {path}"), &error))?;
+    if sha256(&bytes) != made.sha256 {
+        let what = format!("show the prompt of task {}: {path} was changed", task.short);
+        let hint = format!("its sha256 was {}", made.sha256);
+        return Err(CliError::new(Exit::Failed, what).hint(hint));
+    }
+    if ctx.style.tty {
+        let text = String::from_utf8_lossy(&bytes);
+        out::bytes(clean_text(&text).as_bytes())?;
+    } else {
+        out::bytes(&bytes)?;
     }
     Ok(Exit::Completed)
 }
@@ -52,7 +95,8 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
             ));
         }
     };
-    field("reason", task.reason.as_deref());
+    let waits = waits_line(task);
+    field("reason", waits.as_deref().or(task.reason.as_deref()));
     field("id", Some(&task.id));
     field("repo", Some(&task.repo));
     field("branch", Some(&task.branch));
@@ -61,16 +105,35 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
         "from",
         Some(task.from.as_str()).filter(|from| *from != "head"),
     );
-    field("after", task.behind.as_deref());
-    field("agent", Some(&task.agent));
+    field("behind", task.behind.as_deref());
+    let model = task.model.as_ref().map(|model| format!(", model {model}"));
+    let agent = format!("{}{}", task.agent, model.unwrap_or_default());
+    field("agent", Some(&agent));
+    field("pool", Some(&task.pool));
+    if task.priority != "normal" {
+        field("priority", Some(&task.priority));
+    }
+    if !task.after.is_empty() {
+        field("after", Some(&task.after.join(" ")));
+    }
+    field("budget", task.budget.map(budget_text).as_deref());
     let placement = match &task.enforced {
         Some(enforced) => format!("{} ({enforced})", task.placement),
         None => task.placement.clone(),
     };
     field("placement", Some(&placement));
+    field("image", task.image.as_deref());
+    field("runtime", task.runtime.as_deref());
     field(
         "workspace",
         task.workspace.as_ref().and_then(|path| path.to_str()),
+    );
+    let guide = &task.guide;
+    let names = [&guide.template, &guide.persona, &guide.plan];
+    let names: Vec<&str> = names.into_iter().flatten().map(String::as_str).collect();
+    field(
+        "guide",
+        Some(names.join(", ")).filter(|n| !n.is_empty()).as_deref(),
     );
     field("created", Some(&task.created_at));
     field("parent", task.parent.as_deref());
@@ -112,6 +175,14 @@ pub(crate) fn review_lines(review: &Review) -> Vec<String> {
     findings.sort_by_key(|finding| finding.severity);
     out.extend(findings.iter().map(ToString::to_string));
     out
+}
+
+fn budget_text(budget: Budget) -> String {
+    match (budget.usd > 0.0, budget.tokens) {
+        (true, 0) => format!("${:.2}", budget.usd),
+        (true, tokens) => format!("${:.2} and {tokens} tokens", budget.usd),
+        (false, tokens) => format!("{tokens} tokens"),
+    }
 }
 
 fn run_line(run: &Run) -> String {

@@ -1,7 +1,7 @@
 //! Tasks for reading verbs: from the engine that lives, else from the log itself.
 //! Must not start an engine.
 
-use dispatch_engine::reader::Reader;
+use dispatch_engine::{clock::Clock, reader::Reader};
 
 use super::{
     error::{CliError, Result},
@@ -33,7 +33,7 @@ pub(crate) async fn all(settings: &Settings) -> Result<Vec<Task>> {
         return Ok(Vec::new());
     };
     let views = reader
-        .tasks()
+        .tasks_at_gate(&settings.config, Clock::System.now())
         .map_err(|error| CliError::failed("read the log", &error))?;
     Ok(views.iter().map(Task::from).collect())
 }

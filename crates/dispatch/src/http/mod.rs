@@ -69,6 +69,8 @@ impl Drop for BusyGuard {
 pub(crate) struct Ctx {
     pub(crate) engine: Engine,
     pub(crate) config: Arc<Config>,
+    /// Where that was read from.
+    pub(crate) config_file: std::path::PathBuf,
     pub(crate) data: std::path::PathBuf,
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,
@@ -80,6 +82,7 @@ pub(crate) fn app(ctx: Ctx) -> Router {
         .route("/v1/tasks", post(tasks::dispatch).get(tasks::all))
         .route("/v1/tasks/{id}", get(tasks::one).delete(tasks::remove))
         .route("/v1/tasks/{id}/answer", post(tasks::answer))
+        .route("/v1/tasks/{id}/retry", post(tasks::retry))
         .route("/v1/tasks/{id}/stop", post(tasks::stop))
         .route("/v1/tasks/{id}/undo", post(tasks::undo))
         .route("/v1/tasks/{id}/apply", post(tasks::apply))
@@ -118,9 +121,11 @@ async fn needs(State(ctx): State<Ctx>) -> Result<Json<Vec<String>>, Problem> {
 
 async fn freeze(
     State(ctx): State<Ctx>,
-    Body(asked): Body<request::Freeze>,
+    Body(mut asked): Body<request::Freeze>,
 ) -> Result<Json<()>, Problem> {
-    ctx.engine.set_frozen(asked.frozen).await?;
+    let place = |repo: String| request::place(&ctx.config, &repo).to_owned();
+    asked.repo = asked.repo.map(place);
+    ctx.engine.set_frozen(asked.frozen, asked.scope()?).await?;
     Ok(Json(()))
 }
 

@@ -108,6 +108,7 @@ impl Server {
         let router = app(Ctx {
             engine: engine.clone(),
             config: Arc::new(settings.config.clone()),
+            config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
             stop: Arc::clone(&stop),
             closing: closing.clone(),
@@ -235,7 +236,10 @@ mod tests {
             "{refused:?}"
         );
 
-        let freeze = request::Freeze { frozen: true };
+        let freeze = request::Freeze {
+            frozen: true,
+            ..Default::default()
+        };
         client.post::<_, ()>("/v1/freeze", &freeze).await.unwrap();
         let mut events = client.events(0, None).await.unwrap();
         loop {

@@ -9,13 +9,16 @@ use axum::{
     http::StatusCode,
 };
 use dispatch_core::id::TaskId;
-use dispatch_engine::view::{Force, VerbError};
+use dispatch_engine::view::Force;
 
 use super::{
     Ctx,
     error::{Body, Problem},
 };
-use crate::api::{self, request, task::Task};
+use crate::{
+    api::{self, request, task::Task},
+    project,
+};
 
 fn id(text: &str) -> Result<TaskId, Problem> {
     text.parse::<TaskId>()
@@ -23,18 +26,24 @@ fn id(text: &str) -> Result<TaskId, Problem> {
 }
 
 async fn find(ctx: &Ctx, task: TaskId) -> Result<Json<Task>, Problem> {
-    let views = ctx.engine.tasks().await?;
-    let view = views.iter().find(|view| view.task.id == task);
-    let view = view.ok_or(VerbError::NoSuchTask { task })?;
-    Ok(Json(Task::from(view)))
+    let view = ctx.engine.task(task).await?;
+    Ok(Json(Task::from(&view)))
 }
 
 pub(crate) async fn dispatch(
     State(ctx): State<Ctx>,
-    Body(asked): Body<request::Dispatch>,
+    Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, Json<Task>), Problem> {
     let secrets = asked.secrets.clone();
-    let spec = asked.spec(&ctx.config)?;
+    let (config, own) = (std::sync::Arc::clone(&ctx.config), ctx.config_file.clone());
+    // A repository may lie on a disk that does not answer.
+    let spec = tokio::task::spawn_blocking(move || {
+        project::fill(&mut asked, &config, &own)?;
+        asked.spec(&config)
+    });
+    let spec = spec
+        .await
+        .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
     let run = ctx.engine.dispatch(spec, secrets.0).await?;
     Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))
 }
@@ -67,6 +76,16 @@ pub(crate) async fn answer(
 ) -> Result<Json<Task>, Problem> {
     let task = id(&task)?;
     ctx.engine.answer(task, asked.text, asked.secrets.0).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn retry(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+    Body(asked): Body<request::Retry>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    ctx.engine.retry(task, asked.secrets.0).await?;
     find(&ctx, task).await
 }
 

@@ -41,19 +41,19 @@ fn a_task_starts_from_a_branch_a_pull_request_or_a_tag() {
             &["--branch", "side"],
             commit("side"),
             "branch side",
-            Some("local/repo/side"),
+            Some("core/repo/side"),
         ),
         (
             &["--pr", "7"],
             commit("refs/pull/7/head"),
             "pr 7",
-            Some("local/repo/pr-7"),
+            Some("core/repo/pr-7"),
         ),
         (
             &["--tag", "v1"],
             commit("v1"),
             "tag v1",
-            Some("local/repo/v1"),
+            Some("core/repo/v1"),
         ),
     ] {
         let task = run(&world, args);
@@ -156,7 +156,7 @@ fn a_second_task_on_a_live_workspace_is_refused_queued_or_supersedes() {
     let pr = &["--pr", "7"];
     let first = world.begun(pr);
     let refused = [&["run"][..], pr, &[WRITE]].concat();
-    let words = ["local/repo/pr-7", &first, "--queue", "--supersede"];
+    let words = ["core/repo/pr-7", &first, "--queue", "--supersede"];
     world.dispatch(&refused).exits(2).says(&words);
     // Other work goes on beside it.
     run(&world, &["--branch", "side"]);
@@ -377,10 +377,7 @@ fn a_dry_run_shows_everything_and_touches_nothing() {
             (&plan["from"], &plan["base"]),
             (&json!("head"), &json!(main))
         );
-        assert!(
-            plan["prompt"].as_str().unwrap().starts_with(WRITE),
-            "{plan}"
-        );
+        assert!(plan["prompt"].as_str().unwrap().contains(WRITE), "{plan}");
         assert_eq!(plan["argv"].as_array().unwrap().last().unwrap(), "true");
         assert_eq!(
             (&plan["placement"], &plan["pool"]),
@@ -392,7 +389,7 @@ fn a_dry_run_shows_everything_and_touches_nothing() {
         assert!(fence.contains("network: full"), "{fence}");
         let pull = dry(&["--pr", "7", "--issue", "5"]);
         assert_eq!(pull["base"], world.git(&["rev-parse", "refs/pull/7/head"]));
-        assert_eq!(pull["workspace_name"], "local/repo/pr-7");
+        assert_eq!(pull["workspace_name"], "core/repo/pr-7");
         assert_eq!(dry(&["--tag", "nope"])["base"], Value::Null);
         let shown = world
             .dispatch(&["run", "--dry-run", "--no-repo", "Hello"])
@@ -475,7 +472,7 @@ fn an_issue_comes_from_the_forge_of_the_repository() {
         (&task["task"], &task["changed"]),
         (&json!("Do what issue 5 asks for."), &json!(false))
     );
-    assert_eq!(task["workspace_name"], "local/repo/task-5");
+    assert_eq!(task["workspace_name"], "core/repo/task-5");
     let events = world.dispatch(&["events", "--json"]).exits(0).out;
     assert!(
         events.contains("Badly.") && !events.contains("tok-5"),

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 32] = [
+const TASK: [(&str, &str); 43] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -12,10 +12,19 @@ const TASK: [(&str, &str); 32] = [
     ("branch", "string"),
     ("base", "string?"),
     ("agent", "string"),
+    ("model", "string?"),
+    ("pool", "string"),
+    ("priority", "string"),
+    ("after", "strings"),
+    ("budget", "object?"),
     ("placement", "string"),
+    ("image", "string?"),
+    ("runtime", "string?"),
     ("enforced", "string?"),
+    ("allow", "strings?"),
     ("state", "string"),
     ("reason", "string?"),
+    ("waiting", "object?"),
     ("question", "string?"),
     ("from", "string"),
     ("workspace", "string?"),
@@ -35,9 +44,11 @@ const TASK: [(&str, &str); 32] = [
     ("diffstat", "object?"),
     ("notes", "strings"),
     ("carried", "array"),
+    ("limits", "object"),
+    ("guide", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 12] = [
+const RUN: [(&str, &str); 13] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -49,7 +60,14 @@ const RUN: [(&str, &str); 12] = [
     ("session", "string?"),
     ("usage", "object?"),
     ("checks", "array"),
+    ("prompt", "object?"),
     ("review", "object?"),
+];
+const WAITING: [(&str, &str); 4] = [
+    ("why", "string"),
+    ("text", "string"),
+    ("until", "time?"),
+    ("place", "number?"),
 ];
 const CHECK: [(&str, &str); 3] = [("name", "string"), ("state", "string"), ("exit", "object?")];
 const DIFFSTAT: [(&str, &str); 3] = [
@@ -131,6 +149,10 @@ pub(crate) fn task(value: &Value) {
     object(value, &TASK);
     word(&value["state"], &STATES);
     word(&value["verified"], &["yes", "no", "not_verified"]);
+    word(&value["priority"], &["low", "normal", "high", "urgent"]);
+    if !value["waiting"].is_null() {
+        object(&value["waiting"], &WAITING);
+    }
     if !value["diffstat"].is_null() {
         object(&value["diffstat"], &DIFFSTAT);
     }
@@ -149,6 +171,11 @@ pub(crate) fn task(value: &Value) {
 
 /// Every field, for whoever compares with the document.
 pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
-    let all = TASK.iter().chain(&RUN).chain(&CHECK).chain(&DIFFSTAT);
+    let all = TASK
+        .iter()
+        .chain(&RUN)
+        .chain(&CHECK)
+        .chain(&WAITING)
+        .chain(&DIFFSTAT);
     all.map(|(key, _)| *key)
 }

@@ -1,6 +1,7 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
-//! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)` goes on with what
-//! the log in HOME holds, dispatches the golden task when there is none, and leaves when all is done.
+//! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)
+//! [sidecar]` goes on with what the log in HOME holds, dispatches the golden task when there is none,
+//! and leaves when all is done.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
 
@@ -18,9 +19,11 @@ use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
+    clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::{
         BoxFuture, Follow, Site, Start,
@@ -80,11 +83,17 @@ impl Site for Fused {
     }
 }
 
+const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(5);
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [home, agent, which, n, from] = args.as_slice() else {
-        bail!("crash-engine HOME AGENT (event|call|never) N (head|pr|folder)");
+    let (args, sidecar) = match args.as_slice() {
+        [args @ .., word] if word == "sidecar" => (args, true),
+        args => (args, false),
+    };
+    let [home, agent, which, n, from] = args else {
+        bail!("crash-engine HOME AGENT (event|call|never) N (head|pr|folder) [sidecar]");
     };
     let home = PathBuf::from(home);
     let n: u64 = n.parse().context("N")?;
@@ -103,9 +112,14 @@ async fn main() -> Result<()> {
         fuse,
     };
     let sites = Sites::from([("local".parse()?, Arc::new(site) as Arc<dyn Site>)]);
+    // A run that has a sidecar without needing a fence: its key is kept outside.
+    let broker = "env = { KEY = { from = \"KEY\" } }\n[agents.fake.broker]\nkey = \"KEY\"\n\
+                  base_url = \"URL\"\nupstream = \"http://127.0.0.1:9\"\n";
+    let broker = if sidecar { broker } else { "" };
+    let secrets = Secrets::from([("KEY".to_owned(), "not-a-real-key".into())]);
     let text = format!(
-        "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
-         pool = \"test\"\nplacement = \"host\"\n"
+        "[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
+         pool = \"test\"\nplacement = \"host\"\n{broker}"
     );
     let layer = Layer {
         source: "test",
@@ -120,15 +134,30 @@ async fn main() -> Result<()> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper,
         bwrap: None,
+        runtimes: Runtimes::default(),
+        sidecar: vec![agent.clone(), "sidecar".into()],
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
+        clock: Clock::default(),
     };
     let engine = Engine::with_sites(settings, sites).await?;
     if engine.tasks().await?.is_empty() {
         engine
-            .dispatch(golden(&home, from)?, Secrets::new())
+            .dispatch(golden(&home, from)?, secrets.clone())
             .await?;
     }
-    engine.idle().await;
+    // A run that comes back without its key asks for it at a time that no event tells.
+    let provide = async {
+        loop {
+            match engine.provide(secrets.clone()).await {
+                Ok(()) => tokio::time::sleep(ASK_AGAIN).await,
+                Err(error) => return error,
+            }
+        }
+    };
+    tokio::select! {
+        () = engine.idle() => {}
+        error = provide, if sidecar => bail!("provide the key: {error}"),
+    }
     for view in engine.tasks().await? {
         let outcome = view.task.outcome().context("idle and not finished")?;
         println!("{} {}", view.task.id, outcome.word());
@@ -166,5 +195,8 @@ fn golden(home: &Path, from: &str) -> Result<TaskSpec> {
         turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
+        terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     })
 }

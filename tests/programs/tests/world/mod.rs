@@ -21,9 +21,11 @@ use dispatch_core::{
     event::{Event, Kind},
     id::{RunId, TaskId},
     outcome::Outcome,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Turn, Wrap, title_of},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap, title_of},
 };
 use dispatch_engine::{
+    clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::local::Keeper,
     view::{TaskView, Told},
@@ -79,11 +81,14 @@ impl World {
             "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{AGENT}\"\n\
              pool = \"test\"\nplacement = \"host\"\n{extra}"
         );
-        let (config, _) = config::load(&[Layer {
+        let (mut config, _) = config::load(&[Layer {
             source: "test",
             text: &text,
         }])
         .unwrap();
+        // A test that is about these says so; the others end runs badly on purpose, on a busy machine.
+        (config.gate.retries_max, config.gate.fail_runs) = (0, 0);
+        config.gate.load_per_core_max = 0;
         Self { home, config }
     }
 
@@ -113,7 +118,10 @@ impl World {
             job_env: BTreeMap::from([("PATH".into(), path), ("LANG".into(), "C.UTF-8".into())]),
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
+            runtimes: Runtimes::default(),
+            sidecar: vec![AGENT.into(), "sidecar".into()],
             observer: Observer::default(),
+            clock: Clock::default(),
         }
     }
 
@@ -145,6 +153,9 @@ impl World {
             turn: Turn::default(),
             parent: None,
             labels: Labels::default(),
+            terms: Terms::default(),
+            limits: dispatch_core::limits::Lowered::default(),
+            guide: Default::default(),
         }
     }
 

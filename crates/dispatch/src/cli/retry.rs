@@ -1,0 +1,55 @@
+//! `dispatch retry`: another run of a task that did not complete. It passes the gate like any other.
+
+use super::{
+    Ctx,
+    error::Result,
+    exit::Exit,
+    follow, out,
+    run::agent_secrets,
+    screen::{Screen, waits_line},
+    style::clean_line,
+    tasks,
+};
+use crate::{
+    api::{request, task::Task},
+    client::{Client, start},
+};
+
+/// Try a failed, stopped or lost task again, in the same workspace.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  dispatch retry 3f\n  dispatch retry 3f --follow")]
+pub(crate) struct Args {
+    /// A task, by a prefix of its id
+    id: String,
+    /// Watch the run to its end, as `run` does
+    #[arg(short, long)]
+    follow: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
+    let task = tasks::one(&ctx.settings, &args.id).await?;
+    let secrets = agent_secrets(&ctx.settings, &task.agent)?;
+    let asked = request::Retry { secrets };
+    let path = format!("/v1/tasks/{}/retry", task.id);
+    let ask = async |client: &Client| client.post(&path, &asked).await;
+    let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;
+    if args.follow {
+        let screen = Screen::new(ctx.style, args.json, &task);
+        let task = follow::to_end(ctx, client, &task, screen).await?;
+        return follow::finish(ctx, &task, args.json);
+    }
+    if args.json {
+        out::json(&task)?;
+        return Ok(Exit::Completed);
+    }
+    let n = task.runs.last().map_or(0, |run| run.n);
+    let title = clean_line(&task.title);
+    out::line(&format!("{} {} (run {n}) {title}", task.short, task.state))?;
+    if let Some(waits) = waits_line(&task) {
+        out::line(&format!("  {waits}"))?;
+    }
+    Ok(Exit::Completed)
+}
