@@ -254,24 +254,21 @@ impl Walk {
 
     async fn walk(&mut self) -> Result<(Outcome, Verified), Stopped> {
         let state = self.run().map_or(RunState::Queued, |run| run.state.clone());
-        let profile = self.profile()?;
-        let mut driver = profile.driver.driver();
         let from_log = self.job.from == From::Log;
         let checking = from_log && state == RunState::Checking;
-        let site = match self.attach(from_log).await? {
-            Some(site) => {
-                if from_log && state == RunState::Preparing {
-                    self.tell_started(&site, &profile).await?;
+        let (site, profile, mut driver) = match self.attach(from_log).await? {
+            Some(site) => match self
+                .adopt(&site, from_log && state == RunState::Preparing)
+                .await
+            {
+                Ok((profile, driver)) => (site, profile, driver),
+                Err(Stopped::Cut) => return Err(Stopped::Cut),
+                // It lives, and we cannot understand it: a run that has ended leaves nothing alive.
+                Err(stopped) => {
+                    self.abandon(&site).await?;
+                    return Err(stopped);
                 }
-                self.tell(Kind::Adopted).await?;
-                self.find_sidecar(&site, &profile).await;
-                // The same first words as before: the keeper ignores what it has heard.
-                let words = self.words_again().await?;
-                if let Some(opening) = self.open(driver.as_mut(), &profile, None, &words)?.1 {
-                    self.say(&site, 0, opening).await;
-                }
-                site
-            }
+            },
             None => {
                 if from_log {
                     self.clear_sidecar().await?;
@@ -279,7 +276,10 @@ impl Walk {
                 if !self.job.complete {
                     return Err(Stopped::NeedsSecrets);
                 }
-                self.begin(driver.as_mut(), &profile).await?
+                let profile = self.profile()?;
+                let mut driver = profile.driver.driver();
+                let site = self.begin(driver.as_mut(), &profile).await?;
+                (site, profile, driver)
             }
         };
         if let Ok(StopOrder { force }) = self.orders.try_recv() {
@@ -288,6 +288,56 @@ impl Walk {
         let heard = self.follow_agent(&site, driver.as_mut()).await?;
         self.take_back_login(&profile).await?;
         self.judge(&site, heard, checking).await
+    }
+
+    /// Goes on with an agent that an engine before us started.
+    async fn adopt(
+        &mut self,
+        site: &Arc<dyn Site>,
+        untold: bool,
+    ) -> Result<(AgentProfile, Box<dyn Driver>), Stopped> {
+        let profile = self.profile()?;
+        let mut driver = profile.driver.driver();
+        if untold {
+            self.tell_started(site, &profile).await?;
+        }
+        self.tell(Kind::Adopted).await?;
+        self.find_sidecar(site, &profile).await;
+        // The same first words as before: the keeper ignores what it has heard.
+        let words = self.words_again().await?;
+        if let Some(opening) = self.open(driver.as_mut(), &profile, None, &words)?.1 {
+            self.say(site, 0, opening).await;
+        }
+        Ok((profile, driver))
+    }
+
+    /// Ends an agent that nobody can follow, and waits until it is gone.
+    async fn abandon(&mut self, site: &Arc<dyn Site>) -> Result<(), Cut> {
+        let job = self.id(Part::Agent);
+        let kill = Order::Kill {
+            why: Stop::Shutdown,
+        };
+        match site.order(&job, &kill).await {
+            // Gone already; the wait below is the judge.
+            Ok(()) | Err(_) => {}
+        }
+        let from = Offset {
+            out: FAR,
+            err: FAR,
+            input: 0,
+        };
+        let Ok(mut follow) = site.follow(&job, from).await else {
+            return Ok(());
+        };
+        let last = loop {
+            match follow.next().await {
+                Ok(JobEvent::Out(_) | JobEvent::Err(_) | JobEvent::Alive) => {}
+                last => break last,
+            }
+        };
+        self.swept = matches!(last, Ok(JobEvent::Exited(_) | JobEvent::Gone));
+        let text = "the agent was ended: this engine could not go on with it".to_owned();
+        self.tell(Kind::Noted { text }).await
     }
 
     fn profile(&self) -> Result<AgentProfile, Stopped> {
@@ -395,20 +445,6 @@ impl Walk {
         {
             self.tell(Kind::Noted { text }).await?;
         }
-        if let Some((account, login)) = self.login(profile) {
-            if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
-                let dir = account.dir().display();
-                let reason = format!(
-                    "{dir} holds a link, and without a fence the agent would follow it; look who \
-                     made it, remove it, and `dispatch login` again"
-                );
-                return Err(Failure::Start { reason }.into());
-            }
-            let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
-            linked.map_err(|error| Failure::Start {
-                reason: words(&error),
-            })?;
-        }
         let home = self.ctx.trees.home(&self.job.task);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         self.prepare_fence().await?.map_err(start)?;
@@ -427,6 +463,7 @@ impl Walk {
                 }
             };
             let (invocation, first) = self.open(driver, profile, aid.as_ref(), &words)?;
+            self.link_login(profile)?;
             let relays = self.relays(Some(profile));
             let invocation = self.fence(invocation, &home, Some(profile), Part::Agent, relays);
             let invocation = invocation.map_err(start)?;
@@ -779,6 +816,26 @@ impl Walk {
         let (name, login) = agent.account(&self.job.task.spec.agent)?;
         let account = Account::of(&self.ctx.settings.data, name);
         account.exists().then_some((account, login))
+    }
+
+    /// The home is there by now, so the login of the agent's account can be seen from it.
+    fn link_login(&self, profile: &AgentProfile) -> Result<(), Stopped> {
+        let Some((account, login)) = self.login(profile) else {
+            return Ok(());
+        };
+        if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
+            let dir = account.dir().display();
+            let reason = format!(
+                "{dir} holds a link, and without a fence the agent would follow it; look who made \
+                 it, remove it, and `dispatch login` again"
+            );
+            return Err(Failure::Start { reason }.into());
+        }
+        let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
+        linked.map_err(|error| {
+            let reason = words(&error);
+            Failure::Start { reason }.into()
+        })
     }
 
     fn login_secrets(&self, agent: &AgentProfile) -> Vec<Secret> {
