@@ -543,7 +543,7 @@ pub(crate) mod tests {
             "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {},
             "guide": {
                 "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
-                "effort": "high",
+                "effort": "high"
             },
             "removed": false
         }"#

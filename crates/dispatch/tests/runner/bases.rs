@@ -168,9 +168,10 @@ fn a_second_task_on_a_live_workspace_is_refused_queued_or_supersedes() {
     );
     let reason = queued["reason"].as_str().unwrap();
     assert!(
-        reason.contains("which is running and has the workspace local/repo/pr-7"),
+        reason.contains("which is running and has the workspace core/repo/pr-7"),
         "{reason}"
     );
+    assert_eq!(queued["waiting"]["why"], "workspace");
     world.open_gate();
     let ended = world.dispatch(&["wait", "--json", &second]).exits(0).json();
     assert_eq!(ended["state"], "completed");
@@ -326,7 +327,7 @@ fn without_a_repository_the_answer_is_the_result() {
     );
     assert_eq!(task["reason"], "42");
     let name = task["workspace_name"].as_str().unwrap();
-    assert!(name.starts_with("local/none/say-it-"), "{name}");
+    assert!(name.starts_with("core/none/say-it-"), "{name}");
     let expects = ["--expects", "either", "Both\n> write a.txt b\n> say done"];
     let task = world.dispatch(&[&["run", "--no-repo", "--json"][..], &expects].concat());
     let task = task.exits(0).json();
@@ -402,6 +403,39 @@ fn a_dry_run_shows_everything_and_touches_nothing() {
             run(&world, &[]);
             world.shut_down();
         }
+    }
+}
+
+#[test]
+fn a_dry_run_shows_the_prompt_that_a_run_gets() {
+    let (world, _) = forge("");
+    let folder = world.path("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("Makefile"), "check:\n\ttrue\n").unwrap();
+    let folder = folder.to_str().unwrap();
+    // A repository's own words count where its people wrote them, and not in a pull request.
+    let own = world.repo().join(".dispatch/templates");
+    fs::create_dir_all(&own).unwrap();
+    fs::write(own.join("coding.md"), "Words of the repository.\n").unwrap();
+    world.commit();
+    world.git(&["update-ref", "refs/pull/8/head", "HEAD"]);
+    for (args, own) in [
+        (&[][..], true),
+        (&["--branch", "side"], false),
+        (&["--pr", "8"], false),
+        (&["--tag", "v1"], false),
+        (&["--dir", folder], false),
+        (&["--no-repo"], false),
+        (&["--expects", "review"], false),
+    ] {
+        let dry = [&["run", "--dry-run", "--json"][..], args, &[WRITE]].concat();
+        let plan = world.dispatch(&dry).exits(0).json();
+        let real = world.dispatch(&[&["run", "--json"][..], args, &[WRITE]].concat());
+        let made = &real.json()["runs"][0]["prompt"];
+        let made = fs::read_to_string(made["path"].as_str().unwrap()).unwrap();
+        assert_eq!(plan["prompt"].as_str().unwrap(), made, "{args:?}");
+        let words = made.contains("Words of the repository.");
+        assert_eq!(words, own, "{args:?}: {made}");
     }
 }
 
@@ -503,7 +537,7 @@ fn an_issue_comes_from_a_file_or_is_missed_in_words() {
     let plan = plan.exits(0).json();
     let prompt = plan["prompt"].as_str().unwrap();
     assert!(
-        prompt.contains("> Title: Out of order") && prompt.contains("> See the log."),
+        prompt.contains("| Title: Out of order") && prompt.contains("| See the log."),
         "{prompt}"
     );
     assert_eq!(plan["title"], "issue 6: Out of order");
@@ -518,7 +552,7 @@ fn an_issue_comes_from_a_file_or_is_missed_in_words() {
     ];
     let plan = world.dispatch_fed(ISSUE, &args).exits(0).json();
     assert!(
-        plan["prompt"].as_str().unwrap().contains("> Labels: bug"),
+        plan["prompt"].as_str().unwrap().contains("| Labels: bug"),
         "{plan}"
     );
     world
