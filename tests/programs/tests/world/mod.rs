@@ -7,6 +7,7 @@
 )]
 
 pub mod model;
+pub mod net;
 
 use std::{
     collections::BTreeMap,
