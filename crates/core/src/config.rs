@@ -15,7 +15,7 @@ use crate::{
     container::{Image, RuntimeAsked},
     drivers::DriverKind,
     gate::{Gate, Pool},
-    id::{AccountName, AgentName, BadId, ModelName, PlacementName, PoolName},
+    id::{AccountName, AgentName, BadId, ForgeName, ModelName, PlacementName, PoolName, RepoName},
     limits::Limits,
     prompt::{Library, TextName},
     schedule::Pools,
@@ -306,6 +306,36 @@ impl TryFrom<String> for HomePath {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RepoTable {
+    path: Option<String>,
+    url: Option<String>,
+    default_branch: Option<String>,
+    org: Option<String>,
+}
+
+/// `[forges.NAME]`: a host of repositories that issues are read from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forge {
+    /// As the URLs of its repositories have it.
+    pub host: String,
+    /// Its address, up to `/repos/OWNER/REPO/issues/N`.
+    pub api: String,
+    pub token: Option<EnvValue>,
+}
+
+/// A repository by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repo {
+    /// An absolute path or a URL.
+    pub place: String,
+    /// What a task starts from that names nothing; without it, what the repository says.
+    pub default_branch: Option<String>,
+    pub org: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TaskDefaults {
     pub agent: AgentName,
     /// How to work, where a task does not say.
@@ -355,6 +385,8 @@ pub struct Config {
     pub container: ContainerSettings,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
+    pub repos: BTreeMap<RepoName, Repo>,
+    pub forges: BTreeMap<ForgeName, Forge>,
     /// What prompts are made of: ours, until the caller lays a person's own over it.
     pub library: Library,
 }
@@ -382,7 +414,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 12] = [
     "task",
     "limits",
     "gate",
@@ -393,6 +425,8 @@ const TABLES: [&str; 10] = [
     "container",
     "agents",
     "checks",
+    "repos",
+    "forges",
 ];
 
 /// Lays later layers over earlier ones and types the whole.
@@ -568,6 +602,7 @@ fn place(path: &[&str]) -> String {
 fn is_leaf(path: &[&str], value: &Value) -> bool {
     !matches!(value, Value::Table(_))
         || (path.len() > 3 && path[0] == "agents" && matches!(path[2], "env" | "files"))
+        || (path.len() > 2 && path[0] == "forges" && path[2] == "token")
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -629,6 +664,8 @@ impl Typing<'_> {
         let container = self.container();
         let mut agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
+        let repos = self.repos();
+        let forges = self.forges();
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
@@ -710,8 +747,61 @@ impl Typing<'_> {
             container: container?,
             agents,
             checks,
+            repos,
+            forges,
             library: Library::built_in(),
         })
+    }
+
+    fn forges(&mut self) -> BTreeMap<ForgeName, Forge> {
+        let forges = self.many::<ForgeName, Forge>("forges");
+        for (name, forge) in &forges {
+            let at = place(&["forges", name.as_str()]);
+            // What goes there carries a token.
+            let own = ["http://127.0.0.1:", "http://localhost:"];
+            if !forge.api.starts_with("https://") && !own.iter().any(|s| forge.api.starts_with(s)) {
+                let what = "it is no https:// address";
+                self.problem(&format!("{at}.api"), what.into());
+            }
+            if let Some(EnvValue::Literal(_)) = forge.token {
+                let what = "a token is taken { from = .. }, { file = .. } or { command = [..] }, \
+                            and never written here";
+                self.problem(&format!("{at}.token"), what.into());
+            }
+        }
+        forges
+    }
+
+    fn repos(&mut self) -> BTreeMap<RepoName, Repo> {
+        let mut out = BTreeMap::new();
+        for (name, table) in self.many::<RepoName, RepoTable>("repos") {
+            let at = place(&["repos", name.as_str()]);
+            let found = match (table.path, table.url) {
+                (Some(path), None) if path.starts_with('/') => path,
+                (Some(path), None) => {
+                    let what = format!("{path:?} is not an absolute path");
+                    self.problem(&format!("{at}.path"), what);
+                    continue;
+                }
+                (None, Some(url)) if !url.is_empty() && !url.starts_with(['/', '-']) => url,
+                (None, Some(url)) => {
+                    self.problem(&format!("{at}.url"), format!("{url:?} is not a URL"));
+                    continue;
+                }
+                (Some(_), Some(_)) | (None, None) => {
+                    let what = "give it a path or a url, and not both";
+                    self.problem(&at, what.into());
+                    continue;
+                }
+            };
+            let repo = Repo {
+                place: found,
+                default_branch: table.default_branch,
+                org: table.org,
+            };
+            out.insert(name, repo);
+        }
+        out
     }
 
     fn container(&mut self) -> Option<ContainerSettings> {

@@ -362,7 +362,8 @@ impl Settings {
         Ok(None)
     }
 
-    fn take(
+    /// One secret from where the configuration says.
+    pub(crate) fn take(
         &self,
         key: &str,
         source: &Source,
