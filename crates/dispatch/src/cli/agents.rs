@@ -38,6 +38,13 @@ pub(crate) fn how_to_get(program: &str) -> &'static str {
         Some("codex") => {
             "npm install -g @openai/codex, then `dispatch login codex` or set CODEX_API_KEY"
         }
+        Some("gemini") => "npm install -g @google/gemini-cli, then set GEMINI_API_KEY",
+        Some("opencode") => "npm install -g opencode-ai, then set a provider's key",
+        Some("claude-agent-acp") => "npm install -g @agentclientprotocol/claude-agent-acp",
+        Some("codex-acp") => "npm install -g @zed-industries/codex-acp",
+        Some("qwen") => "npm install -g @qwen-code/qwen-code",
+        Some("copilot") => "npm install -g @github/copilot",
+        Some("acp") => "name its command with the task: --agent \"acp:COMMAND ARGUMENT\"",
         _ => "install it, or set `program` in its table to where it lies",
     }
 }
