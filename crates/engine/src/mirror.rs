@@ -12,9 +12,9 @@ use dispatch_core::task;
 use crate::files::{self, Lock};
 use crate::git::{self, CommitId, Git, GitError, RefName, SLOW_TIMEOUT};
 
-/// The largest single file `show` gives.
 /// Of what [`Mirror::subjects`] reads; what is behind it is left out.
 const SUBJECTS_BYTES_MAX: usize = 256 << 10;
+/// The largest single file `show` gives.
 pub const SHOW_MAX_BYTES: usize = 4 << 20;
 
 const HEAD_REF: &str = "refs/dispatch/HEAD";
