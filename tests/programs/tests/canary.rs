@@ -467,15 +467,16 @@ fn the_trap_is_live() {
     fs::write(repo.join("a.conv"), "y\n").unwrap();
     fs::write(repo.join("a.clean"), "y\n").unwrap();
     let plain = |args: &[&str]| {
-        // Whether it succeeds is not the question.
+        // Whether it succeeds is not the question. Standard error is read to its end: git does not
+        // wait for every program it starts, and each of them has that end.
         let ran = Command::new("git")
             .args(args)
             .current_dir(&repo)
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+            .stderr(Stdio::piped())
+            .output();
         ran.unwrap();
     };
     plain(&["status"]);
