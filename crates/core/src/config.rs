@@ -14,8 +14,9 @@ use crate::{
     checks::Checks,
     drivers::DriverKind,
     gate::{Gate, Pool},
-    id::{AgentName, ModelName, PlacementName, PoolName},
+    id::{AgentName, HookName, ModelName, PlacementName, PoolName},
     limits::Limits,
+    notify::Hook,
     schedule::Pools,
     task::{Expects, Network, Placement, Wrap},
 };
@@ -226,6 +227,7 @@ pub struct Config {
     pub placements: BTreeMap<PlacementName, Placement>,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
+    pub notify: BTreeMap<HookName, Hook>,
 }
 
 /// One file, or what stands for one.
@@ -251,7 +253,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "task",
     "limits",
     "gate",
@@ -261,6 +263,7 @@ const TABLES: [&str; 9] = [
     "placements",
     "agents",
     "checks",
+    "notify",
 ];
 
 /// Lays later layers over earlier ones and types the whole.
@@ -378,7 +381,9 @@ fn place(path: &[&str]) -> String {
 
 /// `{ from = .. }` is one value, not a table to merge into.
 fn is_leaf(path: &[&str], value: &Value) -> bool {
-    !matches!(value, Value::Table(_)) || (path.len() > 3 && path[0] == "agents" && path[2] == "env")
+    !matches!(value, Value::Table(_))
+        || (path.len() > 3 && path[0] == "agents" && path[2] == "env")
+        || (path.len() > 2 && path[0] == "notify")
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -439,6 +444,7 @@ impl Typing<'_> {
         let placements = self.placements();
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
+        let notify = self.hooks(&agents);
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
@@ -500,7 +506,20 @@ impl Typing<'_> {
             placements,
             agents,
             checks,
+            notify,
         })
+    }
+
+    fn hooks(&mut self, agents: &BTreeMap<AgentName, AgentProfile>) -> BTreeMap<HookName, Hook> {
+        let hooks = self.many::<HookName, Hook>("notify");
+        for (name, hook) in &hooks {
+            for agent in hook.agents.iter().filter(|name| !agents.contains_key(name)) {
+                let there = list(agents.keys());
+                let what = format!("agent {agent} is not configured; there are {there}");
+                self.problem(&place(&["notify", name.as_str(), "agents"]), what);
+            }
+        }
+        hooks
     }
 
     fn placements(&mut self) -> BTreeMap<PlacementName, Placement> {
@@ -648,7 +667,7 @@ mod tests {
         for part in [
             "unknown field `wall_clock`, expected one of `wall_clock_s`",
             "agents.x.program: it is empty",
-            "pool nope is not configured; there are anthropic, default",
+            "pool nope is not configured; there are anthropic, coderabbit, default",
             "agents.y",
             "expected one of `plain`",
             "nonsense: unknown table; there are task",
