@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod http;
 mod import;
+mod notify;
 mod secrets;
 mod settings;
 

@@ -18,6 +18,7 @@ mod freeze;
 mod ids;
 mod list;
 mod logs;
+mod notify;
 pub(crate) mod out;
 mod repo;
 mod retry;
@@ -80,6 +81,7 @@ enum Verb {
     Clean(clean::Args),
     Events(events::Args),
     Usage(usage::Args),
+    Notify(notify::Args),
     Freeze(freeze::FreezeArgs),
     Thaw(freeze::ThawArgs),
     Serve(serve::Args),
@@ -184,6 +186,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Clean(args) => clean::run(ctx, args).await,
         Verb::Events(args) => events::run(ctx, &args).await,
         Verb::Usage(args) => usage::run(ctx, &args).await,
+        Verb::Notify(args) => notify::run(ctx, &args).await,
         Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
         Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
         Verb::Serve(args) => serve::run(ctx, &args).await,

@@ -23,7 +23,10 @@ use tokio::{
 };
 
 use super::{Busy, Ctx, app};
-use crate::settings::{Paths, Settings};
+use crate::{
+    notify::{self, Hooks},
+    settings::{Paths, Settings},
+};
 
 /// How long an idle engine waits for the next request: time for a client that found the socket.
 const LINGER: Duration = Duration::from_secs(2);
@@ -47,6 +50,7 @@ pub(crate) struct Server {
     stop: Arc<Notify>,
     close: watch::Sender<bool>,
     busy: Busy,
+    hooks: Hooks,
     serving: JoinHandle<io::Result<()>>,
 }
 
@@ -97,7 +101,9 @@ fn bind(paths: &Paths) -> io::Result<UnixListener> {
 impl Server {
     /// Takes the data directory and serves it.
     pub(crate) async fn open(settings: &Settings) -> Result<Self, ServeError> {
+        let before = notify::before(settings);
         let engine = Engine::open(settings.engine()).await?;
+        let hooks = Hooks::start(settings, &engine, before);
         let socket = settings.paths.socket();
         let listener = bind(&settings.paths).map_err(|source| ServeError::Socket {
             path: socket.clone(),
@@ -124,6 +130,7 @@ impl Server {
             stop,
             close,
             busy,
+            hooks,
             serving,
         })
     }
@@ -137,10 +144,12 @@ impl Server {
         self.stop.notified().await;
     }
 
-    /// Resolves when nothing is live, queued or paused, and nobody is being served.
+    /// Resolves when nothing is live, queued or paused, everybody has been told of it, and nobody is
+    /// being served.
     pub(crate) async fn idle(&self) {
         loop {
             self.engine.idle().await;
+            self.hooks.told_all().await;
             let (_, before) = self.busy.count();
             sleep(LINGER).await;
             let (now, after) = self.busy.count();
@@ -154,6 +163,7 @@ impl Server {
     pub(crate) async fn close(self) -> Result<(), dispatch_engine::view::VerbError> {
         // First, so that whoever comes now starts an engine of its own as soon as the lock is free.
         let gone = fs::remove_file(&self.socket);
+        self.hooks.close().await;
         let ended = self.engine.shutdown().await;
         self.close.send_replace(true);
         // A reader that does not read is cut off; it can come back by its position.
