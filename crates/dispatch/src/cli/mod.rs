@@ -30,6 +30,8 @@ mod show;
 mod stop;
 mod style;
 mod tasks;
+#[cfg(feature = "tui")]
+mod top;
 mod undo;
 mod usage;
 mod wait;
@@ -68,6 +70,8 @@ pub(crate) struct Args {
 enum Verb {
     Run(Box<run::Args>),
     List(list::Args),
+    #[cfg(feature = "tui")]
+    Top(top::Args),
     Show(show::Args),
     Logs(logs::Args),
     Diff(diff::Args),
@@ -149,6 +153,9 @@ fn dispatch(verb: Verb) -> Result<Exit> {
     let serves = match &verb {
         Verb::Serve(_) => true,
         Verb::Run(args) => args.here,
+        // The screen goes on while the engine is asked.
+        #[cfg(feature = "tui")]
+        Verb::Top(_) => true,
         _ => false,
     };
     // A client waits for one thing at a time; threads would only cost its start.
@@ -173,6 +180,8 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Run(args) => Box::pin(run::run(ctx, *args)).await,
         Verb::List(args) => list::run(ctx, &args).await,
+        #[cfg(feature = "tui")]
+        Verb::Top(_) => top::run(ctx).await,
         Verb::Show(args) => show::run(ctx, &args).await,
         Verb::Logs(args) => logs::run(ctx, &args).await,
         Verb::Diff(args) => diff::run(ctx, &args).await,

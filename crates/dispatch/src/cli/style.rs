@@ -28,7 +28,10 @@ impl Style {
         }
     }
 
-    #[cfg(test)]
+    pub(crate) fn colours(self) -> bool {
+        self.colour
+    }
+
     pub(crate) fn plain() -> Self {
         Self {
             tty: false,
