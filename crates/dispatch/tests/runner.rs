@@ -33,6 +33,8 @@ mod run;
 mod schema;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/top.rs"]
+mod top;
 #[path = "runner/usage.rs"]
 mod usage;
 #[path = "runner/world.rs"]

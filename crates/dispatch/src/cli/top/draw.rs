@@ -454,11 +454,8 @@ enter sends, esc leaves";
         model.mode = at(0);
         let top = screen(&model, 80, 8);
         assert!(top.contains("1a blocked Fix it"), "{top}");
-        assert!(
-            top.contains("placement  host"),
-            "{}",
-            screen(&model, 80, 30)
-        );
+        let whole = screen(&model, 80, 30);
+        assert!(whole.contains("placement  host"), "{whole}");
         model.mode = at(3);
         assert!(!screen(&model, 80, 8).contains("1a blocked Fix it"));
         model.mode = at(u16::MAX);

@@ -286,6 +286,7 @@ fn tells(kind: &str) -> bool {
     let told = [
         "said",
         "admitted",
+        "started",
         "agent_ended",
         "checks_started",
         "check_finished",

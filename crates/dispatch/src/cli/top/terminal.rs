@@ -14,7 +14,10 @@ use crossterm::{
     cursor::Show,
     event::{DisableBracketedPaste, EnableBracketedPaste},
     execute,
-    terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+    terminal::{
+        Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+        enable_raw_mode,
+    },
 };
 use ratatui::{Terminal, backend::CrosstermBackend};
 
@@ -47,7 +50,10 @@ impl Screen {
     pub(super) fn enter_again(&mut self) -> io::Result<()> {
         TAKEN.store(true, Ordering::SeqCst);
         take()?;
-        self.terminal.clear()
+        // A new one draws everything. The old one's `clear` asks the terminal where its cursor is, and
+        // the answer would be waited for behind whoever reads the keys.
+        self.terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
+        Ok(())
     }
 }
 
@@ -60,7 +66,12 @@ impl Drop for Screen {
 
 fn take() -> io::Result<()> {
     enable_raw_mode()?;
-    execute!(io::stdout(), EnterAlternateScreen, EnableBracketedPaste)
+    execute!(
+        io::stdout(),
+        EnterAlternateScreen,
+        Clear(ClearType::All),
+        EnableBracketedPaste
+    )
 }
 
 fn give_back() -> io::Result<()> {
