@@ -8,13 +8,18 @@
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`notify`] who is told of what
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
-//! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
-//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers; [`limits`] every limit; [`config`] the settings
+//! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`container`] in an image;
+//!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
+//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
+//! * [`limits`] every limit; [`config`] the settings
+//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
 
 pub mod cage;
+pub mod cargo_config;
 pub mod carried;
 pub mod checks;
 pub mod config;
+pub mod container;
 pub mod drivers;
 pub mod event;
 pub mod gate;
@@ -22,6 +27,7 @@ pub mod id;
 pub mod job;
 pub mod ledger;
 pub mod limits;
+pub mod network;
 pub mod notify;
 pub mod outcome;
 pub mod project;
@@ -30,7 +36,9 @@ pub mod redact;
 pub mod review;
 pub mod run;
 pub mod schedule;
+pub mod seatbelt;
 pub mod secret;
+pub mod sidecar;
 pub mod state;
 pub mod task;
 pub mod update;

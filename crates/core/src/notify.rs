@@ -382,6 +382,8 @@ mod tests {
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
+            guide: crate::prompt::Guide::default(),
+            limits: crate::limits::Lowered::default(),
         };
         let created = Kind::TaskCreated {
             spec: Box::new(spec),

@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 42] = [
+const NAMES: [&str; 49] = [
     "after",
     "agent",
     "base",
@@ -602,28 +602,35 @@ const NAMES: [&str; 42] = [
     "child",
     "commit",
     "driver",
+    "effort",
     "expects",
     "failed",
     "head",
     "id",
+    "image",
     "named",
     "model",
     "network",
     "outcome",
     "parent",
     "path",
+    "persona",
+    "plan",
     "pool",
     "priority",
     "refname",
     "repo",
     "review_base",
+    "runtime",
     "session",
+    "sha256",
     "severity",
     "short",
     "site",
     "sites",
     "state",
     "stopped",
+    "template",
     "verdict",
     "task",
     "verified",
@@ -635,7 +642,7 @@ const NAMES: [&str; 42] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 4] = ["after", "checks", "named", "sites"];
+const NAME_LISTS: [&str; 5] = ["after", "allow", "checks", "named", "sites"];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.

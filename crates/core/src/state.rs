@@ -11,7 +11,7 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    event::{CheckState, Event, Kind, Scope, Sealed, Subject, Verified},
+    event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
@@ -38,6 +38,7 @@ pub struct Run {
     pub state: RunState,
     pub queued_seq: Seq,
     pub queued_at: Millis,
+    pub prompt: Option<PromptMade>,
     pub site: Option<SiteName>,
     pub driver: Option<DriverKind>,
     pub enforced: Option<String>,
@@ -141,7 +142,7 @@ impl Task {
     #[must_use]
     pub fn spent(&self) -> Budget {
         let spent = self.runs.iter().filter_map(|run| run.usage.as_ref());
-        spent.map(Budget::of).fold(Budget::default(), Budget::add)
+        spent.map(Budget::of).fold(Budget::default(), Budget::plus)
     }
 
     #[must_use]
@@ -284,12 +285,6 @@ impl State {
     /// Every pool that has had a run.
     pub fn pools(&self) -> impl Iterator<Item = (&PoolName, &Ledger)> {
         self.pools.iter()
-    }
-
-    /// Whether it waits for other tasks.
-    #[must_use]
-    pub fn is_parked(&self, run: RunId) -> bool {
-        self.parked.contains(&run)
     }
 
     /// The tasks that it waits for and that have not completed.
@@ -629,6 +624,7 @@ impl State {
                 state: RunState::Queued,
                 queued_seq: seq,
                 queued_at: event.at,
+                prompt: None,
                 site: None,
                 driver: None,
                 enforced: None,
@@ -729,6 +725,7 @@ impl State {
                     removed: false,
                 });
             }
+            Kind::PromptMade { made } => run.prompt = Some(made.clone()),
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
             Kind::RangeSet { range } => run.range = Some(range.clone()),
@@ -795,7 +792,7 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         config::Config,
@@ -804,7 +801,7 @@ mod tests {
         task::{Base, ChecksAsked, Expects, Labels, Placement, Terms, Wrap},
     };
 
-    fn spec(pool: &str) -> TaskSpec {
+    pub(crate) fn spec(pool: &str) -> TaskSpec {
         TaskSpec {
             title: "t".into(),
             text: "t".into(),
@@ -820,6 +817,8 @@ mod tests {
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
+            limits: crate::limits::Lowered::default(),
+            guide: Default::default(),
         }
     }
 
@@ -919,6 +918,34 @@ mod tests {
         };
         world.put(Subject::Engine, frozen).unwrap();
         assert!(look(&world, &config, &held).decide().admit.is_empty());
+    }
+
+    /// As format 1 wrote them: no terms, no scope, nobody who asked for a retry.
+    #[test]
+    fn logs_of_the_first_format_are_read() {
+        let old = [
+            r#"{"seq":1,"at":5,"subject":"engine","kind":{"frozen_set":{"frozen":true}}}"#,
+            r#"{"seq":2,"at":5,"subject":{"task":"0000000000000001"},"kind":{"task_created":{"spec":{
+                "title":"t","text":"t","repo":"/r","base":"head","agent":"a","pool":"p",
+                "placement":{"sites":[],"wrap":"host"},"expects":"change","checks":"detect",
+                "workspace":null,"parent":null,
+                "labels":{"org":null,"issue":null,"pr":null,"tag":null}},"short":"00"}}}"#,
+            r#"{"seq":3,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"run_queued":{"cause":"dispatched"}}}"#,
+            r#"{"seq":4,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"finished":{"outcome":"lost","verified":"not_verified"}}}"#,
+            r#"{"seq":5,"at":5,"subject":{"run":{"task":"0000000000000001","n":2}},
+                "kind":{"run_queued":{"cause":{"retry_of":{"n":1}}}}}"#,
+        ];
+        let mut state = State::default();
+        for line in old {
+            let event: Event = serde_json::from_str(line).unwrap();
+            state.apply(&event).unwrap();
+        }
+        assert!(state.frozen() && state.indexes_hold());
+        let task = state.task(TaskId::from_bits(1)).unwrap();
+        assert_eq!(task.spec.terms, Terms::default());
+        assert_eq!(task.own_retries(), 1);
     }
 
     #[test]

@@ -11,17 +11,57 @@ use std::{
 
 use dispatch_core::{
     config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Source, Sourced},
+    container::Runtime,
     id::AgentName,
+    prompt::{Library, TextFile, TextKind, TextName},
     secret::Secret,
 };
-use dispatch_engine::{clock::Clock, engine, sites::local::Keeper};
+use dispatch_engine::{clock::Clock, containers::Runtimes, engine, sites::local::Keeper};
 
 use crate::secrets::{self, SecretError};
 
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Of a person's templates, personas, plans and workflows together.
+const TEXTS_MAX: usize = 2000;
 /// Without it a job would inherit whatever locale, or none, and CLIs print mojibake.
 const LANG_DEFAULT: &str = "C.UTF-8";
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// What clients of container engines need to find their engine. No proxies: those may hold a
+/// password, and podman hands them on to what it starts.
+const CLIENT_ENV: [&str; 24] = [
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_CACHE_HOME",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "CONTAINERS_CONF",
+    "CONTAINERS_CONF_OVERRIDE",
+    "CONTAINERS_STORAGE_CONF",
+    "CONTAINERS_REGISTRIES_CONF",
+    "REGISTRY_AUTH_FILE",
+    "STORAGE_DRIVER",
+    "CONTAINER_HOST",
+    "CONTAINER_CONNECTION",
+    "DOCKER_HOST",
+    "DOCKER_CONTEXT",
+    "DOCKER_CONFIG",
+    "DOCKER_TLS_VERIFY",
+    "DOCKER_CERT_PATH",
+    "DOCKER_API_VERSION",
+    "SSH_AUTH_SOCK",
+];
+/// Variables that stand for a setting of `[container]`, the older names first: a newer one wins.
+const CONTAINER_VARIABLES: [(&str, &str); 4] = [
+    ("CORE_AGENT_RUNTIME", "runtime"),
+    ("AGENT_DOCKER_IMAGE", "image"),
+    ("DISPATCH_RUNTIME", "runtime"),
+    ("DISPATCH_IMAGE", "image"),
+];
 
 /// Where things lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +113,16 @@ impl Env {
 
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.get(name)?.to_str()
+    }
+
+    /// What variables say of containers, as layers over every file.
+    fn container_layers(&self) -> Vec<(&'static str, String)> {
+        let set = CONTAINER_VARIABLES.iter().filter_map(|(variable, key)| {
+            let value = serde_json::Value::from(self.text(variable)?);
+            // Text in JSON is text in TOML.
+            Some((*variable, format!("[container]\n{key} = {value}\n")))
+        });
+        set.collect()
     }
 
     /// XDG says that a relative path in its variables is to be ignored.
@@ -164,20 +214,28 @@ impl Settings {
             source,
         })?;
         let name = paths.config.display().to_string();
-        let layers: Vec<Layer<'_>> = text
+        let variables = env.container_layers();
+        let file = text.iter().map(|text| Layer {
+            source: &name,
+            text,
+        });
+        let over = variables
             .iter()
-            .map(|text| Layer {
-                source: &name,
-                text,
-            })
-            .collect();
-        let (config, sourced) = config::load(&layers).map_err(SettingsError::Problems)?;
+            .map(|(source, text)| Layer { source, text });
+        let layers: Vec<Layer<'_>> = file.chain(over).collect();
+        let (mut config, sourced) = config::load(&layers).map_err(SettingsError::Problems)?;
+        config.library = library(&paths.config, &name, &config)?;
         Ok(Self {
             paths,
             config,
             sourced,
             env,
         })
+    }
+
+    /// The person's own home: to say what lies there, never to write.
+    pub(crate) fn home(&self) -> Option<PathBuf> {
+        self.env.absolute("HOME")
     }
 
     /// The variables that every job gets.
@@ -216,9 +274,42 @@ impl Settings {
             job_env: self.job_env(),
             keeper: Keeper::own(),
             bwrap: self.find("bwrap"),
+            runtimes: self.runtimes(),
+            // In the keeper, which is this program too.
+            sidecar: ["/proc/self/exe", "sidecar"].map(str::to_owned).into(),
             observer: engine::Observer::default(),
             clock: Clock::default(),
         }
+    }
+
+    /// Clients of container engines, and what of our environment they need.
+    pub(crate) fn runtimes(&self) -> Runtimes {
+        let set = |name: &&str| Some(((*name).to_owned(), self.env.text(name)?.to_owned()));
+        let mut env: BTreeMap<String, String> = CLIENT_ENV.iter().filter_map(set).collect();
+        let path = self.env.text("PATH").unwrap_or(PATH_DEFAULT);
+        env.insert("PATH".into(), path.to_owned());
+        let find = |runtime: Runtime| self.find(runtime.program());
+        Runtimes {
+            apple: find(Runtime::Apple),
+            docker: find(Runtime::Docker),
+            podman: find(Runtime::Podman),
+            env,
+        }
+    }
+
+    /// Image and runtime that the environment asks for: for this call, over every table.
+    pub(crate) fn container_variables(&self) -> (Option<String>, Option<String>) {
+        let said = |key: &str| {
+            let named = CONTAINER_VARIABLES.iter().rev();
+            let mut named = named.filter(|(_, other)| *other == key);
+            named.find_map(|(variable, _)| self.env.text(variable).map(str::to_owned))
+        };
+        (said("image"), said("runtime"))
+    }
+
+    /// The same variables' names: an engine that is started for one call outlives it.
+    pub(crate) fn container_variable_names() -> impl Iterator<Item = &'static str> {
+        CONTAINER_VARIABLES.iter().map(|(variable, _)| *variable)
     }
 
     /// Where a program lies, as `exec` would find it.
@@ -318,6 +409,98 @@ fn read_config(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
+/// Ours with the texts beside the configuration laid over it.
+fn library(config_file: &Path, name: &str, config: &Config) -> Result<Library, SettingsError> {
+    let above = config_file.parent().unwrap_or(Path::new("/"));
+    let mut files = Vec::new();
+    for kind in TextKind::ALL {
+        let root = above.join(kind.folder());
+        let most = config.limits.template_bytes as u64;
+        let read = read_texts(kind, &root, &root, TextName::PARTS_MAX, most, &mut files);
+        read.map_err(|(path, source)| SettingsError::Read { path, source })?;
+    }
+    let problem = |at: &str, source: String, what| Problem {
+        at: at.to_owned(),
+        source,
+        what,
+    };
+    let library = config.library.with(files, config.limits.template_bytes);
+    let library = library.map_err(|problems| {
+        let told = problems.into_iter();
+        let told = told.map(|(source, what)| problem("the file", source, what));
+        SettingsError::Problems(told.collect())
+    })?;
+    let default = config.task.template.as_str();
+    match library.find(TextKind::Template, default) {
+        Ok(_) => Ok(library),
+        Err(error) => Err(SettingsError::Problems(vec![problem(
+            "task.template",
+            name.to_owned(),
+            error.to_string(),
+        )])),
+    }
+}
+
+/// All files below `dir`, in order. What begins with a dot or ends with `~` is an editor's.
+fn read_texts(
+    kind: TextKind,
+    root: &Path,
+    dir: &Path,
+    depth: usize,
+    bytes_max: u64,
+    files: &mut Vec<TextFile>,
+) -> Result<(), (PathBuf, io::Error)> {
+    use io::Read as _;
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |error: io::Error| (path, error)
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at(dir)(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(at(dir))?.path());
+    }
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') || name.ends_with('~') {
+            continue;
+        }
+        if path.is_dir() {
+            if depth == 0 {
+                let why = format!("more than {} folders deep", TextName::PARTS_MAX);
+                return Err(at(&path)(io::Error::other(why)));
+            }
+            read_texts(kind, root, &path, depth - 1, bytes_max, files)?;
+            continue;
+        }
+        if !path.is_file() {
+            return Err(at(&path)(io::Error::other("it is no plain file")));
+        }
+        if files.len() >= TEXTS_MAX {
+            let why = format!("there are more than {TEXTS_MAX} files");
+            return Err(at(&path)(io::Error::other(why)));
+        }
+        let mut text = String::new();
+        let file = fs::File::open(&path).map_err(at(&path))?;
+        // One byte more, so that the library says which one is too long.
+        let read = file.take(bytes_max + 1).read_to_string(&mut text);
+        read.map_err(at(&path))?;
+        let below = path.strip_prefix(root).unwrap_or(&path);
+        files.push(TextFile {
+            kind,
+            path: below.to_string_lossy().into_owned(),
+            source: path.display().to_string(),
+            text,
+        });
+    }
+    Ok(())
+}
+
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
@@ -381,6 +564,75 @@ mod tests {
     }
 
     #[test]
+    fn variables_are_over_files_and_new_names_over_old_ones() {
+        let home = tempfile::tempdir().unwrap();
+        let text = "[container]\nruntime = \"docker\"\nimage = \"file:1\"\n";
+        fs::write(home.path().join("dispatch.toml"), text).unwrap();
+        let home = ("DISPATCH_HOME", home.path().to_str().unwrap());
+        let read = |more: &[(&str, &str)]| {
+            let all: Vec<_> = [home].into_iter().chain(more.iter().copied()).collect();
+            let settings = Settings::from_env(env(&all), Path::new("/")).unwrap();
+            let row = |key: &str| {
+                let row = settings.sourced.iter().find(|row| row.key == key).unwrap();
+                (row.value.clone(), row.source.clone())
+            };
+            (
+                row("container.image"),
+                row("container.runtime"),
+                settings.container_variables(),
+            )
+        };
+        let (image, _, none) = read(&[]);
+        assert!(image.0 == "\"file:1\"" && image.1.ends_with("dispatch.toml"));
+        assert_eq!(none, (None, None));
+        let old = [
+            ("CORE_AGENT_RUNTIME", "podman"),
+            ("AGENT_DOCKER_IMAGE", "old:1"),
+        ];
+        let (image, runtime, asked) = read(&old);
+        assert_eq!(image, ("\"old:1\"".into(), "AGENT_DOCKER_IMAGE".into()));
+        assert_eq!(runtime, ("\"podman\"".into(), "CORE_AGENT_RUNTIME".into()));
+        assert_eq!(asked, (Some("old:1".into()), Some("podman".into())));
+        let both = [
+            old[0],
+            old[1],
+            ("DISPATCH_RUNTIME", "auto"),
+            ("DISPATCH_IMAGE", "new:\"2"),
+        ];
+        let home = home.1;
+        let error = Settings::from_env(
+            env(&[("DISPATCH_HOME", home), ("DISPATCH_IMAGE", "-v")]),
+            Path::new("/"),
+        );
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("DISPATCH_IMAGE: container.image: use image \"-v\""),
+            "{error}"
+        );
+        let (image, runtime, asked) = read(&both);
+        assert_eq!(image.1, "DISPATCH_IMAGE");
+        assert_eq!(runtime, ("\"auto\"".into(), "DISPATCH_RUNTIME".into()));
+        assert_eq!(asked, (Some("new:\"2".into()), Some("auto".into())));
+    }
+
+    #[test]
+    fn clients_get_what_they_need_and_no_more() {
+        let env = env(&[
+            ("HOME", "/h"),
+            ("PATH", "/p"),
+            ("CONTAINERS_CONF", "/c"),
+            ("HTTPS_PROXY", "http://me:secret@proxy"),
+            ("ANTHROPIC_API_KEY", "k"),
+        ]);
+        let got = Settings::from_env(env, Path::new("/w"))
+            .unwrap()
+            .runtimes()
+            .env;
+        let names: Vec<&str> = got.keys().map(String::as_str).collect();
+        assert_eq!(names, ["CONTAINERS_CONF", "HOME", "PATH"]);
+    }
+
+    #[test]
     fn all_problems_are_told_at_once() {
         let home = tempfile::tempdir().unwrap();
         fs::write(
@@ -399,6 +651,50 @@ mod tests {
     }
 
     #[test]
+    fn texts_beside_the_configuration_are_used_and_bad_ones_told() {
+        let home = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = home.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let read = || {
+            let env = env(&[("DISPATCH_HOME", home.path().to_str().unwrap())]);
+            Settings::from_env(env, Path::new("/"))
+        };
+        write("personas/team/me.md", "I work slowly.\n");
+        write("personas/team/.me.md.swp", "\u{1}");
+        write("personas/me.md~", "old");
+        write("dispatch.toml", "[task]\ntemplate = \"mine\"\n");
+        let told = read().unwrap_err().to_string();
+        assert!(
+            told.contains("task.template: use template mine: there is none"),
+            "{told}"
+        );
+        write("templates/mine.md", "As {{ repo }} does.\n");
+        let settings = read().unwrap();
+        let library = &settings.config.library;
+        assert!(library.find(TextKind::Persona, "team/me").is_ok());
+        assert_eq!(library.names(TextKind::Persona).count(), {
+            Library::built_in().names(TextKind::Persona).count() + 1
+        });
+        write("templates/bad.md", "{{ x");
+        write("plans/bad.toml", "title = 3\n");
+        write("workflows/notes.txt", "x");
+        let told = read().unwrap_err().to_string();
+        for part in [
+            "3 problem(s)",
+            "bad.md: the file: line 1",
+            "bad.toml",
+            "ends in .md",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+        write("templates/bad.md", &"x".repeat(65_537));
+        assert!(read().unwrap_err().to_string().contains("65537 bytes"));
+    }
+
+    #[test]
     fn secrets_are_found_and_missing_ones_named() {
         let home = tempfile::tempdir().unwrap();
         fs::write(
@@ -409,16 +705,22 @@ mod tests {
         .unwrap();
         let env = env(&[
             ("DISPATCH_HOME", home.path().to_str().unwrap()),
-            ("K", "s3"),
+            ("K", "s3-found-and-kept"),
         ]);
         let settings = Settings::from_env(env, Path::new("/")).unwrap();
         let name = "a".parse().unwrap();
         let agent = &settings.config.agents[&name];
         let (found, missing) = settings.secrets_of(&name, agent).unwrap();
-        assert_eq!(found, BTreeMap::from([("K".into(), "s3".into())]));
+        assert_eq!(
+            found,
+            BTreeMap::from([("K".into(), "s3-found-and-kept".into())])
+        );
         assert_eq!(missing, ["L"]);
-        assert!(!format!("{settings:?} {found:?}").contains("s3"));
-        assert_eq!(settings.secret("K").unwrap(), Some("s3".into()));
+        assert!(!format!("{settings:?} {found:?}").contains("s3-found-and-kept"));
+        assert_eq!(
+            settings.secret("K").unwrap(),
+            Some("s3-found-and-kept".into())
+        );
         assert_eq!(settings.secret("HOME").unwrap(), None);
     }
 }

@@ -19,12 +19,16 @@ mod events;
 mod gate;
 #[path = "runner/ids.rs"]
 mod ids;
+#[path = "runner/login.rs"]
+mod login;
 #[path = "runner/notify.rs"]
 mod notify;
 #[path = "runner/output.rs"]
 mod output;
 #[path = "runner/placement.rs"]
 mod placement;
+#[path = "runner/prompts.rs"]
+mod prompts;
 #[path = "runner/reading.rs"]
 mod reading;
 #[path = "runner/run.rs"]

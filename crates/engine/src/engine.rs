@@ -32,6 +32,7 @@ use tokio::{
 
 use crate::{
     clock::Clock,
+    containers::Runtimes,
     events::EventStream,
     fence::Fences,
     jobdir::JobDir,
@@ -68,6 +69,10 @@ pub struct Settings {
     pub keeper: Keeper,
     /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
     pub bwrap: Option<PathBuf>,
+    /// Clients of container engines, and what they need of the environment.
+    pub runtimes: Runtimes,
+    /// Argv of the program that is a run's sidecar, without its plan; empty: there can be none.
+    pub sidecar: Vec<String>,
     pub observer: Observer,
     pub clock: Clock,
 }
@@ -180,6 +185,7 @@ struct Shared {
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
     trees: Arc<Trees>,
+    fences: Arc<Fences>,
     busy: Mutex<BTreeSet<TaskId>>,
 }
 
@@ -227,6 +233,8 @@ impl Engine {
         }
         let trees = Trees::new(&settings).map_err(|what| OpenError::Trees { what })?;
         let trees = Arc::new(trees);
+        let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
+        let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (told, _) = broadcast::channel(TOLD_MAX);
         let (open_now, open) = watch::channel(usize::MAX);
@@ -235,11 +243,7 @@ impl Engine {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
-            fences: Arc::new(Fences::new(
-                settings.data.clone(),
-                settings.keeper.clone(),
-                settings.bwrap.clone(),
-            )),
+            fences: Arc::clone(&fences),
             commands: commands.clone(),
             told: told.clone(),
         };
@@ -270,6 +274,7 @@ impl Engine {
             open,
             failed,
             trees,
+            fences,
             busy: Mutex::new(BTreeSet::new()),
         };
         Ok(Self {
@@ -292,12 +297,26 @@ impl Engine {
     /// # Errors
     /// See [`VerbError`]; nothing has changed then.
     pub async fn dispatch(&self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+        let spec = self.resolved(spec).await?;
         self.ask(|reply| Command::Dispatch {
             spec: Box::new(spec),
             secrets,
             reply,
         })
         .await
+    }
+
+    /// A task says which container engine it goes to, and is refused while none answers.
+    async fn resolved(&self, mut spec: TaskSpec) -> Result<TaskSpec, VerbError> {
+        let Some(container) = &mut spec.placement.container else {
+            return Ok(spec);
+        };
+        let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
+        let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
+        let client = chosen.map_err(|_| VerbError::Gone)?;
+        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        container.runtime = client.runtime.into();
+        Ok(spec)
     }
 
     /// Answers the question of a blocked task: queues a run that goes on with it.
@@ -656,12 +675,19 @@ impl Actor {
         loop {
             // What one start changes for the next is in the state by then.
             let decision = self.gate().decide();
-            let settled = decision.admit.is_empty() && decision.fail.is_empty();
+            let mut settled = decision.admit.is_empty() && decision.fail.is_empty();
             for (run, failure) in decision.fail {
                 self.finish(run, Outcome::Failed(failure));
+                // A decision that cannot be applied is a bug, noted; it must not be made for ever.
+                settled |= self
+                    .state
+                    .run(run)
+                    .is_some_and(|run| run.state == RunState::Queued);
             }
             for run in decision.admit {
-                if self.put(Subject::Run(run), Kind::Admitted) {
+                let admitted = self.put(Subject::Run(run), Kind::Admitted);
+                settled |= !admitted;
+                if admitted {
                     self.effects.push(Box::new(move |actor| {
                         actor.supervise(run, run::From::Start);
                     }));
@@ -785,7 +811,7 @@ impl Actor {
             .state
             .pools()
             .map(|(_, ledger)| ledger.spent(from, now));
-        let after = pools.fold(Budget::default(), Budget::add);
+        let after = pools.fold(Budget::default(), Budget::plus);
         look("day".to_owned(), config.gate.day_budget(), after);
         for warning in warnings {
             self.put(Subject::Engine, warning);
@@ -940,8 +966,8 @@ impl Actor {
             return Err(VerbError::BadInput { what });
         }
         if names_a_secret(&spec, &secrets) {
-            let what = "take the task: the name of its repository, branch or workspace holds a \
-                        secret; give one without, and let ssh log in"
+            let what = "take the task: the name of its repository, branch, model or workspace \
+                        holds a secret; give one without, and let ssh log in"
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
@@ -1438,7 +1464,9 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
         Base::Head => false,
         Base::Branch { name } => shows(name),
     };
+    let model = spec.terms.model.as_ref();
     branch
+        || model.is_some_and(|name| shows(name.as_str()))
         || shows(&spec.repo)
         || spec
             .workspace

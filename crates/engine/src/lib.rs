@@ -5,12 +5,16 @@
 //!   finished one
 //! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
 //!   [`lock`] who is the engine; [`view`] what a reader sees
-//! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`
 //! * [`clock`] what time it is; [`pressure`] what the machine has left
+//! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
+//!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
+//!   tasks share
+//! * `sidecar` what a run's proxy and broker are asked to be, and what they say
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
-//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task
+//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
+//!   an agent is given
 
 #[cfg(windows)]
 compile_error!(
@@ -18,6 +22,7 @@ compile_error!(
 );
 
 pub mod clock;
+pub mod containers;
 pub mod engine;
 pub mod events;
 pub mod fence;
@@ -29,10 +34,13 @@ pub mod jobdir;
 pub mod keeper;
 mod lines;
 pub mod lock;
+pub mod logins;
 pub mod mirror;
 pub mod pressure;
+pub mod prompts;
 pub mod reader;
 mod run;
+mod sidecar;
 pub mod sites;
 pub mod snapshot;
 pub mod store;

@@ -10,6 +10,8 @@ use crate::files::{self, Lock};
 use crate::git::{self, CommitId, Git, GitError, RefName, SLOW_TIMEOUT};
 
 /// The largest single file `show` gives.
+/// Of what [`Mirror::subjects`] reads; what is behind it is left out.
+const SUBJECTS_BYTES_MAX: usize = 256 << 10;
 pub const SHOW_MAX_BYTES: usize = 4 << 20;
 
 const HEAD_REF: &str = "refs/dispatch/HEAD";
@@ -26,6 +28,14 @@ pub enum MirrorError {
     NoHead { upstream: String },
     #[error("find {name} in {upstream}: it has no such branch or tag; check the name, or push it")]
     NoRef { name: RefName, upstream: String },
+    #[error(
+        "use {path} of the base commit: it has {bytes} bytes, limits.template_bytes is {bytes_max}"
+    )]
+    TooLong {
+        path: String,
+        bytes: u64,
+        bytes_max: usize,
+    },
     #[error(
         "find {asked} in the history of {head}: name a branch, a tag, a commit, or steps back such as \
          HEAD~2 (a short history may have fewer)"
@@ -124,7 +134,11 @@ impl Mirror {
     pub fn refresh(&self) -> Result<(), MirrorError> {
         let lock = Lock::take(&self.lock_path()).map_err(|e| self.io("lock", e))?;
         let head = self.ask_head(&lock)?;
-        match self.fetch(&lock, head.commit.is_some()) {
+        let fetched = self.fetch(&lock, head.commit.is_some());
+        if fetched.is_err() {
+            self.remove_half_packs()?;
+        }
+        match fetched {
             // Nobody else writes while we hold the lock: what lies there is a dead git's.
             Err(_) if remove_stale_locks(&self.dir).map_err(|e| self.io("heal", e))? > 0 => {
                 self.fetch(&lock, head.commit.is_some())?;
@@ -186,9 +200,24 @@ impl Mirror {
             .args(refs)
             .stdin_file(lock.share().map_err(|e| self.io("share the lock", e))?)
             .timeout(SLOW_TIMEOUT)
+            .file_bytes(self.git.fetch_bytes)
             .run()
             .map(drop)
             .map_err(|e| self.git_error(e))
+    }
+
+    /// A fetch that was ended leaves what it had of its pack, and nobody else would remove it.
+    fn remove_half_packs(&self) -> Result<(), MirrorError> {
+        let remove = || {
+            for entry in fs::read_dir(self.objects().join("pack"))? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().starts_with("tmp_") {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|error| self.io("clear the half of a pack", error))
     }
 
     /// The commit to start from: of the named branch or tag, else of upstream's current branch.
@@ -309,6 +338,65 @@ impl Mirror {
         Ok(git::records(&out.stdout)
             .map(|n| String::from_utf8_lossy(n).into_owned())
             .collect())
+    }
+
+    /// Plain files of a commit by their paths, with their content; what is none of those is left
+    /// out, and a link is not followed.
+    pub fn texts(
+        &self,
+        commit: &CommitId,
+        paths: &[&str],
+        bytes_max: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, MirrorError> {
+        let out = self
+            .cmd("ls-tree")
+            .args(["-z", "--format=%(objectmode) %(objectsize) %(path)"])
+            .args(["--end-of-options", commit.as_str()])
+            .args(paths)
+            .run()
+            .map_err(|e| self.git_error(e))?;
+        let mut found = Vec::new();
+        for record in git::records(&out.stdout) {
+            let record = String::from_utf8_lossy(record);
+            let mut words = record.splitn(3, ' ');
+            let (Some(mode), Some(size), Some(path)) = (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            if !matches!(mode, "100644" | "100755") {
+                continue;
+            }
+            let bytes = size.trim().parse::<u64>().unwrap_or(u64::MAX);
+            if bytes > bytes_max as u64 {
+                return Err(MirrorError::TooLong {
+                    path: path.to_owned(),
+                    bytes,
+                    bytes_max,
+                });
+            }
+            if let Some(content) = self.show(commit, path)? {
+                found.push((path.to_owned(), content));
+            }
+        }
+        Ok(found)
+    }
+
+    /// First lines of the messages of the last commits, the newest first.
+    pub fn subjects(&self, commit: &CommitId, count: usize) -> Result<Vec<String>, MirrorError> {
+        let out = self
+            .cmd("log")
+            .args(["-z", "--format=%s", "--no-color", "--no-decorate"])
+            .args([
+                &format!("--max-count={count}"),
+                "--end-of-options",
+                commit.as_str(),
+            ])
+            .limit(SUBJECTS_BYTES_MAX)
+            .cut()
+            .run()
+            .map_err(|e| self.git_error(e))?;
+        let subjects = git::records(&out.stdout).map(String::from_utf8_lossy);
+        Ok(subjects.map(|subject| subject.trim().to_owned()).collect())
     }
 
     fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
@@ -579,6 +667,43 @@ mod tests {
         }
         mirror.refresh().unwrap();
         assert_eq!(mirror.base(None).unwrap().commit, second);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_upstream_that_is_too_large_is_refused_and_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let upstream = Repo::init(temp.path().join("up"));
+        let mut noise = vec![0; 1 << 20];
+        // Noise does not get smaller in a pack.
+        rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+        let commit = upstream.commit("noise", &noise, "much");
+        let open = |most| {
+            let git = git(temp.path()).fetch_bytes(most);
+            Mirror::open_or_create(&git, temp.path(), upstream.text()).unwrap()
+        };
+        let small = open(256 << 10);
+        let Err(MirrorError::Git { source, .. }) = small.refresh() else {
+            panic!("it was fetched");
+        };
+        let text = source.to_string();
+        assert!(text.contains("262144 bytes; limits.fetch_bytes"), "{text}");
+        let mut files = vec![small.objects()];
+        while let Some(path) = files.pop() {
+            if path.is_dir() {
+                files.extend(
+                    fs::read_dir(path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+            } else {
+                let length = fs::metadata(&path).unwrap().len();
+                assert!(length < 128 << 10, "{} has {length} bytes", path.display());
+            }
+        }
+        let large = open(64 << 20);
+        large.refresh().unwrap();
+        assert_eq!(large.base(None).unwrap().commit, commit);
     }
 
     #[test]

@@ -19,9 +19,14 @@ const CRASH_ENGINE: &str = env!("CARGO_BIN_EXE_crash-engine");
 const POINTS_MAX: u64 = 200;
 
 fn engine(world: &World, which: &str, n: u64) -> bool {
+    engine_with(world, which, n, &[])
+}
+
+fn engine_with(world: &World, which: &str, n: u64, more: &[&str]) -> bool {
     let output = Command::new(CRASH_ENGINE)
         .arg(world.home.path())
         .args([AGENT, which, &n.to_string()])
+        .args(more)
         .output()
         .unwrap();
     let killed = output.status.signal() == Some(9);
@@ -80,13 +85,13 @@ fn holds(world: &World, at: &str) {
     assert_eq!(world.alive(task.id), [""; 0], "{at}");
 }
 
-fn kill_at_every(which: &str) -> u64 {
+fn kill_at_every(which: &str, more: &[&str]) -> u64 {
     for n in 1..POINTS_MAX {
         let world = World::new();
         world.commit("Makefile", "check:\n\ttest -f a.txt\n");
-        let killed = engine(&world, which, n);
+        let killed = engine_with(&world, which, n, more);
         if killed {
-            assert!(!engine(&world, "never", 0), "{which} {n}");
+            assert!(!engine_with(&world, "never", 0, more), "{which} {n}");
         }
         holds(&world, &format!("{which} {n}"));
         if !killed {
@@ -98,12 +103,23 @@ fn kill_at_every(which: &str) -> u64 {
 
 #[test]
 fn killed_after_every_event() {
-    assert!(kill_at_every("event") >= 6);
+    assert!(kill_at_every("event", &[]) >= 6);
 }
 
 #[test]
 fn killed_before_every_call_to_a_site() {
-    assert!(kill_at_every("call") >= 6);
+    assert!(kill_at_every("call", &[]) >= 6);
+}
+
+/// With a sidecar beside the agent, which ends with the run and is never doubled either.
+#[test]
+fn killed_with_a_sidecar_after_every_event() {
+    assert!(kill_at_every("event", &["sidecar"]) >= 6);
+}
+
+#[test]
+fn killed_with_a_sidecar_before_every_call_to_a_site() {
+    assert!(kill_at_every("call", &["sidecar"]) >= 9);
 }
 
 /// And twice: once in the run, once in the recovery.

@@ -221,8 +221,10 @@ mod tests {
             cwd: "/w",
             home: "/h",
             resume: None,
+            effort: None,
             review: Some(&range),
             model: None,
+            profile: None,
             unfenced: false,
         });
         let want = format!(

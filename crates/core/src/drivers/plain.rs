@@ -64,9 +64,11 @@ mod tests {
             args: &args,
             home: "/h",
             resume: None,
+            effort: None,
             review: None,
             unfenced: true,
             model: None,
+            profile: None,
         };
         let opening = Plain::default().open(&ask);
         assert_eq!(opening.argv, ["tool", "--fast"]);

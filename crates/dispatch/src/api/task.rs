@@ -1,15 +1,18 @@
 //! The task object of the scripting contract (docs/cli.md), made from what the engine knows.
 //! Must not drop or rename a field: scripts depend on it, and a test holds its schema.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
+    limits::Lowered,
     outcome::Outcome,
+    prompt::{Guide as CoreGuide, TextName},
     review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
+    task::{Effort, Network},
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
@@ -34,7 +37,13 @@ pub(crate) struct Task {
     pub(crate) after: Vec<String>,
     pub(crate) budget: Option<Budget>,
     pub(crate) placement: String,
+    /// What it runs in, when that is a container.
+    #[serde(default)]
+    pub(crate) image: Option<String>,
+    #[serde(default)]
+    pub(crate) runtime: Option<String>,
     pub(crate) enforced: Option<String>,
+    pub(crate) allow: Option<Vec<String>>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
     pub(crate) waiting: Option<Waiting>,
@@ -60,6 +69,12 @@ pub(crate) struct Task {
     /// Configuration for agents in the base commit.
     #[serde(default)]
     pub(crate) carried: Vec<Carried>,
+    /// Those it has lower than the configuration.
+    #[serde(default)]
+    pub(crate) limits: Lowered,
+    /// How its prompt is made.
+    #[serde(default)]
+    pub(crate) guide: Guide,
     pub(crate) removed: bool,
 }
 
@@ -77,6 +92,25 @@ pub(crate) struct Waiting {
 pub(crate) struct Budget {
     pub(crate) tokens: u64,
     pub(crate) usd: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guide {
+    pub(crate) template: Option<String>,
+    pub(crate) persona: Option<String>,
+    pub(crate) plan: Option<String>,
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) effort: Option<Effort>,
+}
+
+/// What an agent was given to read, and the file that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prompt {
+    pub(crate) path: PathBuf,
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
+    pub(crate) cut: Vec<String>,
+    pub(crate) repository: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +133,8 @@ pub(crate) struct Run {
     pub(crate) session: Option<String>,
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
+    #[serde(default)]
+    pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
     pub(crate) review: Option<Review>,
@@ -177,7 +213,32 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
         session: run.session.clone(),
         usage: run.usage.clone(),
         checks: run.checks.iter().map(Check::from).collect(),
+        prompt: prompt(run, job),
         review: run.review.clone(),
+    }
+}
+
+fn prompt(run: &CoreRun, job: Option<&JobView>) -> Option<Prompt> {
+    let made = run.prompt.as_ref()?;
+    Some(Prompt {
+        path: job?.prompt.clone()?,
+        sha256: made.sha256.clone(),
+        bytes: made.bytes,
+        cut: made.cut.clone(),
+        repository: made.repository.clone(),
+    })
+}
+
+impl From<&CoreGuide> for Guide {
+    fn from(guide: &CoreGuide) -> Self {
+        let word = |name: &Option<TextName>| name.as_ref().map(TextName::to_string);
+        Self {
+            template: word(&guide.template),
+            persona: word(&guide.persona),
+            plan: word(&guide.plan),
+            variables: guide.variables.clone(),
+            effort: guide.effort,
+        }
     }
 }
 
@@ -202,6 +263,7 @@ impl From<&TaskView> for Task {
     fn from(view: &TaskView) -> Self {
         let task = &view.task;
         let (spec, last, result) = (&task.spec, task.last_run(), task.result());
+        let container = spec.placement.container.as_ref();
         let question = match task.outcome() {
             Some(Outcome::Blocked { question }) => Some(question.clone()),
             _ => None,
@@ -227,7 +289,13 @@ impl From<&TaskView> for Task {
                 usd: task.budget().usd.into(),
             }),
             placement: spec.placement.word().into(),
+            image: container.map(|container| container.image.to_string()),
+            runtime: container.map(|container| container.runtime.word().into()),
             enforced: last.and_then(|run| run.enforced.clone()),
+            allow: match &spec.placement.network {
+                Network::Allow(list) => Some(list.clone().into()),
+                Network::Full | Network::None => None,
+            },
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
             waiting: view.waits.as_ref().map(|waiting| Waiting {
@@ -277,6 +345,8 @@ impl From<&TaskView> for Task {
                     can: item.can.word().into(),
                 })
                 .collect(),
+            limits: task.spec.limits.clone(),
+            guide: Guide::from(&spec.guide),
             removed: task.removed,
         }
     }
@@ -286,7 +356,7 @@ impl From<&TaskView> for Task {
 pub(crate) mod tests {
     use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
-        event::{CheckState, Sealed, Verified},
+        event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
         run::RunCause,
         state::Workspace,
@@ -302,6 +372,12 @@ pub(crate) mod tests {
             state,
             queued_seq: 2,
             queued_at: 0,
+            prompt: Some(PromptMade {
+                sha256: "a1".into(),
+                bytes: 3,
+                cut: vec!["issue.md".into()],
+                repository: vec![],
+            }),
             range: None,
             review: Some(Review {
                 verdict: Verdict::Fail,
@@ -368,6 +444,13 @@ pub(crate) mod tests {
                 parent: None,
                 labels: Labels::default(),
                 terms: Terms::default(),
+                limits: dispatch_core::limits::Lowered::default(),
+                guide: CoreGuide {
+                    template: Some("review".parse().unwrap()),
+                    variables: BTreeMap::from([("a".into(), "b".into())]),
+                    effort: Some(Effort::High),
+                    ..CoreGuide::default()
+                },
             },
             created_at: 500,
             seq: 9,
@@ -396,6 +479,7 @@ pub(crate) mod tests {
             jobs: vec![JobView {
                 keeper_pid: None,
                 log: "/d/runs/x/agent/out".into(),
+                prompt: Some("/d/tasks/x/prompts/1.md".into()),
                 ended_not_judged: true,
             }],
             vault: None,
@@ -422,12 +506,17 @@ pub(crate) mod tests {
             "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
             "session": "s", "usage": null,
             "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+            "prompt": {
+                "path": "/d/tasks/x/prompts/1.md", "sha256": "a1", "bytes": 3,
+                "cut": ["issue.md"], "repository": [],
+            },
             "review": review,
         });
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "model": null, "pool": "default", "priority": "normal",
-            "after": [], "budget": null, "placement": "host", "enforced": "host: nothing",
+            "after": [], "budget": null, "placement": "host", "image": null, "runtime": null,
+            "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
@@ -436,7 +525,12 @@ pub(crate) mod tests {
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false,
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {},
+            "guide": {
+                "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
+                "effort": "high",
+            },
+            "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

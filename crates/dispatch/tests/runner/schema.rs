@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 35] = [
+const TASK: [(&str, &str); 40] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -18,7 +18,10 @@ const TASK: [(&str, &str); 35] = [
     ("after", "strings"),
     ("budget", "object?"),
     ("placement", "string"),
+    ("image", "string?"),
+    ("runtime", "string?"),
     ("enforced", "string?"),
+    ("allow", "strings?"),
     ("state", "string"),
     ("reason", "string?"),
     ("waiting", "object?"),
@@ -38,9 +41,11 @@ const TASK: [(&str, &str); 35] = [
     ("diffstat", "object?"),
     ("notes", "strings"),
     ("carried", "array"),
+    ("limits", "object"),
+    ("guide", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 12] = [
+const RUN: [(&str, &str); 13] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -52,6 +57,7 @@ const RUN: [(&str, &str); 12] = [
     ("session", "string?"),
     ("usage", "object?"),
     ("checks", "array"),
+    ("prompt", "object?"),
     ("review", "object?"),
 ];
 const WAITING: [(&str, &str); 4] = [

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -15,9 +16,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
+    container::{Container, RuntimeAsked, Wanted},
     event::{Kind, Scope, Subject, Verified},
     id::{RunId, TaskId},
     job::{Exit, Offset},
+    network::AllowList,
     outcome::Outcome,
     run::RunCause,
     schedule::{Held, Host, View},
@@ -28,19 +31,22 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings},
     fence::{Fences, Needs},
     git::Git,
     mirror::Mirror,
     reader::Reader,
     sites::{
-        Site, Start, conformance,
+        JobEvent, Site, Start, conformance,
         local::{Keeper, Local},
     },
     store::Store,
     view::Told,
     workspace::Workspaces,
 };
+
+use dispatch_test_programs::podman::{IMAGE, Podman};
 
 const FILES: usize = 3000;
 const LIVE: usize = 1000;
@@ -49,6 +55,7 @@ const FOLDED: u64 = 100_000;
 const WAITING: u64 = 100_000;
 const DECISIONS: usize = 20_000;
 const ENQUEUED: usize = 2000;
+const ROUNDS_PAIRED: usize = 5;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -63,6 +70,8 @@ fn main() -> Result<()> {
     disk()?;
     binary(&dispatch)?;
     runtime.block_on(cage(&dispatch))?;
+    runtime.block_on(container(&dispatch))?;
+    runtime.block_on(network(&dispatch, &agent))?;
     prepare()?;
     fold()?;
     gate()?;
@@ -132,13 +141,139 @@ fn disk() -> Result<()> {
     Ok(())
 }
 
+/// What the sidecar adds: the same agent speaks to the same server on this machine, once without a
+/// fence and once in a cage with a list of hosts, by relay and proxy or by relay and broker.
+async fn network(dispatch: &Path, agent: &Path) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
+    let Some(bwrap) = dirs.find(|file| file.is_file()) else {
+        println!("network: SKIPPED, bubblewrap is not installed");
+        return Ok(());
+    };
+    let place = tempfile_dir("network")?;
+    let repo = repository(&place, 5)?;
+    let (echo, http) = (server(echo)?, server(answers)?);
+    let text = format!(
+        "{}env = {{ URL = \"http://127.0.0.1:{http}\", KEY = {{ from = \"KEY\" }} }}\n\
+         [agents.brokered]\ndriver = \"plain\"\nprogram = \"{}\"\npool = \"test\"\n\
+         env = {{ KEY = {{ from = \"KEY\" }} }}\n[agents.brokered.broker]\nkey = \"KEY\"\n\
+         base_url = \"URL\"\nupstream = \"http://127.0.0.1:{http}\"\n",
+        config_text(agent, 4),
+        agent.display(),
+    );
+    let layer = Layer {
+        source: "bench",
+        text: &text,
+    };
+    let (config, _) = config::load(&[layer]).map_err(|p| anyhow::anyhow!("{p:?}"))?;
+    let engine = Engine::open(Settings {
+        config,
+        bwrap: Some(bwrap),
+        sidecar: vec![dispatch.to_string_lossy().into_owned(), "sidecar".into()],
+        ..settings(&place, dispatch, agent, 4)?
+    })
+    .await?;
+    let list = AllowList::try_from(vec![format!("127.0.0.1:{echo}")]);
+    let listed = Placement {
+        network: Network::Allow(list.map_err(anyhow::Error::msg)?),
+        ..Placement::of(Wrap::Cage)
+    };
+    let mut samples: BTreeMap<(String, &str), Vec<f64>> = BTreeMap::new();
+    // In turns, so that a busy moment of the machine meets both.
+    for _ in 0..ROUNDS_PAIRED {
+        for (by, agent, placement) in [
+            ("direct", "fake", Placement::of(Wrap::Host)),
+            ("by the sidecar", "brokered", listed.clone()),
+        ] {
+            let text = format!("@rounds 127.0.0.1:{echo} 100\n@asks 100\n@write made x\n");
+            let task = TaskSpec {
+                agent: agent.parse()?,
+                placement,
+                ..spec(&repo, text)?
+            };
+            let secrets = Secrets::from([("KEY".to_owned(), "not-a-real-key".into())]);
+            let mut events = engine.events(0);
+            let run = engine.dispatch(task, secrets).await?;
+            loop {
+                match events.next().await.context("the engine has ended")? {
+                    Told::Event(event)
+                        if event.subject.run() == Some(run)
+                            && matches!(event.kind, Kind::Finished { .. }) =>
+                    {
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            let out = place.join(format!("data/runs/{run}/agent/out"));
+            for line in fs::read_to_string(out)?.lines() {
+                let (what, nanos) = line.split_once(' ').context("a figure")?;
+                let us = nanos.parse::<f64>()? / 1000.0;
+                samples.entry((what.to_owned(), by)).or_default().push(us);
+            }
+        }
+    }
+    for (what, name) in [
+        ("open", "connect, and a first word there and back"),
+        ("round", "a word there and back on it"),
+        ("ask", "a whole request, by the broker instead of direct"),
+    ] {
+        let mut figure_of = |by| {
+            let taken = samples.remove(&(what.to_owned(), by)).unwrap_or_default();
+            figure(&format!("{name}, {by}"), taken, "us")
+        };
+        let (direct, other) = (figure_of("direct"), figure_of("by the sidecar"));
+        println!("what the sidecar adds to it: {:.0} us", other - direct);
+    }
+    engine.shutdown().await?;
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+fn server(serve: fn(TcpStream) -> std::io::Result<()>) -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // A client that hung up has its figures already.
+            std::thread::spawn(move || drop(serve(stream)));
+        }
+    });
+    Ok(port)
+}
+
+fn echo(stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut into = stream.try_clone()?;
+    for line in BufReader::new(stream).lines() {
+        into.write_all(format!("{}\n", line?).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Each request with the same few bytes, and closes when it is asked to.
+fn answers(stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut into = stream.try_clone()?;
+    let mut close = false;
+    for line in BufReader::new(stream).lines() {
+        let line = line?;
+        close |= line == "Connection: close";
+        if line.is_empty() {
+            into.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")?;
+            if close {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What the fence costs a start: the same keeper starts the same program bare and caged, in turns.
 async fn cage(dispatch: &Path) -> Result<()> {
     let place = tempfile_dir("cage")?;
     let keeper = Keeper::program(dispatch.to_owned());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
-    let bwrap = dirs.find(|file| file.is_file());
+    let bwrap = dispatch_test_programs::bubblewrap();
     if bwrap.is_none() {
         println!("cage: SKIPPED, bubblewrap is not installed");
         return Ok(());
@@ -159,10 +294,12 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     programs: Vec::new(),
                     read: Vec::new(),
                     write: vec![workspace.clone()],
+                    shared: Vec::new(),
                     toolchains: &[],
                     gpu: false,
+                    relays: Vec::new(),
                 };
-                let made = fences.cage(inner.clone(), needs, Network::Full, true);
+                let made = fences.cage(inner.clone(), needs, &Network::Full, true);
                 made.map_err(anyhow::Error::msg)?
             } else {
                 inner.clone()
@@ -186,6 +323,103 @@ async fn cage(dispatch: &Path) -> Result<()> {
         "ms",
     );
     println!("cage over bare: {:.2} ms more (goal 10)", caged - bare);
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+/// What Dispatch costs over a bare `podman run`: to the first byte of output, and to the end with
+/// the container removed; in turns, the same image, neither with a network.
+async fn container(dispatch: &Path) -> Result<()> {
+    let place = tempfile_dir("container")?;
+    let podman = match Podman::find(&place.join("podman")) {
+        Ok(podman) => podman,
+        Err(why) => {
+            println!("container: SKIPPED, {why}");
+            return Ok(());
+        }
+    };
+    let keeper = Keeper::program(dispatch.to_owned());
+    let fences = Fences::new(place.clone(), keeper.clone(), None).with(podman.runtimes());
+    let wanted = Container {
+        image: IMAGE.parse()?,
+        runtime: RuntimeAsked::Podman,
+    };
+    fences.prepare(&wanted).map_err(anyhow::Error::msg)?;
+    let site = Local::new(place.clone(), keeper);
+    let workspace = place.join("workspace");
+    fs::create_dir_all(&workspace)?;
+    let program = ["sh", "-c", "echo up"];
+    let (mut bare, mut ours) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+    for n in 0..40_u64 {
+        let begun = Instant::now();
+        let mut words = vec!["run", "--rm", "--log-driver=none", "--network=none"];
+        let limits = Podman::ulimits();
+        words.extend(limits.iter().map(String::as_str));
+        words.push(IMAGE);
+        words.extend(program);
+        let mut child = podman.command(&words).stdout(Stdio::piped()).spawn()?;
+        let mut out = child.stdout.take().context("its output")?;
+        out.read_exact(&mut [0; 1])?;
+        let first = ms(begun);
+        anyhow::ensure!(child.wait()?.success(), "bare podman failed");
+        if n >= 10 {
+            bare.0.push(first);
+            bare.1.push(ms(begun));
+        }
+
+        let begun = Instant::now();
+        let mut inner = conformance::invocation(&program);
+        inner.cwd.clone_from(&workspace);
+        let needs = Needs {
+            programs: Vec::new(),
+            read: Vec::new(),
+            write: vec![workspace.clone()],
+            shared: Vec::new(),
+            relays: Vec::new(),
+            toolchains: &[],
+            gpu: false,
+        };
+        let asked = Wanted {
+            network: Network::None,
+            strict: true,
+            ..Wanted::default()
+        };
+        let job = conformance::job(0xc0_0000 + n);
+        let made = fences.contain(inner, &job, needs, &wanted, &asked);
+        let what = made.map_err(anyhow::Error::msg)?;
+        let started = site.start(&job, &what).await;
+        anyhow::ensure!(started == Start::Started, "{started:?}");
+        let mut follow = site.follow(&job, Offset::default()).await?;
+        while !matches!(follow.next().await?, JobEvent::Out(_)) {}
+        let first = ms(begun);
+        let (_, report) = conformance::read_all(&site, &job, Offset::default()).await?;
+        anyhow::ensure!(report.exit == Exit::Code(0), "{report:?}");
+        if n >= 10 {
+            ours.0.push(first);
+            ours.1.push(ms(begun));
+        }
+    }
+    for (what, bare, ours) in [
+        ("to the first byte", bare.0, ours.0),
+        ("to the end, removed", bare.1, ours.1),
+    ] {
+        let paired: Vec<f64> = bare
+            .iter()
+            .zip(&ours)
+            .map(|(bare, ours)| ours / bare)
+            .collect();
+        figure(&format!("bare podman run, {what}"), bare, "ms");
+        figure(&format!("the same through Dispatch, {what}"), ours, "ms");
+        figure(
+            &format!("container over bare, {what}, paired (goal 1.1)"),
+            paired,
+            "x",
+        );
+    }
+    // Layers of images are not ours to unlink one by one.
+    podman
+        .call(&["system", "reset", "--force"])
+        .map_err(anyhow::Error::msg)?;
     fs::remove_dir_all(place)?;
     Ok(())
 }
@@ -321,6 +555,8 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     })
 }
 
@@ -487,6 +723,8 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
+        runtimes: Runtimes::default(),
+        sidecar: Vec::new(),
         observer: Observer::default(),
         clock: Clock::default(),
     })

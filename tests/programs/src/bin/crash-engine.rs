@@ -22,6 +22,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::{
         BoxFuture, Follow, Site, Start,
@@ -81,11 +82,17 @@ impl Site for Fused {
     }
 }
 
+const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(5);
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [home, agent, which, n] = args.as_slice() else {
-        bail!("crash-engine HOME AGENT (event|call|never) N");
+    let (args, sidecar) = match args.as_slice() {
+        [args @ .., word] if word == "sidecar" => (args, true),
+        args => (args, false),
+    };
+    let [home, agent, which, n] = args else {
+        bail!("crash-engine HOME AGENT (event|call|never) N [sidecar]");
     };
     let home = PathBuf::from(home);
     let n: u64 = n.parse().context("N")?;
@@ -104,9 +111,14 @@ async fn main() -> Result<()> {
         fuse,
     };
     let sites = Sites::from([("local".parse()?, Arc::new(site) as Arc<dyn Site>)]);
+    // A run that has a sidecar without needing a fence: its key is kept outside.
+    let broker = "env = { KEY = { from = \"KEY\" } }\n[agents.fake.broker]\nkey = \"KEY\"\n\
+                  base_url = \"URL\"\nupstream = \"http://127.0.0.1:9\"\n";
+    let broker = if sidecar { broker } else { "" };
+    let secrets = Secrets::from([("KEY".to_owned(), "not-a-real-key".into())]);
     let text = format!(
-        "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
-         pool = \"test\"\nplacement = \"host\"\n"
+        "[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
+         pool = \"test\"\nplacement = \"host\"\n{broker}"
     );
     let layer = Layer {
         source: "test",
@@ -121,14 +133,28 @@ async fn main() -> Result<()> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper,
         bwrap: None,
+        runtimes: Runtimes::default(),
+        sidecar: vec![agent.clone(), "sidecar".into()],
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
         clock: Clock::default(),
     };
     let engine = Engine::with_sites(settings, sites).await?;
     if engine.tasks().await?.is_empty() {
-        engine.dispatch(golden(&home)?, Secrets::new()).await?;
+        engine.dispatch(golden(&home)?, secrets.clone()).await?;
     }
-    engine.idle().await;
+    // A run that comes back without its key asks for it at a time that no event tells.
+    let provide = async {
+        loop {
+            match engine.provide(secrets.clone()).await {
+                Ok(()) => tokio::time::sleep(ASK_AGAIN).await,
+                Err(error) => return error,
+            }
+        }
+    };
+    tokio::select! {
+        () = engine.idle() => {}
+        error = provide, if sidecar => bail!("provide the key: {error}"),
+    }
     for view in engine.tasks().await? {
         let outcome = view.task.outcome().context("idle and not finished")?;
         println!("{} {}", view.task.id, outcome.word());
@@ -160,5 +186,7 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     })
 }

@@ -376,7 +376,7 @@ pub(super) mod tests {
         let mut gone = task(1, "1a", blocked("Which?"));
         gone.removed = true;
         model.mode = Mode::ConfirmStop {
-            id: running.id.clone(),
+            id: running.id,
         };
         model.task(gone);
         assert_eq!(
