@@ -375,9 +375,7 @@ pub(super) mod tests {
         assert_eq!(model.selected().unwrap().short, "1a");
         let mut gone = task(1, "1a", blocked("Which?"));
         gone.removed = true;
-        model.mode = Mode::ConfirmStop {
-            id: running.id,
-        };
+        model.mode = Mode::ConfirmStop { id: running.id };
         model.task(gone);
         assert_eq!(
             (model.mode.clone(), model.count("needs you")),
