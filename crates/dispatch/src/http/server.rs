@@ -32,6 +32,8 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(2);
 /// How long the last answers may take to be read.
 const DRAIN: Duration = Duration::from_secs(3);
+/// How long a person at their prompt waits for hooks; the rest is the next engine's.
+const LAST_NOTICES: Duration = Duration::from_secs(10);
 /// After an accept that failed, for want of descriptors for instance.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -157,6 +159,13 @@ impl Server {
             if now == 0 && before == after {
                 return;
             }
+        }
+    }
+
+    /// Time for notices of what has just happened, where nobody waits for idleness.
+    pub(crate) async fn tell_hooks(&self) {
+        match timeout(LAST_NOTICES, self.hooks.told_all()).await {
+            Ok(()) | Err(_) => {}
         }
     }
 

@@ -374,6 +374,15 @@ fn the_desktop_is_told_by_its_own_program() {
 }
 
 #[test]
+fn an_engine_for_one_task_tells_of_it_before_it_ends() {
+    let server = Listener::new(200);
+    let world = with_webhook(&server.url, "on = [\"failed\"]");
+    world.dispatch(&["run", "--here", "x\n> say a"]).exits(1);
+    assert_eq!(world.engine(), None);
+    assert_eq!(server.taken().json()["on"], "failed");
+}
+
+#[test]
 fn a_repository_cannot_make_a_hook() {
     let world = TestWorld::new();
     let hook = "[notify.x]\nkind = \"command\"\non = [\"completed\"]\ncommand = [\"true\"]\n";
