@@ -15,7 +15,10 @@ use crate::{
     container::{Image, RuntimeAsked},
     drivers::DriverKind,
     gate::{Gate, Pool},
-    id::{AccountName, AgentName, BadId, HookName, ModelName, PlacementName, PoolName},
+    id::{
+        AccountName, AgentName, BadId, ForgeName, HookName, ModelName, PlacementName, PoolName,
+        RepoName,
+    },
     limits::Limits,
     notify::Hook,
     prompt::{Library, TextName},
@@ -307,6 +310,36 @@ impl TryFrom<String> for HomePath {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RepoTable {
+    path: Option<String>,
+    url: Option<String>,
+    default_branch: Option<String>,
+    org: Option<String>,
+}
+
+/// `[forges.NAME]`: a host of repositories that issues are read from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forge {
+    /// As the URLs of its repositories have it.
+    pub host: String,
+    /// Its address, up to `/repos/OWNER/REPO/issues/N`.
+    pub api: String,
+    pub token: Option<EnvValue>,
+}
+
+/// A repository by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repo {
+    /// An absolute path or a URL.
+    pub place: String,
+    /// What a task starts from that names nothing; without it, what the repository says.
+    pub default_branch: Option<String>,
+    pub org: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TaskDefaults {
     pub agent: AgentName,
     /// How to work, where a task does not say.
@@ -357,6 +390,8 @@ pub struct Config {
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
     pub notify: BTreeMap<HookName, Hook>,
+    pub repos: BTreeMap<RepoName, Repo>,
+    pub forges: BTreeMap<ForgeName, Forge>,
     /// What prompts are made of: ours, until the caller lays a person's own over it.
     pub library: Library,
 }
@@ -384,7 +419,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 13] = [
     "task",
     "limits",
     "gate",
@@ -396,6 +431,8 @@ const TABLES: [&str; 11] = [
     "agents",
     "checks",
     "notify",
+    "repos",
+    "forges",
 ];
 
 /// Lays later layers over earlier ones and types the whole.
@@ -572,6 +609,7 @@ fn is_leaf(path: &[&str], value: &Value) -> bool {
     !matches!(value, Value::Table(_))
         || (path.len() > 3 && path[0] == "agents" && matches!(path[2], "env" | "files"))
         || (path.len() > 2 && path[0] == "notify")
+        || (path.len() > 2 && path[0] == "forges" && path[2] == "token")
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -634,6 +672,8 @@ impl Typing<'_> {
         let mut agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
         let notify = self.hooks(&agents);
+        let repos = self.repos();
+        let forges = self.forges();
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
@@ -716,8 +756,61 @@ impl Typing<'_> {
             agents,
             checks,
             notify,
+            repos,
+            forges,
             library: Library::built_in(),
         })
+    }
+
+    fn forges(&mut self) -> BTreeMap<ForgeName, Forge> {
+        let forges = self.many::<ForgeName, Forge>("forges");
+        for (name, forge) in &forges {
+            let at = place(&["forges", name.as_str()]);
+            // What goes there carries a token.
+            let own = ["http://127.0.0.1:", "http://localhost:"];
+            if !forge.api.starts_with("https://") && !own.iter().any(|s| forge.api.starts_with(s)) {
+                let what = "it is no https:// address";
+                self.problem(&format!("{at}.api"), what.into());
+            }
+            if let Some(EnvValue::Literal(_)) = forge.token {
+                let what = "a token is taken { from = .. }, { file = .. } or { command = [..] }, \
+                            and never written here";
+                self.problem(&format!("{at}.token"), what.into());
+            }
+        }
+        forges
+    }
+
+    fn repos(&mut self) -> BTreeMap<RepoName, Repo> {
+        let mut out = BTreeMap::new();
+        for (name, table) in self.many::<RepoName, RepoTable>("repos") {
+            let at = place(&["repos", name.as_str()]);
+            let found = match (table.path, table.url) {
+                (Some(path), None) if path.starts_with('/') => path,
+                (Some(path), None) => {
+                    let what = format!("{path:?} is not an absolute path");
+                    self.problem(&format!("{at}.path"), what);
+                    continue;
+                }
+                (None, Some(url)) if !url.is_empty() && !url.starts_with(['/', '-']) => url,
+                (None, Some(url)) => {
+                    self.problem(&format!("{at}.url"), format!("{url:?} is not a URL"));
+                    continue;
+                }
+                (Some(_), Some(_)) | (None, None) => {
+                    let what = "give it a path or a url, and not both";
+                    self.problem(&at, what.into());
+                    continue;
+                }
+            };
+            let repo = Repo {
+                place: found,
+                default_branch: table.default_branch,
+                org: table.org,
+            };
+            out.insert(name, repo);
+        }
+        out
     }
 
     fn hooks(&mut self, agents: &BTreeMap<AgentName, AgentProfile>) -> BTreeMap<HookName, Hook> {

@@ -163,6 +163,10 @@ names! {
     /// Runs that share a limit: `[pools.NAME]`.
     PoolName = "a pool's name";
     PlacementName = "a placement's name";
+    /// A repository that the configuration knows: `[repos.NAME]`.
+    RepoName = "a repository's name";
+    /// Where issues are read from: `[forges.NAME]`.
+    ForgeName = "a forge's name";
     /// One account at a provider, whose login several tasks use.
     AccountName = "an account's name";
     /// A machine that can hold jobs.

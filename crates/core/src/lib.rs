@@ -1,7 +1,7 @@
 //! What Dispatch decides, without touching the world: no I/O, no async, no clock (I1).
 //! Same input, same output. Read the modules in this order.
 //!
-//! * [`id`] names; [`task`] what was asked; [`outcome`] how a run ends; [`run`] the table of life
+//! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`event`] everything that can happen; [`state`] the fold of it
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
 //! * [`verdict`] how a run ended; [`checks`] what must pass
@@ -27,6 +27,7 @@ pub mod id;
 pub mod job;
 pub mod ledger;
 pub mod limits;
+pub mod naming;
 pub mod network;
 pub mod notify;
 pub mod outcome;

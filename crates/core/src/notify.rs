@@ -383,6 +383,7 @@ mod tests {
             labels: Labels::default(),
             terms: Terms::default(),
             guide: crate::prompt::Guide::default(),
+            turn: crate::task::Turn::default(),
             limits: crate::limits::Lowered::default(),
         };
         let created = Kind::TaskCreated {

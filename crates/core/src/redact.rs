@@ -590,11 +590,12 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 49] = [
+const NAMES: [&str; 51] = [
     "after",
     "agent",
     "base",
     "base_branch",
+    "behind",
     "branch",
     "cause",
     "check",
@@ -630,6 +631,7 @@ const NAMES: [&str; 49] = [
     "sites",
     "state",
     "stopped",
+    "taken",
     "template",
     "verdict",
     "task",

@@ -12,6 +12,7 @@ use crate::{
     gate::{Gate, Pool},
     id::{PoolName, RunId},
     ledger::{Ledger, Limited, Turn},
+    naming,
     outcome::{Again, Failure, Outcome},
     run::{RunCause, RunState},
     state::{State, Task},
@@ -19,7 +20,7 @@ use crate::{
 
 pub type Pools = BTreeMap<PoolName, Pool>;
 
-/// Runs that lack something only a person can give, and what.
+/// Runs that lack something only a person can give, or the workspace that an older task has, and what.
 pub type Held = BTreeMap<RunId, String>;
 
 /// What the machine has left. `None`: it could not be asked, which holds nothing up.
@@ -59,6 +60,8 @@ pub struct Decision {
 pub enum Why {
     Frozen,
     After,
+    /// An older task has the workspace.
+    Workspace,
     NeedsYou,
     NoPool,
     Paused,
@@ -80,6 +83,7 @@ impl Why {
         match self {
             Self::Frozen => "frozen",
             Self::After => "after",
+            Self::Workspace => "workspace",
             Self::NeedsYou => "needs_you",
             Self::NoPool => "no_pool",
             Self::Paused => "paused",
@@ -163,6 +167,18 @@ fn jitter_ms(run: RunId, jitter_s: u64) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = run.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, step);
     hash % jitter_s.saturating_mul(SECOND_MS).saturating_add(1)
+}
+
+/// Why a run waits for an older task that has its workspace, if it does.
+#[must_use]
+pub fn behind(state: &State, run: RunId) -> Option<String> {
+    let holder = state.waits_behind(run.task)?;
+    let name = naming::workspace_name(&holder.spec, &holder.short);
+    let word = holder.last_run().map_or("queued", |run| run.state.word());
+    let short = state.short(holder.id);
+    Some(format!(
+        "after {short}, which is {word} and has the workspace {name}"
+    ))
 }
 
 /// `first` doubled so many times, up to `most`, in milliseconds.
@@ -280,6 +296,7 @@ impl View<'_> {
         let waiting = || {
             self.frozen(task)
                 .or_else(|| self.after(task))
+                .or_else(|| Some(Waiting::new(Why::Workspace, behind(self.state, id)?)))
                 .or_else(|| Some(Waiting::new(Why::NeedsYou, self.held.get(&id)?)))
                 .or_else(|| self.everywhere())
                 .or_else(|| self.in_its_pool(task, id))

@@ -19,7 +19,7 @@ use crate::{
     outcome::{Again, Outcome},
     review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
-    task::TaskSpec,
+    task::{Taken, TaskSpec},
     update::Usage,
 };
 
@@ -117,6 +117,13 @@ impl Task {
             | RunState::Stopping { .. }
             | RunState::Checking => None,
         }
+    }
+
+    /// Whether nobody else may have its workspace: it works there, waits to, or waits for an answer.
+    #[must_use]
+    pub fn holds_workspace(&self) -> bool {
+        let blocked = matches!(self.outcome(), Some(Outcome::Blocked { .. }));
+        !self.removed && (self.is_open() || blocked)
     }
 
     /// A task that waits for it may go on.
@@ -346,6 +353,45 @@ impl State {
         self.tasks()
             .filter(|task| task.id.to_string().starts_with(prefix))
             .collect()
+    }
+
+    /// Tasks that hold the workspace a task like this would work in, oldest first.
+    pub fn holders<'a>(&'a self, spec: &'a TaskSpec) -> impl Iterator<Item = &'a Task> {
+        let same = move |task: &&Task| task.holds_workspace() && task.spec.same_workspace(spec);
+        // Most tasks have a workspace of their own, and need not look at the others.
+        let shared = spec.leaf().map(|_| self.tasks());
+        shared.into_iter().flatten().filter(same)
+    }
+
+    /// The older task that a task which was queued behind it, or supersedes it, still waits for.
+    #[must_use]
+    pub fn waits_behind(&self, id: TaskId) -> Option<&Task> {
+        let task = self.tasks.get(&id)?;
+        task.spec.turn.behind?;
+        // Its first run waits; whoever has begun has the workspace.
+        let waits = matches!(&task.runs[..], [run] if run.state == RunState::Queued);
+        let mut older = self
+            .holders(&task.spec)
+            .take_while(|other| other.id != id)
+            .filter(|other| match task.spec.turn.taken {
+                Taken::Supersede => other.is_open(),
+                Taken::Queue | Taken::Refuse => true,
+            });
+        older.next().filter(|_| waits)
+    }
+
+    /// The newer task that has this one's workspace now.
+    #[must_use]
+    pub fn taken_over(&self, id: TaskId) -> Option<TaskId> {
+        let task = self.tasks.get(&id)?;
+        let mut newer = self.holders(&task.spec).filter(|other| {
+            let mut order = self
+                .created
+                .iter()
+                .filter(|one| [id, other.id].contains(one));
+            other.id != id && order.next() == Some(&id) && self.waits_behind(other.id).is_none()
+        });
+        newer.next().map(|other| other.id)
     }
 
     /// The shortest prefix of `id` that no other task has; at least two digits.
@@ -798,7 +844,7 @@ pub(crate) mod tests {
         config::Config,
         outcome::Stop,
         schedule::{Held, Host, View},
-        task::{Base, ChecksAsked, Expects, Labels, Placement, Terms, Wrap},
+        task::{Base, ChecksAsked, Expects, Labels, Placement, Terms, Turn, Wrap},
     };
 
     pub(crate) fn spec(pool: &str) -> TaskSpec {
@@ -814,6 +860,7 @@ pub(crate) mod tests {
             checks: ChecksAsked::Detect,
             review_base: None,
             workspace: None,
+            turn: Turn::default(),
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
@@ -946,6 +993,75 @@ pub(crate) mod tests {
         let task = state.task(TaskId::from_bits(1)).unwrap();
         assert_eq!(task.spec.terms, Terms::default());
         assert_eq!(task.own_retries(), 1);
+    }
+
+    /// A task for pull request 7.
+    fn on_pr(world: &mut World, bits: u64, turn: Turn) -> RunId {
+        let task = TaskId::from_bits(bits);
+        let mut spec = spec("default");
+        spec.base = Base::Pr { number: 7 };
+        spec.turn = turn;
+        let short = world.state.short(task);
+        let spec = Box::new(spec);
+        world
+            .put(Subject::Task(task), Kind::TaskCreated { spec, short })
+            .unwrap();
+        let run = RunId { task, n: 1 };
+        let cause = RunCause::Dispatched;
+        world
+            .put(Subject::Run(run), Kind::RunQueued { cause })
+            .unwrap();
+        run
+    }
+
+    #[test]
+    fn whoever_is_queued_waits_for_every_older_holder() {
+        let mut world = World::new();
+        let behind = |taken, other: RunId| Turn {
+            taken,
+            behind: Some(other.task),
+        };
+        let first = on_pr(&mut world, 1 << 60, Turn::default());
+        let second = on_pr(&mut world, 2 << 60, behind(Taken::Queue, first));
+        let third = on_pr(&mut world, 3 << 60, behind(Taken::Queue, second));
+        let waits = |world: &World, run: RunId| world.state.waits_behind(run.task).map(|t| t.id);
+        assert_eq!(waits(&world, first), None);
+        assert_eq!(waits(&world, second), Some(first.task));
+        // The second gives up, and the third still waits for the first.
+        world
+            .put(
+                Subject::Run(second),
+                finished(Outcome::Stopped(Stop::ByPerson)),
+            )
+            .unwrap();
+        assert_eq!(waits(&world, third), Some(first.task));
+        assert_eq!(world.state.taken_over(first.task), None);
+        let question = "which?".to_owned();
+        world
+            .put(Subject::Run(first), finished(Outcome::Blocked { question }))
+            .unwrap();
+        assert_eq!(
+            waits(&world, third),
+            Some(first.task),
+            "it waits for an answer"
+        );
+        // Who supersedes does not wait for an answer that nobody gives, but for those that run.
+        let fourth = on_pr(&mut world, 4 << 60, behind(Taken::Supersede, third));
+        assert_eq!(waits(&world, fourth), Some(third.task));
+        world
+            .put(
+                Subject::Run(third),
+                finished(Outcome::Stopped(Stop::ByPerson)),
+            )
+            .unwrap();
+        assert_eq!(waits(&world, fourth), None);
+        assert_eq!(world.state.taken_over(first.task), Some(fourth.task));
+        world
+            .put(Subject::Task(first.task), Kind::TaskRemoved)
+            .unwrap();
+        let spec = world.state.task(fourth.task).unwrap().spec.clone();
+        let holders: Vec<TaskId> = world.state.holders(&spec).map(|t| t.id).collect();
+        assert_eq!(holders, [fourth.task]);
     }
 
     #[test]

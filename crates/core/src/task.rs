@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::naming::Leaf;
 use crate::{
     container::Container,
     gate::MicroUsd,
@@ -35,6 +36,66 @@ pub enum Base {
     Branch {
         name: String,
     },
+    /// The branch that the configuration names for this repository.
+    Default {
+        name: String,
+    },
+    /// The head of a pull or merge request, as the forge's own reference has it.
+    Pr {
+        number: u64,
+    },
+    /// The result is kept, and cannot be applied or pushed: a tag is not a place to go on from.
+    Tag {
+        name: String,
+    },
+    /// A private copy of the directory that `TaskSpec::repo` names; there is no git in it.
+    Folder,
+    /// An empty directory: the answer is the result.
+    Nothing,
+}
+
+impl Base {
+    /// What it starts from, in words for a person.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Head => "head".into(),
+            Self::Branch { name } | Self::Default { name } => format!("branch {name}"),
+            Self::Pr { number } => format!("pr {number}"),
+            Self::Tag { name } => format!("tag {name}"),
+            Self::Folder => "folder".into(),
+            Self::Nothing => "nothing".into(),
+        }
+    }
+
+    /// Whether there is a repository, of which there is a mirror.
+    #[must_use]
+    pub fn is_repository(&self) -> bool {
+        !matches!(self, Self::Folder | Self::Nothing)
+    }
+}
+
+/// What happens when another task has the workspace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    /// The request is an error that names the holder.
+    #[default]
+    Refuse,
+    /// It starts when no older task has the workspace any more.
+    Queue,
+    /// The holder is stopped, and its result kept, before it starts.
+    Supersede,
+}
+
+/// A task's place among those that want the same workspace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    #[serde(default)]
+    pub taken: Taken,
+    /// Who had the workspace when this was asked for: it starts after that.
+    #[serde(default)]
+    pub behind: Option<TaskId>,
 }
 
 /// Which checks must pass after the agent is done.
@@ -289,6 +350,8 @@ pub struct TaskSpec {
     pub review_base: Option<String>,
     /// Asked for by name: two live tasks never share it.
     pub workspace: Option<WorkspaceName>,
+    #[serde(default)]
+    pub turn: Turn,
     pub parent: Option<TaskId>,
     pub labels: Labels,
     #[serde(default)]
@@ -327,13 +390,28 @@ impl TaskSpec {
         format!("dispatch/{}-{id_prefix}", slug(&self.title, SLUG_CHARS_MAX))
     }
 
-    /// The folder of the workspace: the name asked for, else one that only this task has.
+    /// What its workspace is of, if it can be another task's too.
     #[must_use]
-    pub fn workspace_name(&self, id_prefix: &str) -> String {
-        match &self.workspace {
-            Some(name) => name.to_string(),
-            None => format!("{}-{id_prefix}", slug(&self.title, SLUG_CHARS_MAX)),
+    pub fn leaf(&self) -> Option<Leaf<'_>> {
+        if let Some(name) = &self.workspace {
+            return Some(Leaf::Named(name));
         }
+        match (&self.base, self.labels.issue) {
+            (Base::Pr { number }, _) => Some(Leaf::Pr(*number)),
+            (Base::Folder | Base::Nothing, _) => None,
+            (_, Some(issue)) => Some(Leaf::Issue(issue)),
+            (Base::Branch { name }, None) => Some(Leaf::Branch(name)),
+            (Base::Tag { name }, None) => Some(Leaf::Tag(name)),
+            (Base::Head | Base::Default { .. }, None) => None,
+        }
+    }
+
+    /// Whether both would work in a workspace of one name. Two live tasks never do.
+    #[must_use]
+    pub fn same_workspace(&self, other: &Self) -> bool {
+        self.repo == other.repo
+            && self.base.is_repository() == other.base.is_repository()
+            && self.leaf().is_some_and(|leaf| other.leaf() == Some(leaf))
     }
 
     /// A short name of the repository for people.

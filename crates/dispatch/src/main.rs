@@ -8,6 +8,7 @@ use std::{env, ffi::OsString, panic, process::ExitCode};
 mod api;
 mod cli;
 mod client;
+mod forge;
 mod http;
 mod import;
 mod notify;

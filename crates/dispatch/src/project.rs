@@ -14,7 +14,7 @@ use dispatch_core::{
     task::Wrap,
 };
 
-use crate::api::request::{self, BadRequest, ChecksWanted, Dispatch, is_url};
+use crate::api::request::{self, BadRequest, ChecksWanted, Dispatch};
 
 /// Fills in what the request leaves open. Once more is the same as once.
 ///
@@ -25,10 +25,16 @@ pub(crate) fn fill(
     config: &Config,
     own_config: &Path,
 ) -> Result<(), BadRequest> {
-    if is_url(&asked.repo) {
+    let place = asked
+        .repo
+        .as_deref()
+        .map(|repo| request::place(config, repo));
+    // Of a directory without git nothing is read before it is copied; a word that is neither a path
+    // nor known is refused later.
+    let Some(place) = place.filter(|place| place.starts_with('/')) else {
         return Ok(());
-    }
-    let project = read(&Path::new(&asked.repo).join(project::FILE), own_config)?;
+    };
+    let project = read(&Path::new(place).join(project::FILE), own_config)?;
     if let Some(what) = config.limits.too_high(&project.limits) {
         return Err(BadRequest::Project(format!(
             "use {what}; a repository's dispatch.toml may only lower them"

@@ -370,7 +370,8 @@ impl Settings {
         }
     }
 
-    fn take(
+    /// One secret from where the configuration says.
+    pub(crate) fn take(
         &self,
         key: &str,
         source: &Source,

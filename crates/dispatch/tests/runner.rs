@@ -9,6 +9,8 @@
 
 #[path = "runner/away.rs"]
 mod away;
+#[path = "runner/bases.rs"]
+mod bases;
 #[path = "runner/docs.rs"]
 mod docs;
 #[path = "runner/engine.rs"]

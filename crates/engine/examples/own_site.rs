@@ -18,7 +18,7 @@ use std::{
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
     clock::Clock,
@@ -119,6 +119,7 @@ async fn run() -> Result<(), Failure> {
         checks: ChecksAsked::None,
         review_base: None,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),

@@ -16,13 +16,14 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
     id::{RunId, Seq, SiteName, TaskId},
+    naming,
     outcome::{Outcome, Stop},
     redact::Redactor,
     run::{RunCause, RunState},
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
     state::State,
-    task::{AFTER_MAX, Base, TaskSpec},
+    task::{AFTER_MAX, Base, Taken, TaskSpec},
     update::Usage,
 };
 use tokio::{
@@ -37,6 +38,7 @@ use crate::{
     fence::Fences,
     jobdir::JobDir,
     lock::{self, EngineLock},
+    mirror::Wanted,
     pressure,
     run::{self, Ctx, Ended},
     sites::{
@@ -264,6 +266,7 @@ impl Engine {
             fresh: Vec::new(),
             host: Host::default(),
             wake_at: None,
+            turns_changed: false,
             _lock: lock,
         };
         spawn_actor(actor);
@@ -554,6 +557,8 @@ struct Actor {
     host: Host,
     /// When a decision is due although nothing happens.
     wake_at: Option<Millis>,
+    /// Who has a workspace has changed since those that wait for one were looked at.
+    turns_changed: bool,
     _lock: EngineLock,
 }
 
@@ -663,6 +668,21 @@ impl Actor {
         }
     }
 
+    /// Those that wait for a workspace look again whether it is free.
+    fn look_at_turns(&mut self) {
+        if !std::mem::take(&mut self.turns_changed) {
+            return;
+        }
+        let behind = |run: &&RunId| {
+            let task = self.state.task(run.task);
+            task.is_some_and(|task| task.spec.turn.behind.is_some())
+        };
+        let held: Vec<RunId> = self.held.keys().filter(behind).copied().collect();
+        for run in held {
+            self.look_for_secrets(run);
+        }
+    }
+
     fn decide(&mut self) {
         self.wake_at = None;
         if self.shutdown.is_some() || self.state.queue().len() == 0 {
@@ -673,6 +693,7 @@ impl Actor {
             self.host = pressure::host(&self.ctx.settings.data);
         }
         loop {
+            self.look_at_turns();
             // What one start changes for the next is in the state by then.
             let decision = self.gate().decide();
             let mut settled = decision.admit.is_empty() && decision.fail.is_empty();
@@ -760,6 +781,14 @@ impl Actor {
                     ) => Some((run.task, usage.clone())),
                     _ => None,
                 };
+                self.turns_changed |= matches!(
+                    event.kind,
+                    Kind::Finished { .. }
+                        | Kind::RunQueued { .. }
+                        | Kind::StopRequested { .. }
+                        | Kind::TaskRemoved
+                        | Kind::TaskRestored
+                );
                 self.pending.push(event);
                 if let Some((task, usage)) = spent {
                     self.warn_of_budgets(task, &usage);
@@ -950,7 +979,7 @@ impl Actor {
         Ok(view)
     }
 
-    fn dispatch(&mut self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+    fn dispatch(&mut self, mut spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
         let limits = &self.ctx.settings.config.limits;
         if self.state.queue().len() >= limits.queue_max {
             return Err(VerbError::QueueFull {
@@ -971,31 +1000,45 @@ impl Actor {
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
-        if let Some(name) = &spec.workspace {
-            let same = |task: &&dispatch_core::state::Task| {
-                task.spec.workspace.as_ref() == Some(name)
-                    && task.spec.repo == spec.repo
-                    && !task.removed
-                    && task
-                        .workspace
-                        .as_ref()
-                        .is_none_or(|workspace| !workspace.removed)
-            };
-            if let Some(holder) = self.state.tasks().find(same) {
-                let (name, holder) = (name.to_string(), holder.id);
-                return Err(VerbError::WorkspaceTaken { name, holder });
-            }
+        Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
+            what: error.to_string(),
+        })?;
+        let older: Vec<TaskId> = self.state.holders(&spec).map(|task| task.id).collect();
+        if let (Taken::Refuse, Some(holder)) = (spec.turn.taken, older.last()) {
+            let name = naming::workspace_name(&spec, "");
+            let holder = *holder;
+            return Err(VerbError::WorkspaceTaken { name, holder });
         }
         self.can_follow(&spec)?;
+        spec.turn.behind = older.last().copied();
         let task = self.fresh_id()?;
         let short = self.state.short(task);
+        let supersedes = spec.turn.taken == Taken::Supersede;
         let spec = Box::new(spec);
         // Before the first event, so that they are masked in it.
         self.secrets.insert(task, secrets);
         self.put(Subject::Task(task), Kind::TaskCreated { spec, short });
         let run = RunId { task, n: 1 };
         self.queue(run, RunCause::Dispatched);
+        if supersedes {
+            older.into_iter().for_each(|old| self.supersede(old, task));
+            self.look_for_secrets(run);
+        }
         Ok(run)
+    }
+
+    /// Ends what has the workspace. Its result is kept by its own end, and its workspace stays.
+    fn supersede(&mut self, old: TaskId, by: TaskId) {
+        let text = format!("superseded by task {by}, which wants its workspace");
+        self.put(Subject::Task(old), Kind::Noted { text });
+        let state = self.state.task(old).and_then(|task| task.last_run());
+        // A second request would be a kill.
+        if state.is_some_and(|run| !matches!(run.state, RunState::Stopping { .. })) {
+            match self.stop(old, Force::Ask) {
+                // Blocked: nothing of it runs.
+                Ok(()) | Err(_) => {}
+            }
+        }
     }
 
     /// Every run of every task comes to the gate here.
@@ -1120,6 +1163,15 @@ impl Actor {
             return Err(wrong(
                 "its workspace was removed; bring it back with `dispatch undo` first",
             ));
+        }
+        // Whoever waits for the workspace, or lost it to another, does not have it.
+        let mut holders = self.state.holders(&found.spec);
+        if holders.any(|other| {
+            other.id != task
+                && self.state.waits_behind(other.id).is_none()
+                && self.state.taken_over(other.id).is_none()
+        }) {
+            return Err(wrong("another task has its workspace; stop that one first"));
         }
         if found.runs.len() >= limits.runs_max as usize {
             return Err(wrong("it has had all its runs (limits.runs_max)"));
@@ -1295,6 +1347,10 @@ impl Actor {
     }
 
     fn look_for_secrets(&mut self, run: RunId) {
+        if let Some(why) = schedule::behind(&self.state, run) {
+            self.held.insert(run, why);
+            return;
+        }
         let lacks = self.lacks(run);
         if lacks.is_empty() {
             self.held.remove(&run);
@@ -1461,8 +1517,8 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
     let redactor = Redactor::new(secrets.values().map(Secret::expose));
     let shows = |name: &str| redactor.redact(name) != name;
     let branch = match &spec.base {
-        Base::Head => false,
-        Base::Branch { name } => shows(name),
+        Base::Head | Base::Pr { .. } | Base::Folder | Base::Nothing => false,
+        Base::Branch { name } | Base::Default { name } | Base::Tag { name } => shows(name),
     };
     let model = spec.terms.model.as_ref();
     branch

@@ -212,6 +212,12 @@ impl RefName {
         Self::full(&format!("refs/heads/{short}")).map_err(|error| relabel(error, "branch", name))
     }
 
+    /// A tag by its short or full name.
+    pub fn tag(name: &str) -> Result<Self, GitError> {
+        let short = name.strip_prefix("refs/tags/").unwrap_or(name);
+        Self::full(&format!("refs/tags/{short}")).map_err(|error| relabel(error, "tag", name))
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -27,6 +27,7 @@ pub mod engine;
 pub mod events;
 pub mod fence;
 mod files;
+pub mod folder;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod git;

@@ -27,11 +27,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     files,
-    trees::{Project, TreeError, Trees},
+    git::{CommitId, Git},
+    mirror::Mirror,
+    trees::{Project, REVIEW_BASE, TreeError, Trees},
 };
 
 /// A file beyond it is none of ours: no prompt is made as long.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
+
+/// Stands for the folder of what does not fit into a prompt, where there is no task yet.
+const CONTEXT_NOT_YET: &str = "/the/context/of/the/run";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PromptError {
@@ -124,6 +129,87 @@ pub(crate) fn compose(
         files: &context.to_string_lossy(),
     };
     prompt::assemble(&facts, &config.library, config.limits.prompt())
+}
+
+/// Where what a task starts from can be read before there is a task.
+#[derive(Clone, Copy, Debug)]
+pub enum Known<'a> {
+    /// A commit of a repository, which is only read.
+    Commit {
+        git: &'a Git,
+        git_dir: &'a Path,
+        commit: &'a str,
+        branch: Option<&'a str>,
+    },
+    Folder(&'a Path),
+    /// There is nothing in it, or it was not fetched yet.
+    Nothing,
+}
+
+/// What the first run of a task would be given to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preview {
+    pub prompt: String,
+    pub review: Option<Range>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct PreviewError(#[from] PromptError);
+
+/// The prompt of a task that is not there yet, from the same parts. It writes nothing.
+///
+/// # Errors
+/// When the base cannot be read, or a text of the prompt not filled in.
+pub fn preview(
+    config: &Config,
+    spec: &TaskSpec,
+    known: Known<'_>,
+) -> Result<Preview, PreviewError> {
+    let made = previewed(config, spec, known);
+    Ok(made?)
+}
+
+fn previewed(config: &Config, spec: &TaskSpec, known: Known<'_>) -> Result<Preview, PromptError> {
+    let asked = spec.review_base.as_deref().unwrap_or(REVIEW_BASE);
+    let reviews = spec.expects == Expects::Review;
+    let (project, branch, review) = match known {
+        Known::Commit {
+            git,
+            git_dir,
+            commit,
+            branch,
+        } => {
+            let repository = Mirror::reading(git, git_dir);
+            let head = CommitId::parse(commit).map_err(TreeError::from)?;
+            let project = Project::at(&repository, &head, spec, config)?;
+            let from = match reviews {
+                true => Some(repository.revision(asked, &head).map_err(TreeError::from)?),
+                false => None,
+            };
+            let range = from.map(|from| (from.to_string(), head.to_string()));
+            (project, branch, range)
+        }
+        Known::Folder(folder) => (Project::of_folder(folder, config)?, None, None),
+        Known::Nothing => (Project::default(), None, None),
+    };
+    // Where it begins is found when the base is there; until then it is what was asked for.
+    let review = reviews
+        .then(|| review.unwrap_or_else(|| (asked.to_owned(), "HEAD".to_owned())))
+        .map(|(base, head)| Range { base, head });
+    let turn = Turn::First;
+    let context = Path::new(CONTEXT_NOT_YET);
+    let made = compose(
+        config,
+        spec,
+        branch,
+        review.as_ref(),
+        &project,
+        turn,
+        context,
+    )?;
+    let prompt = made.text;
+    Ok(Preview { prompt, review })
 }
 
 /// What the run before asked, if it ended in a question.

@@ -160,7 +160,7 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         waits: None,
         place: None,
         jobs: found.runs.iter().map(job).collect(),
-        vault: trees::vault_of(data, &found.spec.repo),
+        vault: trees::vault_of(data, &found.spec),
         task: found.clone(),
     })
 }

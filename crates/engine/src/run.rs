@@ -411,6 +411,9 @@ impl Walk {
             );
             self.tell(Kind::Noted { text }).await?;
         }
+        for text in ready.notes {
+            self.tell(Kind::Noted { text }).await?;
+        }
         let workspace = Kind::WorkspaceReady {
             path: ready.workspace.path.clone(),
             base: ready.workspace.base.clone(),

@@ -29,7 +29,7 @@ pub const BLOCKED: &str = "BLOCKED.md";
 /// How many paths of each kind (ignored, other) a snapshot names; the rest is counted.
 pub const LEFT_OUT_MAX: usize = 1000;
 /// Attributes of no tree: for files that the base's attributes make git refuse.
-const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
+pub(crate) const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -127,12 +127,13 @@ pub fn snapshot(
     limits: &Limits,
 ) -> Result<Snapshot, SnapshotError> {
     let scratch = Scratch::new(vault).map_err(io_error("make scratch space in", vault.dir()))?;
+    let plain = CommitId::parse(EMPTY_TREE).map_err(git_error("read attributes"))?;
     let over = Over {
         vault,
         workspace,
         base,
         index: scratch.path("index"),
-        attributes: base,
+        attributes: if vault.is_plain() { &plain } else { base },
     };
     match take(&over, &scratch, meta, limits) {
         // An attribute of the base, such as an encoding, can make git refuse a file of the
@@ -140,18 +141,15 @@ pub fn snapshot(
         Err(SnapshotError::Git {
             source: GitError::Failed { .. },
             ..
-        }) => {
-            let plain = CommitId::parse(EMPTY_TREE).map_err(git_error("read attributes"))?;
-            take(
-                &Over {
-                    attributes: &plain,
-                    ..over
-                },
-                &scratch,
-                meta,
-                limits,
-            )
-        }
+        }) => take(
+            &Over {
+                attributes: &plain,
+                ..over
+            },
+            &scratch,
+            meta,
+            limits,
+        ),
         other => other,
     }
 }
@@ -209,7 +207,11 @@ fn take(
     over.index_info(git::index_info(
         gitlinks.iter().map(|e| (None, e.path.as_slice())),
     ))?;
-    let rules = Rules::of(over.vault, &entries)?;
+    let rules = if over.vault.is_plain() {
+        Rules::default()
+    } else {
+        Rules::of(over.vault, &entries)?
+    };
     let out = over
         .cmd("diff-files")
         .args(["-z", "--ignore-submodules=all"])

@@ -8,6 +8,7 @@ use std::{
     fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use dispatch_core::{
@@ -15,17 +16,19 @@ use dispatch_core::{
     checks::{self, Checks, RootFiles},
     config::Config,
     event::Sealed,
+    naming,
     prompt::{self, BLOCKED_FILE},
     review::Range,
     state::{Task, Workspace},
-    task::Base,
+    task::{Base, TaskSpec},
 };
 
 use crate::{
     engine::Settings,
     files,
+    folder::{self, FolderError},
     git::{CommitId, Git, GitError, RefName, bundle_job},
-    mirror::{Mirror, MirrorError},
+    mirror::{self, Brought, Mirror, MirrorError, Wanted},
     prompts::Texts,
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
     vault::{Author, Vault, VaultError},
@@ -52,6 +55,8 @@ pub(crate) enum TreeError {
     Workspace(#[from] WorkspaceError),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     #[error("{doing}: {source}")]
     Io {
         doing: String,
@@ -69,6 +74,8 @@ pub(crate) struct Ready {
     pub(crate) how: String,
     /// What an earlier run had asked; moved out, so that it is not taken for a new question.
     pub(crate) old_question: Option<String>,
+    /// What a person should know of the base.
+    pub(crate) notes: Vec<String>,
 }
 
 /// What a base commit says, for a prompt.
@@ -81,6 +88,102 @@ pub(crate) struct Project {
     pub(crate) texts: Texts,
 }
 
+fn files_of(
+    mirror: &Mirror,
+    base: &CommitId,
+    there: &[String],
+    names: &[&str],
+) -> Result<RootFiles, TreeError> {
+    let mut files = RootFiles::new();
+    for name in names
+        .iter()
+        .filter(|name| there.iter().any(|file| file == *name))
+    {
+        if let Some(bytes) = mirror.show(base, name)? {
+            files.insert(
+                (*name).to_owned(),
+                String::from_utf8_lossy(&bytes).into_owned(),
+            );
+        }
+    }
+    Ok(files)
+}
+
+impl Project {
+    /// Of a commit that `mirror` has.
+    pub(crate) fn at(
+        mirror: &Mirror,
+        base: &CommitId,
+        spec: &TaskSpec,
+        config: &Config,
+    ) -> Result<Self, TreeError> {
+        let there = mirror.ls_tree_root(base)?;
+        let markers = checks::marker_files(&config.checks);
+        let root = files_of(mirror, base, &there, &markers)?;
+        let language = checks::detected(&config.checks, &root).map(|(name, _)| name.to_string());
+        let mut texts = Texts::new();
+        let own = there.iter().any(|name| name == prompt::REPOSITORY_FOLDER);
+        if own && prompt::rewords(&spec.base) {
+            let paths = spec.guide.paths(language.as_deref());
+            let wanted: Vec<&str> = paths.values().map(String::as_str).collect();
+            let found = mirror.texts(base, &wanted, config.limits.template_bytes)?;
+            for (path, bytes) in found {
+                let kind = paths.iter().find(|(_, known)| **known == path);
+                if let Some((kind, _)) = kind {
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    texts.insert(*kind, (path, text));
+                }
+            }
+        }
+        // The only commit of what has no history of its own is ours.
+        let commits = match spec.base.is_repository() {
+            true => mirror.subjects(base, prompt::COMMITS_MAX)?,
+            false => Vec::new(),
+        };
+        Ok(Self {
+            root,
+            language,
+            commits,
+            texts,
+        })
+    }
+
+    /// Of a directory before it is copied.
+    pub(crate) fn of_folder(folder: &Path, config: &Config) -> Result<Self, TreeError> {
+        use io::Read as _;
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut root = RootFiles::new();
+        for name in checks::marker_files(&config.checks) {
+            let path = folder.join(name);
+            let failed = |source: io::Error| TreeError::Io {
+                doing: format!("read {}", path.display()),
+                source,
+            };
+            let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+                Ok(file) => fs::File::from(file),
+                // No file, or a link, which a copy does not follow either.
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => continue,
+                Err(error) => return Err(failed(error.into())),
+            };
+            if !file.metadata().map_err(failed)?.is_file() {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            let mut file = file.take(mirror::SHOW_MAX_BYTES as u64);
+            file.read_to_end(&mut bytes).map_err(failed)?;
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            root.insert(name.to_owned(), text);
+        }
+        let language = checks::detected(&config.checks, &root).map(|(name, _)| name.to_string());
+        Ok(Self {
+            root,
+            language,
+            ..Self::default()
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Trees {
     git: Git,
@@ -88,13 +191,14 @@ pub(crate) struct Trees {
     workspaces: Workspaces,
     limits: snapshot::Limits,
     path: String,
+    answer_timeout: Duration,
+    folder_limits: folder::Limits,
 }
 
 /// The vault that a repository's results are in, whether or not it is there yet.
-pub(crate) fn vault_of(data: &Path, repo: &str) -> Option<PathBuf> {
-    let path = data
-        .join("vaults")
-        .join(format!("{}.git", crate::mirror::key_of(repo)));
+pub(crate) fn vault_of(data: &Path, spec: &TaskSpec) -> Option<PathBuf> {
+    let key = mirror::store_key(&spec.base, &spec.repo);
+    let path = data.join("vaults").join(format!("{key}.git"));
     path.exists().then_some(path)
 }
 
@@ -106,7 +210,7 @@ fn author() -> Author {
 }
 
 /// What a review reads that names no base: the last commit.
-const REVIEW_BASE: &str = "HEAD~1";
+pub(crate) const REVIEW_BASE: &str = "HEAD~1";
 
 impl Trees {
     pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
@@ -118,6 +222,11 @@ impl Trees {
         let workspaces = Workspaces::new(&git, &settings.data);
         workspaces.sweep().map_err(|e| e.to_string())?;
         let limits = &settings.config.limits;
+        let answer_timeout = Duration::from_secs(limits.upstream_s);
+        let folder_limits = folder::Limits {
+            bytes: limits.folder_bytes,
+            files: limits.folder_files as u64,
+        };
         let git = git.fetch_bytes(limits.fetch_bytes);
         let limits = snapshot::Limits {
             total_bytes: limits.snapshot_bytes,
@@ -130,6 +239,8 @@ impl Trees {
             workspaces,
             limits,
             path,
+            answer_timeout,
+            folder_limits,
         })
     }
 
@@ -161,11 +272,12 @@ impl Trees {
     }
 
     fn mirror(&self, task: &Task) -> Result<Mirror, TreeError> {
-        Ok(Mirror::open_or_create(
-            &self.git,
-            &self.data,
-            &task.spec.repo,
-        )?)
+        let (base, repo) = (&task.spec.base, &task.spec.repo);
+        if !base.is_repository() {
+            return Ok(Mirror::without_git(&self.git, &self.data, base, repo)?);
+        }
+        let mirror = Mirror::open_or_create(&self.git, &self.data, repo)?;
+        Ok(mirror.answer_within(self.answer_timeout))
     }
 
     fn vault(&self, task: &Task) -> Result<Vault, TreeError> {
@@ -197,21 +309,26 @@ impl Trees {
                 workspace: workspace.clone(),
                 how,
                 old_question,
+                notes: Vec::new(),
             });
         }
         let mirror = self.mirror(task)?;
-        mirror.refresh()?;
-        let branch = match &task.spec.base {
-            Base::Head => None,
-            Base::Branch { name } => Some(RefName::branch(name)?),
-        };
-        let base = mirror.base(branch.as_ref())?;
-        let name = task.spec.workspace_name(&task.short);
+        let Brought { mut base, notes } = self.bring(task, &mirror)?;
+        let name = naming::workspace_folder(&task.spec, &task.short);
         let path = self.data.join("workspaces").join(mirror.key()).join(name);
         let (branch, meta) = (Self::branch(task)?, self.meta(task));
-        let prepared = self
-            .workspaces
-            .prepare(&mirror, &base.commit, &branch, &path, &meta)?;
+        let make = |commit: &CommitId| {
+            self.workspaces
+                .prepare(&mirror, commit, &branch, &path, &meta)
+        };
+        let prepared = match make(&base.commit) {
+            // Made before a restart, and upstream has moved on since: the task has its base.
+            Err(WorkspaceError::OtherBase { has, .. }) => {
+                base.commit = has;
+                make(&base.commit)?
+            }
+            other => other?,
+        };
         let how = match prepared.how {
             How::Pooled => "a tree made beforehand",
             How::Moved => "a tree made beforehand, moved to the base",
@@ -229,7 +346,26 @@ impl Trees {
             workspace,
             how: how.into(),
             old_question,
+            notes,
         })
+    }
+
+    /// The commit that a task starts from.
+    fn bring(&self, task: &Task, mirror: &Mirror) -> Result<Brought, TreeError> {
+        let (commit, notes) = match &task.spec.base {
+            Base::Folder => {
+                let folder = Path::new(&task.spec.repo);
+                folder::is_apart(folder, &self.data)?;
+                folder::take_in(mirror, folder, &task.id.to_string(), &self.folder_limits)?
+            }
+            Base::Nothing => (folder::nothing(mirror)?, Vec::new()),
+            base => return Ok(mirror.bring(&Wanted::of(base)?)?),
+        };
+        let base = mirror::Base {
+            commit,
+            branch: None,
+        };
+        Ok(Brought { base, notes })
     }
 
     /// Takes an old question out of the way. One that the base itself holds is part of the project.
@@ -248,6 +384,10 @@ impl Trees {
     /// Makes trees for the tasks to come. A pool that cannot be filled costs time, no more, so its
     /// errors end here; the next prepare meets their cause and tells it.
     pub(crate) fn refill(&self, task: &Task) {
+        // A copy is one task's.
+        if !task.spec.base.is_repository() {
+            return;
+        }
         let filled = self
             .mirror(task)
             .and_then(|mirror| Ok(self.workspaces.refill(&mirror, &Self::base(task)?.0)?));
@@ -261,58 +401,13 @@ impl Trees {
         let (base, _) = Self::base(task)?;
         let mirror = self.mirror(task)?;
         let there = mirror.ls_tree_root(&base)?;
-        Self::files_of(&mirror, &base, &there, names)
-    }
-
-    fn files_of(
-        mirror: &Mirror,
-        base: &CommitId,
-        there: &[String],
-        names: &[&str],
-    ) -> Result<RootFiles, TreeError> {
-        let mut files = RootFiles::new();
-        for name in names
-            .iter()
-            .filter(|name| there.iter().any(|file| file == *name))
-        {
-            if let Some(bytes) = mirror.show(base, name)? {
-                files.insert(
-                    (*name).to_owned(),
-                    String::from_utf8_lossy(&bytes).into_owned(),
-                );
-            }
-        }
-        Ok(files)
+        files_of(&mirror, &base, &there, names)
     }
 
     /// What a prompt is made of, from the base commit and never from a workspace.
     pub(crate) fn project(&self, task: &Task, config: &Config) -> Result<Project, TreeError> {
         let (base, _) = Self::base(task)?;
-        let mirror = self.mirror(task)?;
-        let there = mirror.ls_tree_root(&base)?;
-        let markers = checks::marker_files(&config.checks);
-        let root = Self::files_of(&mirror, &base, &there, &markers)?;
-        let language = checks::detected(&config.checks, &root).map(|(name, _)| name.to_string());
-        let mut texts = Texts::new();
-        let own = there.iter().any(|name| name == prompt::REPOSITORY_FOLDER);
-        if own && prompt::rewords(&task.spec.base) {
-            let paths = task.spec.guide.paths(language.as_deref());
-            let wanted: Vec<&str> = paths.values().map(String::as_str).collect();
-            let found = mirror.texts(&base, &wanted, config.limits.template_bytes)?;
-            for (path, bytes) in found {
-                let kind = paths.iter().find(|(_, known)| **known == path);
-                if let Some((kind, _)) = kind {
-                    let text = String::from_utf8_lossy(&bytes).into_owned();
-                    texts.insert(*kind, (path, text));
-                }
-            }
-        }
-        Ok(Project {
-            root,
-            language,
-            commits: mirror.subjects(&base, prompt::COMMITS_MAX)?,
-            texts,
-        })
+        Project::at(&self.mirror(task)?, &base, &task.spec, config)
     }
 
     /// What the base commit carries for agents. Sets of names, no content.
@@ -576,6 +671,26 @@ impl Trees {
         let vault = self.vault(task)?;
         vault.apply_into(into, &CommitId::parse(commit)?, &Self::branch(task)?)?;
         Ok(())
+    }
+
+    /// Writes the result into a directory without git; says how many files it has touched.
+    pub(crate) fn write_back(
+        &self,
+        task: &Task,
+        into: &Path,
+        commit: &str,
+    ) -> Result<u64, TreeError> {
+        let mirror = self.mirror(task)?;
+        // Two results into one directory come one after the other.
+        let _held = mirror.take_lock()?;
+        let vault = self.vault(task)?;
+        let base = Self::base(task)?.0;
+        Ok(folder::write_back(
+            &vault,
+            into,
+            &base,
+            &CommitId::parse(commit)?,
+        )?)
     }
 
     pub(crate) fn diff(&self, task: &Task, commit: &str) -> Result<String, TreeError> {

@@ -24,7 +24,7 @@ pub const DIFF_MAX_BYTES: usize = 8 << 20;
 pub const DIFFSTAT_PATHS_MAX: usize = 500;
 
 /// A crash of the machine must not lose a result: git by itself does not sync loose objects.
-const DURABLE: [&str; 2] = ["core.fsync=committed,reference", "core.fsyncMethod=batch"];
+pub(crate) const DURABLE: [&str; 2] = ["core.fsync=committed,reference", "core.fsyncMethod=batch"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
@@ -97,6 +97,7 @@ pub struct Vault {
     git: Git,
     dir: PathBuf,
     mirror_objects: PathBuf,
+    plain: bool,
 }
 
 impl Vault {
@@ -122,12 +123,18 @@ impl Vault {
             git: git.clone(),
             dir,
             mirror_objects,
+            plain: mirror.is_plain(),
         })
     }
 
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether its trees stand for directories without git, where nothing is converted or ignored.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Where the mirror it borrows from keeps its objects.

@@ -7,6 +7,7 @@ use dispatch_core::{
     event::{Kind, Subject},
     id::TaskId,
     state::Task,
+    task::Base,
 };
 use tokio::sync::oneshot;
 
@@ -14,7 +15,7 @@ use crate::{
     engine::{Command, Engine, now},
     run::Ctx,
     trees::{TreeError, Trees},
-    view::{Applied, Force, TaskView, VerbError},
+    view::{Applied, Force, TaskView, VerbError, Written},
 };
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -186,6 +187,13 @@ impl Engine {
         let _busy = self.hold("apply", task)?;
         let view = self.task(task).await?;
         let commit = result_of("apply", &view)?;
+        if let Some(hint) = no_branch(&view.task.spec.base) {
+            return Err(VerbError::Nothing {
+                verb: "apply",
+                task,
+                hint,
+            });
+        }
         let repo = match to {
             Some(repo) => repo,
             None if view.task.spec.repo.starts_with('/') => PathBuf::from(&view.task.spec.repo),
@@ -219,6 +227,53 @@ impl Engine {
         })
     }
 
+    /// Writes the result of a task without git into the directory it was copied from, or another.
+    ///
+    /// # Errors
+    /// When there is no result, or something there has changed since; then nothing was written.
+    pub async fn write_back(
+        &self,
+        task: TaskId,
+        to: Option<PathBuf>,
+    ) -> Result<Written, VerbError> {
+        let _busy = self.hold("apply", task)?;
+        let view = self.task(task).await?;
+        let commit = result_of("apply", &view)?;
+        let nothing = |hint: &str| VerbError::Nothing {
+            verb: "apply",
+            task,
+            hint: hint.into(),
+        };
+        let folder = match (&view.task.spec.base, to) {
+            (Base::Folder | Base::Nothing, Some(folder)) => folder,
+            (Base::Folder, None) => PathBuf::from(&view.task.spec.repo),
+            (Base::Nothing, None) => {
+                return Err(nothing(
+                    "it started from nothing; say where to with --to PATH",
+                ));
+            }
+            _ => return Err(nothing("it has a repository, where it becomes a branch")),
+        };
+        let (into, from) = (folder.clone(), commit.clone());
+        let written = self
+            .blocking(view.task, move |trees, task| {
+                trees.write_back(task, &into, &from)
+            })
+            .await?;
+        let files = written.map_err(failed("apply the result of", task))?;
+        let kind = Kind::Applied {
+            repo: folder.clone(),
+            branch: String::new(),
+            commit: commit.clone(),
+        };
+        self.record(Subject::Task(task), vec![kind]).await?;
+        Ok(Written {
+            folder,
+            commit,
+            files,
+        })
+    }
+
     /// The result as a patch; of a live task, what its workspace shows now.
     ///
     /// # Errors
@@ -242,6 +297,20 @@ impl Engine {
             .blocking(view.task, move |trees, task| trees.diff(task, &commit))
             .await?;
         diff.map_err(failed("show the changes of", task))
+    }
+}
+
+/// Why a result cannot become a branch.
+fn no_branch(base: &Base) -> Option<String> {
+    match base {
+        Base::Tag { name } => Some(format!(
+            "it started from the tag {name}, and a tag is not a place to go on from; its result is \
+             kept and `dispatch diff` shows it; start from a branch to apply one"
+        )),
+        Base::Folder | Base::Nothing => {
+            Some("it has no repository; its files are written after you said so".into())
+        }
+        Base::Head | Base::Branch { .. } | Base::Default { .. } | Base::Pr { .. } => None,
     }
 }
 

@@ -56,6 +56,15 @@ pub struct Applied {
     pub commit: String,
 }
 
+/// The result in a directory without git.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub folder: PathBuf,
+    pub commit: String,
+    /// How many files differ from what was copied.
+    pub files: u64,
+}
+
 /// How hard to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
@@ -71,7 +80,8 @@ pub enum VerbError {
     #[error("queue the task: {max} tasks wait already (limits.queue_max); try again later")]
     QueueFull { max: usize },
     #[error(
-        "use workspace {name}: task {holder} has it; stop or remove that one, or give another name"
+        "use workspace {name}: task {holder} has it; --queue waits for that one, --supersede stops \
+         it, --workspace takes another name"
     )]
     WorkspaceTaken { name: String, holder: TaskId },
     #[error("{verb} task {task}: it is {state}; {hint}")]

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::files::{self, Lock};
 use crate::git::{self, CommitId, Git, GitError, RefName};
 use crate::mirror::{Mirror, alternates};
+use crate::snapshot::EMPTY_TREE;
 
 /// How many trees a mirror's pool holds, unless told.
 pub const POOL_TREES_MAX: usize = 2;
@@ -277,9 +278,11 @@ impl Workspaces {
     ) -> Result<(), WorkspaceError> {
         let git_dir = tree.join(".git");
         lay_git_dir(&git_dir, &mirror.objects(), commit).map_err(io_error("make", &git_dir))?;
-        let cmd = self
-            .checkout_cmd(tree)
-            .args(["--reset", "-u", commit.as_str()]);
+        let mut cmd = self.checkout_cmd(tree);
+        if mirror.is_plain() {
+            cmd = cmd.env("GIT_ATTR_SOURCE", EMPTY_TREE);
+        }
+        let cmd = cmd.args(["--reset", "-u", commit.as_str()]);
         cmd.run().map(drop).map_err(|source| WorkspaceError::Git {
             what: "write the files",
             path: tree.to_owned(),

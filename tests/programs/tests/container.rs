@@ -28,6 +28,7 @@ use dispatch_core::{
     event::Kind,
     id::{RunId, TaskId},
     job::Exit,
+    network::AllowList,
     outcome::{Failure, Outcome, Stop},
     task::{ChecksAsked, Expects, Network, Placement, TaskSpec, Wrap},
 };
@@ -41,7 +42,11 @@ use dispatch_test_programs::{
     fake_model::{Log, Server},
     podman::{BARE_IMAGE, IMAGE, Podman},
 };
-use world::{World, finished, outcome, patient, reason, run, until};
+use world::{
+    World, finished,
+    net::{echo, mirror},
+    outcome, patient, reason, run, until,
+};
 
 /// One for all tests here; `None`: said aloud, and nothing is tested.
 fn podman() -> Option<&'static Podman> {
@@ -443,6 +448,59 @@ async fn every_way_out_is_refused_by_name() {
     assert!(said.contains("descriptors: 0 1 2\n"), "{said}");
     assert!(!person.path().join("planted").exists() && !world.data().join("planted").exists());
     nothing_left(&world, view.task.id);
+}
+
+/// By the same relays as in the cage: a container's loopback is its own, whatever its network is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_hosts_and_a_broker_hold_in_a_container() {
+    let (port, other, upstream) = (echo(), echo(), mirror());
+    let world = World::with(&format!(
+        "args = [\"--url={{broker_url}}\"]\n[agents.fake.env]\nKEY = {{ from = \"KEY\" }}\n\
+         [agents.fake.broker]\nkey = \"KEY\"\nbase_url = \"URL\"\n\
+         upstream = \"http://127.0.0.1:{upstream}/base\"\n"
+    ));
+    let Some(engine) = engine(&world).await else {
+        return;
+    };
+    let list = vec![format!("127.0.0.1:{port}")];
+    let list = Network::Allow(AllowList::try_from(list).unwrap());
+    for network in [Network::Full, Network::None, list] {
+        let word = network.word();
+        let orders = [
+            format!("proxied 127.0.0.1:{port} hello"),
+            format!("proxied 127.0.0.1:{other} x"),
+            format!("escape direct tcp 127.0.0.1:{port}"),
+            "env KEY".into(),
+            "ask-broker /v1/x".into(),
+            "write made x".into(),
+        ];
+        let listed = matches!(network, Network::Allow(_));
+        let orders = orders.iter().map(String::as_str);
+        let orders: Vec<&str> = orders.skip(if listed { 0 } else { 2 }).collect();
+        let mut spec = contained(&world, &orders);
+        spec.placement.network = network;
+        let secrets = Secrets::from([("KEY".to_owned(), "not-a-real-key-but-long".into())]);
+        let run = engine.dispatch(spec, secrets).await.unwrap();
+        let view = finished(&engine, run).await;
+        let said = output(&world, &view);
+        let why = format!("{word}: {} {:?}\n{said}", reason(&view), view.task.notes);
+        assert!(said.contains("KEY=dispatch-placeholder-"), "{why}");
+        assert!(said.contains("GET /base/v1/x HTTP/1.1"), "{why}");
+        assert!(said.contains("direct: refused"), "{why}");
+        if listed {
+            assert!(
+                said.contains("200 Connection established | echo hello"),
+                "{why}"
+            );
+            let refused = format!("127.0.0.1:{other} is not let through");
+            assert!(said.contains(&refused), "{why}");
+        }
+        assert!(
+            enforced(&view).contains(&format!("network: {word}")),
+            "{why}"
+        );
+        nothing_left(&world, run.task);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,15 +18,15 @@ const CRASH_ENGINE: &str = env!("CARGO_BIN_EXE_crash-engine");
 /// Far above what the golden run needs; a run that never ends by itself is a failure.
 const POINTS_MAX: u64 = 200;
 
-fn engine(world: &World, which: &str, n: u64) -> bool {
-    engine_with(world, which, n, &[])
-}
+/// What the task starts from.
+const BASES: [&str; 3] = ["head", "pr", "folder"];
 
-fn engine_with(world: &World, which: &str, n: u64, more: &[&str]) -> bool {
+/// `how`: what the task starts from, and whether there is a sidecar.
+fn engine(world: &World, which: &str, n: u64, how: &[&str]) -> bool {
     let output = Command::new(CRASH_ENGINE)
         .arg(world.home.path())
         .args([AGENT, which, &n.to_string()])
-        .args(more)
+        .args(how)
         .output()
         .unwrap();
     let killed = output.status.signal() == Some(9);
@@ -85,15 +85,28 @@ fn holds(world: &World, at: &str) {
     assert_eq!(world.alive(task.id), [""; 0], "{at}");
 }
 
-fn kill_at_every(which: &str, more: &[&str]) -> u64 {
+/// A repository with a pull request, and a directory of the same files.
+fn new_world() -> World {
+    let world = World::new();
+    let check = "check:\n\ttest -f a.txt\n";
+    world.commit("Makefile", check);
+    world::git(&world.repo(), &["update-ref", "refs/pull/7/head", "HEAD"]);
+    let folder = world.home.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("Makefile"), check).unwrap();
+    world
+}
+
+fn kill_at_every(which: &str, how: &[&str]) -> u64 {
     for n in 1..POINTS_MAX {
-        let world = World::new();
-        world.commit("Makefile", "check:\n\ttest -f a.txt\n");
-        let killed = engine_with(&world, which, n, more);
+        let world = new_world();
+        let killed = engine(&world, which, n, how);
         if killed {
-            assert!(!engine_with(&world, "never", 0, more), "{which} {n}");
+            // What a person does meanwhile is not what the task started from.
+            fs::write(world.home.path().join("folder/new"), "new\n").unwrap();
+            assert!(!engine(&world, "never", 0, how), "{how:?} {which} {n}");
         }
-        holds(&world, &format!("{which} {n}"));
+        holds(&world, &format!("{how:?} {which} {n}"));
         if !killed {
             return n - 1;
         }
@@ -101,37 +114,48 @@ fn kill_at_every(which: &str, more: &[&str]) -> u64 {
     panic!("more than {POINTS_MAX} points")
 }
 
+/// They wait for processes most of the time, so all bases go at once.
+fn for_every_base(test: impl Fn(&str) + Sync) {
+    std::thread::scope(|scope| {
+        for base in BASES {
+            let test = &test;
+            scope.spawn(move || test(base));
+        }
+    });
+}
+
 #[test]
 fn killed_after_every_event() {
-    assert!(kill_at_every("event", &[]) >= 6);
+    for_every_base(|base| assert!(kill_at_every("event", &[base]) >= 6));
 }
 
 #[test]
 fn killed_before_every_call_to_a_site() {
-    assert!(kill_at_every("call", &[]) >= 6);
+    for_every_base(|base| assert!(kill_at_every("call", &[base]) >= 6));
 }
 
 /// With a sidecar beside the agent, which ends with the run and is never doubled either.
 #[test]
 fn killed_with_a_sidecar_after_every_event() {
-    assert!(kill_at_every("event", &["sidecar"]) >= 6);
+    assert!(kill_at_every("event", &["head", "sidecar"]) >= 6);
 }
 
 #[test]
 fn killed_with_a_sidecar_before_every_call_to_a_site() {
-    assert!(kill_at_every("call", &["sidecar"]) >= 9);
+    assert!(kill_at_every("call", &["head", "sidecar"]) >= 9);
 }
 
 /// And twice: once in the run, once in the recovery.
 #[test]
 fn killed_again_while_it_recovers() {
-    for (first, second) in [(4, 2), (5, 3), (6, 2), (8, 1)] {
-        let world = World::new();
-        world.commit("Makefile", "check:\n\ttest -f a.txt\n");
-        engine(&world, "call", first);
-        engine(&world, "call", second);
-        engine(&world, "event", 2);
-        assert!(!engine(&world, "never", 0));
-        holds(&world, &format!("calls {first}, then {second}"));
-    }
+    for_every_base(|base| {
+        for (first, second) in [(4, 2), (5, 3), (6, 2), (8, 1)] {
+            let world = new_world();
+            engine(&world, "call", first, &[base]);
+            engine(&world, "call", second, &[base]);
+            engine(&world, "event", 2, &[base]);
+            assert!(!engine(&world, "never", 0, &[base]));
+            holds(&world, &format!("{base}: calls {first}, then {second}"));
+        }
+    });
 }

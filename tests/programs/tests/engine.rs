@@ -16,7 +16,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     engine::{Engine, OpenError, Secrets},
-    view::{Force, VerbError},
+    view::{Force, TaskView, VerbError},
 };
 use world::{World, finished, git, outcome, patient, reason, run, until};
 
@@ -306,14 +306,20 @@ async fn a_live_task_is_stopped_before_it_is_removed() {
 async fn a_workspace_asked_for_by_name_has_one_task() {
     let world = World::new();
     let engine = world.engine().await;
-    let mut spec = world.spec(&["write a b"]);
+    let mut spec = world.spec(&["write BLOCKED.md Which_zone?"]);
     spec.workspace = Some("mine".parse().unwrap());
     let first = run(&engine, spec.clone()).await;
-    let second = engine.dispatch(spec, Secrets::new()).await;
+    let second = engine.dispatch(spec.clone(), Secrets::new()).await;
     let Err(VerbError::WorkspaceTaken { holder, .. }) = second else {
         panic!("{second:?}")
     };
     assert_eq!(holder, first.task.id);
+    // Nobody works there any more: the name is free, and what lies there stays that task's.
+    engine.remove(first.task.id).await.unwrap();
+    let second = run(&engine, spec).await;
+    let place = |view: &TaskView| view.task.workspace.clone().unwrap().path;
+    assert_ne!(place(&first), place(&second));
+    assert!(place(&second).is_dir());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -406,7 +406,7 @@ async fn a_part_can_be_frozen() {
         .unwrap_err()
         .to_string();
     assert!(
-        refused.contains("there are anthropic, default"),
+        refused.contains("there are anthropic, coderabbit"),
         "{refused}"
     );
 }

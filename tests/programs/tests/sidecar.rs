@@ -11,8 +11,6 @@ mod world;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpListener,
     path::{Path, PathBuf},
 };
 
@@ -30,7 +28,11 @@ use dispatch_engine::{
 };
 use dispatch_test_programs::escape;
 use rustix::process::{Pid, Signal, kill_process};
-use world::{World, finished, outcome, patient, reason, run, until};
+use world::{
+    World, finished,
+    net::{echo, mirror},
+    outcome, patient, reason, run, until,
+};
 
 const KEY: &str = "not-a-real-key-but-long-enough";
 
@@ -49,51 +51,6 @@ fn settings(world: &World, bwrap: PathBuf) -> Settings {
         bwrap: Some(bwrap),
         ..world.settings()
     }
-}
-
-/// Answers each line with `echo LINE`.
-fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut into = stream.try_clone().unwrap();
-                for line in BufReader::new(stream).lines() {
-                    let Ok(line) = line else { return };
-                    if writeln!(into, "echo {line}").is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    port
-}
-
-/// Answers every request with its own head: what came in of a key would be seen there.
-fn mirror() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut head = Vec::new();
-            let mut byte = [0];
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
-                head.push(byte[0]);
-            }
-            write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                head.len()
-            )
-            .unwrap();
-            stream.write_all(&head).unwrap();
-        }
-    });
-    port
 }
 
 fn allow(entries: &[String]) -> Network {

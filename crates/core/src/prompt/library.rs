@@ -190,7 +190,11 @@ mod pairs {
 #[must_use]
 pub fn rewords(base: &Base) -> bool {
     match base {
-        Base::Head | Base::Branch { .. } => true,
+        // Whoever may push to the repository wrote them.
+        Base::Head | Base::Branch { .. } | Base::Default { .. } | Base::Tag { .. } => true,
+        Base::Pr { .. } => false,
+        // No repository: there is nobody whose review they went through.
+        Base::Folder | Base::Nothing => false,
     }
 }
 

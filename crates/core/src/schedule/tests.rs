@@ -55,6 +55,7 @@ fn spec(pool: &str, repo: &str) -> TaskSpec {
         checks: ChecksAsked::Detect,
         review_base: None,
         workspace: None,
+        turn: crate::task::Turn::default(),
         parent: None,
         guide: crate::prompt::Guide::default(),
         labels: Labels::default(),

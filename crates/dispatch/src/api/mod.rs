@@ -28,9 +28,13 @@ pub(crate) struct Health {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Applied {
+    /// Or the directory that was written into; `branch` is empty then.
     pub(crate) repo: PathBuf,
     pub(crate) branch: String,
     pub(crate) commit: String,
+    /// How many files of a directory differ from what was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) files: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

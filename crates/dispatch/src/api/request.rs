@@ -18,8 +18,8 @@ use dispatch_core::{
     redact::Redactor,
     secret::{Secret, travel},
     task::{
-        Base, ChecksAsked, Effort, Expects, Labels, Network, Placement, Priority, TaskSpec, Terms,
-        Wrap, title_of,
+        Base, ChecksAsked, Effort, Expects, IssueText, Labels, Network, Placement, Priority, Taken,
+        TaskSpec, Terms, Turn, Wrap, title_of,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,15 @@ pub(crate) enum ChecksWanted {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dispatch {
     pub(crate) task: String,
-    pub(crate) repo: String,
+    /// A configured name, an absolute path or a URL.
+    #[serde(default)]
+    pub(crate) repo: Option<String>,
+    /// Instead of a repository: a directory, of which the task gets a copy.
+    #[serde(default)]
+    pub(crate) dir: Option<String>,
+    /// Instead of a repository: nothing.
+    #[serde(default)]
+    pub(crate) no_repo: bool,
     pub(crate) title: Option<String>,
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
@@ -76,6 +84,9 @@ pub(crate) struct Dispatch {
     #[serde(default)]
     pub(crate) review_base: Option<String>,
     pub(crate) workspace: Option<String>,
+    /// What to do when another task has the workspace.
+    #[serde(default)]
+    pub(crate) taken: Taken,
     pub(crate) parent: Option<String>,
     pub(crate) org: Option<String>,
     pub(crate) issue: Option<u64>,
@@ -90,6 +101,8 @@ pub(crate) struct Dispatch {
     #[serde(default)]
     pub(crate) variables: BTreeMap<String, String>,
     pub(crate) effort: Option<Effort>,
+    #[serde(default)]
+    pub(crate) issue_text: Option<IssueText>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -121,6 +134,9 @@ pub(crate) struct Stop {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
     pub(crate) to: Option<PathBuf>,
+    /// A person has said that the files of a directory without git may be written.
+    #[serde(default)]
+    pub(crate) write: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -195,8 +211,22 @@ pub(crate) enum BadRequest {
     TwoScopes,
     #[error("read the task: {0}")]
     Text(String),
-    #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
-    Repo(String),
+    #[error(
+        "use repository {name:?}: it is neither configured, nor an absolute path, nor a URL; \
+         configured are {there}"
+    )]
+    Repo { name: String, there: String },
+    #[error("use directory {0:?}: it is not an absolute path")]
+    Dir(String),
+    #[error("start from {one} and {other}: a task starts from one of them; leave one out")]
+    Together {
+        one: &'static str,
+        other: &'static str,
+    },
+    #[error("start a task: it names no repository; give `repo`, `dir` or `no_repo`")]
+    NoPlace,
+    #[error("start from pull request 0: they are numbered from 1")]
+    Number,
     #[error("use {0}; no request can raise them")]
     Limit(String),
     /// Of the repository's own `dispatch.toml`, in whole words.
@@ -231,6 +261,22 @@ pub(crate) fn is_url(repo: &str) -> bool {
         }
         None => false,
     }
+}
+
+/// No repository of that name; says which there are.
+pub(crate) fn unknown_repo(config: &Config, name: &str) -> BadRequest {
+    let there = match config.repos.is_empty() {
+        true => "none".to_owned(),
+        false => list(config.repos.keys()),
+    };
+    let name = name.to_owned();
+    BadRequest::Repo { name, there }
+}
+
+/// The path or URL behind a configured name; anything else is one already.
+pub(crate) fn place<'a>(config: &'a Config, repo: &'a str) -> &'a str {
+    let known = config.repos.iter().find(|(name, _)| name.as_str() == repo);
+    known.map_or(repo, |(_, known)| &known.place)
 }
 
 /// The name of an agent that is configured, or of the default one.
@@ -270,6 +316,13 @@ fn placement(
         return Err(BadRequest::NoContainer(name.clone()));
     }
     Ok(placement.clone())
+}
+
+/// Where a task starts, and for whom.
+struct Place {
+    repo: String,
+    base: Base,
+    org: Option<String>,
 }
 
 /// What a task may spend: less than the configuration allows, never more. 0 means no limit.
@@ -401,6 +454,70 @@ fn guide(
 }
 
 impl Dispatch {
+    /// The first two of these that exclude each other.
+    fn alone(&self) -> Result<(), BadRequest> {
+        let given = [
+            ("dir", self.dir.is_some()),
+            ("no_repo", self.no_repo),
+            ("repo", self.repo.is_some()),
+        ];
+        let bases = [
+            ("branch", self.branch.is_some()),
+            ("pr", self.pr.is_some()),
+            ("tag", self.tag.is_some()),
+        ];
+        let without_git = given[..2].iter().chain(&bases);
+        for words in [
+            given.iter().collect::<Vec<_>>(),
+            bases.iter().collect(),
+            without_git.collect(),
+        ] {
+            let mut there = words.iter().filter(|(_, given)| *given);
+            if let (Some((one, _)), Some((other, _))) = (there.next(), there.next()) {
+                return Err(BadRequest::Together { one, other });
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, config: &Config) -> Result<Place, BadRequest> {
+        self.alone()?;
+        let org = self.org.clone();
+        if self.no_repo {
+            let (repo, base) = (String::new(), Base::Nothing);
+            return Ok(Place { repo, base, org });
+        }
+        if let Some(dir) = &self.dir {
+            if !Path::new(dir).is_absolute() {
+                return Err(BadRequest::Dir(dir.clone()));
+            }
+            let (repo, base) = (dir.clone(), Base::Folder);
+            return Ok(Place { repo, base, org });
+        }
+        let Some(name) = &self.repo else {
+            return Err(BadRequest::NoPlace);
+        };
+        let known = config
+            .repos
+            .iter()
+            .find(|(known, _)| known.as_str() == name);
+        let known = known.map(|(_, repo)| repo);
+        let repo = known.map_or(name, |repo| &repo.place).clone();
+        if !is_url(&repo) && !Path::new(&repo).is_absolute() {
+            return Err(unknown_repo(config, name));
+        }
+        let default = known.and_then(|repo| repo.default_branch.clone());
+        let base = match (&self.branch, self.pr, &self.tag) {
+            (Some(name), ..) => Base::Branch { name: name.clone() },
+            (None, Some(0), _) => return Err(BadRequest::Number),
+            (None, Some(number), _) => Base::Pr { number },
+            (None, None, Some(name)) => Base::Tag { name: name.clone() },
+            (None, None, None) => default.map_or(Base::Head, |name| Base::Default { name }),
+        };
+        let org = org.or_else(|| known.and_then(|repo| repo.org.clone()));
+        Ok(Place { repo, base, org })
+    }
+
     pub(crate) fn spec(self, config: &Config) -> Result<TaskSpec, BadRequest> {
         let Selection {
             agent: name,
@@ -423,7 +540,12 @@ impl Dispatch {
             (Some(_), Some(base)) => return Err(BadRequest::NoReview(base.clone())),
             (Some(_), None) => self.expects,
         };
-        let expects = asked.or(profile.expects).unwrap_or(config.task.expects);
+        let expects = match (asked.or(profile.expects), self.no_repo) {
+            (Some(expects), _) => expects,
+            // The answer is the result where nothing can be changed.
+            (None, true) => Expects::Report,
+            (None, false) => config.task.expects,
+        };
         if self.task.trim().is_empty() {
             return Err(BadRequest::Text("it is empty".into()));
         }
@@ -435,9 +557,15 @@ impl Dispatch {
             );
             return Err(BadRequest::Text(what));
         }
-        if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
-            return Err(BadRequest::Repo(self.repo));
+        let issue_bytes = self.issue_text.as_ref().map_or(0, |issue| {
+            let labels: usize = issue.labels.iter().map(String::len).sum();
+            issue.title.len() + issue.body.len() + labels
+        });
+        if issue_bytes > max {
+            let what = format!("its issue has {issue_bytes} bytes, limits.task_bytes is {max}");
+            return Err(BadRequest::Text(what));
         }
+        let Place { repo, base, org } = self.place(config)?;
         if let Some(what) = config.limits.too_high(&self.limits) {
             return Err(BadRequest::Limit(what));
         }
@@ -465,8 +593,8 @@ impl Dispatch {
         Ok(TaskSpec {
             title: title_of(&titled),
             text: self.task,
-            repo: self.repo,
-            base: self.branch.map_or(Base::Head, |name| Base::Branch { name }),
+            repo,
+            base,
             agent: name,
             pool: profile.pool.clone(),
             placement: placement(config, profile, self.placement.as_deref(), &container)?,
@@ -477,16 +605,20 @@ impl Dispatch {
                 _ => None,
             },
             workspace: self.workspace.map(|name| name.parse()).transpose()?,
+            turn: Turn {
+                taken: self.taken,
+                behind: None,
+            },
             parent: self.parent.map(|id| id.parse()).transpose()?,
             labels: Labels {
-                org: self.org.or_else(|| {
+                org: org.or_else(|| {
                     let org = config.task.org.clone();
                     Some(org).filter(|org| !org.is_empty())
                 }),
                 issue: self.issue,
                 pr: self.pr,
                 tag: self.tag,
-                issue_text: None,
+                issue_text: self.issue_text.map(Box::new),
             },
             terms: Terms {
                 model: match self.model {
@@ -597,6 +729,89 @@ mod tests {
         }
         let none = spec(r#"{"task": "x", "repo": "/r", "checks": "none"}"#).unwrap();
         assert_eq!(none.checks, ChecksAsked::None);
+    }
+
+    #[test]
+    fn a_task_starts_from_one_thing() {
+        let base = |json: &str| spec(&format!(r#"{{"task": "x", {json}}}"#)).map(|spec| spec.base);
+        let name = || "b".to_owned();
+        for (json, wanted) in [
+            (r#""repo": "/r""#, Base::Head),
+            (
+                r#""repo": "/r", "branch": "b""#,
+                Base::Branch { name: name() },
+            ),
+            (
+                r#""repo": "/r", "pr": 7, "issue": 5"#,
+                Base::Pr { number: 7 },
+            ),
+            (
+                r#""repo": "/r", "tag": "b", "issue": 5"#,
+                Base::Tag { name: name() },
+            ),
+            (r#""dir": "/d""#, Base::Folder),
+            (r#""no_repo": true"#, Base::Nothing),
+        ] {
+            assert_eq!(base(json), Ok(wanted), "{json}");
+        }
+        for (json, one, other) in [
+            (r#""repo": "/r", "branch": "b", "pr": 7"#, "branch", "pr"),
+            (r#""repo": "/r", "tag": "b", "pr": 7"#, "pr", "tag"),
+            (
+                r#""repo": "/r", "tag": "b", "branch": "b""#,
+                "branch",
+                "tag",
+            ),
+            (r#""repo": "/r", "dir": "/d""#, "dir", "repo"),
+            (r#""dir": "/d", "pr": 7"#, "dir", "pr"),
+            (r#""no_repo": true, "tag": "b""#, "no_repo", "tag"),
+        ] {
+            let told = base(json).unwrap_err().to_string();
+            assert!(told.contains(&format!("{one} and {other}")), "{told}");
+        }
+        assert_eq!(base(r#""issue": 5"#), Err(BadRequest::NoPlace));
+        assert_eq!(base(r#""repo": "/r", "pr": 0"#), Err(BadRequest::Number));
+        assert!(matches!(base(r#""dir": "d""#), Err(BadRequest::Dir(_))));
+        let answer = spec(r#"{"task": "x", "no_repo": true}"#).unwrap();
+        assert_eq!(answer.expects, Expects::Report);
+    }
+
+    #[test]
+    fn repositories_have_names() {
+        let text = "[repos.api]\nurl = \"https://h/api.git\"\ndefault_branch = \"dev\"\n\
+                    org = \"acme\"\n[repos.web]\npath = \"/src/web\"\n";
+        let layer = dispatch_core::config::Layer { source: "t", text };
+        let config = dispatch_core::config::load(&[layer]).unwrap().0;
+        let spec = |json: &str| {
+            let request: Dispatch = serde_json::from_str(json).unwrap();
+            request.spec(&config)
+        };
+        let api = spec(r#"{"task": "x", "repo": "api"}"#).unwrap();
+        assert_eq!(api.repo, "https://h/api.git");
+        assert_eq!(api.base, Base::Default { name: "dev".into() });
+        assert_eq!(api.labels.org.as_deref(), Some("acme"));
+        let web = spec(r#"{"task": "x", "repo": "web", "org": "o"}"#).unwrap();
+        assert_eq!((web.repo.as_str(), web.base), ("/src/web", Base::Head));
+        assert_eq!(web.labels.org.as_deref(), Some("o"));
+        let error = spec(r#"{"task": "x", "repo": "nope"}"#).unwrap_err();
+        assert!(
+            error.to_string().contains("configured are api, web"),
+            "{error}"
+        );
+        for bad in [
+            "[repos.x]\norg = \"o\"\n",
+            "[repos.x]\npath = \"/x\"\nurl = \"https://h/x\"\n",
+            "[repos.x]\npath = \"x\"\n",
+            "[repos.x]\nurl = \"-x\"\n",
+            "[repos.\"a/b\"]\npath = \"/x\"\n",
+        ] {
+            let layer = dispatch_core::config::Layer {
+                source: "t",
+                text: bad,
+            };
+            let problems = dispatch_core::config::load(&[layer]).unwrap_err();
+            assert!(problems[0].at.starts_with("repos"), "{bad}: {problems:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
+    naming,
     outcome::Outcome,
     prompt::{Guide as CoreGuide, TextName},
     review::Review,
@@ -51,7 +52,15 @@ pub(crate) struct Task {
     pub(crate) branch: String,
     /// The commit it started from, once it is known.
     pub(crate) base: Option<String>,
+    /// What it starts from, in words: `head`, `branch main`, `pr 7`, `tag v1`, `folder`, `nothing`.
+    #[serde(default)]
+    pub(crate) from: String,
     pub(crate) workspace: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) workspace_name: String,
+    /// The task that it was queued behind, or that it supersedes.
+    #[serde(default)]
+    pub(crate) behind: Option<String>,
     pub(crate) task: String,
     pub(crate) org: Option<String>,
     pub(crate) issue: Option<u64>,
@@ -307,6 +316,9 @@ impl From<&TaskView> for Task {
             question,
             branch: task.branch(),
             base: task.workspace.as_ref().map(|w| w.base.clone()),
+            from: spec.base.words(),
+            workspace_name: naming::workspace_name(spec, &task.short),
+            behind: spec.turn.behind.as_ref().map(TaskId::to_string),
             workspace: task
                 .workspace
                 .as_ref()
@@ -360,7 +372,7 @@ pub(crate) mod tests {
         job::ExitReport,
         run::RunCause,
         state::Workspace,
-        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
+        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
     };
 
     use super::*;
@@ -441,6 +453,7 @@ pub(crate) mod tests {
                 checks: ChecksAsked::Detect,
                 review_base: None,
                 workspace: None,
+                turn: Turn::default(),
                 parent: None,
                 labels: Labels::default(),
                 terms: Terms::default(),
@@ -493,14 +506,12 @@ pub(crate) mod tests {
             question: "UTC?".into(),
         });
         let got = serde_json::to_value(Task::from(&view(0x3f, blocked))).unwrap();
-        let finding = serde_json::json!({
-            "severity": "major", "file": "a.rs", "line": 3, "text": "off by one",
-        });
-        let review = serde_json::json!({
-            "verdict": "fail", "range": {"base": "b", "head": "h"}, "findings": [finding],
-            "note": "no",
-        });
-        let run = serde_json::json!({
+        let review = r#"{
+            "verdict": "fail", "range": {"base": "b", "head": "h"},
+            "findings": [{"severity": "major", "file": "a.rs", "line": 3, "text": "off by one"}],
+            "note": "no"
+        }"#;
+        let run = r#"{
             "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
             "pid": null, "log": "/d/runs/x/agent/out",
             "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
@@ -508,30 +519,37 @@ pub(crate) mod tests {
             "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
             "prompt": {
                 "path": "/d/tasks/x/prompts/1.md", "sha256": "a1", "bytes": 3,
-                "cut": ["issue.md"], "repository": [],
+                "cut": ["issue.md"], "repository": []
             },
-            "review": review,
-        });
-        let want = serde_json::json!({
+            "review": REVIEW
+        }"#
+        .replace("REVIEW", review);
+        // As text: the macro has a limit on how much it reads.
+        let want: serde_json::Value = serde_json::from_str(
+            &r#"{
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "model": null, "pool": "default", "priority": "normal",
             "after": [], "budget": null, "placement": "host", "image": null, "runtime": null,
             "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
-            "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
+            "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
+            "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,
-            "runs": [run],
+            "runs": [RUN],
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
             "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {},
             "guide": {
                 "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
-                "effort": "high",
+                "effort": "high"
             },
-            "removed": false,
-        });
+            "removed": false
+        }"#
+            .replace("RUN", &run),
+        )
+        .unwrap();
         assert_eq!(got, want);
         assert_eq!(
             got.to_string(),

@@ -1,5 +1,7 @@
 //! `dispatch freeze` and `dispatch thaw`: nothing new starts, or starts again.
 
+use dispatch_core::config::Config;
+
 use super::{Ctx, error::Result, exit::Exit, out, repo, style::clean_line};
 use crate::{
     api::request,
@@ -13,16 +15,19 @@ struct What {
     #[arg(long, value_name = "NAME", conflicts_with = "repo")]
     pool: Option<String>,
     /// Only tasks of this repository
-    #[arg(long, value_name = "PATH|URL")]
+    #[arg(long, value_name = "PATH|URL|NAME")]
     repo: Option<String>,
 }
 
 impl What {
-    fn request(&self, frozen: bool) -> Result<request::Freeze> {
+    fn request(&self, config: &Config, frozen: bool) -> Result<request::Freeze> {
+        let resolve = |repo| repo::resolve(config, repo);
+        let repo = self.repo.as_deref().map(resolve).transpose()?;
         Ok(request::Freeze {
             frozen,
             pool: self.pool.clone(),
-            repo: self.repo.as_deref().map(repo::resolve).transpose()?,
+            // As its tasks say it.
+            repo: repo.map(|repo| request::place(config, &repo).to_owned()),
         })
     }
 }
@@ -52,12 +57,22 @@ pub(crate) struct ThawArgs {
 }
 
 pub(crate) async fn freeze(ctx: &Ctx, args: &FreezeArgs) -> Result<Exit> {
-    set(ctx, args.what.request(true)?, args.json).await?;
+    set(
+        ctx,
+        args.what.request(&ctx.settings.config, true)?,
+        args.json,
+    )
+    .await?;
     Ok(Exit::Completed)
 }
 
 pub(crate) async fn thaw(ctx: &Ctx, args: &ThawArgs) -> Result<Exit> {
-    set(ctx, args.what.request(false)?, args.json).await?;
+    set(
+        ctx,
+        args.what.request(&ctx.settings.config, false)?,
+        args.json,
+    )
+    .await?;
     Ok(Exit::Completed)
 }
 

@@ -102,7 +102,8 @@ fn row(ctx: &Ctx, task: &Task, now: jiff::Timestamp) -> Result<String> {
         .trim_end_matches('/')
         .rsplit('/')
         .next()
-        .unwrap_or("");
+        .filter(|name| !name.is_empty())
+        .unwrap_or("-");
     let state = ctx.style.state(&task.state);
     // Colours have no width, so the padding is put outside of them.
     let pad = " ".repeat(10_usize.saturating_sub(task.state.len()));

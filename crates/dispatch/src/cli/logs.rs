@@ -83,10 +83,15 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let mut log = loop {
         match File::open(&file) {
             Ok(log) => break log,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && args.follow && alive(&dir) => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // The directory is made before a keeper holds its lock.
+                let comes = args.follow
+                    && (alive(&dir) || tasks::one(&ctx.settings, &task.id).await?.is_open());
+                if !comes {
+                    return Ok(Exit::Completed);
+                }
                 sleep(LOOK_AGAIN).await;
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Exit::Completed),
             Err(error) => return Err(fail(error)),
         }
     };

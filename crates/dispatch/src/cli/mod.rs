@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod diff;
 mod doctor;
+mod dry_run;
 mod duration;
 pub(crate) mod error;
 mod events;

@@ -6,13 +6,23 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::error::{CliError, Result};
-use crate::{api::request::is_url, settings::Settings};
+use dispatch_core::config::Config;
 
-/// URLs pass; a path becomes the top level of its repository.
-pub(crate) fn resolve(repo: &str) -> Result<String> {
-    if is_url(repo) {
+use super::error::{CliError, Result};
+use crate::{
+    api::request::{is_url, unknown_repo},
+    settings::Settings,
+};
+
+/// Configured names and URLs pass; a path becomes the top level of its repository.
+pub(crate) fn resolve(config: &Config, repo: &str) -> Result<String> {
+    let known = config.repos.keys().any(|name| name.as_str() == repo);
+    if known || is_url(repo) {
         return Ok(repo.to_owned());
+    }
+    // A word that is no path was meant as a name.
+    if !repo.contains('/') && !Path::new(repo).exists() {
+        return Err(unknown_repo(config, repo).into());
     }
     let top = top_level(Path::new(repo))?;
     top.into_os_string().into_string().map_err(|path| {
@@ -21,6 +31,34 @@ pub(crate) fn resolve(repo: &str) -> Result<String> {
             path.display()
         ))
     })
+}
+
+/// The URL that a repository has somewhere else: its own, or that of a clone's origin.
+pub(crate) fn url(settings: &Settings, place: &str) -> Option<String> {
+    if is_url(place) {
+        return Some(place.to_owned());
+    }
+    let output = Command::new(settings.find("git")?)
+        .args(["-C", place, "config", "--get", "remote.origin.url"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+/// The absolute path of a directory that a task gets a copy of.
+pub(crate) fn folder(path: &Path) -> Result<String> {
+    let what = format!("use directory {}", path.display());
+    let absolute = path
+        .canonicalize()
+        .map_err(|error| CliError::usage(format!("{what}: {error}")))?;
+    if !absolute.is_dir() {
+        return Err(CliError::usage(format!("{what}: it is no directory")));
+    }
+    let text = absolute.into_os_string().into_string();
+    text.map_err(|_| CliError::usage(format!("{what}: its path is not UTF-8")))
 }
 
 pub(crate) fn top_level(path: &Path) -> Result<PathBuf> {
@@ -105,6 +143,7 @@ mod tests {
         std::fs::create_dir_all(root.join("r/.git")).unwrap();
         std::fs::create_dir_all(root.join("r/src/deep")).unwrap();
         let deep = root.join("r/src/deep");
+        let resolve = |repo: &str| resolve(&Config::defaults(), repo);
         assert_eq!(
             resolve(deep.to_str().unwrap()).unwrap(),
             root.join("r").to_str().unwrap()

@@ -12,11 +12,11 @@ use dispatch_core::{
     config::{AgentProfile, list},
     gate::BadMoney,
     limits::{Limit, Lowered},
-    task::{Effort, Expects, Priority, Wrap},
+    task::{Effort, Expects, IssueText, Priority, Taken, Wrap},
 };
 
 use super::{
-    Ctx, agents,
+    Ctx, agents, dry_run,
     error::{CliError, Result, chain},
     exit::Exit,
     follow, ids, out, repo,
@@ -31,6 +31,7 @@ use crate::{
         task::Task,
     },
     client::{Client, start},
+    forge::{self, Hosted, IssueError},
     project,
     settings::Settings,
 };
@@ -58,16 +59,22 @@ pub(crate) struct Args {
     /// What to do; `-` reads it from standard input
     #[arg(
         value_name = "TASK",
-        required_unless_present_any = ["file", "base"],
+        required_unless_present_any = ["file", "issue", "base"],
         conflicts_with = "file"
     )]
     text: Option<String>,
     /// What to do, from a file
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
-    /// A path in a git repository, or a URL
-    #[arg(long, default_value = ".")]
-    repo: String,
+    /// A path in a git repository, a URL, or a name of the configuration (default: here)
+    #[arg(long, value_name = "PATH|URL|NAME", conflicts_with_all = ["dir", "no_repo"])]
+    repo: Option<String>,
+    /// Work without git on a private copy of this directory; `dispatch apply` writes back
+    #[arg(long, value_name = "PATH", conflicts_with = "no_repo")]
+    dir: Option<PathBuf>,
+    /// Work in an empty directory: the answer is the result
+    #[arg(long)]
+    no_repo: bool,
     /// One of `dispatch agents`
     #[arg(long)]
     agent: Option<String>,
@@ -96,8 +103,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     runtime: Option<String>,
     /// Start from this branch instead of what the repository has checked out
-    #[arg(long)]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["pr", "tag", "dir", "no_repo"])]
     branch: Option<String>,
+    /// Start from the head of this pull or merge request
+    #[arg(long, value_name = "N", conflicts_with_all = ["tag", "dir", "no_repo"])]
+    pr: Option<u64>,
+    /// Start from this tag: the result is kept, and cannot be applied
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["dir", "no_repo"])]
+    tag: Option<String>,
+    /// The issue that this is about: its text comes from the forge of the repository's URL
+    #[arg(long, value_name = "N")]
+    issue: Option<u64>,
+    /// The issue's text from a file instead (`-`: standard input): a forge's JSON, or Markdown
+    #[arg(long, value_name = "PATH", requires = "issue")]
+    issue_file: Option<PathBuf>,
     /// How to work: coding (the default), review, security, ... (docs/prompts.md)
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
@@ -131,6 +150,15 @@ pub(crate) struct Args {
     /// Name of the workspace; two live tasks never share one
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
+    /// When another task has the workspace: wait for it, instead of an error
+    #[arg(long, conflicts_with = "supersede")]
+    queue: bool,
+    /// When another task has the workspace: stop that one, keep its result, and start
+    #[arg(long)]
+    supersede: bool,
+    /// Show what would be done, and do nothing of it
+    #[arg(long, conflicts_with_all = ["detach", "here"])]
+    dry_run: bool,
     /// Do not wait: print the task and leave
     #[arg(short, long)]
     detach: bool,
@@ -143,18 +171,9 @@ pub(crate) struct Args {
     /// Shown in lists instead of the first line
     #[arg(long)]
     title: Option<String>,
-    /// A label
-    #[arg(long)]
+    /// For whom: a label, and the first part of the workspace's name
+    #[arg(long, value_name = "NAME")]
     org: Option<String>,
-    /// A label: number of an issue
-    #[arg(long, value_name = "N")]
-    issue: Option<u64>,
-    /// A label: number of a pull request
-    #[arg(long, value_name = "N")]
-    pr: Option<u64>,
-    /// A label
-    #[arg(long)]
-    tag: Option<String>,
 }
 
 /// `wall_clock_s=600`, for clap.
@@ -236,13 +255,21 @@ pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets>
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
-    let (here, detach, json) = (args.here, args.detach, args.json);
+    let (here, detach, json, dry) = (args.here, args.detach, args.json, args.dry_run);
     let after = ids_of(settings, &args.after).await?;
-    let asked = request_of(ctx, args, after)?;
-    let left_out = if request::is_url(&asked.repo) {
-        0
-    } else {
-        repo::uncommitted(settings, &asked.repo)
+    let asked = Box::pin(request_of(ctx, args, after)).await?;
+    if dry {
+        let spec = asked.spec(&settings.config)?;
+        let profile = profile(settings, &spec.agent)?;
+        return dry_run::run(ctx, &spec, profile, json);
+    }
+    let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
+    let left_out = match &asked.repo {
+        Some(repo) if !named => match request::place(&settings.config, repo) {
+            path if path.starts_with('/') => repo::uncommitted(settings, path),
+            _ => 0,
+        },
+        Some(_) | None => 0,
     };
     if left_out > 0 {
         let text = format!(
@@ -277,14 +304,24 @@ async fn ids_of(settings: &Settings, prefixes: &[String]) -> Result<Vec<String>>
     prefixes.iter().map(id).collect()
 }
 
-fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
+async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
     let settings = &ctx.settings;
     let text = match (&args.text, &args.file) {
         // What a review is about is said by its commits.
-        (None, None) => REVIEW.to_owned(),
+        (None, None) if args.base.is_some() => REVIEW.to_owned(),
         (text, file) => read_text(text.as_deref(), file.as_ref())?,
     };
-    let repo = repo::resolve(&args.repo)?;
+    let dir = args.dir.as_deref().map(repo::folder).transpose()?;
+    let repo = match (&args.repo, &dir, args.no_repo) {
+        (None, Some(_), _) | (None, _, true) => None,
+        (repo, ..) => {
+            let repo = repo.as_deref().unwrap_or(".");
+            Some(repo::resolve(&settings.config, repo)?)
+        }
+    };
+    let place = repo
+        .as_deref()
+        .map(|repo| request::place(&settings.config, repo));
     let (image, runtime) = container_asked(settings, &args);
     let checks = if args.no_checks {
         Some(ChecksWanted::Word(ChecksWord::None))
@@ -296,6 +333,14 @@ fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
         Some(ChecksWanted::Named(
             names.map_err(request::BadRequest::from)?,
         ))
+    };
+    let issue_text = issue(settings, &args, place).await?;
+    let (text, title) = match &issue_text {
+        Some(issue) if text.is_empty() => (
+            format!("Do what issue {} asks for.", issue.number),
+            Some(format!("issue {}: {}", issue.number, issue.title)),
+        ),
+        Some(_) | None => (text, None),
     };
     let mut limits = Lowered::default();
     for (limit, value) in args.limit {
@@ -312,7 +357,9 @@ fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
     let mut asked = Dispatch {
         task: text,
         repo,
-        title: args.title,
+        dir,
+        no_repo: args.no_repo,
+        title: args.title.or(title),
         branch: args.branch,
         secrets: Secrets::default(),
         agent: args.agent,
@@ -338,14 +385,20 @@ fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
             None if args.base.is_some() => Some(Expects::Review),
             None => None,
         },
-        review_base: args.base,
+        review_base: args.base.clone(),
         checks,
         workspace: args.workspace,
+        taken: match (args.queue, args.supersede) {
+            (true, _) => Taken::Queue,
+            (false, true) => Taken::Supersede,
+            (false, false) => Taken::Refuse,
+        },
         parent: None,
         org: args.org,
         issue: args.issue,
         pr: args.pr,
         tag: args.tag,
+        issue_text,
         limits,
         template: args.template,
         persona: args.persona,
@@ -359,7 +412,10 @@ fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
     let name = selection.agent;
     let agent = profile(settings, &name)?;
     let program = selection.command.first().unwrap_or(&agent.program);
-    asked.secrets = agent_secrets(settings, name.as_str())?;
+    // A command that hands one out may ask somebody to touch a key.
+    if !args.dry_run {
+        asked.secrets = agent_secrets(settings, name.as_str())?;
+    }
     asked.agent = asked.agent.or_else(|| Some(name.to_string()));
     // What the engine would refuse is refused before one is started for it.
     let spec = asked.clone().spec(&settings.config)?;
@@ -374,6 +430,55 @@ fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
         out::aside(&ctx.style.paint(Colour::Yellow, &text));
     }
     Ok(asked)
+}
+
+/// What the issue says. Beside a task's own text it is a help, without one it is needed.
+async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<Option<IssueText>> {
+    let Some(number) = args.issue else {
+        return Ok(None);
+    };
+    let told = |error: IssueError| CliError::usage(chain(&error));
+    if let Some(file) = &args.issue_file {
+        let text = match file.to_str() {
+            Some("-") => read_text(Some("-"), None)?,
+            _ => read_text(None, Some(file))?,
+        };
+        return forge::parse(number, &text).map(Some).map_err(told);
+    }
+    let needed = args.text.is_none() && args.file.is_none() && args.base.is_none();
+    let hosted = place
+        .and_then(|place| repo::url(settings, place))
+        .and_then(|url| Hosted::of(&url));
+    let known = hosted.filter(|hosted| forge::forge_of(settings, hosted).is_some());
+    let Some(hosted) = known else {
+        if !needed {
+            return Ok(None);
+        }
+        let what = format!("read issue {number}: no forge is configured for this repository's URL");
+        let hint = "give its text with --issue-file, say what to do yourself, or add [forges.NAME]";
+        return Err(CliError::usage(what).hint(hint));
+    };
+    if args.dry_run {
+        let title = format!("(read from {hosted} when it is run)");
+        return Ok(Some(IssueText {
+            number,
+            title,
+            ..IssueText::default()
+        }));
+    }
+    match forge::fetch(settings, &hosted, number).await {
+        Ok(issue) => Ok(Some(issue)),
+        Err(error) if needed => {
+            Err(told(error).hint("--issue-file gives its text without the forge"))
+        }
+        Err(error) => {
+            out::aside(&format!(
+                "warning: {}; the task goes on without its text",
+                chain(&error)
+            ));
+            Ok(None)
+        }
+    }
 }
 
 /// Clap has looked at the word.

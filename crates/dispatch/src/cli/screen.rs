@@ -266,6 +266,7 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
             format!("check {}: {}{note}", text("check"), text("state"))
         }
         "answered" => format!("answered: {}", text("text")),
+        "applied" if text("branch").is_empty() => format!("written into {}", text("repo")),
         "applied" => format!("applied to {} as {}", text("repo"), text("branch")),
         "noted" => format!("note: {}", text("text")),
         "said" => said(&update(event)?)?,

@@ -101,6 +101,11 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
     field("repo", Some(&task.repo));
     field("branch", Some(&task.branch));
     field("base", task.base.as_deref());
+    field(
+        "from",
+        Some(task.from.as_str()).filter(|from| *from != "head"),
+    );
+    field("behind", task.behind.as_deref());
     let model = task.model.as_ref().map(|model| format!(", model {model}"));
     let agent = format!("{}{}", task.agent, model.unwrap_or_default());
     field("agent", Some(&agent));

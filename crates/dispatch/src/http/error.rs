@@ -63,11 +63,15 @@ impl From<BadRequest> for Problem {
             BadRequest::UnknownPlacement { .. } => "unknown_placement",
             BadRequest::HostNotAllowed(_) => "host_not_allowed",
             BadRequest::UnknownCheck { .. } => "unknown_check",
+            BadRequest::Repo { .. } => "unknown_repo",
             BadRequest::Agent(_)
             | BadRequest::TwoModels
             | BadRequest::NoReview(_)
             | BadRequest::Text(_)
-            | BadRequest::Repo(_)
+            | BadRequest::Dir(_)
+            | BadRequest::Together { .. }
+            | BadRequest::NoPlace
+            | BadRequest::Number
             | BadRequest::TwoScopes
             | BadRequest::Name(_) => "bad_input",
             BadRequest::Guide(GuideError::Unknown { .. }) => "unknown_text",

@@ -121,8 +121,10 @@ async fn needs(State(ctx): State<Ctx>) -> Result<Json<Vec<String>>, Problem> {
 
 async fn freeze(
     State(ctx): State<Ctx>,
-    Body(asked): Body<request::Freeze>,
+    Body(mut asked): Body<request::Freeze>,
 ) -> Result<Json<()>, Problem> {
+    let place = |repo: String| request::place(&ctx.config, &repo).to_owned();
+    asked.repo = asked.repo.map(place);
     ctx.engine.set_frozen(asked.frozen, asked.scope()?).await?;
     Ok(Json(()))
 }

@@ -116,11 +116,22 @@ pub(crate) async fn apply(
     Path(task): Path<String>,
     Body(asked): Body<request::Apply>,
 ) -> Result<Json<api::Applied>, Problem> {
-    let done = ctx.engine.apply(id(&task)?, asked.to).await?;
+    let task = id(&task)?;
+    if asked.write {
+        let done = ctx.engine.write_back(task, asked.to).await?;
+        return Ok(Json(api::Applied {
+            repo: done.folder,
+            branch: String::new(),
+            commit: done.commit,
+            files: Some(done.files),
+        }));
+    }
+    let done = ctx.engine.apply(task, asked.to).await?;
     Ok(Json(api::Applied {
         repo: done.repo,
         branch: done.branch,
         commit: done.commit,
+        files: None,
     }))
 }
 

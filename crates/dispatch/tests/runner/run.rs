@@ -32,7 +32,7 @@ fn a_task_in_a_branch_out_and_the_checkout_is_left_alone() {
     let index = || fs::read(world.repo().join(".git/index")).unwrap();
     let before = index();
 
-    let labels = ["--org", "o", "--issue", "7", "--pr", "8", "--tag", "t"];
+    let labels = ["--org", "o", "--issue", "7"];
     let args = [
         "run",
         "--json",
@@ -52,7 +52,7 @@ fn a_task_in_a_branch_out_and_the_checkout_is_left_alone() {
         world.repo().canonicalize().unwrap().to_str().unwrap()
     );
     assert_eq!((&task["org"], &task["issue"]), (&json!("o"), &json!(7)));
-    assert_eq!((&task["pr"], &task["tag"]), (&json!(8), &json!("t")));
+    assert_eq!(task["workspace_name"], "o/repo/task-7");
     let stat = json!({"files": 1, "insertions": 1, "deletions": 0});
     assert_eq!(task["diffstat"], stat);
     let run = &task["runs"][0];

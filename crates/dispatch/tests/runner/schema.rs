@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 40] = [
+const TASK: [(&str, &str); 43] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -26,7 +26,10 @@ const TASK: [(&str, &str); 40] = [
     ("reason", "string?"),
     ("waiting", "object?"),
     ("question", "string?"),
+    ("from", "string"),
     ("workspace", "string?"),
+    ("workspace_name", "string"),
+    ("behind", "string?"),
     ("org", "string?"),
     ("issue", "number?"),
     ("pr", "number?"),

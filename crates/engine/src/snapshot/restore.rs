@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use super::{SnapshotError, git_error, io_error, rest};
+use super::{EMPTY_TREE, SnapshotError, git_error, io_error, rest};
 use crate::files::{self, Lock};
 use crate::git::{CommitId, RefName};
 use crate::vault::{Scratch, Vault};
@@ -55,12 +55,17 @@ pub fn restore(
     }
     workspace::point_head(&git_dir, branch, &head).map_err(&io)?;
 
+    let attributes = if vault.is_plain() {
+        EMPTY_TREE
+    } else {
+        base.as_str()
+    };
     let index = git_dir.join("index");
     let pristine = meta.join(META_INDEX);
     let over = |verb, index| vault.cmd(verb).work_tree(&making).index(index).slow();
     over("read-tree", &index)
         .set("checkout.workers=0")
-        .env("GIT_ATTR_SOURCE", &base)
+        .env("GIT_ATTR_SOURCE", attributes)
         .args(["--reset", "-u", &format!("{commit}:files")])
         .run()
         .map_err(git_error("write the snapshot's files"))?;

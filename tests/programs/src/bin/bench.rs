@@ -26,7 +26,8 @@ use dispatch_core::{
     schedule::{Held, Host, View},
     state::State,
     task::{
-        Base, ChecksAsked, Expects, Labels, Network, Placement, Priority, TaskSpec, Terms, Wrap,
+        Base, ChecksAsked, Expects, Labels, Network, Placement, Priority, TaskSpec, Terms, Turn,
+        Wrap,
     },
 };
 use dispatch_engine::{
@@ -552,6 +553,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         checks: ChecksAsked::None,
         review_base: None,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),

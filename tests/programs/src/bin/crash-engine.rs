@@ -1,6 +1,7 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
-//! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N` goes on with what
-//! the log in HOME holds, dispatches the golden task when there is none, and leaves when all is done.
+//! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)
+//! [sidecar]` goes on with what the log in HOME holds, dispatches the golden task when there is none,
+//! and leaves when all is done.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
 
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
     job::{Invocation, JobId, Offset, Order},
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
     clock::Clock,
@@ -91,8 +92,8 @@ async fn main() -> Result<()> {
         [args @ .., word] if word == "sidecar" => (args, true),
         args => (args, false),
     };
-    let [home, agent, which, n] = args else {
-        bail!("crash-engine HOME AGENT (event|call|never) N [sidecar]");
+    let [home, agent, which, n, from] = args else {
+        bail!("crash-engine HOME AGENT (event|call|never) N (head|pr|folder) [sidecar]");
     };
     let home = PathBuf::from(home);
     let n: u64 = n.parse().context("N")?;
@@ -140,7 +141,9 @@ async fn main() -> Result<()> {
     };
     let engine = Engine::with_sites(settings, sites).await?;
     if engine.tasks().await?.is_empty() {
-        engine.dispatch(golden(&home)?, secrets.clone()).await?;
+        engine
+            .dispatch(golden(&home, from)?, secrets.clone())
+            .await?;
     }
     // A run that comes back without its key asks for it at a time that no event tells.
     let provide = async {
@@ -164,7 +167,13 @@ async fn main() -> Result<()> {
 }
 
 /// Output, a commit of its own, a change beside it, a check; and a count of how often it ran.
-fn golden(home: &Path) -> Result<TaskSpec> {
+fn golden(home: &Path, from: &str) -> Result<TaskSpec> {
+    let (base, repo) = match from {
+        "head" => (Base::Head, "repo"),
+        "pr" => (Base::Pr { number: 7 }, "repo"),
+        "folder" => (Base::Folder, "folder"),
+        other => bail!("{other}: there are head, pr, folder"),
+    };
     let count = home.join("count");
     let text = format!(
         "@append {} ran\n@lines 500\n@write a.txt one\n@git add a.txt\n@git commit -qm theirs\n\
@@ -174,8 +183,8 @@ fn golden(home: &Path) -> Result<TaskSpec> {
     Ok(TaskSpec {
         title: "golden".into(),
         text,
-        repo: home.join("repo").to_string_lossy().into_owned(),
-        base: Base::Head,
+        repo: home.join(repo).to_string_lossy().into_owned(),
+        base,
         agent: "fake".parse()?,
         pool: "test".parse()?,
         placement: Placement::of(Wrap::Host),
@@ -183,6 +192,7 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         checks: ChecksAsked::Detect,
         review_base: None,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),

@@ -10,7 +10,7 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
     state::State,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Turn, Wrap},
     update::{Update, Usage},
 };
 
@@ -83,6 +83,7 @@ fn seeds() -> Vec<Vec<u8>> {
         checks: ChecksAsked::Detect,
         review_base: None,
         workspace: None,
+        turn: Turn::default(),
         parent: None,
         labels: Labels::default(),
         terms: Terms {

@@ -7,6 +7,7 @@
 )]
 
 pub mod model;
+pub mod net;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use dispatch_core::{
     event::{Event, Kind},
     id::{RunId, TaskId},
     outcome::Outcome,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap, title_of},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap, title_of},
 };
 use dispatch_engine::{
     clock::Clock,
@@ -150,6 +151,7 @@ impl World {
             checks: ChecksAsked::Detect,
             review_base: None,
             workspace: None,
+            turn: Turn::default(),
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
