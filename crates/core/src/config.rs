@@ -15,8 +15,12 @@ use crate::{
     container::{Image, RuntimeAsked},
     drivers::DriverKind,
     gate::{Gate, Pool},
-    id::{AccountName, AgentName, BadId, ForgeName, ModelName, PlacementName, PoolName, RepoName},
+    id::{
+        AccountName, AgentName, BadId, ForgeName, HookName, ModelName, PlacementName, PoolName,
+        RepoName,
+    },
     limits::Limits,
+    notify::Hook,
     prompt::{Library, TextName},
     schedule::Pools,
     sidecar::{BROKER_URL, Upstream},
@@ -385,6 +389,7 @@ pub struct Config {
     pub container: ContainerSettings,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
+    pub notify: BTreeMap<HookName, Hook>,
     pub repos: BTreeMap<RepoName, Repo>,
     pub forges: BTreeMap<ForgeName, Forge>,
     /// What prompts are made of: ours, until the caller lays a person's own over it.
@@ -414,7 +419,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "task",
     "limits",
     "gate",
@@ -425,6 +430,7 @@ const TABLES: [&str; 12] = [
     "container",
     "agents",
     "checks",
+    "notify",
     "repos",
     "forges",
 ];
@@ -602,6 +608,7 @@ fn place(path: &[&str]) -> String {
 fn is_leaf(path: &[&str], value: &Value) -> bool {
     !matches!(value, Value::Table(_))
         || (path.len() > 3 && path[0] == "agents" && matches!(path[2], "env" | "files"))
+        || (path.len() > 2 && path[0] == "notify")
         || (path.len() > 2 && path[0] == "forges" && path[2] == "token")
 }
 
@@ -664,6 +671,7 @@ impl Typing<'_> {
         let container = self.container();
         let mut agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
+        let notify = self.hooks(&agents);
         let repos = self.repos();
         let forges = self.forges();
         for what in limits.iter().flat_map(Limits::problems) {
@@ -747,6 +755,7 @@ impl Typing<'_> {
             container: container?,
             agents,
             checks,
+            notify,
             repos,
             forges,
             library: Library::built_in(),
@@ -802,6 +811,18 @@ impl Typing<'_> {
             out.insert(name, repo);
         }
         out
+    }
+
+    fn hooks(&mut self, agents: &BTreeMap<AgentName, AgentProfile>) -> BTreeMap<HookName, Hook> {
+        let hooks = self.many::<HookName, Hook>("notify");
+        for (name, hook) in &hooks {
+            for agent in hook.agents.iter().filter(|name| !agents.contains_key(name)) {
+                let there = list(agents.keys());
+                let what = format!("agent {agent} is not configured; there are {there}");
+                self.problem(&place(&["notify", name.as_str(), "agents"]), what);
+            }
+        }
+        hooks
     }
 
     fn container(&mut self) -> Option<ContainerSettings> {

@@ -6,6 +6,7 @@
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
+//! * [`notify`] who is told of what
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
 //! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`container`] in an image;
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
@@ -28,6 +29,7 @@ pub mod ledger;
 pub mod limits;
 pub mod naming;
 pub mod network;
+pub mod notify;
 pub mod outcome;
 pub mod project;
 pub mod prompt;

@@ -67,6 +67,10 @@ pub struct Limits {
     pub diff_bytes: usize,
     pub fetch_bytes: u64,
     pub disk_free_min_bytes: u64,
+    pub notify_tries_max: u32,
+    pub notify_retry_ms: u64,
+    pub notify_wall_clock_s: u64,
+    pub notify_late_s: u64,
 }
 
 impl Limits {
@@ -86,6 +90,8 @@ impl Limits {
             ("line_bytes", self.line_bytes as u64),
             ("snapshot_bytes", self.snapshot_bytes),
             ("snapshot_files", self.snapshot_files as u64),
+            ("notify_tries_max", u64::from(self.notify_tries_max)),
+            ("notify_wall_clock_s", self.notify_wall_clock_s),
         ];
         let zero = |(name, value): &(&str, u64)| {
             (*value == 0).then(|| {

@@ -362,6 +362,14 @@ impl Settings {
         Ok(None)
     }
 
+    /// A literal, or the secret that a value names, for a hook.
+    pub(crate) fn value(&self, key: &str, value: &EnvValue) -> Result<Option<Secret>, SecretError> {
+        match value {
+            EnvValue::Literal(text) => Ok(Some(Secret::from(text.as_str()))),
+            EnvValue::Taken { source, optional } => self.take(key, source, *optional),
+        }
+    }
+
     /// One secret from where the configuration says.
     pub(crate) fn take(
         &self,

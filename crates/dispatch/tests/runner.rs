@@ -23,6 +23,8 @@ mod gate;
 mod ids;
 #[path = "runner/login.rs"]
 mod login;
+#[path = "runner/notify.rs"]
+mod notify;
 #[path = "runner/output.rs"]
 mod output;
 #[path = "runner/placement.rs"]
@@ -37,6 +39,8 @@ mod run;
 mod schema;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/top.rs"]
+mod top;
 #[path = "runner/usage.rs"]
 mod usage;
 #[path = "runner/world.rs"]

@@ -2,6 +2,7 @@
 //! Must not decide anything and must not be used below the doors (I9).
 
 pub(crate) mod event;
+pub(crate) mod notice;
 pub(crate) mod request;
 pub(crate) mod task;
 

@@ -13,7 +13,8 @@ use dispatch_core::{
     cage,
     config::{AgentProfile, EnvValue, Source},
     container::{Image, Runtime},
-    id::AgentName,
+    id::{AgentName, HookName},
+    notify::{Hook, Way},
     task::Network,
 };
 use dispatch_engine::{
@@ -22,7 +23,13 @@ use dispatch_engine::{
 use serde::Serialize;
 
 use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, login, out, style::Colour};
-use crate::{api::Health, client::start, secrets, settings::Settings};
+use crate::{
+    api::{Health, time},
+    client::start,
+    notify::cursor,
+    secrets,
+    settings::Settings,
+};
 
 /// Look for what is missing, and say how to get it.
 #[derive(Debug, clap::Args)]
@@ -73,6 +80,7 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     findings.extend(agents(settings));
     findings.push(disk(settings));
     findings.extend(sandbox(settings));
+    findings.extend(hooks(settings));
     findings.extend(containers(settings));
     findings.push(engine(settings).await);
     if args.json {
@@ -371,6 +379,44 @@ fn containers(settings: &Settings) -> Vec<Finding> {
         found.push(finding("image", Condition::Info, warning, ""));
     }
     found
+}
+
+/// How the last deliveries of each hook went, and whether it could make one at all.
+fn hooks(settings: &Settings) -> Vec<Finding> {
+    let one = |(name, hook): (&HookName, &Hook)| {
+        let what = format!("notify {name}");
+        let kind = hook.way.word();
+        let test = format!("`dispatch notify test {name}` tries it");
+        if hook.way == Way::Desktop && settings.find("notify-send").is_none() {
+            let how = "install it (Debian, Ubuntu: `apt install libnotify-bin`)";
+            return finding(what, Condition::Info, "notify-send not found", how);
+        }
+        match cursor::read(&settings.paths.data, name) {
+            Err(error) => {
+                let found = format!("{kind}, its position cannot be read: {error}");
+                finding(what, Condition::Info, found, "the next engine begins anew")
+            }
+            Ok(None) => finding(what, Condition::Ok, format!("{kind}, not used yet"), ""),
+            Ok(Some(cursor)) => {
+                let dropped = match cursor.dropped {
+                    0 => String::new(),
+                    n => format!(", {n} dropped so far"),
+                };
+                match cursor.failure {
+                    None => {
+                        let found = format!("{kind}, told up to event {}{dropped}", cursor.seq);
+                        finding(what, Condition::Ok, found, "")
+                    }
+                    Some(failure) => {
+                        let at = time(failure.at);
+                        let found = format!("{kind}, failed at {at}{dropped}: {}", failure.what);
+                        finding(what, Condition::Info, found, &test)
+                    }
+                }
+            }
+        }
+    };
+    settings.config.notify.iter().map(one).collect()
 }
 
 async fn engine(settings: &Settings) -> Finding {

@@ -74,9 +74,9 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
 }
 
 /// By what the person must do, the most urgent first.
-const GROUPS: [&str; 4] = ["needs you", "working", "waiting", "done"];
+pub(super) const GROUPS: [&str; 4] = ["needs you", "working", "waiting", "done"];
 
-fn group_of(task: &Task) -> &'static str {
+pub(super) fn group_of(task: &Task) -> &'static str {
     let lacks = task
         .waiting
         .as_ref()

@@ -47,6 +47,20 @@ pub(crate) struct Args {
     check: Option<String>,
 }
 
+impl Args {
+    /// What its agent prints, for as long as it lives.
+    #[cfg(feature = "tui")]
+    pub(super) fn follow(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            follow: true,
+            err: false,
+            run: None,
+            check: None,
+        }
+    }
+}
+
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let mut task = tasks::one(&ctx.settings, &args.id).await?;
     // A queued run has no directory yet.

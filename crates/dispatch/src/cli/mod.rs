@@ -20,6 +20,7 @@ mod ids;
 mod list;
 mod login;
 mod logs;
+mod notify;
 pub(crate) mod out;
 mod repo;
 mod retry;
@@ -31,6 +32,8 @@ mod show;
 mod stop;
 mod style;
 mod tasks;
+#[cfg(feature = "tui")]
+mod top;
 mod undo;
 mod usage;
 mod wait;
@@ -69,6 +72,8 @@ pub(crate) struct Args {
 enum Verb {
     Run(Box<run::Args>),
     List(list::Args),
+    #[cfg(feature = "tui")]
+    Top(top::Args),
     Show(show::Args),
     Logs(logs::Args),
     Diff(diff::Args),
@@ -82,6 +87,7 @@ enum Verb {
     Clean(clean::Args),
     Events(events::Args),
     Usage(usage::Args),
+    Notify(notify::Args),
     Freeze(freeze::FreezeArgs),
     Thaw(freeze::ThawArgs),
     Serve(serve::Args),
@@ -150,6 +156,9 @@ fn dispatch(verb: Verb) -> Result<Exit> {
     let serves = match &verb {
         Verb::Serve(_) => true,
         Verb::Run(args) => args.here,
+        // The screen goes on while the engine is asked.
+        #[cfg(feature = "tui")]
+        Verb::Top(_) => true,
         _ => false,
     };
     // A client waits for one thing at a time; threads would only cost its start.
@@ -174,6 +183,8 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Run(args) => Box::pin(run::run(ctx, *args)).await,
         Verb::List(args) => list::run(ctx, &args).await,
+        #[cfg(feature = "tui")]
+        Verb::Top(_) => top::run(ctx).await,
         Verb::Show(args) => show::run(ctx, &args).await,
         Verb::Logs(args) => logs::run(ctx, &args).await,
         Verb::Diff(args) => diff::run(ctx, &args).await,
@@ -187,6 +198,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Clean(args) => clean::run(ctx, args).await,
         Verb::Events(args) => events::run(ctx, &args).await,
         Verb::Usage(args) => usage::run(ctx, &args).await,
+        Verb::Notify(args) => notify::run(ctx, &args).await,
         Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
         Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
         Verb::Serve(args) => serve::run(ctx, &args).await,

@@ -284,6 +284,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     };
     let end = Box::pin(watched(ctx, &asked, detach, json)).await;
     if let Some(server) = server {
+        server.tell_hooks().await;
         let closed = server.close().await;
         // The task's own end says more than the engine's.
         if end.is_ok() {

@@ -192,7 +192,7 @@ impl Screen {
     }
 }
 
-fn update(event: &Event) -> Option<Update> {
+pub(super) fn update(event: &Event) -> Option<Update> {
     if event.kind != "said" {
         return None;
     }

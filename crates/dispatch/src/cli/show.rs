@@ -6,7 +6,7 @@ use super::{
     exit::Exit,
     out,
     screen::{checks_line, diffstat_line, next_lines, waits_line},
-    style::{Colour, clean_line, clean_text},
+    style::{Colour, Style, clean_line, clean_text},
     tasks,
 };
 use dispatch_core::{carried::Can, review::Review};
@@ -41,7 +41,7 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     if args.json {
         out::json(&task)?;
     } else {
-        for line in lines(ctx, &task) {
+        for line in lines(ctx.style, &task) {
             out::line(&line)?;
         }
     }
@@ -79,12 +79,12 @@ fn prompt(ctx: &Ctx, task: &Task, n: Option<u32>) -> Result<Exit> {
     Ok(Exit::Completed)
 }
 
-fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
-    let bold = |text: &str| ctx.style.paint(Colour::Bold, text);
+pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
+    let bold = |text: &str| style.paint(Colour::Bold, text);
     let mut out = vec![format!(
         "{} {} {}",
         bold(&task.short),
-        ctx.style.state(&task.state),
+        style.state(&task.state),
         bold(&clean_line(&task.title))
     )];
     let mut field = |name: &str, value: Option<&str>| {

@@ -28,7 +28,12 @@ impl Style {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(feature = "tui")]
+    pub(crate) fn colours(self) -> bool {
+        self.colour
+    }
+
+    #[cfg(any(test, feature = "tui"))]
     pub(crate) fn plain() -> Self {
         Self {
             tty: false,

@@ -23,12 +23,17 @@ use tokio::{
 };
 
 use super::{Busy, Ctx, app};
-use crate::settings::{Paths, Settings};
+use crate::{
+    notify::{self, Hooks},
+    settings::{Paths, Settings},
+};
 
 /// How long an idle engine waits for the next request: time for a client that found the socket.
 const LINGER: Duration = Duration::from_secs(2);
 /// How long the last answers may take to be read.
 const DRAIN: Duration = Duration::from_secs(3);
+/// How long a person at their prompt waits for hooks; the rest is the next engine's.
+const LAST_NOTICES: Duration = Duration::from_secs(10);
 /// After an accept that failed, for want of descriptors for instance.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -47,6 +52,7 @@ pub(crate) struct Server {
     stop: Arc<Notify>,
     close: watch::Sender<bool>,
     busy: Busy,
+    hooks: Hooks,
     serving: JoinHandle<io::Result<()>>,
 }
 
@@ -97,7 +103,9 @@ fn bind(paths: &Paths) -> io::Result<UnixListener> {
 impl Server {
     /// Takes the data directory and serves it.
     pub(crate) async fn open(settings: &Settings) -> Result<Self, ServeError> {
+        let before = notify::before(settings);
         let engine = Engine::open(settings.engine()).await?;
+        let hooks = Hooks::start(settings, &engine, before);
         let socket = settings.paths.socket();
         let listener = bind(&settings.paths).map_err(|source| ServeError::Socket {
             path: socket.clone(),
@@ -125,6 +133,7 @@ impl Server {
             stop,
             close,
             busy,
+            hooks,
             serving,
         })
     }
@@ -138,10 +147,12 @@ impl Server {
         self.stop.notified().await;
     }
 
-    /// Resolves when nothing is live, queued or paused, and nobody is being served.
+    /// Resolves when nothing is live, queued or paused, everybody has been told of it, and nobody is
+    /// being served.
     pub(crate) async fn idle(&self) {
         loop {
             self.engine.idle().await;
+            self.hooks.told_all().await;
             let (_, before) = self.busy.count();
             sleep(LINGER).await;
             let (now, after) = self.busy.count();
@@ -151,10 +162,18 @@ impl Server {
         }
     }
 
+    /// Time for notices of what has just happened, where nobody waits for idleness.
+    pub(crate) async fn tell_hooks(&self) {
+        match timeout(LAST_NOTICES, self.hooks.told_all()).await {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
     /// Ends the engine, lets the last answers out and takes the socket away. Jobs live on.
     pub(crate) async fn close(self) -> Result<(), dispatch_engine::view::VerbError> {
         // First, so that whoever comes now starts an engine of its own as soon as the lock is free.
         let gone = fs::remove_file(&self.socket);
+        self.hooks.close().await;
         let ended = self.engine.shutdown().await;
         self.close.send_replace(true);
         // A reader that does not read is cut off; it can come back by its position.

@@ -87,6 +87,8 @@ fn config_seeds() -> Vec<Vec<u8>> {
         "\"a.b\" = 1\n[checks.x]\nrank = 1\nmarkers = [{ file = \"M\" }]\n\
          steps = [{ name = \"s\", argv = [\"a\"] }]\n",
         "limits = 3\nagents = []\n",
+        "[notify.x]\nkind = \"webhook\"\non = [\"failed\"]\nurl = { from = \"U\" }\nsecret = { file = \"/s\" }\n\
+         [notify.y]\nkind = \"command\"\non = [\"lost\"]\ncommand = [\"a\"]\n",
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec();
