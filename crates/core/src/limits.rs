@@ -43,6 +43,10 @@ pub struct Limits {
     pub workspace_bytes: u64,
     pub queue_max: usize,
     pub runs_max: u32,
+    /// Messages of one task that wait.
+    pub messages_max: usize,
+    /// Runs that messages of other tasks' agents may start before a person says something.
+    pub wakes_max: u32,
     pub task_bytes: usize,
     pub updates_bytes: u64,
     pub line_bytes: usize,
@@ -64,6 +68,7 @@ impl Limits {
             ("check_wall_clock_s", self.check_wall_clock_s),
             ("queue_max", self.queue_max as u64),
             ("runs_max", u64::from(self.runs_max)),
+            ("messages_max", self.messages_max as u64),
             ("task_bytes", self.task_bytes as u64),
             ("line_bytes", self.line_bytes as u64),
             ("snapshot_bytes", self.snapshot_bytes),

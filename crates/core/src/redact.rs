@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 42] = [
+const NAMES: [&str; 44] = [
     "after",
     "agent",
     "base",
@@ -601,9 +601,11 @@ const NAMES: [&str; 42] = [
     "checks",
     "child",
     "commit",
+    "delivery",
     "driver",
     "expects",
     "failed",
+    "from",
     "head",
     "id",
     "named",

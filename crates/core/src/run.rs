@@ -19,6 +19,14 @@ pub enum RunCause {
         #[serde(default)]
         by_person: bool,
     },
+    /// Messages waited when the run before had ended, or came then. Which ones it gets is fixed when
+    /// it opens.
+    Said {
+        /// One of them is a person's; otherwise the run is paid from the task's wake budget.
+        by_person: bool,
+    },
+    /// A person wants it to go on, perhaps with another agent, which reads `before`.
+    Resumed { before: String },
 }
 
 impl RunCause {
@@ -28,6 +36,8 @@ impl RunCause {
             Self::Dispatched => "dispatched",
             Self::Answer { .. } => "answer",
             Self::RetryOf { .. } => "retry",
+            Self::Said { .. } => "said",
+            Self::Resumed { .. } => "resumed",
         }
     }
 }

@@ -10,7 +10,11 @@ mod world;
 
 use std::{fs, os::unix::process::ExitStatusExt, process::Command};
 
-use dispatch_core::{event::Kind, outcome::Outcome};
+use dispatch_core::{
+    event::{Event, Kind},
+    message::{Fate, Message},
+    outcome::Outcome,
+};
 use dispatch_engine::reader::Reader;
 use world::{AGENT, World};
 
@@ -19,9 +23,14 @@ const CRASH_ENGINE: &str = env!("CARGO_BIN_EXE_crash-engine");
 const POINTS_MAX: u64 = 200;
 
 fn engine(world: &World, which: &str, n: u64) -> bool {
+    engine_in(world, which, n, &[])
+}
+
+fn engine_in(world: &World, which: &str, n: u64, scene: &[&str]) -> bool {
     let output = Command::new(CRASH_ENGINE)
         .arg(world.home.path())
         .args([AGENT, which, &n.to_string()])
+        .args(scene)
         .output()
         .unwrap();
     let killed = output.status.signal() == Some(9);
@@ -104,6 +113,58 @@ fn killed_after_every_event() {
 #[test]
 fn killed_before_every_call_to_a_site() {
     assert!(kill_at_every("call") >= 6);
+}
+
+/// Two messages in a task's life: each heard once, in order, by the agent that runs or by the next
+/// run, and by no run besides.
+fn messages_at_every(which: &str, scene: &str, runs: &str) {
+    for n in 1..POINTS_MAX {
+        let world = World::new();
+        let killed = engine_in(&world, which, n, &[scene]);
+        if killed {
+            assert!(!engine_in(&world, "never", 0, &[scene]), "{which} {n}");
+        }
+        let at = format!("{scene}, {which} {n}");
+        let read = |name: &str| fs::read_to_string(world.home.path().join(name)).unwrap();
+        assert_eq!(read("heard"), "one\ntwo\n", "{at}");
+        let ran = read("count");
+        // The next run may have begun between the two messages; the second has one of its own then.
+        assert!(ran.starts_with(runs), "{at}: {ran}");
+        let reader = Reader::open(&world.data()).unwrap();
+        let task = &reader.tasks().unwrap()[0].task;
+        assert_eq!(ran.lines().count(), task.runs.len(), "{at}");
+        assert_eq!(task.outcome().unwrap().word(), "completed", "{at}");
+        let delivered = |message: &Message| matches!(message.fate, Fate::Delivered(_));
+        assert!(
+            task.messages.iter().all(delivered),
+            "{at}: {:?}",
+            task.messages
+        );
+        let events = reader.events(0, 10_000).unwrap();
+        let bug =
+            |event: &&Event| matches!(&event.kind, Kind::Noted { text } if text.starts_with("bug"));
+        assert_eq!(events.iter().find(bug), None, "{at}");
+        assert_eq!(world.alive(task.id), [""; 0], "{at}");
+        if !killed {
+            return;
+        }
+    }
+    panic!("more than {POINTS_MAX} points")
+}
+
+#[test]
+fn messages_to_a_running_agent_killed_after_every_event() {
+    messages_at_every("event", "running", "ran\n");
+}
+
+#[test]
+fn messages_to_a_running_agent_killed_before_every_call_to_a_site() {
+    messages_at_every("call", "running", "ran\n");
+}
+
+#[test]
+fn messages_for_the_next_run_killed_after_every_event() {
+    messages_at_every("event", "next", "ran\nran\n");
 }
 
 /// And twice: once in the run, once in the recovery.

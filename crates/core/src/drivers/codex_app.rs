@@ -97,6 +97,10 @@ impl Driver for CodexApp {
         }
     }
 
+    fn listens(&self) -> bool {
+        self.turn.is_some()
+    }
+
     fn say(&mut self, text: &str) -> Option<Vec<u8>> {
         let turn = self.turn.clone()?;
         self.next_id += 1;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
+    message::{Fate, Message as CoreMessage},
     outcome::Outcome,
     review::Review,
     run::RunState,
@@ -60,7 +61,40 @@ pub(crate) struct Task {
     /// Configuration for agents in the base commit.
     #[serde(default)]
     pub(crate) carried: Vec<Carried>,
+    /// What was said to it since; of settled messages the newest.
+    #[serde(default)]
+    pub(crate) messages: Vec<Message>,
     pub(crate) removed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Message {
+    pub(crate) id: u32,
+    /// `person`, or the whole id of the task whose agent said it.
+    pub(crate) from: String,
+    pub(crate) text: String,
+    pub(crate) at: String,
+    pub(crate) state: String,
+    pub(crate) delivery: Option<String>,
+    /// The run that has it.
+    pub(crate) run: Option<u32>,
+}
+
+impl From<&CoreMessage> for Message {
+    fn from(message: &CoreMessage) -> Self {
+        Self {
+            id: message.id.0,
+            from: message.from.to_string(),
+            text: message.text.clone(),
+            at: time(message.at),
+            state: message.word().into(),
+            delivery: match message.fate {
+                Fate::Delivered(delivery) => Some(delivery.word().into()),
+                Fate::Waiting | Fate::Cancelled => None,
+            },
+            run: message.taken.map(|taken| taken.run),
+        }
+    }
 }
 
 /// Why it does not start, until when if that is known, and how many of its pool go first.
@@ -277,6 +311,7 @@ impl From<&TaskView> for Task {
                     can: item.can.word().into(),
                 })
                 .collect(),
+            messages: task.messages.iter().map(Message::from).collect(),
             removed: task.removed,
         }
     }
@@ -288,6 +323,7 @@ pub(crate) mod tests {
     use dispatch_core::{
         event::{CheckState, Sealed, Verified},
         job::ExitReport,
+        message::{Delivery, MessageId, Sender, Taken},
         run::RunCause,
         state::Workspace,
         task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
@@ -386,6 +422,20 @@ pub(crate) mod tests {
                 path: ".mcp.json".into(),
                 can: dispatch_core::carried::Can::RunCommands,
             }],
+            messages: vec![CoreMessage {
+                id: MessageId(1),
+                text: "and UTC".into(),
+                from: Sender::Person,
+                at: 700,
+                taken: Some(Taken {
+                    run: 1,
+                    out_offset: Some(4),
+                }),
+                fate: Fate::Delivered(Delivery::Interrupt),
+            }],
+            messages_count: 1,
+            wakes: 0,
+            foreign_runs: 0,
         };
         TaskView {
             task,
@@ -424,6 +474,11 @@ pub(crate) mod tests {
             "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
             "review": review,
         });
+        let carried = serde_json::json!({"path": ".mcp.json", "can": "run_commands"});
+        let message = serde_json::json!({
+            "id": 1, "from": "person", "text": "and UTC", "at": "1970-01-01T00:00:00.700Z",
+            "state": "delivered", "delivery": "interrupt", "run": 1,
+        });
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "model": null, "pool": "default", "priority": "normal",
@@ -436,7 +491,8 @@ pub(crate) mod tests {
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "removed": false,
+            "carried": [carried],
+            "messages": [message], "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 35] = [
+const TASK: [(&str, &str); 36] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -38,6 +38,7 @@ const TASK: [(&str, &str); 35] = [
     ("diffstat", "object?"),
     ("notes", "strings"),
     ("carried", "array"),
+    ("messages", "array"),
     ("removed", "bool"),
 ];
 const RUN: [(&str, &str); 12] = [
@@ -53,6 +54,15 @@ const RUN: [(&str, &str); 12] = [
     ("usage", "object?"),
     ("checks", "array"),
     ("review", "object?"),
+];
+const MESSAGE: [(&str, &str); 7] = [
+    ("id", "number"),
+    ("from", "string"),
+    ("text", "string"),
+    ("at", "time"),
+    ("state", "string"),
+    ("delivery", "string?"),
+    ("run", "number?"),
 ];
 const WAITING: [(&str, &str); 4] = [
     ("why", "string"),
@@ -147,10 +157,18 @@ pub(crate) fn task(value: &Value) {
     if !value["diffstat"].is_null() {
         object(&value["diffstat"], &DIFFSTAT);
     }
+    for message in value["messages"].as_array().unwrap() {
+        object(message, &MESSAGE);
+        const STATES: [&str; 4] = ["waiting", "on_its_way", "delivered", "cancelled"];
+        word(&message["state"], &STATES);
+    }
     for run in value["runs"].as_array().unwrap() {
         object(run, &RUN);
         word(&run["state"], &STATES);
-        word(&run["cause"], &["dispatched", "answer", "retry"]);
+        word(
+            &run["cause"],
+            &["dispatched", "answer", "retry", "said", "resumed"],
+        );
         exit(&run["exit"]);
         for check in run["checks"].as_array().unwrap() {
             object(check, &CHECK);
@@ -166,6 +184,7 @@ pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
         .iter()
         .chain(&RUN)
         .chain(&CHECK)
+        .chain(&MESSAGE)
         .chain(&WAITING)
         .chain(&DIFFSTAT);
     all.map(|(key, _)| *key)

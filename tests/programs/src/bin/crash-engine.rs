@@ -1,11 +1,13 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
 //! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N` goes on with what
 //! the log in HOME holds, dispatches the golden task when there is none, and leaves when all is done.
+//! With `running` or `next` behind it, messages are said to that task: to its running agent, or to one
+//! that hears them with its next run.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{
@@ -17,7 +19,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
+    event::Kind,
     job::{Invocation, JobId, Offset, Order},
+    message::Sender,
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
 };
 use dispatch_engine::{
@@ -27,6 +31,7 @@ use dispatch_engine::{
         BoxFuture, Follow, Site, Start,
         local::{Keeper, Local},
     },
+    view::Told,
 };
 
 fn die() -> ! {
@@ -75,6 +80,11 @@ impl Site for Fused {
         self.site.follow(job, from)
     }
 
+    fn given<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<BTreeSet<u64>>> {
+        self.fuse.burn();
+        self.site.given(job)
+    }
+
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {
         self.fuse.burn();
         self.site.order(job, order)
@@ -84,8 +94,14 @@ impl Site for Fused {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [home, agent, which, n] = args.as_slice() else {
-        bail!("crash-engine HOME AGENT (event|call|never) N");
+    let [home, agent, which, n, rest @ ..] = args.as_slice() else {
+        bail!("crash-engine HOME AGENT (event|call|never) N [running|next]");
+    };
+    let scene = match rest.first().map(String::as_str) {
+        None => Scene::Golden,
+        Some("running") => Scene::Running,
+        Some("next") => Scene::Next,
+        Some(other) => bail!("{other}: there are running, next"),
     };
     let home = PathBuf::from(home);
     let n: u64 = n.parse().context("N")?;
@@ -106,7 +122,8 @@ async fn main() -> Result<()> {
     let sites = Sites::from([("local".parse()?, Arc::new(site) as Arc<dyn Site>)]);
     let text = format!(
         "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
-         pool = \"test\"\nplacement = \"host\"\n"
+         pool = \"test\"\nplacement = \"host\"\n[agents.talker]\ndriver = \"claude\"\n\
+         program = \"{agent}\"\npool = \"test\"\nplacement = \"host\"\n"
     );
     let layer = Layer {
         source: "test",
@@ -126,8 +143,14 @@ async fn main() -> Result<()> {
     };
     let engine = Engine::with_sites(settings, sites).await?;
     if engine.tasks().await?.is_empty() {
-        engine.dispatch(golden(&home)?, Secrets::new()).await?;
+        let spec = match scene {
+            Scene::Golden => golden(&home)?,
+            Scene::Running => listening(&home)?,
+            Scene::Next => waiting(&home)?,
+        };
+        engine.dispatch(spec, Secrets::new()).await?;
     }
+    speak(&engine, &home, scene).await?;
     engine.idle().await;
     for view in engine.tasks().await? {
         let outcome = view.task.outcome().context("idle and not finished")?;
@@ -135,6 +158,73 @@ async fn main() -> Result<()> {
     }
     engine.shutdown().await?;
     Ok(())
+}
+
+/// What is done beside dispatching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scene {
+    Golden,
+    Running,
+    Next,
+}
+
+/// As a person would who looks at what is there before saying it again.
+async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
+    let heard = home.join("heard").to_string_lossy().into_owned();
+    let messages = match scene {
+        Scene::Golden => return Ok(()),
+        Scene::Running => vec!["one".to_owned(), "two".to_owned()],
+        Scene::Next => vec![
+            format!("@append {heard} one"),
+            format!("@append {heard} two"),
+        ],
+    };
+    let tasks = engine.tasks().await?;
+    let task = tasks.first().context("a task")?.task.id;
+    let mut events = engine.events(0);
+    while let Some(told) = events.next().await {
+        if let Told::Event(event) = told
+            && matches!(event.kind, Kind::Started { .. })
+        {
+            break;
+        }
+    }
+    let known = engine.task(task).await?.task.messages_count as usize;
+    for text in messages.into_iter().skip(known) {
+        engine
+            .say(task, text, Sender::Person, Secrets::new())
+            .await?;
+    }
+    Ok(std::fs::write(home.join("go"), "")?)
+}
+
+/// Writes down what it hears while it runs, and ends when it has heard two messages.
+fn listening(home: &Path) -> Result<TaskSpec> {
+    let (count, heard) = (home.join("count"), home.join("heard"));
+    Ok(TaskSpec {
+        text: format!(
+            "@append {} ran\n@write a.txt one\n@hear {} 2\n",
+            count.display(),
+            heard.display()
+        ),
+        agent: "talker".parse()?,
+        checks: ChecksAsked::None,
+        ..golden(home)?
+    })
+}
+
+/// Hears nothing until its next run.
+fn waiting(home: &Path) -> Result<TaskSpec> {
+    let (count, go) = (home.join("count"), home.join("go"));
+    Ok(TaskSpec {
+        text: format!(
+            "@append {} ran\n@write a.txt one\n@await {}\n@say done\n",
+            count.display(),
+            go.display()
+        ),
+        checks: ChecksAsked::None,
+        ..golden(home)?
+    })
 }
 
 /// Output, a commit of its own, a change beside it, a check; and a count of how often it ran.
