@@ -45,16 +45,19 @@ pub(super) fn follow() -> Result<ExitCode> {
     // What comes later is a turn of its own, until the input ends.
     while let Ok(text) = messages.recv() {
         if let Some(path) = &path {
-            take(path, &text)?;
+            note(path, &text)?;
         }
         turn(&text, &messages, &mut path)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Heard, and acknowledged as the real one does.
-fn take(path: &str, text: &str) -> Result<()> {
-    super::append(path, &text.replace('\n', " "))?;
+fn note(path: &str, text: &str) -> Result<()> {
+    super::append(path, &text.replace('\n', " "))
+}
+
+/// As the real one does when it takes a message into its conversation.
+fn say_back(text: &str) -> Result<()> {
     let content = json!([{"type": "text", "text": text}]);
     let message = json!({"role": "user", "content": content});
     tell(&json!({"type": "user", "message": message, "isReplay": true, "session_id": SESSION}))
@@ -62,6 +65,7 @@ fn take(path: &str, text: &str) -> Result<()> {
 
 fn turn(prompt: &str, messages: &Receiver<String>, heard: &mut Option<String>) -> Result<()> {
     tell(&json!({"type": "system", "subtype": "init", "session_id": SESSION}))?;
+    say_back(prompt)?;
     for line in prompt.lines().filter_map(|line| line.strip_prefix('@')) {
         let (order, rest) = line.split_once(' ').unwrap_or((line, ""));
         let done = || format!("obey @{line}");
@@ -69,7 +73,9 @@ fn turn(prompt: &str, messages: &Receiver<String>, heard: &mut Option<String>) -
             let (path, count) = rest.split_once(' ').with_context(done)?;
             *heard = Some(path.to_owned());
             for _ in 0..count.parse::<u32>().with_context(done)? {
-                take(path, &messages.recv().with_context(done)?)?;
+                let text = messages.recv().with_context(done)?;
+                note(path, &text)?;
+                say_back(&text)?;
             }
         } else if let Some(code) = super::obey(order, rest).with_context(done)? {
             anyhow::ensure!(code == ExitCode::SUCCESS, "it is told to fail");
