@@ -97,6 +97,44 @@ pub(crate) fn bubblewrap() -> Result<PathBuf> {
     bail!("bubblewrap is not there (on Debian or Ubuntu: apt-get install bubblewrap)")
 }
 
+/// Podman and what it needs, from Debian's packages where we are root. `Err` says what to install.
+/// Whether it starts anything here the tests find out themselves.
+pub(crate) fn podman() -> Result<()> {
+    let there = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut dirs = std::env::split_paths(&path);
+        dirs.any(|dir| dir.join(program).is_file())
+    };
+    if there("podman") {
+        return Ok(());
+    }
+    let run = |args: &[&str]| {
+        let status = Command::new("apt-get")
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success())
+    };
+    let get = [
+        "install",
+        "-qy",
+        "--no-install-recommends",
+        "podman",
+        "runc",
+        "catatonit",
+        "containernetworking-plugins",
+        "iptables",
+    ];
+    println!("== install podman (once)");
+    // A fresh machine has no package lists.
+    if run(&get) || (run(&["-q", "update"]) && run(&get)) {
+        return Ok(());
+    }
+    bail!("podman is not there (on Debian or Ubuntu: apt-get install podman runc catatonit)")
+}
+
 /// PATH with one more directory behind the others.
 pub(crate) fn path_with(dir: &Path) -> Result<std::ffi::OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();

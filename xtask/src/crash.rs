@@ -112,10 +112,11 @@ impl Scenario {
         fs::create_dir(scenario.path("repo"))?;
         // What lets the jobs go: theirs to look at, in a cage too.
         fs::create_dir(scenario.path("gates"))?;
+        // Nothing is tried again: a run that is lost must be seen.
         fs::write(
             scenario.path("home/dispatch.toml"),
             format!(
-                "[task]\nagent = \"fake\"\n[gate]\nload_per_core_max = 0\n[pools.test]\nslots = {JOBS}\n[agents.fake]\ndriver = \"plain\"\n\
+                "[task]\nagent = \"fake\"\n[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = {JOBS}\n[agents.fake]\ndriver = \"plain\"\n\
                  program = \"{}\"\npool = \"test\"\nplacement = \"{placement}\"\npaths = [{:?}]\n",
                 agent.display(),
                 scenario.path("gates")

@@ -1,5 +1,6 @@
 //! The project's chores: `cargo xtask test | demo | crash | fuzz | bench`.
-//! Must not be needed by a user of Dispatch, and must not install anything outside the target folder.
+//! Must not be needed by a user of Dispatch, and must not install anything outside the target
+//! folder but podman, from the system's own packages, where it may.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

@@ -1,5 +1,6 @@
 //! Everything CI checks, in the order in which it fails fastest. What cannot run here is skipped
-//! loudly, never silently. Must not touch anything outside the target folder.
+//! loudly, never silently. Must not touch anything outside the target folder, but for podman, which
+//! comes from the system's own packages.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::{bubblewrap, cargo, need_git, path_with, root, target};
+use crate::build::{bubblewrap, cargo, need_git, path_with, podman, root, target};
 
 const CARGO_DENY: &str = "0.20.2";
 
@@ -35,6 +36,9 @@ pub(crate) fn run() -> Result<()> {
     match bubblewrap() {
         Ok(dir) => drop(tests.env("PATH", path_with(&dir)?)),
         Err(error) => skipped.push(format!("tests of the cage with bubblewrap: {error}")),
+    }
+    if let Err(error) = podman() {
+        skipped.push(format!("tests of containers: {error}"));
     }
     if let Some(agents) = agents {
         tests.env("DISPATCH_TEST_AGENTS", agents);

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container,
     job::{Inside, Invocation},
+    seatbelt::{self, SEATBELT},
     task::Network,
 };
 
@@ -39,6 +41,8 @@ pub enum Hidden {
 pub struct View {
     /// `None`: missing or refused; then Landlock and seccomp are all there is.
     pub bwrap: Option<PathBuf>,
+    /// macOS' `sandbox-exec`, which is asked only where there is no bubblewrap.
+    pub seatbelt: Option<PathBuf>,
     /// Argv of the warden, without its policy.
     pub warden: Vec<String>,
     /// `/bin -> usr/bin` and the like: link, target.
@@ -52,6 +56,8 @@ pub struct View {
     pub read: Vec<PathBuf>,
     /// The workspace, the private home, the temporary directory.
     pub write: Vec<PathBuf>,
+    /// Written by several jobs, and by programs outside of any fence: plain files only.
+    pub shared: Vec<PathBuf>,
     /// Device nodes of a GPU, when it was asked for.
     pub devices: Vec<PathBuf>,
 }
@@ -66,6 +72,9 @@ pub struct Policy {
     pub strict: bool,
     pub read: Vec<PathBuf>,
     pub write: Vec<PathBuf>,
+    /// Written, but nothing is made there that leads or stands elsewhere: no links, no devices.
+    #[serde(default)]
+    pub shared: Vec<PathBuf>,
     /// Sockets that the warden has to refuse because nothing around it does.
     pub deny: Sockets,
 }
@@ -87,9 +96,18 @@ pub const BWRAP: &str = "bwrap";
 /// `inner` inside the cage. Environment, input, directory and limits stay as they are.
 #[must_use]
 pub fn wrap(inner: Invocation, view: &View, network: Network, strict: bool) -> Invocation {
-    let (mut argv, policy) = match &view.bwrap {
-        Some(bwrap) => (outer(bwrap, &inner, view, network), inside(view, strict)),
-        None => (Vec::new(), alone(view, network, strict)),
+    let (mut argv, policy) = match (&view.bwrap, &view.seatbelt) {
+        (Some(bwrap), _) => (outer(bwrap, &inner, view, network), inside(view, strict)),
+        (None, Some(program)) => {
+            let policy = Policy {
+                outer: vec![SEATBELT.into()],
+                // The kernel there has nothing like it, and the profile has said all of it.
+                deny: Sockets::None,
+                ..alone(view, network, strict)
+            };
+            (seatbelt::outer(program, view, network), policy)
+        }
+        (None, None) => (Vec::new(), alone(view, network, strict)),
     };
     argv.extend(view.warden.iter().cloned());
     argv.push(policy_text(&policy));
@@ -118,6 +136,7 @@ fn inside(view: &View, strict: bool) -> Policy {
         strict,
         read: vec!["/".into()],
         write,
+        shared: view.shared.clone(),
         deny: Sockets::None,
     }
 }
@@ -133,6 +152,7 @@ fn alone(view: &View, network: Network, strict: bool) -> Policy {
         strict,
         read,
         write,
+        shared: view.shared.clone(),
         deny: match network {
             Network::Full => Sockets::Unix,
             Network::None => Sockets::UnixAndInternet,
@@ -194,7 +214,8 @@ fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: Network) -> Vec
     // Outer directories first, so that one mount never hides another.
     let mut binds: Vec<(&PathBuf, &str)> = Vec::new();
     binds.extend(view.read.iter().map(|path| (path, "--ro-bind")));
-    binds.extend(view.write.iter().map(|path| (path, "--bind")));
+    let written = view.write.iter().chain(&view.shared);
+    binds.extend(written.map(|path| (path, "--bind")));
     binds.sort_by_key(|(path, _)| path.components().count());
     for (path, how) in binds {
         argv.paths(how, path, path);
@@ -227,7 +248,9 @@ pub fn enforced(layers: &[String], limits: &[String], network: Network) -> Strin
     let fence = match layers {
         [] => "nothing".to_owned(),
         [only] => format!("{only} only"),
-        [first, ..] if first != BWRAP => format!("{} only", layers.join("+")),
+        [first, ..] if first != BWRAP && !container::is_layer(first) => {
+            format!("{} only", layers.join("+"))
+        }
         _ => layers.join("+"),
     };
     let mut out = fence;
@@ -257,6 +280,7 @@ mod tests {
     fn view() -> View {
         View {
             bwrap: Some("/usr/bin/bwrap".into()),
+            seatbelt: None,
             warden: vec!["/data/bin/dispatch".into(), "warden".into()],
             links: vec![("/bin".into(), "usr/bin".into())],
             system: vec!["/usr".into(), "/etc".into()],
@@ -267,6 +291,7 @@ mod tests {
             parts: vec!["/usr".into(), "/etc/hosts".into()],
             read: vec!["/data/mirror/objects".into(), "/opt/agent".into()],
             write: vec!["/data/ws".into(), "/data/home".into()],
+            shared: vec!["/data/logins/work".into()],
             devices: vec!["/dev/dri".into()],
         }
     }
@@ -307,7 +332,10 @@ mod tests {
             let hits = argv.iter().enumerate().filter(|(_, word)| *word == option);
             hits.map(|(at, _)| argv[at + 1].as_str()).collect()
         };
-        assert_eq!(after("--bind"), ["/data/ws", "/data/home"]);
+        assert_eq!(
+            after("--bind"),
+            ["/data/ws", "/data/home", "/data/logins/work"]
+        );
         assert_eq!(
             after("--ro-bind"),
             [
@@ -336,6 +364,28 @@ mod tests {
         assert_eq!(
             (caged.outer, caged.read),
             (vec![BWRAP.to_owned()], vec!["/".into()])
+        );
+        for policy in [&got.shared, &caged.shared] {
+            assert_eq!(*policy, view().shared);
+        }
+        assert!(!caged.write.contains(&view().shared[0]));
+    }
+
+    #[test]
+    fn on_macos_the_profile_stands_where_bubblewrap_does_and_is_named() {
+        let mac = View {
+            bwrap: None,
+            seatbelt: Some("/usr/bin/sandbox-exec".into()),
+            ..view()
+        };
+        let argv = wrap(inner(), &mac, Network::None, true).argv;
+        assert_eq!(argv[0], "/usr/bin/sandbox-exec");
+        assert!(argv.ends_with(&inner().argv));
+        let got = policy(&argv);
+        assert_eq!((got.outer, got.strict), (vec![SEATBELT.to_owned()], true));
+        assert_eq!(
+            enforced(&[SEATBELT.to_owned()], &[], Network::None),
+            "sandbox-exec only; network: none"
         );
     }
 

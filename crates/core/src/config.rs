@@ -12,9 +12,10 @@ use toml::{Table, Value};
 
 use crate::{
     checks::Checks,
+    container::{Image, RuntimeAsked},
     drivers::DriverKind,
     gate::{Gate, Pool},
-    id::{AgentName, ModelName, PlacementName, PoolName},
+    id::{AccountName, AgentName, BadId, ModelName, PlacementName, PoolName},
     limits::Limits,
     schedule::Pools,
     task::{Expects, Network, Placement, Wrap},
@@ -127,6 +128,22 @@ struct PlacementTable {
     strict: bool,
     #[serde(default)]
     gpu: bool,
+    image: Option<Image>,
+    runtime: Option<RuntimeAsked>,
+}
+
+/// `[container]`, or what a placement says of the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerSettings {
+    pub image: Option<Image>,
+    pub runtime: Option<RuntimeAsked>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContainerTable {
+    image: String,
+    runtime: RuntimeAsked,
 }
 
 /// One `[agents.NAME]`.
@@ -153,8 +170,90 @@ pub struct AgentProfile {
     pub paths: Vec<String>,
     /// Laid into the task's private home before each run, by their path below it.
     #[serde(default)]
-    pub files: BTreeMap<HomePath, String>,
+    pub files: BTreeMap<HomePath, FileText>,
+    /// Short names of its models: `gemini:flash`.
+    #[serde(default)]
+    pub models: BTreeMap<String, ModelName>,
+    /// Words behind the colon that mean another agent: `codex:review`.
+    #[serde(default)]
+    pub variants: BTreeMap<String, AgentName>,
+    /// Words behind the colon that mean a profile of the CLI's own: `codex:lemma`.
+    #[serde(default)]
+    pub profiles: Vec<ModelName>,
+    /// Absent: it takes keys from the environment only.
+    pub login: Option<Login>,
+    /// The image that it runs in, when the task names none.
+    pub image: Option<Image>,
+    /// In a container: a name for the host, for models that are served there.
+    #[serde(default)]
+    pub host_alias: bool,
 }
+
+impl AgentProfile {
+    /// The account whose login this agent uses, and what that login consists of.
+    #[must_use]
+    pub fn account<'a>(&'a self, name: &'a AgentName) -> Option<(&'a str, &'a Login)> {
+        let login = self.login.as_ref()?;
+        let account = login.account.as_ref().map(AccountName::as_str);
+        Some((account.unwrap_or(name.as_str()), login))
+    }
+}
+
+/// `[agents.NAME.login]`: how its CLI logs in, and in which files it keeps that.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// Absent: the agent's own name.
+    pub account: Option<AccountName>,
+    /// What `dispatch login` gives the agent's program.
+    pub args: Vec<String>,
+    /// Where the CLI looks for its login, below the home directory.
+    pub files: Vec<HomePath>,
+    /// The variable that tells the CLI of a directory for these files and nothing else. Without one
+    /// they are links in the task's home, which the CLI must write through.
+    pub variable: Option<String>,
+}
+
+/// What a file holds: text, or a file of the person's that is read for each run.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum FileText {
+    Text(String),
+    From { file: PathBuf },
+}
+
+/// What `agent[:word]` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    pub agent: AgentName,
+    pub model: Option<ModelName>,
+    pub profile: Option<ModelName>,
+    /// Of `acp:COMMAND`: a program and its arguments.
+    pub command: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SelectError {
+    #[error("use agent {name}: it is not configured; there are {there}")]
+    Unknown { name: String, there: String },
+    #[error(
+        "use agent {0}:: behind the colon stands the command of an ACP agent, such as \"acp:goose acp\""
+    )]
+    NoCommand(AgentName),
+    #[error(
+        "use profile {profile} of agent {agent}: nothing puts it on disk, and the CLI would ignore \
+         that in silence; add \".codex/{profile}.config.toml\" to [agents.{agent}.files]"
+    )]
+    NoProfile {
+        agent: AgentName,
+        profile: ModelName,
+    },
+    #[error(transparent)]
+    Word(#[from] BadId),
+}
+
+/// The agent whose command is part of its selector.
+const ANY_ACP: &str = "acp";
 
 /// A relative path that stays below the directory it is taken from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -165,6 +264,13 @@ impl HomePath {
     #[must_use]
     pub fn as_path(&self) -> &Path {
         &self.0
+    }
+
+    /// Its last component.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self.0.file_name().and_then(|name| name.to_str());
+        name.unwrap_or_default()
     }
 }
 
@@ -224,6 +330,10 @@ pub struct Config {
     pub pools: Pools,
     /// As they are asked for; `sites` is empty, which means this machine.
     pub placements: BTreeMap<PlacementName, Placement>,
+    /// What the placements with `wrap = container` say of image and runtime themselves.
+    pub containers: BTreeMap<PlacementName, ContainerSettings>,
+    /// `[container]`: what neither task, agent nor placement say.
+    pub container: ContainerSettings,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
 }
@@ -251,7 +361,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "task",
     "limits",
     "gate",
@@ -259,6 +369,7 @@ const TABLES: [&str; 9] = [
     "toolchains",
     "pools",
     "placements",
+    "container",
     "agents",
     "checks",
 ];
@@ -304,6 +415,62 @@ impl Config {
     #[must_use]
     pub fn placement_of<'a>(&'a self, agent: &'a AgentProfile) -> &'a PlacementName {
         agent.placement.as_ref().unwrap_or(&self.task.placement)
+    }
+
+    /// `agent`, `agent:model`, and the words that an agent's table gives a meaning.
+    ///
+    /// # Errors
+    /// When there is no such agent, or its profile is not there.
+    pub fn select(&self, text: &str) -> Result<Selection, SelectError> {
+        let (name, word) = match text.split_once(':') {
+            Some((name, word)) => (name, Some(word)),
+            None => (text, None),
+        };
+        let known = self.agents.iter().find(|(known, _)| known.as_str() == name);
+        let Some((agent, profile)) = known else {
+            return Err(SelectError::Unknown {
+                name: name.to_owned(),
+                there: list(self.agents.keys()),
+            });
+        };
+        let mut selection = Selection {
+            agent: agent.clone(),
+            model: None,
+            profile: None,
+            command: Vec::new(),
+        };
+        if agent.as_str() == ANY_ACP {
+            let words = word.unwrap_or_default().split_whitespace();
+            selection.command = words.map(str::to_owned).collect();
+            if selection.command.is_empty() {
+                return Err(SelectError::NoCommand(agent.clone()));
+            }
+            return Ok(selection);
+        }
+        let Some(word) = word else {
+            return Ok(selection);
+        };
+        if let Some(other) = profile.variants.get(word) {
+            selection.agent = other.clone();
+        } else if let Some(own) = profile.profiles.iter().find(|own| own.as_str() == word) {
+            let file = format!(".codex/{own}.config.toml");
+            if !profile
+                .files
+                .keys()
+                .any(|path| path.as_path() == Path::new(&file))
+            {
+                return Err(SelectError::NoProfile {
+                    agent: agent.clone(),
+                    profile: own.clone(),
+                });
+            }
+            selection.profile = Some(own.clone());
+        } else if let Some(model) = profile.models.get(word) {
+            selection.model = Some(model.clone());
+        } else {
+            selection.model = Some(word.parse()?);
+        }
+        Ok(selection)
     }
 
     /// The defaults alone; a test holds that they are valid.
@@ -378,7 +545,8 @@ fn place(path: &[&str]) -> String {
 
 /// `{ from = .. }` is one value, not a table to merge into.
 fn is_leaf(path: &[&str], value: &Value) -> bool {
-    !matches!(value, Value::Table(_)) || (path.len() > 3 && path[0] == "agents" && path[2] == "env")
+    !matches!(value, Value::Table(_))
+        || (path.len() > 3 && path[0] == "agents" && matches!(path[2], "env" | "files"))
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -436,7 +604,8 @@ impl Typing<'_> {
         let retention = self.one::<Retention>("retention");
         let toolchains = self.one::<Toolchains>("toolchains");
         let pools = self.many::<PoolName, Pool>("pools");
-        let placements = self.placements();
+        let (placements, containers) = self.placements();
+        let container = self.container();
         let agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
         for what in limits.iter().flat_map(Limits::problems) {
@@ -462,10 +631,18 @@ impl Typing<'_> {
                 self.problem(&format!("agents.{name}.placement"), what);
             }
             self.absolute(&format!("agents.{name}.paths"), &agent.paths);
+            for (word, other) in &agent.variants {
+                if !agents.contains_key(other) {
+                    let there = list(agents.keys());
+                    let what = format!("agent {other} is not configured; there are {there}");
+                    self.problem(&place(&["agents", name.as_str(), "variants", word]), what);
+                }
+            }
         }
         for (key, what) in gate.iter().flat_map(Gate::problems) {
             self.problem(&place(&["gate", key]), what);
         }
+        self.logins(&agents);
         for (name, pool) in &pools {
             for (key, what) in pool.problems() {
                 self.problem(&place(&["pools", name.as_str(), key]), what);
@@ -498,14 +675,40 @@ impl Typing<'_> {
             toolchains,
             pools,
             placements,
+            containers,
+            container: container?,
             agents,
             checks,
         })
     }
 
-    fn placements(&mut self) -> BTreeMap<PlacementName, Placement> {
+    fn container(&mut self) -> Option<ContainerSettings> {
+        let table = self.one::<ContainerTable>("container")?;
+        let image = if table.image.is_empty() {
+            None
+        } else {
+            match table.image.parse::<Image>() {
+                Ok(image) => Some(image),
+                Err(error) => {
+                    self.problem("container.image", error.to_string());
+                    return None;
+                }
+            }
+        };
+        Some(ContainerSettings {
+            image,
+            runtime: Some(table.runtime),
+        })
+    }
+
+    fn placements(
+        &mut self,
+    ) -> (
+        BTreeMap<PlacementName, Placement>,
+        BTreeMap<PlacementName, ContainerSettings>,
+    ) {
         let tables = self.many::<PlacementName, PlacementTable>("placements");
-        let mut out = BTreeMap::new();
+        let (mut out, mut containers) = (BTreeMap::new(), BTreeMap::new());
         for (name, table) in tables {
             let at = format!("placements.{name}");
             if table.wrap == Wrap::Host && (table.strict || table.network != Network::Full) {
@@ -518,6 +721,20 @@ impl Typing<'_> {
                 let what = "wrap host is for the placement named host, and for no other";
                 self.problem(&at, what.into());
             }
+            let said = ContainerSettings {
+                image: table.image,
+                runtime: table.runtime,
+            };
+            if table.wrap == Wrap::Container {
+                containers.insert(name.clone(), said);
+            } else if said != ContainerSettings::default() {
+                let what = "image and runtime are for wrap = \"container\"";
+                self.problem(&at, what.into());
+            } else if name.as_str() == Wrap::Container.word() {
+                let what = "the placement named container is what a task with an image gets, so \
+                            its wrap is container";
+                self.problem(&at, what.into());
+            }
             let placement = Placement {
                 name: Some(name.clone()),
                 network: table.network,
@@ -527,7 +744,36 @@ impl Typing<'_> {
             };
             out.insert(name, placement);
         }
-        out
+        (out, containers)
+    }
+
+    /// Agents that share an account see each other's login, so it must be one and the same.
+    fn logins(&mut self, agents: &BTreeMap<AgentName, AgentProfile>) {
+        let mut known: BTreeMap<&str, (&AgentName, &Login)> = BTreeMap::new();
+        for (name, agent) in agents {
+            let Some((account, login)) = agent.account(name) else {
+                continue;
+            };
+            let at = place(&["agents", name.as_str(), "login"]);
+            let names: BTreeSet<&str> = login.files.iter().map(HomePath::name).collect();
+            if names.is_empty() || names.len() < login.files.len() {
+                let what = "files: name at least one, and no two that are called the same";
+                self.problem(&at, what.into());
+            }
+            let variable = login.variable.as_deref();
+            if variable.is_some_and(|name| name.is_empty() || name.contains(['=', '\0'])) {
+                let what = "variable: it is no name of a variable".to_owned();
+                self.problem(&at, what);
+            }
+            let (first, other) = *known.entry(account).or_insert((name, login));
+            if other.files != login.files || other.variable != login.variable {
+                let what = format!(
+                    "account {account} is agent {first}'s, whose login is kept in other files; \
+                     give one of them another `account`"
+                );
+                self.problem(&at, what);
+            }
+        }
     }
 
     fn absolute(&mut self, at: &str, paths: &[String]) {
@@ -631,6 +877,52 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_behind_the_colon() {
+        let extra = "[agents.codex.files]\n\".codex/lemma.config.toml\" = { file = \"/p\" }\n";
+        let layer = Layer {
+            source: "mine",
+            text: extra,
+        };
+        let config = load(&[layer]).unwrap().0;
+        let got = |text: &str| {
+            let selection = config.select(text).unwrap();
+            let word = |name: Option<ModelName>| name.map_or(String::new(), String::from);
+            let (model, profile) = (word(selection.model), word(selection.profile));
+            format!(
+                "{} {model} {profile} {:?}",
+                selection.agent, selection.command
+            )
+        };
+        for (text, want) in [
+            ("codex", "codex   []"),
+            ("codex:gpt-5.1", "codex gpt-5.1  []"),
+            ("codex:review", "codex-review   []"),
+            ("codex:lemma", "codex  lemma []"),
+            ("gemini:flash", "gemini gemini-2.5-flash  []"),
+            ("opencode:anthropic/x:y", "opencode anthropic/x:y  []"),
+            ("coderabbit:committed", "coderabbit committed  []"),
+            ("acp:goose acp --x", "acp   [\"goose\", \"acp\", \"--x\"]"),
+        ] {
+            assert_eq!(got(text), want, "{text}");
+        }
+        for (text, part) in [
+            ("gpt", "there are acp, claude"),
+            ("codex:", "name"),
+            ("codex:--yolo", "name"),
+            ("codex:lemer", ".codex/lemer.config.toml"),
+            ("acp", "behind the colon"),
+            ("acp: ", "behind the colon"),
+        ] {
+            let error = config.select(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert_eq!(config.select("local").unwrap().model, None);
+        let local: AgentName = "local".parse().unwrap();
+        let model = config.agents[&local].model.clone().map(String::from);
+        assert_eq!(model.as_deref(), Some("devstral-24b"));
+    }
+
+    #[test]
     fn the_defaults_are_valid() {
         assert_eq!(problems(""), [""; 0]);
         assert_eq!(Config::defaults().limits.wall_clock_s, 4 * 3600);
@@ -648,12 +940,12 @@ mod tests {
         for part in [
             "unknown field `wall_clock`, expected one of `wall_clock_s`",
             "agents.x.program: it is empty",
-            "pool nope is not configured; there are anthropic, default",
+            "pool nope is not configured; there are anthropic, coderabbit, default",
             "agents.y",
             "expected one of `plain`",
             "nonsense: unknown table; there are task",
             "pools.p.slots: 0 slots",
-            "placement cave is not configured; there are cage, host",
+            "placement cave is not configured; there are cage, container, host",
             "placements.open: wrap host has no fence",
             "placements.cage: wrap host is for the placement named host",
         ] {
@@ -764,6 +1056,62 @@ mod tests {
         ] {
             assert!(read(bad).unwrap_err().contains("absolute"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_login_stays_below_the_home_and_an_account_is_of_one_kind() {
+        let table = |files: &str, account: &str| {
+            format!(
+                "[agents.x]\ndriver = \"plain\"\nprogram = \"x\"\npool = \"default\"\n\
+                 [agents.x.login]\nargs = []\nfiles = {files}\naccount = \"{account}\"\n"
+            )
+        };
+        for (text, part) in [
+            (table("[\"../x\"]", "x"), "below the private home"),
+            (table("[\"/etc/x\"]", "x"), "below the private home"),
+            (table("[]", "x"), "at least one"),
+            (table("[\"a/x\", \"b/x\"]", "x"), "called the same"),
+            (table("[\"x\"]", "../x"), "account"),
+            (table("[\"x\"]", "codex"), "account codex is agent codex's"),
+            (
+                table("[\"x\"]", "x") + "variable = \"A=B\"\n",
+                "no name of a variable",
+            ),
+        ] {
+            let got = problems(&text).join("\n");
+            assert!(got.contains(part), "{part} not in {got}");
+        }
+        let config = Config::defaults();
+        let name: AgentName = "codex".parse().unwrap();
+        let (account, login) = config.agents[&name].account(&name).unwrap();
+        assert_eq!((account, login.files[0].name()), ("codex", "auth.json"));
+    }
+
+    #[test]
+    fn images_are_parsed_where_they_are_written() {
+        let got = problems(
+            "[container]\nimage = \"-v\"\n[placements.c]\nwrap = \"container\"\nimage = \"a b\"\n\
+             [placements.d]\nwrap = \"cage\"\nimage = \"debian\"\n[placements.container]\n\
+             wrap = \"cage\"\n[agents.claude]\nimage = \"\"\n",
+        );
+        let all = got.join("\n");
+        for part in [
+            "container.image: use image \"-v\"",
+            "placements.c: use image \"a b\"",
+            "placements.d: image and runtime are for wrap",
+            "placements.container: the placement named container",
+            "agents.claude: use image \"\"",
+        ] {
+            assert!(all.contains(part), "{part} not in:\n{all}");
+        }
+        let text = "[container]\nruntime = \"podman\"\n[placements.c]\nwrap = \"container\"\n\
+                    image = \"debian:12\"\nnetwork = \"none\"\n";
+        let source = "mine";
+        let (config, _) = load(&[Layer { source, text }]).unwrap();
+        assert_eq!(config.container.runtime, Some(RuntimeAsked::Podman));
+        let said = &config.containers[&"c".parse().unwrap()];
+        assert_eq!(said.image, Some("debian:12".parse().unwrap()));
+        assert_eq!(said.runtime, None);
     }
 
     #[test]

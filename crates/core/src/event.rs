@@ -182,6 +182,10 @@ pub enum Kind {
         agent: AgentName,
         pool: PoolName,
         model: Option<ModelName>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        profile: Option<ModelName>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        command: Vec<String>,
     },
     /// A task that this one asked for has ended.
     ChildEnded {

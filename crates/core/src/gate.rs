@@ -22,7 +22,7 @@ const USD_MAX: f64 = 1e9;
 
 impl MicroUsd {
     #[must_use]
-    pub fn add(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
 }
@@ -327,10 +327,10 @@ impl Budget {
     }
 
     #[must_use]
-    pub fn add(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         Self {
             tokens: self.tokens.saturating_add(other.tokens),
-            usd: self.usd.add(other.usd),
+            usd: self.usd.plus(other.usd),
         }
     }
 

@@ -163,6 +163,8 @@ names! {
     /// Runs that share a limit: `[pools.NAME]`.
     PoolName = "a pool's name";
     PlacementName = "a placement's name";
+    /// One account at a provider, whose login several tasks use.
+    AccountName = "an account's name";
     /// A machine that can hold jobs.
     SiteName = "a site's name";
     /// A command that must pass after the agent is done: `[checks.NAME]`.

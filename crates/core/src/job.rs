@@ -112,13 +112,16 @@ pub struct Invocation {
     /// Who of ours is inside with it.
     #[serde(default)]
     pub inside: Inside,
+    /// The container engine around it.
+    #[serde(default)]
+    pub around: Option<Around>,
     /// Directories it may write, measured against `limits.disk_bytes`.
     #[serde(default)]
     pub writes: Vec<PathBuf>,
 }
 
 /// Whether the argv starts our warden, and how its keeper speaks to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Inside {
     /// The argv is the program itself.
@@ -127,10 +130,75 @@ pub enum Inside {
     /// The argv ends in the warden, which locks the fence, starts the program and tells its end
     /// over a socket whose number it finds in [`WARDEN_VARIABLE`].
     Warden,
+    /// The warden is in a container, where no descriptor reaches it: it connects to a socket in
+    /// this directory, and is told the environment over it, so that no engine's records hold it.
+    Socket {
+        dir: PathBuf,
+        /// Variables of which the image's own values win.
+        own: Vec<String>,
+    },
 }
 
-/// The number of the warden's socket; the program itself never sees it.
+/// The number or the path of the warden's socket; the program itself never sees it.
 pub const WARDEN_VARIABLE: &str = "DISPATCH_WARDEN";
+
+/// What a warden that came by a socket is told before it may start the program.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed {
+    pub env: BTreeMap<String, String>,
+    /// See [`Inside::Socket`].
+    pub own: Vec<String>,
+}
+
+impl fmt::Debug for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.env.keys()).finish()
+    }
+}
+
+impl Handed {
+    /// The program's environment, over what the image and its engine set.
+    #[must_use]
+    pub fn over(self, image: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut env = image.clone();
+        for (name, value) in self.env {
+            let theirs = image.get(&name).filter(|value| !value.is_empty());
+            match theirs {
+                Some(_) if self.own.contains(&name) => {}
+                // What the image brings is found first, then what is bound into it.
+                Some(theirs) if name == "PATH" && !value.is_empty() => {
+                    env.insert(name, format!("{theirs}:{value}"));
+                }
+                Some(_) if name == "PATH" => {}
+                _ => {
+                    env.insert(name, value);
+                }
+            }
+        }
+        env
+    }
+}
+
+/// The container engine around a job: how its keeper, or the sweep after it, reaches what is inside.
+/// Nothing in it is secret: it lies in the job's directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Around {
+    /// The engine's name, for the record.
+    pub word: String,
+    /// The environment of the engine's client, never the job's.
+    pub env: BTreeMap<String, String>,
+    /// Argvs, each for this container alone.
+    pub term: Vec<String>,
+    pub kill: Vec<String>,
+    /// Ends and removes it; no error when it is not there.
+    pub remove: Vec<String>,
+    /// What is around the job where no warden is there to tell.
+    pub layers: Vec<String>,
+    /// Limits that the engine's cgroup holds, by name.
+    pub holds: Vec<String>,
+    /// Made for this job alone, and removed with it: where its warden's socket is.
+    pub dir: Option<PathBuf>,
+}
 
 impl Invocation {
     /// Masks what of this job must not be shown; `None` where nothing may be changed.
@@ -233,6 +301,39 @@ mod tests {
         assert_eq!(shown, "***, ***");
         job.output = Output::Bytes;
         assert!(job.redactor().is_none());
+    }
+
+    #[test]
+    fn an_image_keeps_what_is_its_own() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+            pairs.iter().map(own).collect()
+        };
+        let handed = Handed {
+            env: map(&[
+                ("PATH", "/opt/x/bin"),
+                ("GOROOT", "/host/go"),
+                ("HOME", "/h"),
+                ("NVM", "/n"),
+            ]),
+            own: vec!["GOROOT".into(), "NVM".into()],
+        };
+        let image = map(&[
+            ("PATH", "/usr/bin"),
+            ("GOROOT", "/usr/local/go"),
+            ("HOME", "/root"),
+            ("X", "1"),
+        ]);
+        assert_eq!(
+            handed.over(&image),
+            map(&[
+                ("PATH", "/usr/bin:/opt/x/bin"),
+                ("GOROOT", "/usr/local/go"),
+                ("HOME", "/h"),
+                ("NVM", "/n"),
+                ("X", "1")
+            ])
+        );
     }
 
     #[test]

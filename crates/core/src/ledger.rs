@@ -160,7 +160,7 @@ impl Ledger {
         }
         for tally in self.minutes.range(from..=to).map(|(_, tally)| tally) {
             sum.starts = sum.starts.saturating_add(tally.starts);
-            sum.spent = sum.spent.add(tally.spent);
+            sum.spent = sum.spent.plus(tally.spent);
         }
         sum
     }
@@ -238,7 +238,7 @@ impl Ledger {
 
     pub(crate) fn spent_by(&mut self, at: Millis, spent: Budget) {
         let tally = self.minute(at);
-        tally.spent = tally.spent.add(spent);
+        tally.spent = tally.spent.plus(spent);
     }
 
     /// A run that held a slot has ended.

@@ -7,13 +7,17 @@
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
-//! * [`cage`] a job's argv inside the OS sandbox; [`carried`] what a repository brings for agents
-//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers; [`limits`] every limit; [`config`] the settings
+//! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`container`] in an image;
+//!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
+//! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
+//! * [`limits`] every limit; [`config`] the settings
 
 pub mod cage;
+pub mod cargo_config;
 pub mod carried;
 pub mod checks;
 pub mod config;
+pub mod container;
 pub mod drivers;
 pub mod event;
 pub mod gate;
@@ -29,6 +33,7 @@ pub mod redact;
 pub mod review;
 pub mod run;
 pub mod schedule;
+pub mod seatbelt;
 pub mod secret;
 pub mod state;
 pub mod task;

@@ -1,6 +1,8 @@
 //! Every limit, with its unit in its name. Defaults are in `defaults.toml`, not here.
 //! Must not enforce anything: the keeper, the engine and the doors do.
 
+use std::{collections::BTreeMap, fmt};
+
 use serde::{Deserialize, Serialize};
 
 /// What a keeper enforces for one job, even when the engine is dead.
@@ -24,6 +26,9 @@ pub struct JobLimits {
     /// Of what it may write: workspace, home and temporary files together.
     #[serde(default)]
     pub disk_bytes: u64,
+    /// Processors that it may keep busy; only a container engine holds this.
+    #[serde(default)]
+    pub cpus_max: u64,
 }
 
 /// `[limits]`: what no request can raise.
@@ -40,6 +45,7 @@ pub struct Limits {
     pub memory_bytes: u64,
     pub processes_max: u64,
     pub open_files_max: u64,
+    pub cpus_max: u64,
     pub workspace_bytes: u64,
     pub queue_max: usize,
     pub runs_max: u32,
@@ -54,6 +60,7 @@ pub struct Limits {
     pub snapshot_file_bytes: u64,
     pub snapshot_files: usize,
     pub diff_bytes: usize,
+    pub fetch_bytes: u64,
     pub disk_free_min_bytes: u64,
 }
 
@@ -82,6 +89,49 @@ impl Limits {
         numbers.iter().filter_map(zero).collect()
     }
 
+    /// Why these are no lowering of what is configured; `None`: they are.
+    #[must_use]
+    pub fn too_high(&self, asked: &Lowered) -> Option<String> {
+        asked.0.iter().find_map(|(limit, value)| {
+            let (mut own, mut theirs) = (self.clone(), self.clone());
+            let most = *own.slot(*limit);
+            *theirs.slot(*limit) = *value;
+            if bound(*value) > bound(most) {
+                let word = if *value == 0 { " (no limit)" } else { "" };
+                return Some(format!(
+                    "limits.{limit} = {value}{word}: the configuration allows {most} at most"
+                ));
+            }
+            theirs.problems().into_iter().next()
+        })
+    }
+
+    /// With what a task brings along. A configuration that was lowered since stays in force.
+    #[must_use]
+    pub fn lowered(&self, asked: &Lowered) -> Self {
+        let mut out = self.clone();
+        for (limit, value) in &asked.0 {
+            let slot = out.slot(*limit);
+            if bound(*value) < bound(*slot) {
+                *slot = *value;
+            }
+        }
+        out
+    }
+
+    fn slot(&mut self, limit: Limit) -> &mut u64 {
+        match limit {
+            Limit::WallClockS => &mut self.wall_clock_s,
+            Limit::IdleS => &mut self.idle_s,
+            Limit::OutputBytes => &mut self.output_bytes,
+            Limit::CheckWallClockS => &mut self.check_wall_clock_s,
+            Limit::MemoryBytes => &mut self.memory_bytes,
+            Limit::ProcessesMax => &mut self.processes_max,
+            Limit::OpenFilesMax => &mut self.open_files_max,
+            Limit::WorkspaceBytes => &mut self.workspace_bytes,
+        }
+    }
+
     #[must_use]
     pub fn agent_job(&self) -> JobLimits {
         JobLimits {
@@ -93,6 +143,7 @@ impl Limits {
             processes_max: self.processes_max,
             open_files_max: self.open_files_max,
             disk_bytes: self.workspace_bytes,
+            cpus_max: self.cpus_max,
         }
     }
 
@@ -106,9 +157,126 @@ impl Limits {
     }
 }
 
+/// 0 means that there is no limit.
+fn bound(value: u64) -> u64 {
+    if value == 0 { u64::MAX } else { value }
+}
+
+/// A limit of `[limits]` that a task may lower for its own jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    WallClockS,
+    IdleS,
+    OutputBytes,
+    CheckWallClockS,
+    MemoryBytes,
+    ProcessesMax,
+    OpenFilesMax,
+    WorkspaceBytes,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// What a task brings along of them. Whether they are lower is for [`Limits::too_high`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lowered(BTreeMap<Limit, u64>);
+
+impl Lowered {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn set(&mut self, limit: Limit, value: u64) {
+        self.0.insert(limit, value);
+    }
+
+    /// Takes from `under` what is not set here.
+    pub fn fill(&mut self, under: &Self) {
+        for (limit, value) in &under.0 {
+            self.0.entry(*limit).or_insert(*value);
+        }
+    }
+}
+
+impl std::str::FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
+        Self::deserialize(name).map_err(|error| error.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::config::{Layer, load};
+    use super::*;
+    use crate::config::{Config, Layer, load};
+
+    fn lowered(limits: &[(Limit, u64)]) -> Lowered {
+        Lowered(limits.iter().copied().collect())
+    }
+
+    #[test]
+    fn a_task_lowers_and_never_raises() {
+        let own = Limits {
+            memory_bytes: 0,
+            ..Config::defaults().limits
+        };
+        let asked = lowered(&[
+            (Limit::WallClockS, 60),
+            (Limit::MemoryBytes, 1 << 20),
+            (Limit::IdleS, own.idle_s),
+        ]);
+        assert_eq!(own.too_high(&asked), None);
+        let got = own.lowered(&asked);
+        assert_eq!((got.wall_clock_s, got.memory_bytes), (60, 1 << 20));
+        assert_eq!(got.agent_job().wall_clock_ms, 60_000);
+        for (limit, value, part) in [
+            (Limit::WallClockS, own.wall_clock_s + 1, "allows 14400"),
+            (Limit::ProcessesMax, 0, "0 (no limit)"),
+            (Limit::OpenFilesMax, u64::MAX, "limits.open_files_max"),
+        ] {
+            let asked = lowered(&[(limit, value)]);
+            let why = own.too_high(&asked).unwrap();
+            assert!(why.contains(part), "{why}");
+            // The configuration may have been lowered since: then it holds.
+            assert_eq!(own.lowered(&asked), own);
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_the_configuration_and_the_first_word_counts() {
+        let defaults = Config::defaults();
+        let table: toml::Table = crate::config::DEFAULTS_TOML.parse().unwrap();
+        for name in [
+            "wall_clock_s",
+            "memory_bytes",
+            "workspace_bytes",
+            "check_wall_clock_s",
+        ] {
+            let limit: Limit = name.parse().unwrap();
+            assert_eq!(limit.to_string(), name);
+            let there = table["limits"][name].as_integer().unwrap();
+            let mut limits = defaults.limits.clone();
+            assert_eq!(i64::try_from(*limits.slot(limit)).unwrap(), there);
+        }
+        let error = "queue_max".parse::<Limit>().unwrap_err();
+        assert!(error.contains("wall_clock_s"), "{error}");
+        let mut asked = lowered(&[(Limit::IdleS, 5)]);
+        asked.fill(&lowered(&[(Limit::IdleS, 9), (Limit::WallClockS, 7)]));
+        assert_eq!(asked, lowered(&[(Limit::IdleS, 5), (Limit::WallClockS, 7)]));
+        assert_eq!(
+            serde_json::to_string(&asked).unwrap(),
+            "{\"wall_clock_s\":7,\"idle_s\":5}"
+        );
+    }
 
     /// Found by the fuzz target `config`: a panic in debug, a limit of no meaning in release.
     #[test]

@@ -115,6 +115,17 @@ impl Message {
         self.fate == Fate::Waiting && self.taken.is_none()
     }
 
+    /// What an agent reads of it.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self.from {
+            Sender::Person => self.text.clone(),
+            Sender::Task(task) => {
+                format!("A message from the agent of task {task}:\n\n{}", self.text)
+            }
+        }
+    }
+
     #[must_use]
     pub fn is_with(&self, run: u32) -> bool {
         self.taken.is_some_and(|taken| taken.run == run)

@@ -1,10 +1,14 @@
-//! `dispatch.toml` in the root of a repository: it may choose among what the person configured, and
-//! nothing else. Must not read a file, and must not learn a key through which a repository could
+//! `dispatch.toml` in the root of a repository: it may choose among what the person configured and
+//! lower limits, and nothing else. Must not read a file, and must not learn a key through which a repository could
 //! run, mount or reach anything.
 
 use toml::{Table, Value};
 
-use crate::{id::CheckName, task::Expects};
+use crate::{
+    id::CheckName,
+    limits::{Limit, Lowered},
+    task::Expects,
+};
 
 /// Its name in the root of a repository.
 pub const FILE: &str = "dispatch.toml";
@@ -12,7 +16,7 @@ pub const FILE: &str = "dispatch.toml";
 pub const BYTES_MAX: u64 = 16 << 10;
 
 const ALLOWED: &str = "allowed are task.agent, task.expects and task.checks (names of \
-                       configured checks); the rest belongs into your own configuration";
+                       configured checks), and limits of a job to lower; the rest belongs into your own configuration";
 
 /// What a repository asks for where the request says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub struct Project {
     pub agent: Option<String>,
     pub expects: Option<Expects>,
     pub checks: Option<Vec<CheckName>>,
+    /// As it was written: whether it is lower is for the one who knows the configuration.
+    pub limits: Lowered,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +36,7 @@ pub enum BadProject {
     #[error("use {key} of the repository's dispatch.toml: a repository may not set it; {ALLOWED}")]
     Key { key: String },
     #[error("use {key} of the repository's dispatch.toml: {why}")]
-    Value { key: &'static str, why: String },
+    Value { key: String, why: String },
 }
 
 pub fn parse(text: &str) -> Result<Project, BadProject> {
@@ -42,6 +48,10 @@ pub fn parse(text: &str) -> Result<Project, BadProject> {
         let Value::Table(task) = value else {
             return Err(BadProject::Key { key: name.clone() });
         };
+        if name == "limits" {
+            project.limits = limits(task)?;
+            continue;
+        }
         if name != "task" {
             let key = match task.keys().next() {
                 Some(inner) => format!("{name}.{inner}"),
@@ -64,10 +74,32 @@ pub fn parse(text: &str) -> Result<Project, BadProject> {
     Ok(project)
 }
 
+fn limits(table: &Table) -> Result<Lowered, BadProject> {
+    let mut out = Lowered::default();
+    for (name, value) in table {
+        let key = format!("limits.{name}");
+        let Ok(limit) = name.parse::<Limit>() else {
+            return Err(BadProject::Key { key });
+        };
+        let number = value
+            .as_integer()
+            .and_then(|value| u64::try_from(value).ok());
+        let why = || "a limit is a whole number, in the unit of its name".to_owned();
+        out.set(
+            limit,
+            number.ok_or_else(|| BadProject::Value { key, why: why() })?,
+        );
+    }
+    Ok(out)
+}
+
 fn get<T: serde::de::DeserializeOwned>(key: &'static str, value: &Value) -> Result<T, BadProject> {
     value.clone().try_into().map_err(|error: toml::de::Error| {
         let why = error.message().to_owned();
-        BadProject::Value { key, why }
+        BadProject::Value {
+            key: key.to_owned(),
+            why,
+        }
     })
 }
 
@@ -94,7 +126,8 @@ mod tests {
                 "agents.claude",
             ),
             ("[checks.x]\nsteps = []", "checks.x"),
-            ("[limits]\nwall_clock_s = 1", "limits.wall_clock_s"),
+            ("[limits]\nqueue_max = 1", "limits.queue_max"),
+            ("[limits]\nruns_max = 1", "limits.runs_max"),
             ("[task]\nplacement = \"host\"", "task.placement"),
             ("[placements.host]", "placements.host"),
             ("[pools.x]\nslots = 9", "pools.x"),
@@ -108,6 +141,18 @@ mod tests {
             );
         }
         assert!(matches!(parse("[task"), Err(BadProject::Syntax(_))));
+        let limits = parse("[limits]\nwall_clock_s = 60\n").unwrap().limits;
+        assert_eq!(
+            serde_json::to_string(&limits).unwrap(),
+            "{\"wall_clock_s\":60}"
+        );
+        for value in ["-1", "\"1\"", "1.5", "true"] {
+            let got = parse(&format!("[limits]\nidle_s = {value}\n"));
+            assert!(
+                matches!(got, Err(BadProject::Value { .. })),
+                "{value}: {got:?}"
+            );
+        }
         for text in [
             "agent = 1",
             "expects = \"x\"",

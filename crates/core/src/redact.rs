@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 44] = [
+const NAMES: [&str; 47] = [
     "after",
     "agent",
     "base",
@@ -608,6 +608,7 @@ const NAMES: [&str; 44] = [
     "from",
     "head",
     "id",
+    "image",
     "named",
     "model",
     "network",
@@ -616,9 +617,11 @@ const NAMES: [&str; 44] = [
     "path",
     "pool",
     "priority",
+    "profile",
     "refname",
     "repo",
     "review_base",
+    "runtime",
     "session",
     "severity",
     "short",

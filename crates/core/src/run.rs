@@ -3,7 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::{Outcome, Stop};
+use crate::{
+    id::AgentName,
+    outcome::{Outcome, Stop},
+};
 
 /// Why a run exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +28,8 @@ pub enum RunCause {
         /// One of them is a person's; otherwise the run is paid from the task's wake budget.
         by_person: bool,
     },
-    /// A person wants it to go on, perhaps with another agent, which reads `before`.
-    Resumed { before: String },
+    /// A person wants it to go on. Another agent reads who had it before, and how that ended.
+    Resumed { agent: AgentName, ended: String },
 }
 
 impl RunCause {

@@ -303,20 +303,19 @@ impl View<'_> {
     }
 
     fn hopeless(&self) -> Vec<(RunId, Failure)> {
-        let mut out: Vec<(RunId, Failure)> = Vec::new();
+        let mut out = BTreeMap::new();
         for (run, task) in self.state.hopeless() {
-            if out.iter().any(|(known, _)| *known == run) {
-                continue;
-            }
             let state = match self.state.task(task) {
                 Some(found) if found.removed => "removed",
                 Some(found) => found.outcome().map_or("unknown", Outcome::word),
                 None => "unknown",
             };
             let state = state.to_owned();
-            out.push((run, Failure::Dependency { task, state }));
+            // It may wait for several of them; one reason is enough.
+            out.entry(run)
+                .or_insert(Failure::Dependency { task, state });
         }
-        out
+        out.into_iter().collect()
     }
 
     fn frozen(&self, task: &Task) -> Option<Waiting> {
@@ -368,7 +367,7 @@ impl View<'_> {
         let from = self.gate.reset_utc.before(self.now);
         let pools = self.state.pools();
         let spent = pools.map(|(_, ledger)| ledger.spent(from, self.now));
-        let spent = budget.reached(spent.fold(Default::default(), crate::gate::Budget::add))?;
+        let spent = budget.reached(spent.fold(Default::default(), crate::gate::Budget::plus))?;
         let until = self.gate.reset_utc.after(self.now);
         let when = time_text(until, self.now);
         let text = format!("budget of the day is spent ({spent}) until {when}");

@@ -32,6 +32,48 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Shorter texts are no tokens, and masking them would spoil the output.
+const TOKEN_CHARS_MIN: usize = 12;
+
+/// A job may have written the file.
+const TOKENS_MAX: usize = 32;
+
+/// The tokens and keys in a file that a CLI keeps its login in: JSON, told by the names of its
+/// members. Anything else has none that we know.
+#[must_use]
+pub fn of_login(file: &[u8]) -> Vec<Secret> {
+    let mut found = Vec::new();
+    if let Ok(value) = serde_json::from_slice(file) {
+        collect("", value, &mut found);
+    }
+    found
+}
+
+fn collect(name: &str, value: serde_json::Value, found: &mut Vec<Secret>) {
+    use serde_json::Value;
+    match value {
+        Value::Object(members) => {
+            for (name, value) in members {
+                collect(&name, value, found);
+            }
+        }
+        Value::Array(items) => {
+            for value in items {
+                collect(name, value, found);
+            }
+        }
+        Value::String(text) => {
+            let name = name.to_ascii_lowercase();
+            let hides = ["token", "key", "secret", "access", "refresh"];
+            let told = hides.iter().any(|word| name.contains(word));
+            if told && text.len() >= TOKEN_CHARS_MIN && found.len() < TOKENS_MAX {
+                found.push(Secret(text));
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// Secrets by name on their way through a request: `#[serde(with = "travel")]`.
 pub mod travel {
     use std::collections::BTreeMap;
@@ -101,6 +143,25 @@ mod tests {
     struct Request {
         #[serde(with = "travel")]
         secrets: BTreeMap<String, Secret>,
+    }
+
+    #[test]
+    fn a_login_is_known_by_the_names_in_it() {
+        let claude =
+            br#"{"claudeAiOauth":{"accessToken":"a-long-token-1","refreshToken":"a-long-token-2",
+            "expiresAt":1,"scopes":["user:inference"],"subscriptionType":"max"}}"#;
+        let codex = br#"{"auth_mode":"chatgpt","OPENAI_API_KEY":null,"last_refresh":"2026",
+            "tokens":{"id_token":"a-long-token-3","account_id":"not-a-token-at-all"}}"#;
+        let texts = |file: &[u8]| -> Vec<String> {
+            of_login(file)
+                .iter()
+                .map(|secret| secret.expose().to_owned())
+                .collect()
+        };
+        assert_eq!(texts(claude), ["a-long-token-1", "a-long-token-2"]);
+        assert_eq!(texts(codex), ["a-long-token-3"]);
+        assert_eq!(texts(br#"{"key":"short"}"#), [""; 0]);
+        assert_eq!(texts(b"not json"), [""; 0]);
     }
 
     #[test]

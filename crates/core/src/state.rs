@@ -150,7 +150,7 @@ impl Task {
     #[must_use]
     pub fn spent(&self) -> Budget {
         let spent = self.runs.iter().filter_map(|run| run.usage.as_ref());
-        spent.map(Budget::of).fold(Budget::default(), Budget::add)
+        spent.map(Budget::of).fold(Budget::default(), Budget::plus)
     }
 
     #[must_use]
@@ -341,12 +341,6 @@ impl State {
     /// Every pool that has had a run.
     pub fn pools(&self) -> impl Iterator<Item = (&PoolName, &Ledger)> {
         self.pools.iter()
-    }
-
-    /// Whether it waits for other tasks.
-    #[must_use]
-    pub fn is_parked(&self, run: RunId) -> bool {
-        self.parked.contains(&run)
     }
 
     /// The tasks that it waits for and that have not completed.
@@ -658,7 +652,13 @@ impl State {
                 let found = task.message_mut(*message).filter(|found| found.waits());
                 found.ok_or_else(|| refused(*message))?.fate = Fate::Cancelled;
             }
-            Kind::AgentSet { agent, pool, model } => {
+            Kind::AgentSet {
+                agent,
+                pool,
+                model,
+                profile,
+                command,
+            } => {
                 if task.is_open() {
                     return Err(ApplyError::WrongSubject {
                         seq,
@@ -671,7 +671,10 @@ impl State {
                 }
                 task.spec.agent = agent.clone();
                 task.spec.pool = pool.clone();
-                task.spec.terms.model.clone_from(model);
+                let terms = &mut task.spec.terms;
+                terms.model.clone_from(model);
+                terms.profile.clone_from(profile);
+                terms.command.clone_from(command);
             }
             Kind::Applied { repo, branch, .. } => {
                 task.applied = Some((repo.clone(), branch.clone()));
@@ -970,6 +973,7 @@ mod tests {
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
+            limits: crate::limits::Lowered::default(),
         }
     }
 
@@ -1069,6 +1073,34 @@ mod tests {
         };
         world.put(Subject::Engine, frozen).unwrap();
         assert!(look(&world, &config, &held).decide().admit.is_empty());
+    }
+
+    /// As format 1 wrote them: no terms, no scope, nobody who asked for a retry.
+    #[test]
+    fn logs_of_the_first_format_are_read() {
+        let old = [
+            r#"{"seq":1,"at":5,"subject":"engine","kind":{"frozen_set":{"frozen":true}}}"#,
+            r#"{"seq":2,"at":5,"subject":{"task":"0000000000000001"},"kind":{"task_created":{"spec":{
+                "title":"t","text":"t","repo":"/r","base":"head","agent":"a","pool":"p",
+                "placement":{"sites":[],"wrap":"host"},"expects":"change","checks":"detect",
+                "workspace":null,"parent":null,
+                "labels":{"org":null,"issue":null,"pr":null,"tag":null}},"short":"00"}}}"#,
+            r#"{"seq":3,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"run_queued":{"cause":"dispatched"}}}"#,
+            r#"{"seq":4,"at":5,"subject":{"run":{"task":"0000000000000001","n":1}},
+                "kind":{"finished":{"outcome":"lost","verified":"not_verified"}}}"#,
+            r#"{"seq":5,"at":5,"subject":{"run":{"task":"0000000000000001","n":2}},
+                "kind":{"run_queued":{"cause":{"retry_of":{"n":1}}}}}"#,
+        ];
+        let mut state = State::default();
+        for line in old {
+            let event: Event = serde_json::from_str(line).unwrap();
+            state.apply(&event).unwrap();
+        }
+        assert!(state.frozen() && state.indexes_hold());
+        let task = state.task(TaskId::from_bits(1)).unwrap();
+        assert_eq!(task.spec.terms, Terms::default());
+        assert_eq!(task.own_retries(), 1);
     }
 
     #[test]

@@ -4,11 +4,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::Container,
     gate::MicroUsd,
     id::{
         AgentName, CheckName, ModelName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName,
         slug,
     },
+    limits::Lowered,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -49,6 +51,8 @@ pub enum ChecksAsked {
 pub enum Wrap {
     /// The OS sandbox without an image: `core::cage`.
     Cage,
+    /// An image, by a container engine: `core::container`.
+    Container,
     /// No fence at all.
     Host,
 }
@@ -59,6 +63,7 @@ impl Wrap {
     pub fn word(self) -> &'static str {
         match self {
             Self::Cage => "cage",
+            Self::Container => "container",
             Self::Host => "host",
         }
     }
@@ -101,6 +106,9 @@ pub struct Placement {
     pub strict: bool,
     #[serde(default)]
     pub gpu: bool,
+    /// With `wrap = container`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
 }
 
 impl Placement {
@@ -113,6 +121,7 @@ impl Placement {
             network: Network::Full,
             strict: false,
             gpu: false,
+            container: None,
         }
     }
 
@@ -178,6 +187,12 @@ pub const AFTER_MAX: usize = 32;
 pub struct Terms {
     #[serde(default)]
     pub model: Option<ModelName>,
+    /// A profile of the CLI's own, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ModelName>,
+    /// Of the agent `acp`: the program and its arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
     #[serde(default)]
     pub priority: Priority,
     /// It starts when all of these have completed.
@@ -212,6 +227,9 @@ pub struct TaskSpec {
     pub labels: Labels,
     #[serde(default)]
     pub terms: Terms,
+    /// Lower than the configuration's, for the jobs of this task.
+    #[serde(default, skip_serializing_if = "Lowered::is_empty")]
+    pub limits: Lowered,
 }
 
 const TITLE_CHARS_MAX: usize = 72;

@@ -252,6 +252,7 @@ concurrency:
     gpt-5: 1
     odd: 0
   local: 0
+  clotho: 2
 rates:
   gemini:
     reset_utc: \"06:00\"
@@ -293,7 +294,7 @@ agents:
         assert_eq!(config.limits.wall_clock_s, 3600);
         assert_eq!(config.task.agent.as_str(), "claude");
         let notes = imported.notes.join("\n");
-        for word in ["dispatch.default_template", "agents is not", "pool local"] {
+        for word in ["dispatch.default_template", "agents is not", "pool clotho"] {
             assert!(notes.contains(word), "{notes}");
         }
     }

@@ -11,10 +11,11 @@ use std::{
 
 use dispatch_core::{
     config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Source, Sourced},
+    container::Runtime,
     id::AgentName,
     secret::Secret,
 };
-use dispatch_engine::{clock::Clock, engine, sites::local::Keeper};
+use dispatch_engine::{clock::Clock, containers::Runtimes, engine, sites::local::Keeper};
 
 use crate::secrets::{self, SecretError};
 
@@ -22,6 +23,42 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Without it a job would inherit whatever locale, or none, and CLIs print mojibake.
 const LANG_DEFAULT: &str = "C.UTF-8";
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// What clients of container engines need to find their engine. No proxies: those may hold a
+/// password, and podman hands them on to what it starts.
+const CLIENT_ENV: [&str; 24] = [
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_CACHE_HOME",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "CONTAINERS_CONF",
+    "CONTAINERS_CONF_OVERRIDE",
+    "CONTAINERS_STORAGE_CONF",
+    "CONTAINERS_REGISTRIES_CONF",
+    "REGISTRY_AUTH_FILE",
+    "STORAGE_DRIVER",
+    "CONTAINER_HOST",
+    "CONTAINER_CONNECTION",
+    "DOCKER_HOST",
+    "DOCKER_CONTEXT",
+    "DOCKER_CONFIG",
+    "DOCKER_TLS_VERIFY",
+    "DOCKER_CERT_PATH",
+    "DOCKER_API_VERSION",
+    "SSH_AUTH_SOCK",
+];
+/// Variables that stand for a setting of `[container]`, the older names first: a newer one wins.
+const CONTAINER_VARIABLES: [(&str, &str); 4] = [
+    ("CORE_AGENT_RUNTIME", "runtime"),
+    ("AGENT_DOCKER_IMAGE", "image"),
+    ("DISPATCH_RUNTIME", "runtime"),
+    ("DISPATCH_IMAGE", "image"),
+];
 
 /// Where things lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +110,16 @@ impl Env {
 
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.get(name)?.to_str()
+    }
+
+    /// What variables say of containers, as layers over every file.
+    fn container_layers(&self) -> Vec<(&'static str, String)> {
+        let set = CONTAINER_VARIABLES.iter().filter_map(|(variable, key)| {
+            let value = serde_json::Value::from(self.text(variable)?);
+            // Text in JSON is text in TOML.
+            Some((*variable, format!("[container]\n{key} = {value}\n")))
+        });
+        set.collect()
     }
 
     /// XDG says that a relative path in its variables is to be ignored.
@@ -164,13 +211,15 @@ impl Settings {
             source,
         })?;
         let name = paths.config.display().to_string();
-        let layers: Vec<Layer<'_>> = text
+        let variables = env.container_layers();
+        let file = text.iter().map(|text| Layer {
+            source: &name,
+            text,
+        });
+        let over = variables
             .iter()
-            .map(|text| Layer {
-                source: &name,
-                text,
-            })
-            .collect();
+            .map(|(source, text)| Layer { source, text });
+        let layers: Vec<Layer<'_>> = file.chain(over).collect();
         let (config, sourced) = config::load(&layers).map_err(SettingsError::Problems)?;
         Ok(Self {
             paths,
@@ -178,6 +227,11 @@ impl Settings {
             sourced,
             env,
         })
+    }
+
+    /// The person's own home: to say what lies there, never to write.
+    pub(crate) fn home(&self) -> Option<PathBuf> {
+        self.env.absolute("HOME")
     }
 
     /// The variables that every job gets.
@@ -216,9 +270,40 @@ impl Settings {
             job_env: self.job_env(),
             keeper: Keeper::own(),
             bwrap: self.find("bwrap"),
+            runtimes: self.runtimes(),
             observer: engine::Observer::default(),
             clock: Clock::default(),
         }
+    }
+
+    /// Clients of container engines, and what of our environment they need.
+    pub(crate) fn runtimes(&self) -> Runtimes {
+        let set = |name: &&str| Some(((*name).to_owned(), self.env.text(name)?.to_owned()));
+        let mut env: BTreeMap<String, String> = CLIENT_ENV.iter().filter_map(set).collect();
+        let path = self.env.text("PATH").unwrap_or(PATH_DEFAULT);
+        env.insert("PATH".into(), path.to_owned());
+        let find = |runtime: Runtime| self.find(runtime.program());
+        Runtimes {
+            apple: find(Runtime::Apple),
+            docker: find(Runtime::Docker),
+            podman: find(Runtime::Podman),
+            env,
+        }
+    }
+
+    /// Image and runtime that the environment asks for: for this call, over every table.
+    pub(crate) fn container_variables(&self) -> (Option<String>, Option<String>) {
+        let said = |key: &str| {
+            let named = CONTAINER_VARIABLES.iter().rev();
+            let mut named = named.filter(|(_, other)| *other == key);
+            named.find_map(|(variable, _)| self.env.text(variable).map(str::to_owned))
+        };
+        (said("image"), said("runtime"))
+    }
+
+    /// The same variables' names: an engine that is started for one call outlives it.
+    pub(crate) fn container_variable_names() -> impl Iterator<Item = &'static str> {
+        CONTAINER_VARIABLES.iter().map(|(variable, _)| *variable)
     }
 
     /// Where a program lies, as `exec` would find it.
@@ -373,6 +458,75 @@ mod tests {
     }
 
     #[test]
+    fn variables_are_over_files_and_new_names_over_old_ones() {
+        let home = tempfile::tempdir().unwrap();
+        let text = "[container]\nruntime = \"docker\"\nimage = \"file:1\"\n";
+        fs::write(home.path().join("dispatch.toml"), text).unwrap();
+        let home = ("DISPATCH_HOME", home.path().to_str().unwrap());
+        let read = |more: &[(&str, &str)]| {
+            let all: Vec<_> = [home].into_iter().chain(more.iter().copied()).collect();
+            let settings = Settings::from_env(env(&all), Path::new("/")).unwrap();
+            let row = |key: &str| {
+                let row = settings.sourced.iter().find(|row| row.key == key).unwrap();
+                (row.value.clone(), row.source.clone())
+            };
+            (
+                row("container.image"),
+                row("container.runtime"),
+                settings.container_variables(),
+            )
+        };
+        let (image, _, none) = read(&[]);
+        assert!(image.0 == "\"file:1\"" && image.1.ends_with("dispatch.toml"));
+        assert_eq!(none, (None, None));
+        let old = [
+            ("CORE_AGENT_RUNTIME", "podman"),
+            ("AGENT_DOCKER_IMAGE", "old:1"),
+        ];
+        let (image, runtime, asked) = read(&old);
+        assert_eq!(image, ("\"old:1\"".into(), "AGENT_DOCKER_IMAGE".into()));
+        assert_eq!(runtime, ("\"podman\"".into(), "CORE_AGENT_RUNTIME".into()));
+        assert_eq!(asked, (Some("old:1".into()), Some("podman".into())));
+        let both = [
+            old[0],
+            old[1],
+            ("DISPATCH_RUNTIME", "auto"),
+            ("DISPATCH_IMAGE", "new:\"2"),
+        ];
+        let home = home.1;
+        let error = Settings::from_env(
+            env(&[("DISPATCH_HOME", home), ("DISPATCH_IMAGE", "-v")]),
+            Path::new("/"),
+        );
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("DISPATCH_IMAGE: container.image: use image \"-v\""),
+            "{error}"
+        );
+        let (image, runtime, asked) = read(&both);
+        assert_eq!(image.1, "DISPATCH_IMAGE");
+        assert_eq!(runtime, ("\"auto\"".into(), "DISPATCH_RUNTIME".into()));
+        assert_eq!(asked, (Some("new:\"2".into()), Some("auto".into())));
+    }
+
+    #[test]
+    fn clients_get_what_they_need_and_no_more() {
+        let env = env(&[
+            ("HOME", "/h"),
+            ("PATH", "/p"),
+            ("CONTAINERS_CONF", "/c"),
+            ("HTTPS_PROXY", "http://me:secret@proxy"),
+            ("ANTHROPIC_API_KEY", "k"),
+        ]);
+        let got = Settings::from_env(env, Path::new("/w"))
+            .unwrap()
+            .runtimes()
+            .env;
+        let names: Vec<&str> = got.keys().map(String::as_str).collect();
+        assert_eq!(names, ["CONTAINERS_CONF", "HOME", "PATH"]);
+    }
+
+    #[test]
     fn all_problems_are_told_at_once() {
         let home = tempfile::tempdir().unwrap();
         fs::write(
@@ -401,16 +555,22 @@ mod tests {
         .unwrap();
         let env = env(&[
             ("DISPATCH_HOME", home.path().to_str().unwrap()),
-            ("K", "s3"),
+            ("K", "s3-found-and-kept"),
         ]);
         let settings = Settings::from_env(env, Path::new("/")).unwrap();
         let name = "a".parse().unwrap();
         let agent = &settings.config.agents[&name];
         let (found, missing) = settings.secrets_of(&name, agent).unwrap();
-        assert_eq!(found, BTreeMap::from([("K".into(), "s3".into())]));
+        assert_eq!(
+            found,
+            BTreeMap::from([("K".into(), "s3-found-and-kept".into())])
+        );
         assert_eq!(missing, ["L"]);
-        assert!(!format!("{settings:?} {found:?}").contains("s3"));
-        assert_eq!(settings.secret("K").unwrap(), Some("s3".into()));
+        assert!(!format!("{settings:?} {found:?}").contains("s3-found-and-kept"));
+        assert_eq!(
+            settings.secret("K").unwrap(),
+            Some("s3-found-and-kept".into())
+        );
         assert_eq!(settings.secret("HOME").unwrap(), None);
     }
 }

@@ -19,6 +19,8 @@ mod events;
 mod gate;
 #[path = "runner/ids.rs"]
 mod ids;
+#[path = "runner/login.rs"]
+mod login;
 #[path = "runner/output.rs"]
 mod output;
 #[path = "runner/placement.rs"]

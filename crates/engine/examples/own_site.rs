@@ -22,6 +22,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     keeper,
     sites::{BoxFuture, Follow, Site, Start, local::Keeper},
@@ -96,6 +97,7 @@ async fn run() -> Result<(), Failure> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::own(),
         bwrap: None,
+        runtimes: Runtimes::default(),
         observer: Observer::default(),
         clock: Clock::default(),
     };
@@ -119,6 +121,7 @@ async fn run() -> Result<(), Failure> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
     };
     engine.dispatch(spec, Secrets::new()).await?;
     let mut events = engine.events(0);

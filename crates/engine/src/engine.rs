@@ -12,10 +12,10 @@ use std::{
 
 use dispatch_core::{
     Millis,
-    config::{Config, EnvValue},
+    config::{Config, EnvValue, Selection},
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
-    id::{AgentName, RunId, Seq, SiteName, TaskId},
+    id::{RunId, Seq, SiteName, TaskId},
     message::{Fate, Message, MessageId, Sender},
     outcome::{Outcome, Stop},
     redact::Redactor,
@@ -33,6 +33,7 @@ use tokio::{
 
 use crate::{
     clock::Clock,
+    containers::Runtimes,
     events::EventStream,
     fence::Fences,
     jobdir::JobDir,
@@ -69,6 +70,8 @@ pub struct Settings {
     pub keeper: Keeper,
     /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
     pub bwrap: Option<PathBuf>,
+    /// Clients of container engines, and what they need of the environment.
+    pub runtimes: Runtimes,
     pub observer: Observer,
     pub clock: Clock,
 }
@@ -127,7 +130,7 @@ pub(crate) enum Command {
     },
     Resume {
         task: TaskId,
-        agent: Option<AgentName>,
+        agent: Option<Selection>,
         secrets: Secrets,
         reply: Reply<RunId>,
     },
@@ -220,6 +223,7 @@ struct Shared {
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
     trees: Arc<Trees>,
+    fences: Arc<Fences>,
     busy: Mutex<BTreeSet<TaskId>>,
 }
 
@@ -267,6 +271,8 @@ impl Engine {
         }
         let trees = Trees::new(&settings).map_err(|what| OpenError::Trees { what })?;
         let trees = Arc::new(trees);
+        let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
+        let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (told, _) = broadcast::channel(TOLD_MAX);
         let (open_now, open) = watch::channel(usize::MAX);
@@ -275,11 +281,7 @@ impl Engine {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
-            fences: Arc::new(Fences::new(
-                settings.data.clone(),
-                settings.keeper.clone(),
-                settings.bwrap.clone(),
-            )),
+            fences: Arc::clone(&fences),
             commands: commands.clone(),
             told: told.clone(),
         };
@@ -312,6 +314,7 @@ impl Engine {
             open,
             failed,
             trees,
+            fences,
             busy: Mutex::new(BTreeSet::new()),
         };
         Ok(Self {
@@ -334,12 +337,26 @@ impl Engine {
     /// # Errors
     /// See [`VerbError`]; nothing has changed then.
     pub async fn dispatch(&self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+        let spec = self.resolved(spec).await?;
         self.ask(|reply| Command::Dispatch {
             spec: Box::new(spec),
             secrets,
             reply,
         })
         .await
+    }
+
+    /// A task says which container engine it goes to, and is refused while none answers.
+    async fn resolved(&self, mut spec: TaskSpec) -> Result<TaskSpec, VerbError> {
+        let Some(container) = &mut spec.placement.container else {
+            return Ok(spec);
+        };
+        let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
+        let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
+        let client = chosen.map_err(|_| VerbError::Gone)?;
+        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        container.runtime = client.runtime.into();
+        Ok(spec)
     }
 
     /// Answers the question of a blocked task: queues a run that goes on with it.
@@ -385,7 +402,7 @@ impl Engine {
     pub async fn resume(
         &self,
         task: TaskId,
-        agent: Option<AgentName>,
+        agent: Option<Selection>,
         secrets: Secrets,
     ) -> Result<RunId, VerbError> {
         let _busy = self.hold("resume", task)?;
@@ -787,12 +804,19 @@ impl Actor {
         loop {
             // What one start changes for the next is in the state by then.
             let decision = self.gate().decide();
-            let settled = decision.admit.is_empty() && decision.fail.is_empty();
+            let mut settled = decision.admit.is_empty() && decision.fail.is_empty();
             for (run, failure) in decision.fail {
                 self.finish(run, Outcome::Failed(failure));
+                // A decision that cannot be applied is a bug, noted; it must not be made for ever.
+                settled |= self
+                    .state
+                    .run(run)
+                    .is_some_and(|run| run.state == RunState::Queued);
             }
             for run in decision.admit {
-                if self.put(Subject::Run(run), Kind::Admitted) {
+                let admitted = self.put(Subject::Run(run), Kind::Admitted);
+                settled |= !admitted;
+                if admitted {
                     self.effects.push(Box::new(move |actor| {
                         actor.supervise(run, run::From::Start);
                     }));
@@ -916,7 +940,7 @@ impl Actor {
             .state
             .pools()
             .map(|(_, ledger)| ledger.spent(from, now));
-        let after = pools.fold(Budget::default(), Budget::add);
+        let after = pools.fold(Budget::default(), Budget::plus);
         look("day".to_owned(), config.gate.day_budget(), after);
         for warning in warnings {
             self.put(Subject::Engine, warning);
@@ -1126,8 +1150,8 @@ impl Actor {
             return Err(VerbError::BadInput { what });
         }
         if names_a_secret(&spec, &secrets) {
-            let what = "take the task: the name of its repository, branch or workspace holds a \
-                        secret; give one without, and let ssh log in"
+            let what = "take the task: the name of its repository, branch, model or workspace \
+                        holds a secret; give one without, and let ssh log in"
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
@@ -1490,7 +1514,7 @@ impl Actor {
     fn resume(
         &mut self,
         task: TaskId,
-        agent: Option<AgentName>,
+        agent: Option<Selection>,
         secrets: Secrets,
     ) -> Result<RunId, VerbError> {
         let found = self
@@ -1507,17 +1531,21 @@ impl Actor {
         };
         self.can_run_again("resume", found)?;
         self.can_follow(&found.spec)?;
-        let before = format!(
-            "{} worked on this before in this directory. Its last run ended as {}: {}",
-            found.spec.agent,
-            outcome.word(),
-            outcome.reason()
-        );
+        let cause = RunCause::Resumed {
+            agent: found.spec.agent.clone(),
+            ended: format!("{}: {}", outcome.word(), outcome.reason()),
+        };
         let run = RunId {
             task,
             n: last.n.saturating_add(1),
         };
-        if let Some(agent) = agent.filter(|agent| *agent != found.spec.agent) {
+        if let Some(Selection {
+            agent,
+            model,
+            profile: own,
+            command,
+        }) = agent
+        {
             let agents = &self.ctx.settings.config.agents;
             let Some(profile) = agents.get(&agent) else {
                 let there = dispatch_core::config::list(agents.keys());
@@ -1527,12 +1555,14 @@ impl Actor {
             let set = Kind::AgentSet {
                 agent,
                 pool: profile.pool.clone(),
-                model: profile.model.clone(),
+                model: model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
+                profile: own,
+                command,
             };
             self.put(Subject::Task(task), set);
         }
         self.secrets.entry(task).or_default().extend(secrets);
-        self.queue(run, RunCause::Resumed { before });
+        self.queue(run, cause);
         Ok(run)
     }
 
@@ -1936,7 +1966,9 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
         Base::Head => false,
         Base::Branch { name } => shows(name),
     };
+    let model = spec.terms.model.as_ref();
     branch
+        || model.is_some_and(|name| shows(name.as_str()))
         || shows(&spec.repo)
         || spec
             .workspace

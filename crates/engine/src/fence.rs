@@ -6,22 +6,49 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Read,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    io::{Read, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
 
 use dispatch_core::{
     cage::{self, Hidden, View},
-    job::{Inside, Invocation},
+    cargo_config,
+    container::{self, Container, Wanted},
+    job::{Inside, Invocation, JobId},
     task::Network,
 };
 
-use crate::{files, sites::local::Keeper};
+use crate::{
+    containers::{Containers, Runtimes},
+    files,
+    sites::local::Keeper,
+};
 
+/// Apple's, where it has been since there is macOS.
+const SEATBELT: &str = "/usr/bin/sandbox-exec";
 /// Whatever of these a system has; a name that is not here is not visible in a cage.
+#[cfg(target_os = "macos")]
+const SYSTEM: [&str; 11] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/System",
+    "/Library",
+    "/etc",
+    "/private/etc",
+    "/private/var/db/timezone",
+    "/private/var/select",
+    "/opt",
+    "/nix",
+];
+#[cfg(not(target_os = "macos"))]
 const SYSTEM: [&str; 12] = [
     "/usr",
     "/bin",
@@ -37,8 +64,15 @@ const SYSTEM: [&str; 12] = [
     "/sys/devices/system/cpu",
 ];
 /// Where private keys and passwords of the system lie among public files.
+#[cfg(target_os = "macos")]
+const MIXED: &str = "/private/etc";
+#[cfg(not(target_os = "macos"))]
 const MIXED: &str = "/etc";
 const MIXED_ENTRIES_MAX: usize = 20_000;
+/// As the kernel's error is worded without a locale, by us and by bubblewrap.
+const BUSY: &str = "Text file busy";
+const BUSY_TRIES_MAX: u32 = 200;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Links and `#!` lines from a program's name to what runs.
 const HOPS_MAX: usize = 8;
 const SHEBANG_BYTES_MAX: u64 = 512;
@@ -53,6 +87,9 @@ const DEVICES: [&str; 8] = [
     "/dev/nvidia-modeset",
 ];
 
+/// The variable of cargo's own directory.
+pub(crate) const CARGO: &str = "CARGO_HOME";
+
 /// What a job needs to see and to write.
 #[derive(Debug)]
 pub struct Needs<'a> {
@@ -61,6 +98,8 @@ pub struct Needs<'a> {
     /// Read-only: the mirror's objects, the agent's own list.
     pub read: Vec<PathBuf>,
     pub write: Vec<PathBuf>,
+    /// Written by other jobs, too.
+    pub shared: Vec<PathBuf>,
     /// Variables of the job whose directories are toolchains.
     pub toolchains: &'a [String],
     pub gpu: bool,
@@ -72,6 +111,7 @@ pub struct Fences {
     data: PathBuf,
     keeper: Keeper,
     bwrap: Option<PathBuf>,
+    containers: Containers,
     host: OnceLock<Result<Host, String>>,
 }
 
@@ -92,11 +132,52 @@ impl Fences {
     #[must_use]
     pub fn new(data: PathBuf, keeper: Keeper, bwrap: Option<PathBuf>) -> Self {
         Self {
+            containers: Containers::new(&data, Runtimes::default()),
             data,
             keeper,
             bwrap,
             host: OnceLock::new(),
         }
+    }
+
+    /// The same with container engines.
+    #[must_use]
+    pub fn with(mut self, runtimes: Runtimes) -> Self {
+        self.containers = Containers::new(&self.data, runtimes);
+        self
+    }
+
+    #[must_use]
+    pub fn containers(&self) -> &Containers {
+        &self.containers
+    }
+
+    /// Finds out what a job in this container will need. Blocks, for minutes when the image has to
+    /// be fetched first; then [`Fences::contain`] is quick.
+    ///
+    /// # Errors
+    /// In words for a person: no engine answers, no such image, or it starts no container.
+    pub fn prepare(&self, container: &Container) -> Result<(), String> {
+        self.containers
+            .prepare(container, &self.host()?.warden_file)
+    }
+
+    /// `inner` in a container.
+    ///
+    /// # Errors
+    /// In words for a person: what could not be found out, or what the engine cannot do.
+    pub fn contain(
+        &self,
+        inner: Invocation,
+        job: &JobId,
+        needs: Needs<'_>,
+        container: &Container,
+        wanted: Wanted,
+    ) -> Result<Invocation, String> {
+        let warden = &self.host()?.warden_file;
+        let viewed = self.containers.view(inner, job, needs, container, warden);
+        let (inner, view) = viewed?;
+        container::wrap(inner, job, &view, wanted).map_err(|refused| refused.to_string())
     }
 
     /// `inner` in a cage of this host.
@@ -122,6 +203,7 @@ impl Fences {
     pub fn layers(&self) -> Result<(Vec<String>, Option<String>), String> {
         let host = self.host()?;
         let refused = match &self.bwrap {
+            None if cfg!(target_os = "macos") => None,
             None => Some("bubblewrap is not installed".to_owned()),
             Some(bwrap) => host.try_out(Some(bwrap)).err(),
         };
@@ -169,6 +251,10 @@ impl Fences {
             .bwrap
             .clone()
             .filter(|bwrap| host.try_out(Some(bwrap)).is_ok());
+        if host.bwrap.is_none() {
+            // Only to wait for a warden that can be run; what it could lock is asked where it counts.
+            drop(host.try_out(None));
+        }
         Ok(host)
     }
 
@@ -211,7 +297,7 @@ impl Host {
         read.retain(|path| !visible(&self.system, path) && path.exists());
         read.sort();
         read.dedup();
-        for path in read.iter().chain(&needs.write) {
+        for path in read.iter().chain(&needs.write).chain(&needs.shared) {
             utf8(path)?;
         }
         let hidden = not_for_everybody(&self.mixed);
@@ -221,8 +307,10 @@ impl Host {
         }
         let devices = if needs.gpu { &DEVICES[..] } else { &[] };
         let devices = devices.iter().map(PathBuf::from).filter(|d| d.exists());
+        let seatbelt = cfg!(target_os = "macos").then(|| PathBuf::from(SEATBELT));
         Ok(View {
             bwrap: self.bwrap.clone(),
+            seatbelt: seatbelt.filter(|program| program.exists()),
             warden: self.warden.clone(),
             links,
             system: self.system.clone(),
@@ -230,6 +318,7 @@ impl Host {
             parts,
             read,
             write: needs.write,
+            shared: needs.shared,
             devices: devices.collect(),
         })
     }
@@ -243,36 +332,25 @@ impl Host {
         read: &mut Vec<PathBuf>,
         links: &mut Vec<(PathBuf, PathBuf)>,
     ) {
-        let mut program = program.to_owned();
-        for _ in 0..HOPS_MAX {
-            let mut at = program.clone();
-            for _ in 0..HOPS_MAX {
-                let Ok(target) = fs::read_link(&at) else {
-                    break;
-                };
-                let there = self.links.iter().any(|(link, _)| at.starts_with(link));
-                if !there && !visible(&self.system, &at) {
-                    links.push((at.clone(), target.clone()));
-                }
-                at = at
-                    .parent()
-                    .map_or_else(|| target.clone(), |dir| dir.join(&target));
-            }
-            let Ok(real) = fs::canonicalize(&program) else {
-                return;
-            };
-            if !visible(&self.system, &real) {
-                read.push(package(&real));
-            }
-            match interpreter(&real, env) {
-                Some(next) => program = next,
-                None => return,
-            }
-        }
+        install_tree(&self.system, &self.links, program, env, read, links);
     }
 
-    /// Runs the cage with nothing in it; what the warden in there could lock.
+    /// Runs the cage with nothing in it; what the warden in there could lock. The warden may have been
+    /// written a moment ago: a program that we started just then holds the open file until its exec,
+    /// and the kernel does not run a file that is open for writing.
     fn try_out(&self, bwrap: Option<&Path>) -> Result<Vec<String>, String> {
+        let mut tried = self.try_once(bwrap);
+        for _ in 0..BUSY_TRIES_MAX {
+            if !tried.as_ref().is_err_and(|why| why.contains(BUSY)) {
+                break;
+            }
+            std::thread::sleep(BUSY_PAUSE);
+            tried = self.try_once(bwrap);
+        }
+        tried
+    }
+
+    fn try_once(&self, bwrap: Option<&Path>) -> Result<Vec<String>, String> {
         let probe = Invocation {
             argv: vec!["--layers".into()],
             cwd: "/".into(),
@@ -284,6 +362,7 @@ impl Host {
                 programs: Vec::new(),
                 read: Vec::new(),
                 write: Vec::new(),
+                shared: Vec::new(),
                 toolchains: &[],
                 gpu: false,
             },
@@ -307,12 +386,78 @@ impl Host {
     }
 }
 
-fn utf8(path: &Path) -> Result<String, String> {
-    let text = path.to_str().map(str::to_owned);
-    text.ok_or_else(|| format!("{} is not UTF-8: a cage cannot show it", path.display()))
+/// What of a person's cargo configuration a job needs to find its crates, into the job's own
+/// directory. What is there already stays: an earlier run may have changed it.
+///
+/// # Errors
+/// When a job has left something there that is no directory.
+pub(crate) fn hand_over_cargo_config(theirs: &Path, own: &Path) -> io::Result<()> {
+    let (Some(home), Some(name)) = (own.parent(), own.file_name()) else {
+        return Ok(());
+    };
+    // Cargo reads the older name first.
+    let found = ["config", "config.toml"].map(|name| theirs.join(name));
+    let Some(file) = found.iter().find_map(|path| fs::File::open(path).ok()) else {
+        return Ok(());
+    };
+    let mut text = String::new();
+    let read = file.take(cargo_config::BYTES_MAX).read_to_string(&mut text);
+    // A file that cannot be read as text says nothing to cargo either.
+    let Some(allowed) = read.ok().and_then(|_| cargo_config::allowed(&text)) else {
+        return Ok(());
+    };
+    let root = files::open_dir(home)?;
+    let path = Path::new(name).join("config.toml");
+    match files::create_beneath(root.as_fd(), &path, 0o644) {
+        Ok(mut file) => file.write_all(allowed.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
-fn visible(system: &[PathBuf], path: &Path) -> bool {
+/// See [`Host::install_tree`]; `system` and `known` are what is there anyway.
+pub(crate) fn install_tree(
+    system: &[PathBuf],
+    known: &[(PathBuf, PathBuf)],
+    program: &Path,
+    env: &BTreeMap<String, String>,
+    read: &mut Vec<PathBuf>,
+    links: &mut Vec<(PathBuf, PathBuf)>,
+) {
+    let mut program = program.to_owned();
+    for _ in 0..HOPS_MAX {
+        let mut at = program.clone();
+        for _ in 0..HOPS_MAX {
+            let Ok(target) = fs::read_link(&at) else {
+                break;
+            };
+            let there = known.iter().any(|(link, _)| at.starts_with(link));
+            if !there && !visible(system, &at) {
+                links.push((at.clone(), target.clone()));
+            }
+            at = at
+                .parent()
+                .map_or_else(|| target.clone(), |dir| dir.join(&target));
+        }
+        let Ok(real) = fs::canonicalize(&program) else {
+            return;
+        };
+        if !visible(system, &real) {
+            read.push(package(&real));
+        }
+        match interpreter(&real, env) {
+            Some(next) => program = next,
+            None => return,
+        }
+    }
+}
+
+pub(crate) fn utf8(path: &Path) -> Result<String, String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| format!("{} is not UTF-8: a fence cannot show it", path.display()))
+}
+
+pub(crate) fn visible(system: &[PathBuf], path: &Path) -> bool {
     system.iter().any(|dir| path.starts_with(dir))
 }
 
@@ -454,6 +599,7 @@ mod tests {
                 programs: Vec::new(),
                 read: Vec::new(),
                 write: Vec::new(),
+                shared: Vec::new(),
                 toolchains: &[],
                 gpu: false,
             };
@@ -523,6 +669,35 @@ mod tests {
         assert_eq!(read, [root.join("n/lib/node_modules"), root.join("n")]);
         assert_eq!(links.len(), 1);
         assert_eq!(links[0].0, link);
+    }
+
+    #[test]
+    fn a_mirror_is_handed_over_once_and_through_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (theirs, home) = (dir.path().join("theirs"), dir.path().join("home"));
+        fs::create_dir(&home).unwrap();
+        let own = home.join(".cargo");
+        hand_over_cargo_config(&theirs, &own).unwrap();
+        assert!(!own.exists(), "there is nothing to hand over");
+        let text = "[registry]\ndefault = \"m\"\ntoken = \"t0ken\"\n";
+        file(&theirs.join("config.toml"), 0o600, text);
+        file(&theirs.join("credentials.toml"), 0o600, text);
+        hand_over_cargo_config(&theirs, &own).unwrap();
+        let got = fs::read_to_string(own.join("config.toml")).unwrap();
+        assert!(
+            got.contains("default = \"m\"") && !got.contains("t0ken"),
+            "{got}"
+        );
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 1);
+        fs::write(own.join("config.toml"), "mine").unwrap();
+        hand_over_cargo_config(&theirs, &own).unwrap();
+        assert_eq!(fs::read_to_string(own.join("config.toml")).unwrap(), "mine");
+        fs::remove_dir_all(&own).unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, &own).unwrap();
+        hand_over_cargo_config(&theirs, &own).unwrap_err();
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     }
 
     #[test]

@@ -73,3 +73,9 @@ pub fn group_file(bytes: &[u8]) -> io::Result<Group> {
 pub fn masked(secrets: &[&str], pieces: &[&[u8]]) -> Vec<u8> {
     keeper::masked(secrets, pieces)
 }
+
+/// What a keeper would obey, in words, and whether it would cut the sender off.
+#[must_use]
+pub fn orders(pieces: &[&[u8]]) -> (Vec<String>, bool) {
+    keeper::orders(pieces)
+}

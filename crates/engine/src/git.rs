@@ -122,6 +122,11 @@ pub enum GitError {
     TimedOut { verb: &'static str, after: Duration },
     #[error("git {verb} stopped: it printed more than {limit} bytes")]
     TooMuch { verb: &'static str, limit: usize },
+    #[error(
+        "git {verb} stopped: it would write a file of more than {limit} bytes; \
+         limits.fetch_bytes allows no more"
+    )]
+    FileTooLarge { verb: &'static str, limit: u64 },
     #[error("understand what git {verb} printed: {what}")]
     Unclear { verb: &'static str, what: String },
     #[error("{what} for git {verb}")]
@@ -254,6 +259,8 @@ pub struct Git {
     home: PathBuf,
     protocols: String,
     extra_env: Vec<(OsString, OsString)>,
+    /// The largest file that a fetch may write; 0 means no limit.
+    pub(crate) fetch_bytes: u64,
 }
 
 impl Git {
@@ -272,6 +279,7 @@ impl Git {
             home: home.to_owned(),
             protocols: "file:https:ssh".to_owned(),
             extra_env: Vec::new(),
+            fetch_bytes: 0,
         })
     }
 
@@ -279,6 +287,13 @@ impl Git {
     #[must_use]
     pub fn protocols(mut self, allowed: &str) -> Self {
         allowed.clone_into(&mut self.protocols);
+        self
+    }
+
+    /// The largest pack that one fetch may bring, in bytes; 0, as at first, means no limit.
+    #[must_use]
+    pub fn fetch_bytes(mut self, most: u64) -> Self {
+        self.fetch_bytes = most;
         self
     }
 
@@ -317,6 +332,7 @@ impl Git {
             stdout_max: STDOUT_MAX_BYTES,
             cut: false,
             timeout: TIMEOUT,
+            file_bytes: 0,
         }
     }
 }
@@ -352,6 +368,7 @@ pub struct Cmd<'a> {
     stdout_max: usize,
     cut: bool,
     timeout: Duration,
+    file_bytes: u64,
 }
 
 impl Cmd<'_> {
@@ -444,6 +461,14 @@ impl Cmd<'_> {
         self
     }
 
+    /// The largest file that it and its helpers may write, in bytes; 0 means no limit. More is
+    /// [`GitError::FileTooLarge`].
+    #[must_use]
+    pub fn file_bytes(mut self, most: u64) -> Self {
+        self.file_bytes = most;
+        self
+    }
+
     #[must_use]
     pub fn slow(self) -> Self {
         self.timeout(SLOW_TIMEOUT)
@@ -527,6 +552,11 @@ impl Cmd<'_> {
             source,
         })?;
         drop(command);
+        if let Err(source) = limit_files(&child, self.file_bytes) {
+            kill(&mut child);
+            child.wait().map_err(io("wait"))?;
+            return Err(io("limit the files")(source));
+        }
         let (tell, hear) = mpsc::channel();
         let mut waiting = 0;
         if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), bytes) {
@@ -573,6 +603,12 @@ impl Cmd<'_> {
                 after: self.timeout,
             });
         };
+        if self.file_bytes > 0 && !status.success() && says_too_large(&stderr) {
+            return Err(GitError::FileTooLarge {
+                verb,
+                limit: self.file_bytes,
+            });
+        }
         if over && !self.cut {
             return Err(GitError::TooMuch {
                 verb,
@@ -649,6 +685,41 @@ fn read_tail(mut pipe: impl Read) -> Vec<u8> {
         tail.drain(..extra);
     }
     tail
+}
+
+/// From outside, because a child cannot be told before it runs without unsafe code: it has its first
+/// milliseconds without a limit, and whatever writes a pack is started by it after those.
+#[cfg(target_os = "linux")]
+fn limit_files(child: &Child, most: u64) -> io::Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    if most == 0 {
+        return Ok(());
+    }
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    match prlimit(pid, Resource::Fsize, limit) {
+        // It has ended already, and says why itself.
+        Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_files(_child: &Child, _most: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// What git says of a helper that the kernel ended for it, or of the error in its place.
+fn says_too_large(stderr: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(stderr);
+    text.contains("File too large")
+        || text.contains(&format!(
+            "signal {}",
+            rustix::process::Signal::XFSZ.as_raw()
+        ))
 }
 
 fn kill(child: &mut Child) {

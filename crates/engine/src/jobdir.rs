@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dispatch_core::job::{ExitReport, JobId};
+use dispatch_core::job::{Around, ExitReport, JobId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,9 @@ pub struct Group {
     pub start_ticks: u64,
     /// A cgroup v2 directory of this job alone.
     pub cgroup: Option<PathBuf>,
+    /// The container engine that has the job, and how to tell it to end that.
+    #[serde(default)]
+    pub around: Option<Around>,
 }
 
 impl JobDir {

@@ -5,8 +5,10 @@
 //!   finished one
 //! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
 //!   [`lock`] who is the engine; [`view`] what a reader sees
-//! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`
 //! * [`clock`] what time it is; [`pressure`] what the machine has left
+//! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
+//!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
+//!   tasks share
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
@@ -18,6 +20,7 @@ compile_error!(
 );
 
 pub mod clock;
+pub mod containers;
 pub mod engine;
 pub mod events;
 pub mod fence;
@@ -29,6 +32,7 @@ pub mod jobdir;
 pub mod keeper;
 mod lines;
 pub mod lock;
+pub mod logins;
 pub mod mirror;
 pub mod pressure;
 pub mod reader;

@@ -124,7 +124,11 @@ impl Mirror {
     pub fn refresh(&self) -> Result<(), MirrorError> {
         let lock = Lock::take(&self.lock_path()).map_err(|e| self.io("lock", e))?;
         let head = self.ask_head(&lock)?;
-        match self.fetch(&lock, head.commit.is_some()) {
+        let fetched = self.fetch(&lock, head.commit.is_some());
+        if fetched.is_err() {
+            self.remove_half_packs()?;
+        }
+        match fetched {
             // Nobody else writes while we hold the lock: what lies there is a dead git's.
             Err(_) if remove_stale_locks(&self.dir).map_err(|e| self.io("heal", e))? > 0 => {
                 self.fetch(&lock, head.commit.is_some())?;
@@ -186,9 +190,24 @@ impl Mirror {
             .args(refs)
             .stdin_file(lock.share().map_err(|e| self.io("share the lock", e))?)
             .timeout(SLOW_TIMEOUT)
+            .file_bytes(self.git.fetch_bytes)
             .run()
             .map(drop)
             .map_err(|e| self.git_error(e))
+    }
+
+    /// A fetch that was ended leaves what it had of its pack, and nobody else would remove it.
+    fn remove_half_packs(&self) -> Result<(), MirrorError> {
+        let remove = || {
+            for entry in fs::read_dir(self.objects().join("pack"))? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().starts_with("tmp_") {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|error| self.io("clear the half of a pack", error))
     }
 
     /// The commit to start from: of the named branch or tag, else of upstream's current branch.
@@ -579,6 +598,43 @@ mod tests {
         }
         mirror.refresh().unwrap();
         assert_eq!(mirror.base(None).unwrap().commit, second);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_upstream_that_is_too_large_is_refused_and_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let upstream = Repo::init(temp.path().join("up"));
+        let mut noise = vec![0; 1 << 20];
+        // Noise does not get smaller in a pack.
+        rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+        let commit = upstream.commit("noise", &noise, "much");
+        let open = |most| {
+            let git = git(temp.path()).fetch_bytes(most);
+            Mirror::open_or_create(&git, temp.path(), upstream.text()).unwrap()
+        };
+        let small = open(256 << 10);
+        let Err(MirrorError::Git { source, .. }) = small.refresh() else {
+            panic!("it was fetched");
+        };
+        let text = source.to_string();
+        assert!(text.contains("262144 bytes; limits.fetch_bytes"), "{text}");
+        let mut files = vec![small.objects()];
+        while let Some(path) = files.pop() {
+            if path.is_dir() {
+                files.extend(
+                    fs::read_dir(path)
+                        .unwrap()
+                        .map(|entry| entry.unwrap().path()),
+                );
+            } else {
+                let length = fs::metadata(&path).unwrap().len();
+                assert!(length < 128 << 10, "{} has {length} bytes", path.display());
+            }
+        }
+        let large = open(64 << 20);
+        large.refresh().unwrap();
+        assert_eq!(large.base(None).unwrap().commit, commit);
     }
 
     #[test]

@@ -13,12 +13,14 @@ use std::{
 use dispatch_core::{
     cage,
     checks::{self, Planned},
-    config::{AgentProfile, EnvValue, HomePath},
+    config::{AgentProfile, EnvValue, FileText, HomePath, Login},
+    container::Wanted,
     drivers::{Ask, Driver, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     gate::Budget,
     id::{ModelName, RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
+    limits::Limits,
     message::{Delivery, Fate, Message, MessageId},
     outcome::{Failure, Outcome, Stop},
     prompt::{self, Told as Heeded},
@@ -34,10 +36,12 @@ use dispatch_core::{
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::{
+    containers,
     engine::{Command, Secrets, Settings, Sites, StopOrder},
-    fence::{Fences, Needs},
+    fence::{self, Fences, Needs},
     files,
     lines::{Line, Lines},
+    logins::{Account, LoginError},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told, VerbError},
@@ -252,21 +256,22 @@ impl Walk {
             self.order_stop(&site, Part::Agent, force).await;
         }
         let heard = self.follow_agent(&site, driver.as_mut()).await?;
+        self.take_back_login(&profile).await?;
         self.judge(&site, heard, checking).await
     }
 
     fn profile(&self) -> Result<AgentProfile, Stopped> {
         let name = &self.job.task.spec.agent;
-        self.ctx
-            .settings
-            .config
-            .agents
-            .get(name)
-            .cloned()
-            .ok_or_else(|| {
-                let reason = format!("agent {name} is not configured any more");
-                Failure::Prepare { reason }.into()
-            })
+        let configured = self.ctx.settings.config.agents.get(name).cloned();
+        let mut profile = configured.ok_or_else(|| {
+            let reason = format!("agent {name} is not configured any more");
+            Stopped::from(Failure::Prepare { reason })
+        })?;
+        if let Some((program, args)) = self.job.task.spec.terms.command.split_first() {
+            profile.program.clone_from(program);
+            profile.args = args.to_vec();
+        }
+        Ok(profile)
     }
 
     /// The sites of the placement; nothing registered means this machine.
@@ -352,8 +357,32 @@ impl Walk {
             self.refill();
         }
         self.asked_to_stop()?;
+        if let Some(container) = &self.job.task.spec.placement.container
+            && let Some(text) = container.image.warning()
+        {
+            self.tell(Kind::Noted { text }).await?;
+        }
         self.take_first_words().await?;
         let (invocation, first) = self.open(driver, profile)?;
+        if let Some((account, login)) = self.login(profile) {
+            if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
+                let dir = account.dir().display();
+                let reason = format!(
+                    "{dir} holds a link, and without a fence the agent would follow it; look who \
+                     made it, remove it, and `dispatch login` again"
+                );
+                return Err(Failure::Start { reason }.into());
+            }
+            let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
+            linked.map_err(|error| Failure::Start {
+                reason: words(&error),
+            })?;
+        }
+        let home = self.ctx.trees.home(&self.job.task);
+        let start = |reason: String| Stopped::from(Failure::Start { reason });
+        self.prepare_fence().await?.map_err(start)?;
+        let invocation = self.fence(invocation, &home, Some(profile), Part::Agent);
+        let invocation = invocation.map_err(start)?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -367,7 +396,10 @@ impl Walk {
                     return Ok(site);
                 }
                 Start::Declined(reason) => format!("declined: {reason}"),
-                Start::NotStarted(reason) => reason,
+                Start::NotStarted(reason) => {
+                    self.forget_fence();
+                    reason
+                }
             };
             refused.push(format!("{name}: {reason}"));
             self.tell(Kind::SiteRefused { site: name, reason }).await?;
@@ -439,7 +471,9 @@ impl Walk {
         }
         let enforced = match placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
-            Wrap::Cage => cage::enforced(&enforced.layers, &enforced.limits, placement.network),
+            Wrap::Cage | Wrap::Container => {
+                cage::enforced(&enforced.layers, &enforced.limits, placement.network)
+            }
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -480,16 +514,16 @@ impl Walk {
     }
 
     /// What was said to the task: to its earlier runs, and with the first words of this one.
-    fn heeded(&self) -> Heeded<'_> {
+    fn heeded(&self) -> Heeded {
         let n = self.job.run.n;
         let mut heeded = Heeded::default();
         for message in &self.job.task.messages {
             match message.taken {
                 Some(taken) if taken.run < n && message.fate != Fate::Cancelled => {
-                    heeded.before.push(&message.text);
+                    heeded.before.push(message.words());
                 }
                 Some(taken) if taken.run == n && taken.out_offset.is_none() => {
-                    heeded.now.push(&message.text);
+                    heeded.now.push(message.words());
                 }
                 Some(_) | None => {}
             }
@@ -520,11 +554,19 @@ impl Walk {
             words.push_str("\n\n");
             words.push_str(&review::instructions(range));
         }
-        let (expects, told) = (task.spec.expects, self.heeded());
-        let text = prompt::prompt(&words, &cause, expects, resume.is_some(), &told);
-        let whole = prompt::prompt(&words, &cause, expects, false, &told);
+        let mut before = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
+        let question = before.next().and_then(|run| match &run.state {
+            RunState::Finished(Outcome::Blocked { question }) => Some(question.as_str()),
+            _ => None,
+        });
+        let expects = task.spec.expects;
+        let told = self.heeded();
+        let resumed = resume.is_some();
+        let text = prompt::prompt(&words, &cause, expects, resumed, question, &told);
+        let whole = prompt::prompt(&words, &cause, expects, false, question, &told);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
-        let program = find_program(&profile.program, &self.ctx.settings.job_env).map_err(start)?;
+        let program = self.program(&profile.program, &self.ctx.settings.job_env);
+        let program = program.map_err(start)?;
         let home_text = home.to_string_lossy();
         let workspace = self.workspace();
         let ask = Ask {
@@ -537,12 +579,19 @@ impl Walk {
             resume,
             review: self.range.as_ref(),
             model: task.spec.terms.model.as_ref().map(ModelName::as_str),
+            profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
         lay_down(&home, &profile.files).map_err(start)?;
         env.extend(opening.env);
+        if let Some((account, login)) = self.login(profile)
+            && let Some(variable) = &login.variable
+        {
+            let store = account.store().to_string_lossy().into_owned();
+            env.insert(variable.clone(), store);
+        }
         let mut secrets = Vec::new();
         for (name, value) in &profile.env {
             match value {
@@ -562,15 +611,41 @@ impl Walk {
             argv: opening.argv,
             env,
             secrets,
-            masked: Vec::new(),
+            masked: self.login_secrets(profile),
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
-            limits: self.ctx.settings.config.limits.agent_job(),
+            limits: self.limits().agent_job(),
             ..Invocation::default()
         };
-        let fenced = self.fence(invocation, &home, Some(profile));
-        Ok((fenced.map_err(start)?, opening.first))
+        Ok((invocation, opening.first))
+    }
+
+    /// What a program is called where the job runs: an image may have it although this host has not.
+    fn program(&self, name: &str, env: &BTreeMap<String, String>) -> Result<String, String> {
+        let found = find_program(name, env);
+        match self.job.task.spec.placement.wrap {
+            Wrap::Container => Ok(containers::program(name, found.as_deref().ok())),
+            Wrap::Cage | Wrap::Host => found,
+        }
+    }
+
+    /// What takes long about a fence, off the runtime: asking a container engine, getting an image.
+    async fn prepare_fence(&self) -> Result<Result<(), String>, Cut> {
+        let Some(container) = self.job.task.spec.placement.container.clone() else {
+            return Ok(Ok(()));
+        };
+        let fences = Arc::clone(&self.ctx.fences);
+        tokio::task::spawn_blocking(move || fences.prepare(&container))
+            .await
+            .map_err(|_| Cut)
+    }
+
+    /// What was found out about an image may be why a start failed.
+    fn forget_fence(&self) {
+        if let Some(container) = &self.job.task.spec.placement.container {
+            self.ctx.fences.containers().forget(container);
+        }
     }
 
     /// The invocation in the task's own placement, with `home` as its private home.
@@ -579,6 +654,7 @@ impl Walk {
         mut inner: Invocation,
         home: &Path,
         agent: Option<&AgentProfile>,
+        part: Part,
     ) -> Result<Invocation, String> {
         let placement = &self.job.task.spec.placement;
         let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
@@ -591,6 +667,8 @@ impl Walk {
         for dir in &write {
             std::fs::create_dir_all(dir).map_err(|e| format!("make {}: {e}", dir.display()))?;
         }
+        let login = agent.and_then(|agent| self.login(agent));
+        let shared = login.map(|(account, _)| account.dir().to_owned());
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
@@ -603,6 +681,10 @@ impl Walk {
             if let Some(theirs) = inner.env.get(name).map(PathBuf::from) {
                 let own = home.join(theirs.file_name().unwrap_or_default());
                 read.push(theirs.join("bin"));
+                if name == fence::CARGO {
+                    fence::hand_over_cargo_config(&theirs, &own)
+                        .map_err(|e| format!("write {}: {e}", own.join("config.toml").display()))?;
+                }
                 inner
                     .env
                     .insert(name.clone(), own.to_string_lossy().into_owned());
@@ -616,12 +698,62 @@ impl Walk {
             programs: programs.collect(),
             read,
             write,
+            shared: shared.into_iter().collect(),
             toolchains: &seen,
             gpu: placement.gpu,
         };
-        self.ctx
-            .fences
-            .cage(inner, needs, placement.network, placement.strict)
+        let fences = &self.ctx.fences;
+        if placement.wrap == Wrap::Cage {
+            return fences.cage(inner, needs, placement.network, placement.strict);
+        }
+        let container = placement.container.as_ref().ok_or_else(|| {
+            "the placement is a container without an image; name one with --image".to_owned()
+        })?;
+        let wanted = Wanted {
+            network: placement.network,
+            strict: placement.strict,
+            gpu: placement.gpu,
+            host_alias: agent.is_some_and(|agent| agent.host_alias),
+        };
+        fences.contain(inner, &self.id(part), needs, container, wanted)
+    }
+
+    /// The login of the agent's account, when somebody has logged in there.
+    fn login<'a>(&'a self, agent: &'a AgentProfile) -> Option<(Account, &'a Login)> {
+        let (name, login) = agent.account(&self.job.task.spec.agent)?;
+        let account = Account::of(&self.ctx.settings.data, name);
+        account.exists().then_some((account, login))
+    }
+
+    fn login_secrets(&self, agent: &AgentProfile) -> Vec<Secret> {
+        let found = self.login(agent);
+        found.map_or_else(Vec::new, |(account, login)| account.secrets(login))
+    }
+
+    /// A CLI that wrote its login past our link would else have renewed it for this task alone.
+    async fn take_back_login(&self, profile: &AgentProfile) -> Result<(), Cut> {
+        let Some((account, login)) = self.login(profile) else {
+            return Ok(());
+        };
+        let text = match account.take_back(login, &self.ctx.trees.home(&self.job.task)) {
+            Ok(moved) if moved.is_empty() => return Ok(()),
+            Ok(moved) => format!(
+                "the agent wrote {} in its own home; it was moved to its account's login",
+                moved.join(", ")
+            ),
+            Err(error) => format!(
+                "a login that the agent renewed could not be kept ({}); `dispatch login` makes a \
+                 new one",
+                words(&error)
+            ),
+        };
+        self.tell(Kind::Noted { text }).await
+    }
+
+    /// What the task's own jobs may use.
+    fn limits(&self) -> Limits {
+        let limits = &self.ctx.settings.config.limits;
+        limits.lowered(&self.job.task.spec.limits)
     }
 
     fn workspace(&self) -> PathBuf {
@@ -939,7 +1071,7 @@ impl Walk {
         ear: &mut Ear,
         message: Message,
     ) -> Result<(), Cut> {
-        let Some(bytes) = driver.say(&message.text) else {
+        let Some(bytes) = driver.say(&message.words()) else {
             ear.unsure.push(message.id);
             return Ok(());
         };
@@ -989,9 +1121,9 @@ impl Walk {
         let task = &self.job.task;
         let earlier = task.runs.iter().filter(|run| run.n < self.job.run.n);
         let earlier = earlier.filter_map(|run| run.usage.as_ref()).map(Budget::of);
-        let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::add));
-        let after = earlier.add(Budget::of(now));
-        let before = earlier.add(before.map(Budget::of).unwrap_or_default());
+        let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::plus));
+        let after = earlier.plus(Budget::of(now));
+        let before = earlier.plus(before.map(Budget::of).unwrap_or_default());
         ear.over_budget |= budget.reached(after).is_some();
         let percent = self.ctx.settings.config.gate.warn_percent;
         let spent = budget.crossed(before, after, percent)?;
@@ -1159,7 +1291,17 @@ impl Walk {
         };
         // The agent's home holds its configuration of git, so this job does not see it.
         let home = self.ctx.trees.check_home(&self.job.task);
-        let what = match self.fence(what, &home, None) {
+        let mut what = what;
+        if let Some(first) = what.argv.first_mut()
+            && self.job.task.spec.placement.wrap == Wrap::Container
+        {
+            // This host's git is not the image's.
+            *first = "git".into();
+        }
+        if let Err(reason) = self.prepare_fence().await? {
+            return Ok(Err(reason));
+        }
+        let what = match self.fence(what, &home, None, Part::Seal) {
             Ok(what) => what,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -1229,6 +1371,8 @@ impl Walk {
         outcome: Outcome,
     ) -> Result<(Outcome, Verified), Stopped> {
         let home = self.ctx.trees.check_home(&self.job.task);
+        let mut masked: Vec<Secret> = self.job.secrets.values().cloned().collect();
+        masked.extend(self.login_secrets(&self.profile()?));
         let base_env = self
             .job_env(&home)
             .map_err(|reason| Failure::Start { reason })?;
@@ -1251,7 +1395,7 @@ impl Walk {
                 continue;
             }
             let program = check.argv.first().map_or("", String::as_str);
-            let program = match find_program(program, &base_env) {
+            let program = match self.program(program, &base_env) {
                 Ok(program) => program,
                 Err(reason) => {
                     verified = Verified::NotVerified;
@@ -1270,15 +1414,19 @@ impl Walk {
                 argv,
                 env,
                 secrets: Vec::new(),
-                masked: self.job.secrets.values().cloned().collect(),
+                masked: masked.clone(),
                 output: Output::Text,
                 cwd: self.workspace(),
                 stdin: Stdin::Null,
-                limits: self.ctx.settings.config.limits.check_job(),
+                limits: self.limits().check_job(),
                 ..Invocation::default()
             };
+            self.prepare_fence()
+                .await?
+                .map_err(|reason| Failure::Start { reason })?;
+            let part = Part::Check(check.name.clone());
             let what = self
-                .fence(what, &home, None)
+                .fence(what, &home, None, part)
                 .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {
@@ -1398,6 +1546,13 @@ fn short(mut text: String) -> String {
     text
 }
 
+/// An error with its cause.
+fn words(error: &LoginError) -> String {
+    use std::error::Error as _;
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
 fn prepare_failed(error: &TreeError) -> Stopped {
     Failure::Prepare {
         reason: error.to_string(),
@@ -1406,11 +1561,21 @@ fn prepare_failed(error: &TreeError) -> Stopped {
 }
 
 /// The agent's own files in its private home. An earlier run may have put anything in their places.
-fn lay_down(home: &Path, wanted: &BTreeMap<HomePath, String>) -> Result<(), String> {
+fn lay_down(home: &Path, wanted: &BTreeMap<HomePath, FileText>) -> Result<(), String> {
     for (path, text) in wanted {
         let path = path.as_path();
+        let bytes = match text {
+            FileText::Text(text) => text.clone().into_bytes(),
+            FileText::From { file } => std::fs::read(file).map_err(|e| {
+                format!(
+                    "read {} for {} of the private home: {e}",
+                    file.display(),
+                    path.display()
+                )
+            })?,
+        };
         let written = files::open_dir(home)
-            .and_then(|root| files::replace_beneath(root.as_fd(), path, text.as_bytes()));
+            .and_then(|root| files::replace_beneath(root.as_fd(), path, &bytes));
         written.map_err(|e| format!("write {} into the private home: {e}", path.display()))?;
     }
     Ok(())

@@ -106,6 +106,7 @@ impl Trees {
         let workspaces = Workspaces::new(&git, &settings.data);
         workspaces.sweep().map_err(|e| e.to_string())?;
         let limits = &settings.config.limits;
+        let git = git.fetch_bytes(limits.fetch_bytes);
         let limits = snapshot::Limits {
             total_bytes: limits.snapshot_bytes,
             file_bytes: limits.snapshot_file_bytes,

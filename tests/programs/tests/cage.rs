@@ -19,7 +19,7 @@ use std::{
             net::{SocketAddr, UnixListener},
         },
     },
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use dispatch_core::{
@@ -29,8 +29,12 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     task::{ChecksAsked, Expects, Network, Placement, TaskSpec, Wrap},
 };
-use dispatch_engine::engine::{Engine, Secrets};
-use dispatch_test_programs::escape;
+use dispatch_engine::{
+    engine::{Engine, Secrets, Settings},
+    fence::Fences,
+    sites::local::Keeper,
+};
+use dispatch_test_programs::{bubblewrap, escape};
 use world::{World, finished, outcome, patient, run, until};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,22 +45,20 @@ enum Fence {
 
 const FENCES: [Fence; 2] = [Fence::Bubblewrap, Fence::LandlockOnly];
 
-fn bwrap() -> Option<PathBuf> {
-    let path = std::env::var("PATH").unwrap();
-    let mut found = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
-    found.find(|file| file.is_file())
+async fn engine(world: &World, fence: Fence) -> Option<Engine> {
+    Some(Engine::open(fenced(world, fence)?).await.unwrap())
 }
 
-async fn engine(world: &World, fence: Fence) -> Option<Engine> {
+fn fenced(world: &World, fence: Fence) -> Option<Settings> {
     let mut settings = world.settings();
-    settings.bwrap = bwrap();
+    settings.bwrap = bubblewrap();
     if fence == Fence::LandlockOnly {
         settings.bwrap = None;
     } else if settings.bwrap.is_none() {
         eprintln!("SKIPPED: bubblewrap is not installed (apt-get install bubblewrap)");
         return None;
     }
-    Some(Engine::open(settings).await.unwrap())
+    Some(settings)
 }
 
 fn caged(world: &World, orders: &[&str]) -> TaskSpec {
@@ -413,4 +415,55 @@ async fn a_keeper_killed_leaves_nothing_alive_and_the_lock_free() {
             dispatch_engine::jobdir::Probe::Gone
         ));
     }
+}
+
+/// Behind a mirror nothing builds without it; the tokens beside it stay where they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_finds_the_persons_mirrors_and_not_their_tokens() {
+    for fence in FENCES {
+        let world = World::below(Path::new(env!("CARGO_TARGET_TMPDIR")), "");
+        let theirs = world.home.path().join("cargo");
+        fs::create_dir(&theirs).unwrap();
+        let config = "[source.crates-io]\nreplace-with = \"near\"\n[registry]\ntoken = \"t0ken\"\n";
+        fs::write(theirs.join("config.toml"), config).unwrap();
+        fs::write(theirs.join("credentials.toml"), config).unwrap();
+        let script = format!("cat $CARGO_HOME/* {}/*.toml\n", theirs.display());
+        world.commit("look.sh", &format!("{script}true\n"));
+        let mut settings = fenced(&world, fence);
+        let Some(settings) = settings.as_mut() else {
+            continue;
+        };
+        let theirs = theirs.display().to_string();
+        settings.job_env.insert("CARGO_HOME".into(), theirs);
+        let engine = Engine::open(settings.clone()).await.unwrap();
+        let view = run(&engine, caged(&world, &["sh look.sh"])).await;
+        let said = output(&world, &view);
+        assert!(
+            said.contains("near") && !said.contains("t0ken"),
+            "{fence:?}: {said}"
+        );
+    }
+}
+
+/// The warden is a copy that the engine has just written. A program that is started elsewhere at that
+/// moment still holds the open file for an instant, and the kernel does not run such a file.
+#[test]
+fn a_fence_is_whole_although_programs_are_started_at_the_same_time() {
+    let Some(bwrap) = bubblewrap() else {
+        eprintln!("SKIPPED: bubblewrap is not installed (apt-get install bubblewrap)");
+        return;
+    };
+    let found = || {
+        let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let keeper = Keeper::program(world::AGENT.into());
+        let fences = Fences::new(place.path().to_owned(), keeper, Some(bwrap.clone()));
+        fences.layers().unwrap()
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..24).map(|_| scope.spawn(found)).collect();
+        for one in all {
+            let (layers, refused) = one.join().unwrap();
+            assert_eq!((refused, layers[0].as_str()), (None, "bwrap"));
+        }
+    });
 }

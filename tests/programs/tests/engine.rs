@@ -109,6 +109,10 @@ async fn a_question_blocks_and_its_answer_goes_on_in_the_same_workspace() {
         }
     );
     assert_eq!(view.task.runs.len(), 2);
+    // It is told what was asked, as the words of somebody else.
+    let job = world.data().join("runs").join(format!("{task}-2/agent"));
+    let given = fs::read_to_string(job.join("in")).unwrap_or_default();
+    assert!(given.contains("| Which_zone?"), "{given}");
     let workspace = view.task.workspace.unwrap().path;
     assert_eq!(
         fs::read_to_string(workspace.join("runs")).unwrap(),

@@ -14,7 +14,7 @@ use std::{
 };
 
 use dispatch_core::{
-    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Stdin},
+    job::{Around, Exit, ExitReport, Inside, Invocation, JobId, Offset, Order, Output, Stdin},
     outcome::Stop,
 };
 use dispatch_engine::{
@@ -515,4 +515,59 @@ async fn a_full_disk_makes_the_job_wait_and_is_told() {
         tokio::task::yield_now().await;
     };
     assert_eq!(report.stopped, Some(Stop::ByPerson));
+}
+
+/// A client of a container engine, and what it is called with to remove.
+fn client(world: &World, script: &str) -> Invocation {
+    let env = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+    let remove = format!("echo removed >> {}", world.path("removed").display());
+    Invocation {
+        cwd: world.home.path().to_owned(),
+        around: Some(Around {
+            word: "engine".into(),
+            env,
+            remove: ["sh", "-c", &remove].map(str::to_owned).to_vec(),
+            ..Around::default()
+        }),
+        ..conformance::invocation(&["sh", "-c", script])
+    }
+}
+
+#[tokio::test]
+async fn a_container_is_removed_at_every_end_and_one_that_an_earlier_start_left_before() {
+    let world = World::new();
+    let (_, report) = world.run(&client(&world, "exit 137")).await;
+    assert_eq!(report.exit, Exit::Signal(9), "as its client tells");
+    assert_eq!(world.until("removed").await, "removed\n");
+
+    let world = World::new();
+    world.dir().create().unwrap();
+    let left = r#"{"boot_id":"x","keeper":1,"pgid":0,"start_ticks":0,"cgroup":null}"#;
+    fs::write(world.dir().file("group"), left).unwrap();
+    let (_, report) = world.run(&client(&world, "cat removed; exit 3")).await;
+    assert_eq!(report.exit, Exit::Code(3));
+    let out = fs::read_to_string(world.dir().file("out")).unwrap();
+    assert_eq!(out, "removed\n", "before anything was started");
+    assert_eq!(world.until("removed").await, "removed\nremoved\n");
+}
+
+#[tokio::test]
+async fn a_container_that_ends_before_its_warden_came_was_never_started() {
+    let world = World::new();
+    let mut what = client(&world, "echo 'no such image' >&2; exit 125");
+    let dir = world.path("inside");
+    what.inside = Inside::Socket {
+        dir: dir.clone(),
+        own: Vec::new(),
+    };
+    if let Some(around) = &mut what.around {
+        around.dir = Some(dir.clone());
+    }
+    let Start::NotStarted(reason) = world.site.start(&world.job, &what).await else {
+        panic!("it was started");
+    };
+    assert!(reason.contains("no such image"), "{reason}");
+    assert!(!world.dir().file("started").exists() && !dir.exists());
+    assert_eq!(world.until("removed").await, "removed\n");
+    assert_eq!(world.dir().probe().unwrap(), Probe::NeverStarted);
 }

@@ -330,7 +330,7 @@ impl Acp {
         let id = self.session.clone().unwrap_or_default();
         let mut steps = Vec::new();
         if session_ok(&id) {
-            steps.push(Step::Said(Update::Session { id: id.clone() }));
+            steps.push(Step::Said(Update::Session { id }));
         }
         self.mode = self.mode(&result["modes"]);
         match self.model.take() {
@@ -675,6 +675,7 @@ mod tests {
             resume,
             review: None,
             model: None,
+            profile: None,
             unfenced,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);

@@ -565,6 +565,7 @@ mod tests {
             review: None,
             unfenced: false,
             model: None,
+            profile: None,
         }
     }
 

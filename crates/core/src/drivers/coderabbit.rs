@@ -223,6 +223,7 @@ mod tests {
             resume: None,
             review: Some(&range),
             model: None,
+            profile: None,
             unfenced: false,
         });
         let want = format!(

@@ -48,6 +48,9 @@ impl Driver for Codex {
         } else {
             argv.push("--dangerously-bypass-approvals-and-sandbox".into());
         }
+        if let Some(profile) = ask.profile {
+            argv.extend(["--profile".to_owned(), profile.to_owned()]);
+        }
         if let Some(model) = ask.model {
             argv.extend(["--model".to_owned(), model.to_owned()]);
         }
@@ -333,6 +336,7 @@ mod tests {
             review: None,
             unfenced,
             model: None,
+            profile: None,
         };
         let opening = Codex::default().open(&ask);
         assert_eq!(opening.stdin, Stdin::Bytes(b"--help".to_vec()));

@@ -550,6 +550,7 @@ mod tests {
             resume,
             review: None,
             model: None,
+            profile: None,
             unfenced,
         });
         assert_eq!(opening.argv, ["codex", "app-server", "-c", "model=x"]);

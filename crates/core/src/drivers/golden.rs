@@ -87,6 +87,7 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         review: None,
         unfenced: false,
         model: None,
+        profile: None,
     });
     (driver, opening.first)
 }

@@ -44,6 +44,8 @@ pub struct Ask<'a> {
     pub review: Option<&'a Range>,
     /// The model asked for; a plain program finds it in DISPATCH_MODEL.
     pub model: Option<&'a str>,
+    /// A profile of the CLI's own.
+    pub profile: Option<&'a str>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
 }

@@ -67,6 +67,7 @@ mod tests {
             review: None,
             unfenced: true,
             model: None,
+            profile: None,
         };
         let opening = Plain::default().open(&ask);
         assert_eq!(opening.argv, ["tool", "--fast"]);

@@ -57,6 +57,7 @@ fn spec(pool: &str, repo: &str) -> TaskSpec {
         workspace: None,
         parent: None,
         labels: Labels::default(),
+        limits: crate::limits::Lowered::default(),
         terms: Terms::default(),
     }
 }

@@ -8,14 +8,17 @@ use std::{
 };
 
 use dispatch_core::{
-    config::{AgentProfile, Config, list},
+    config::{AgentProfile, Config, SelectError, Selection, list},
+    container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
     gate::MicroUsd,
-    id::{AgentName, CheckName, PlacementName},
+    id::{CheckName, PlacementName},
+    limits::Lowered,
     redact::Redactor,
     secret::{Secret, travel},
     task::{
-        Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Wrap, title_of,
+        Base, ChecksAsked, Expects, Labels, Network, Placement, Priority, TaskSpec, Terms, Wrap,
+        title_of,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -62,6 +65,10 @@ pub(crate) struct Dispatch {
     pub(crate) budget_tokens: Option<u64>,
     pub(crate) budget_usd: Option<MicroUsd>,
     pub(crate) placement: Option<String>,
+    /// A container's image; without a placement it makes one of the task's.
+    pub(crate) image: Option<String>,
+    /// auto, apple, docker or podman.
+    pub(crate) runtime: Option<String>,
     pub(crate) expects: Option<Expects>,
     pub(crate) checks: Option<ChecksWanted>,
     /// Where the commits under review begin; makes it a review.
@@ -73,6 +80,9 @@ pub(crate) struct Dispatch {
     pub(crate) issue: Option<u64>,
     pub(crate) pr: Option<u64>,
     pub(crate) tag: Option<String>,
+    /// Lower than the configuration's, for the jobs of this task.
+    #[serde(default)]
+    pub(crate) limits: Lowered,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -163,8 +173,8 @@ pub(crate) struct Retry {
 /// Why a request is refused before the engine hears of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadRequest {
-    #[error("use agent {name}: it is not configured; there are {there}")]
-    UnknownAgent { name: String, there: String },
+    #[error(transparent)]
+    Agent(#[from] SelectError),
     #[error("use placement {name}: it is not configured; there are {there}")]
     UnknownPlacement { name: String, there: String },
     #[error(
@@ -172,16 +182,37 @@ pub(crate) enum BadRequest {
          dispatch.toml to let tasks ask for it"
     )]
     HostNotAllowed(PlacementName),
+    #[error(transparent)]
+    Image(#[from] BadImage),
+    #[error(transparent)]
+    Runtime(#[from] BadRuntime),
+    #[error(
+        "use placement {0}: it is a container, and neither task nor agent nor configuration names \
+         an image; name one with --image, or as `image` in dispatch.toml"
+    )]
+    NoImage(PlacementName),
+    #[error(
+        "use an image in placement {0}: it is no container; leave the placement out, or use one \
+         with wrap = \"container\""
+    )]
+    NoContainer(PlacementName),
     #[error("use check {name}: it is not configured; there are {there}")]
     UnknownCheck { name: String, there: String },
     #[error("start the review at {0}: the task expects something else than a review")]
     NoReview(String),
+    #[error("use one model: it is named behind the agent's colon and beside it")]
+    TwoModels,
     #[error("freeze: name a pool or a repository, not both")]
     TwoScopes,
     #[error("read the task: {0}")]
     Text(String),
     #[error("use repository {0:?}: it is neither an absolute path nor a URL")]
     Repo(String),
+    #[error("use {0}; no request can raise them")]
+    Limit(String),
+    /// Of the repository's own `dispatch.toml`, in whole words.
+    #[error("{0}")]
+    Project(String),
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
 }
@@ -206,26 +237,25 @@ pub(crate) fn is_url(repo: &str) -> bool {
 }
 
 /// The name of an agent that is configured, or of the default one.
-pub(crate) fn agent(config: &Config, name: Option<&str>) -> Result<AgentName, BadRequest> {
-    let Some(name) = name else {
-        return Ok(config.task.agent.clone());
-    };
-    let known = config.agents.keys().find(|known| known.as_str() == name);
-    known.cloned().ok_or_else(|| BadRequest::UnknownAgent {
-        name: name.to_owned(),
-        there: list(config.agents.keys()),
-    })
+pub(crate) fn agent(config: &Config, asked: Option<&str>) -> Result<Selection, BadRequest> {
+    let default = config.task.agent.as_str();
+    Ok(config.select(asked.unwrap_or(default))?)
 }
 
-/// The placement asked for, or the agent's own. No fence is never what a task gets by default, and
-/// only what its configuration names or allows.
+/// The placement asked for, or the agent's own, or a container where an image is named and nothing
+/// else was asked for. No fence is never what a task gets by default, and only what its
+/// configuration names or allows.
 fn placement(
     config: &Config,
     profile: &AgentProfile,
     asked: Option<&str>,
+    container: &Asked,
 ) -> Result<Placement, BadRequest> {
-    let own = config.placement_of(profile);
-    let name = asked.unwrap_or(own.as_str());
+    let own = profile.placement.as_ref().map(PlacementName::as_str);
+    let own = own.filter(|name| container.image.is_none() || is_container(config, name));
+    let Some(name) = asked.or(own) else {
+        return unasked(config, profile, container);
+    };
     let Some((name, placement)) = config.placements.iter().find(|(n, _)| n.as_str() == name) else {
         return Err(BadRequest::UnknownPlacement {
             name: name.to_owned(),
@@ -235,6 +265,12 @@ fn placement(
     let named_by_agent = profile.placement.as_ref() == Some(name);
     if placement.wrap == Wrap::Host && !named_by_agent && !config.task.allow_host {
         return Err(BadRequest::HostNotAllowed(name.clone()));
+    }
+    if placement.wrap == Wrap::Container {
+        return contained(config, profile, name, placement.clone(), container);
+    }
+    if container.image.is_some() || container.runtime.is_some() {
+        return Err(BadRequest::NoContainer(name.clone()));
     }
     Ok(placement.clone())
 }
@@ -249,14 +285,95 @@ fn least<T: Ord + Default + Copy>(asked: Option<T>, configured: T) -> T {
     }
 }
 
+/// What a request says of containers, parsed.
+#[derive(Debug, Default)]
+struct Asked {
+    image: Option<Image>,
+    runtime: Option<RuntimeAsked>,
+}
+
+fn is_container(config: &Config, name: &str) -> bool {
+    let found = config.placements.iter().find(|(n, _)| n.as_str() == name);
+    found.is_some_and(|(_, placement)| placement.wrap == Wrap::Container)
+}
+
+/// Neither task nor agent ask for a placement.
+fn unasked(
+    config: &Config,
+    profile: &AgentProfile,
+    container: &Asked,
+) -> Result<Placement, BadRequest> {
+    let name = &config.task.placement;
+    let image = container.image.as_ref().or(profile.image.as_ref());
+    let named = image.is_some() || config.container.image.is_some();
+    if !named || is_container(config, name.as_str()) {
+        let bare = AgentProfile {
+            placement: None,
+            ..profile.clone()
+        };
+        return placement(config, &bare, Some(name.as_str()), container);
+    }
+    let usual = config.placements.get(name);
+    let word = Wrap::Container.word();
+    let found = config.placements.iter().find(|(n, _)| n.as_str() == word);
+    let (Some((name, placement)), Some(usual)) = (found, usual) else {
+        return Err(BadRequest::UnknownPlacement {
+            name: word.into(),
+            there: list(config.placements.keys()),
+        });
+    };
+    // An image must not be a way to less than what tasks usually get here.
+    let network = match usual.network {
+        Network::Full => placement.network,
+        less => less,
+    };
+    let placement = Placement {
+        network,
+        strict: placement.strict || usual.strict,
+        ..placement.clone()
+    };
+    contained(config, profile, name, placement, container)
+}
+
+/// Image and runtime by the task, the agent, the placement, `[container]`: the first that says.
+fn contained(
+    config: &Config,
+    profile: &AgentProfile,
+    name: &PlacementName,
+    placement: Placement,
+    asked: &Asked,
+) -> Result<Placement, BadRequest> {
+    let own = config.containers.get(name).cloned().unwrap_or_default();
+    let image = asked.image.clone().or_else(|| profile.image.clone());
+    let image = image
+        .or(own.image)
+        .or_else(|| config.container.image.clone());
+    let runtime = asked.runtime.or(own.runtime).or(config.container.runtime);
+    Ok(Placement {
+        container: Some(Container {
+            image: image.ok_or_else(|| BadRequest::NoImage(name.clone()))?,
+            runtime: runtime.unwrap_or_default(),
+        }),
+        ..placement
+    })
+}
+
 impl Dispatch {
     pub(crate) fn spec(self, config: &Config) -> Result<TaskSpec, BadRequest> {
-        let name = agent(config, self.agent.as_deref())?;
+        let Selection {
+            agent: name,
+            model,
+            profile: own,
+            command,
+        } = agent(config, self.agent.as_deref())?;
+        if model.is_some() && self.model.is_some() {
+            return Err(BadRequest::TwoModels);
+        }
         let Some(profile) = config.agents.get(&name) else {
-            return Err(BadRequest::UnknownAgent {
+            return Err(BadRequest::Agent(SelectError::Unknown {
                 name: name.to_string(),
                 there: list(config.agents.keys()),
-            });
+            }));
         };
         let asked = match (self.expects, &self.review_base) {
             (None, Some(_)) => Some(Expects::Review),
@@ -279,6 +396,9 @@ impl Dispatch {
         if !is_url(&self.repo) && !Path::new(&self.repo).is_absolute() {
             return Err(BadRequest::Repo(self.repo));
         }
+        if let Some(what) = config.limits.too_high(&self.limits) {
+            return Err(BadRequest::Limit(what));
+        }
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
             Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
@@ -292,6 +412,10 @@ impl Dispatch {
                 ChecksAsked::Named(names)
             }
         };
+        let container = Asked {
+            image: self.image.map(|image| image.parse()).transpose()?,
+            runtime: self.runtime.map(|word| word.parse()).transpose()?,
+        };
         // The engine masks what it writes, but not the half of a secret that a title may end with.
         let redactor = Redactor::new(self.secrets.0.values().map(Secret::expose));
         let titled = redactor.redact(self.title.as_deref().unwrap_or(&self.task));
@@ -302,7 +426,7 @@ impl Dispatch {
             base: self.branch.map_or(Base::Head, |name| Base::Branch { name }),
             agent: name,
             pool: profile.pool.clone(),
-            placement: placement(config, profile, self.placement.as_deref())?,
+            placement: placement(config, profile, self.placement.as_deref(), &container)?,
             expects,
             checks,
             review_base: match expects {
@@ -320,8 +444,10 @@ impl Dispatch {
             terms: Terms {
                 model: match self.model {
                     Some(name) => Some(name.parse()?),
-                    None => profile.model.clone(),
+                    None => model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
                 },
+                profile: own,
+                command,
                 priority: self.priority.unwrap_or_default(),
                 after: self
                     .after
@@ -331,6 +457,7 @@ impl Dispatch {
                 budget_tokens: least(self.budget_tokens, config.gate.task_tokens),
                 budget_usd: least(self.budget_usd, config.gate.task_usd),
             },
+            limits: self.limits,
         })
     }
 }
@@ -363,7 +490,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("there are claude, claude-acp, coderabbit, codex"),
+                .contains("there are acp, claude, claude-acp"),
             "{error}"
         );
         for bad in [
@@ -380,7 +507,7 @@ mod tests {
         for (bad, part) in [
             (
                 r#"{"task": "x", "repo": "/r", "placement": "cave"}"#,
-                "there are cage, host",
+                "there are cage, container, host",
             ),
             (
                 r#"{"task": "x", "repo": "/r", "model": "--help"}"#,
@@ -409,6 +536,63 @@ mod tests {
         assert_eq!(least(Some(9), 5), 5);
         assert_eq!(least(Some(0), 5), 5);
         assert_eq!(least(Some(9), 0), 9);
+    }
+
+    #[test]
+    fn an_image_makes_a_container_and_never_less_of_a_fence() {
+        let text = "[agents.img]\ndriver = \"plain\"\nprogram = \"x\"\npool = \"default\"\nimage = \"agent:1\"\n\
+                    [agents.caged]\ndriver = \"plain\"\nprogram = \"x\"\npool = \"default\"\nplacement = \"cage\"\n\
+                    [task]\nagent = \"img\"\nplacement = \"locked\"\n[placements.locked]\nwrap = \"cage\"\n\
+                    network = \"none\"\nstrict = true\n[placements.boxed]\nwrap = \"container\"\n\
+                    image = \"boxed:1\"\nruntime = \"podman\"\n[placements.empty]\nwrap = \"container\"\n";
+        let source = "mine";
+        let layer = dispatch_core::config::Layer { source, text };
+        let config = dispatch_core::config::load(&[layer]).unwrap().0;
+        let spec = |more: &str| {
+            let json = format!(r#"{{"task": "x", "repo": "/r"{more}}}"#);
+            let request: Dispatch = serde_json::from_str(&json).unwrap();
+            request.spec(&config).map(|spec| spec.placement)
+        };
+        let of = |placement: &Placement| {
+            let container = placement.container.clone().unwrap();
+            (container.image.to_string(), container.runtime.word())
+        };
+        let agents = spec("").unwrap();
+        assert_eq!(
+            (agents.word(), of(&agents)),
+            ("container", ("agent:1".into(), "auto"))
+        );
+        assert!(agents.strict && agents.network == Network::None);
+        let tasks = spec(r#", "image": "mine:2", "runtime": "docker""#).unwrap();
+        assert_eq!(of(&tasks), ("mine:2".into(), "docker"));
+        let boxed = spec(r#", "placement": "boxed", "agent": "caged""#).unwrap();
+        assert_eq!(
+            (boxed.word(), of(&boxed)),
+            ("boxed", ("boxed:1".into(), "podman"))
+        );
+        // The word of a person beats the table of an agent, towards the stronger fence.
+        let person = spec(r#", "image": "mine:2", "agent": "caged""#).unwrap();
+        assert_eq!(person.wrap, Wrap::Container);
+        let caged = spec(r#", "agent": "caged""#).unwrap();
+        assert_eq!((caged.wrap, caged.container), (Wrap::Cage, None));
+        for (more, part) in [
+            (r#", "image": "-v""#, "begins with a dash"),
+            (
+                r#", "image": "a", "runtime": "crio""#,
+                "there are auto, apple",
+            ),
+            (
+                r#", "image": "a", "placement": "locked""#,
+                "it is no container",
+            ),
+            (
+                r#", "agent": "caged", "placement": "empty""#,
+                "name one with --image",
+            ),
+        ] {
+            let error = spec(more).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
+    limits::Lowered,
     message::{Fate, Message as CoreMessage},
     outcome::Outcome,
     review::Review,
@@ -35,6 +36,11 @@ pub(crate) struct Task {
     pub(crate) after: Vec<String>,
     pub(crate) budget: Option<Budget>,
     pub(crate) placement: String,
+    /// What it runs in, when that is a container.
+    #[serde(default)]
+    pub(crate) image: Option<String>,
+    #[serde(default)]
+    pub(crate) runtime: Option<String>,
     pub(crate) enforced: Option<String>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
@@ -64,6 +70,9 @@ pub(crate) struct Task {
     /// What was said to it since; of settled messages the newest.
     #[serde(default)]
     pub(crate) messages: Vec<Message>,
+    /// Those it has lower than the configuration.
+    #[serde(default)]
+    pub(crate) limits: Lowered,
     pub(crate) removed: bool,
 }
 
@@ -236,6 +245,7 @@ impl From<&TaskView> for Task {
     fn from(view: &TaskView) -> Self {
         let task = &view.task;
         let (spec, last, result) = (&task.spec, task.last_run(), task.result());
+        let container = spec.placement.container.as_ref();
         let question = match task.outcome() {
             Some(Outcome::Blocked { question }) => Some(question.clone()),
             _ => None,
@@ -261,6 +271,8 @@ impl From<&TaskView> for Task {
                 usd: task.budget().usd.into(),
             }),
             placement: spec.placement.word().into(),
+            image: container.map(|container| container.image.to_string()),
+            runtime: container.map(|container| container.runtime.word().into()),
             enforced: last.and_then(|run| run.enforced.clone()),
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
@@ -312,6 +324,7 @@ impl From<&TaskView> for Task {
                 })
                 .collect(),
             messages: task.messages.iter().map(Message::from).collect(),
+            limits: task.spec.limits.clone(),
             removed: task.removed,
         }
     }
@@ -404,6 +417,7 @@ pub(crate) mod tests {
                 parent: None,
                 labels: Labels::default(),
                 terms: Terms::default(),
+                limits: dispatch_core::limits::Lowered::default(),
             },
             created_at: 500,
             seq: 9,
@@ -482,7 +496,8 @@ pub(crate) mod tests {
         let want = serde_json::json!({
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "model": null, "pool": "default", "priority": "normal",
-            "after": [], "budget": null, "placement": "host", "enforced": "host: nothing",
+            "after": [], "budget": null, "placement": "host", "image": null, "runtime": null,
+            "enforced": "host: nothing",
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
@@ -491,8 +506,7 @@ pub(crate) mod tests {
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [carried],
-            "messages": [message], "removed": false,
+            "carried": [carried], "messages": [message], "limits": {}, "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

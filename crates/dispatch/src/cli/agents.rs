@@ -33,9 +33,11 @@ pub(crate) fn how_to_get(program: &str) -> &'static str {
         .and_then(|name| name.to_str())
     {
         Some("claude") => {
-            "npm install -g @anthropic-ai/claude-code, then `claude setup-token` or set ANTHROPIC_API_KEY"
+            "npm install -g @anthropic-ai/claude-code, then `dispatch login claude` or set ANTHROPIC_API_KEY"
         }
-        Some("codex") => "npm install -g @openai/codex, then set CODEX_API_KEY or OPENAI_API_KEY",
+        Some("codex") => {
+            "npm install -g @openai/codex, then `dispatch login codex` or set CODEX_API_KEY"
+        }
         _ => "install it, or set `program` in its table to where it lies",
     }
 }

@@ -3,6 +3,7 @@
 //! the data directory, to try the cage out, is the one an engine would make.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -10,13 +11,17 @@ use std::{
 
 use dispatch_core::{
     cage,
-    config::{EnvValue, Source},
+    config::{AgentProfile, EnvValue, Source},
+    container::{Image, Runtime},
+    id::AgentName,
     task::Network,
 };
-use dispatch_engine::{fence::Fences, git::VERSION_MIN, sites::local::Keeper};
+use dispatch_engine::{
+    containers::Containers, fence::Fences, git::VERSION_MIN, sites::local::Keeper,
+};
 use serde::Serialize;
 
-use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, out, style::Colour};
+use super::{Ctx, agents::how_to_get, error::Result, exit::Exit, login, out, style::Colour};
 use crate::{api::Health, client::start, secrets, settings::Settings};
 
 /// Look for what is missing, and say how to get it.
@@ -68,6 +73,7 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     findings.extend(agents(settings));
     findings.push(disk(settings));
     findings.extend(sandbox(settings));
+    findings.extend(containers(settings));
     findings.push(engine(settings).await);
     if args.json {
         out::json(&findings)?;
@@ -139,7 +145,9 @@ fn agents(settings: &Settings) -> Vec<Finding> {
             continue;
         };
         any = true;
-        let (mut have, mut missing, mut takes) = (false, Vec::new(), Vec::new());
+        let (row, own) = login_row(settings, name, agent);
+        let logged_in = row.as_ref().is_some_and(|row| row.state == Condition::Ok);
+        let (mut have, mut missing, mut takes) = (logged_in, Vec::new(), Vec::new());
         for (variable, value) in &agent.env {
             let EnvValue::Taken { source, optional } = value else {
                 continue;
@@ -172,19 +180,24 @@ fn agents(settings: &Settings) -> Vec<Finding> {
                 &how,
             )
         } else if !have && !takes.is_empty() {
+            let or = match &row {
+                Some(_) => format!("`dispatch login {name}`, or set one of "),
+                None => "set one of ".into(),
+            };
             let how = format!(
-                "tasks have a home of their own; set one of {}",
+                "{own}tasks have a home of their own; {or}{}",
                 takes.join(", ")
             );
             finding(
                 what,
                 Condition::Info,
-                format!("{found}, no login in the environment"),
+                format!("{found}, neither a login nor a key"),
                 &how,
             )
         } else {
             finding(what, Condition::Ok, found, "")
         });
+        out.extend(row);
     }
     if !any {
         let how = "install one of the above, or configure an agent of your own";
@@ -196,6 +209,46 @@ fn agents(settings: &Settings) -> Vec<Finding> {
         ));
     }
     out
+}
+
+/// The login that Dispatch keeps for this agent, and what to say of one that the person has
+/// themselves: it is never used, because a token that is renewed in two places ends in both.
+fn login_row(
+    settings: &Settings,
+    name: &AgentName,
+    agent: &AgentProfile,
+) -> (Option<Finding>, String) {
+    let Some((_, login)) = agent.account(name) else {
+        return (None, String::new());
+    };
+    let home = settings.home();
+    let theirs = login.files.iter().find(|file| {
+        let path = home.as_ref().map(|home| home.join(file.as_path()));
+        path.is_some_and(|path| path.is_file())
+    });
+    let own = match theirs {
+        Some(file) => format!(
+            "your own login (~/{}) is not used; ",
+            file.as_path().display()
+        ),
+        // What Claude Code does there is the same with every home.
+        None if cfg!(target_os = "macos") && login.variable.is_some() => {
+            "a login in the system's keychain cannot be used: `claude setup-token` makes one for \
+             CLAUDE_CODE_OAUTH_TOKEN; "
+                .to_owned()
+        }
+        None => String::new(),
+    };
+    let found = login::row(settings, name, agent).filter(|row| row.present);
+    let found = found.map(|row| {
+        let text = format!("account {}, {}", row.account, row.path.display());
+        finding(format!("login {name}"), Condition::Ok, text, "")
+    });
+    let none = || {
+        let how = format!("`dispatch login {name}`, unless its key is in the environment");
+        finding(format!("login {name}"), Condition::Info, "none", &how)
+    };
+    (Some(found.unwrap_or_else(none)), own)
 }
 
 fn disk(settings: &Settings) -> Finding {
@@ -284,6 +337,39 @@ fn sandbox(settings: &Settings) -> Vec<Finding> {
             "memory and processes are watched instead of held by the kernel",
         )
     });
+    found
+}
+
+/// Only needed for tasks that ask for a container, so nothing of it is ever missing.
+fn containers(settings: &Settings) -> Vec<Finding> {
+    let data = &settings.paths.data;
+    let containers = Containers::new(data, settings.runtimes());
+    let mut found = Vec::new();
+    for runtime in Runtime::ALL {
+        if runtime == Runtime::Apple && !cfg!(target_os = "macos") {
+            continue;
+        }
+        let what = format!("container {}", runtime.word());
+        found.push(match containers.ask(runtime) {
+            Ok(client) => {
+                let at = format!(
+                    "{} answers, as {}",
+                    client.program.display(),
+                    client.layer()
+                );
+                finding(what, Condition::Ok, at, "")
+            }
+            Err(why) => finding(what, Condition::Info, why, runtime.how_to_get()),
+        });
+    }
+    let config = &settings.config;
+    let agents = config.agents.values().map(|agent| &agent.image);
+    let placements = config.containers.values().map(|said| &said.image);
+    let named = agents.chain(placements).chain([&config.container.image]);
+    let warnings: BTreeSet<String> = named.flatten().filter_map(Image::warning).collect();
+    for warning in warnings {
+        found.push(finding("image", Condition::Info, warning, ""));
+    }
     found
 }
 

@@ -17,6 +17,7 @@ mod follow;
 mod freeze;
 mod ids;
 mod list;
+mod login;
 mod logs;
 pub(crate) mod out;
 mod repo;
@@ -90,6 +91,7 @@ enum Verb {
     Serve(serve::Args),
     Doctor(doctor::Args),
     Agents(agents::Args),
+    Login(login::Args),
     Config(config::Args),
     Completions(completions::Args),
 }
@@ -197,6 +199,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Serve(args) => serve::run(ctx, &args).await,
         Verb::Doctor(args) => doctor::run(ctx, &args).await,
         Verb::Agents(args) => agents::run(ctx, &args),
+        Verb::Login(args) => login::run(ctx, &args),
         Verb::Config(args) => config::run(ctx, &args),
         Verb::Completions(args) => completions::run(&args),
     }

@@ -2,13 +2,9 @@
 //! Must not run anything a repository configures: hooks and the file system monitor are off.
 
 use std::{
-    fs::File,
-    io::Read as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-
-use dispatch_core::project::{self, Project};
 
 use super::error::{CliError, Result};
 use crate::{api::request::is_url, settings::Settings};
@@ -42,38 +38,6 @@ pub(crate) fn top_level(path: &Path) -> Result<PathBuf> {
         CliError::usage(format!("{what}: it is not in a git repository"))
             .hint("`git init` and a first commit make one")
     })
-}
-
-/// What the repository's own `dispatch.toml` asks for, of the checkout at its top. A plain file
-/// only: a checkout may come from anywhere.
-pub(crate) fn project(settings: &Settings, top: &str) -> Result<Project> {
-    use rustix::fs::{Mode, OFlags};
-    let path = Path::new(top).join(project::FILE);
-    // With DISPATCH_HOME in a checkout, the person's own one lies there.
-    if path == settings.paths.config {
-        return Ok(Project::default());
-    }
-    let failed = |why: &dyn std::fmt::Display| {
-        CliError::usage(format!("read {}: {why}", path.display()))
-            .hint("it must be a short plain file; docs/cli.md says what may be in it")
-    };
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(rustix::io::Errno::NOENT) => return Ok(Project::default()),
-        Err(error) => return Err(failed(&error)),
-    };
-    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-        return Err(failed(&"it is no plain file"));
-    }
-    let mut text = String::new();
-    file.take(project::BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| failed(&error))?;
-    if text.len() as u64 > project::BYTES_MAX {
-        return Err(failed(&format!("longer than {} bytes", project::BYTES_MAX)));
-    }
-    project::parse(&text).map_err(|error| CliError::usage(error.to_string()))
 }
 
 /// Files that differ from what is committed: a task starts from a commit and does not see them.

@@ -10,7 +10,7 @@ use std::{
 use dispatch_core::{
     config::AgentProfile,
     gate::BadMoney,
-    project::Project,
+    limits::{Limit, Lowered},
     task::{Expects, Priority, Wrap},
 };
 
@@ -30,6 +30,7 @@ use crate::{
         task::Task,
     },
     client::{Client, start},
+    project,
     settings::Settings,
 };
 
@@ -84,9 +85,15 @@ pub(crate) struct Args {
     /// The same in tokens
     #[arg(long, value_name = "N")]
     budget_tokens: Option<u64>,
-    /// A placement of the configuration: cage (the default), host (no fence), your own
+    /// A placement of the configuration: cage (the default), container, host (no fence), your own
     #[arg(long, value_name = "NAME")]
     placement: Option<String>,
+    /// Run in a container of this image
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// The container engine: auto, apple, docker, podman
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
     /// Start from this branch instead of what the repository has checked out
     #[arg(long)]
     branch: Option<String>,
@@ -102,6 +109,9 @@ pub(crate) struct Args {
     /// No checks: the result is then not verified
     #[arg(long, conflicts_with = "check")]
     no_checks: bool,
+    /// A limit lower than configured, for this task (may be given several times)
+    #[arg(long, value_name = "NAME=NUMBER", value_parser = limit)]
+    limit: Vec<(Limit, u64)>,
     /// Name of the workspace; two live tasks never share one
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
@@ -129,6 +139,17 @@ pub(crate) struct Args {
     /// A label
     #[arg(long)]
     tag: Option<String>,
+}
+
+/// `wall_clock_s=600`, for clap.
+fn limit(text: &str) -> std::result::Result<(Limit, u64), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write it as NAME=NUMBER, such as wall_clock_s=600")?;
+    let value = value
+        .parse()
+        .map_err(|error| format!("read the number {value:?}: {error}"))?;
+    Ok((name.parse()?, value))
 }
 
 /// A text argument, standard input for `-`, or a file.
@@ -162,7 +183,7 @@ fn profile<'a>(
 
 /// What an agent's table takes from us.
 pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
-    let name = request::agent(&settings.config, Some(agent))?;
+    let name = request::agent(&settings.config, Some(agent))?.agent;
     let taken = settings.secrets_of(&name, profile(settings, &name)?);
     let (found, missing) = taken.map_err(|error| {
         let told = CliError::usage(chain(&error));
@@ -187,7 +208,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let settings = &ctx.settings;
     let (here, detach, json) = (args.here, args.detach, args.json);
     let after = ids_of(settings, &args.after).await?;
-    let asked = request_of(settings, args, after)?;
+    let asked = request_of(ctx, args, after)?;
     let left_out = if request::is_url(&asked.repo) {
         0
     } else {
@@ -225,41 +246,19 @@ async fn ids_of(settings: &Settings, prefixes: &[String]) -> Result<Vec<String>>
     prefixes.iter().map(id).collect()
 }
 
-fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dispatch> {
+fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
+    let settings = &ctx.settings;
     let text = match (&args.text, &args.file) {
         // What a review is about is said by its commits.
         (None, None) => REVIEW.to_owned(),
         (text, file) => read_text(text.as_deref(), file.as_ref())?,
     };
     let repo = repo::resolve(&args.repo)?;
-    let project = if request::is_url(&repo) {
-        Project::default()
-    } else {
-        repo::project(settings, &repo)?
-    };
-    let by_repository = args.agent.is_none() && project.agent.is_some();
-    let wanted = args.agent.or(project.agent);
-    let name = request::agent(&settings.config, wanted.as_deref())?;
-    let agent = profile(settings, &name)?;
-    // A repository may choose among what was configured, but never its way out of the fence.
-    let own = settings.config.placement_of(agent).as_str();
-    if by_repository && args.placement.is_none() && own == Wrap::Host.word() {
-        let what = format!(
-            "use agent {name}, which the repository's dispatch.toml chose: its placement is host, \
-             which has no fence"
-        );
-        let hint = format!("if that is what you want, say so yourself: --agent {name}");
-        return Err(CliError::usage(what).hint(hint));
-    }
-    let program = &agent.program;
-    if settings.find(program).is_none() {
-        let what = format!("use agent {name}: its program {program:?} is not on PATH");
-        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
-    }
+    let (image, runtime) = container_asked(settings, &args);
     let checks = if args.no_checks {
         Some(ChecksWanted::Word(ChecksWord::None))
     } else if args.check.is_empty() {
-        project.checks.map(ChecksWanted::Named)
+        None
     } else {
         let names: std::result::Result<Vec<_>, dispatch_core::id::BadId> =
             args.check.iter().map(|name| name.parse()).collect();
@@ -267,13 +266,17 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
             names.map_err(request::BadRequest::from)?,
         ))
     };
-    let asked = Dispatch {
+    let mut limits = Lowered::default();
+    for (limit, value) in args.limit {
+        limits.set(limit, value);
+    }
+    let mut asked = Dispatch {
         task: text,
         repo,
         title: args.title,
         branch: args.branch,
-        secrets: agent_secrets(settings, name.as_str())?,
-        agent: Some(name.to_string()),
+        secrets: Secrets::default(),
+        agent: args.agent,
         model: args.model,
         priority: args.priority.as_deref().map(priority),
         after,
@@ -286,13 +289,15 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
             None => None,
         },
         placement: args.placement,
+        image,
+        runtime,
         expects: match args.expects {
             Some(ExpectsArg::Change) => Some(Expects::Change),
             Some(ExpectsArg::Report) => Some(Expects::Report),
             Some(ExpectsArg::Either) => Some(Expects::Either),
             Some(ExpectsArg::Review) => Some(Expects::Review),
             None if args.base.is_some() => Some(Expects::Review),
-            None => project.expects,
+            None => None,
         },
         review_base: args.base,
         checks,
@@ -302,9 +307,28 @@ fn request_of(settings: &Settings, args: Args, after: Vec<String>) -> Result<Dis
         issue: args.issue,
         pr: args.pr,
         tag: args.tag,
+        limits,
     };
+    // The engine does it, too; here it says whose keys are needed.
+    project::fill(&mut asked, &settings.config, &settings.paths.config)?;
+    let selection = request::agent(&settings.config, asked.agent.as_deref())?;
+    let name = selection.agent;
+    let agent = profile(settings, &name)?;
+    let program = selection.command.first().unwrap_or(&agent.program);
+    asked.secrets = agent_secrets(settings, name.as_str())?;
+    asked.agent = asked.agent.or_else(|| Some(name.to_string()));
     // What the engine would refuse is refused before one is started for it.
-    asked.clone().spec(&settings.config)?;
+    let spec = asked.clone().spec(&settings.config)?;
+    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
+        let what = format!("use agent {name}: its program {program:?} is not on PATH");
+        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    }
+    if let Some(container) = &spec.placement.container
+        && let Some(warning) = container.image.warning()
+    {
+        let text = format!("warning: {warning}");
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
     Ok(asked)
 }
 
@@ -316,6 +340,26 @@ fn priority(word: &str) -> Priority {
         "urgent" => Priority::Urgent,
         _ => Priority::Normal,
     }
+}
+
+/// What the command line says, else the environment, which does not undo a placement by name.
+fn container_asked(settings: &Settings, args: &Args) -> (Option<String>, Option<String>) {
+    let placed = args.placement.as_deref().is_some_and(|name| {
+        let found = settings.config.placements.iter();
+        let mut found = found.filter(|(known, _)| known.as_str() == name);
+        found.any(|(_, placement)| placement.wrap != Wrap::Container)
+    });
+    let (image, runtime) = if placed {
+        (None, None)
+    } else {
+        settings.container_variables()
+    };
+    // A runtime says which engine a container goes to, not that there is to be one.
+    let runtime = runtime.filter(|_| image.is_some() || args.image.is_some());
+    (
+        args.image.clone().or(image),
+        args.runtime.clone().or(runtime),
+    )
 }
 
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {

@@ -74,6 +74,8 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
         None => task.placement.clone(),
     };
     field("placement", Some(&placement));
+    field("image", task.image.as_deref());
+    field("runtime", task.runtime.as_deref());
     field(
         "workspace",
         task.workspace.as_ref().and_then(|path| path.to_str()),

@@ -62,7 +62,7 @@ impl Row {
         ] {
             *sum = sum.saturating_add(told.unwrap_or(0));
         }
-        self.spent = self.spent.add(Budget::of(usage));
+        self.spent = self.spent.plus(Budget::of(usage));
         self.cost_usd = self.spent.usd.into();
     }
 }

@@ -158,6 +158,10 @@ fn spawn(settings: &Settings) -> io::Result<Child> {
         // It may have been relative to where we are.
         command.env("DISPATCH_HOME", home);
     }
+    // For this call, and it goes with the request.
+    for name in Settings::container_variable_names() {
+        command.env_remove(name);
+    }
     // They go over the socket and stay in memory; an environment can be read from outside.
     for name in settings.secret_variables() {
         command.env_remove(name);

@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use dispatch_core::redact::Redactor;
+use dispatch_core::{config::SelectError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use serde::de::DeserializeOwned;
 
@@ -59,15 +59,23 @@ impl From<VerbError> for Problem {
 impl From<BadRequest> for Problem {
     fn from(error: BadRequest) -> Self {
         let code = match &error {
-            BadRequest::UnknownAgent { .. } => "unknown_agent",
+            BadRequest::Agent(SelectError::Unknown { .. }) => "unknown_agent",
             BadRequest::UnknownPlacement { .. } => "unknown_placement",
             BadRequest::HostNotAllowed(_) => "host_not_allowed",
             BadRequest::UnknownCheck { .. } => "unknown_check",
-            BadRequest::NoReview(_)
+            BadRequest::Agent(_)
+            | BadRequest::TwoModels
+            | BadRequest::NoReview(_)
             | BadRequest::Text(_)
             | BadRequest::Repo(_)
             | BadRequest::TwoScopes
             | BadRequest::Name(_) => "bad_input",
+            BadRequest::Project(_) => "bad_project",
+            BadRequest::Limit(_) => "limit_too_high",
+            BadRequest::Image(_) | BadRequest::NoImage(_) | BadRequest::NoContainer(_) => {
+                "bad_image"
+            }
+            BadRequest::Runtime(_) => "bad_runtime",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }

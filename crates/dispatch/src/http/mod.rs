@@ -69,6 +69,8 @@ impl Drop for BusyGuard {
 pub(crate) struct Ctx {
     pub(crate) engine: Engine,
     pub(crate) config: Arc<Config>,
+    /// Where that was read from.
+    pub(crate) config_file: std::path::PathBuf,
     pub(crate) data: std::path::PathBuf,
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,

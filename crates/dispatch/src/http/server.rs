@@ -108,6 +108,7 @@ impl Server {
         let router = app(Ctx {
             engine: engine.clone(),
             config: Arc::new(settings.config.clone()),
+            config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
             stop: Arc::clone(&stop),
             closing: closing.clone(),

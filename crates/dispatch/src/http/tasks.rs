@@ -18,7 +18,10 @@ use super::{
     Ctx,
     error::{Body, Problem},
 };
-use crate::api::{self, request, task::Task};
+use crate::{
+    api::{self, request, task::Task},
+    project,
+};
 
 impl From<request::Force> for Force {
     fn from(force: request::Force) -> Self {
@@ -41,10 +44,18 @@ async fn find(ctx: &Ctx, task: TaskId) -> Result<Json<Task>, Problem> {
 
 pub(crate) async fn dispatch(
     State(ctx): State<Ctx>,
-    Body(asked): Body<request::Dispatch>,
+    Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, Json<Task>), Problem> {
     let secrets = asked.secrets.clone();
-    let spec = asked.spec(&ctx.config)?;
+    let (config, own) = (std::sync::Arc::clone(&ctx.config), ctx.config_file.clone());
+    // A repository may lie on a disk that does not answer.
+    let spec = tokio::task::spawn_blocking(move || {
+        project::fill(&mut asked, &config, &own)?;
+        asked.spec(&config)
+    });
+    let spec = spec
+        .await
+        .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
     let run = ctx.engine.dispatch(spec, secrets.0).await?;
     Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))
 }

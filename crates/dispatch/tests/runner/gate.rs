@@ -162,7 +162,7 @@ fn the_older_configuration_is_printed_or_added_and_never_overwrites() {
     let file = world.path("agents.yaml");
     fs::write(
         &file,
-        "concurrency:\n  claude: 2\n  local: {total: 3, devstral: 1}\nrates:\n  local: {min_delay: 5}\n",
+        "concurrency:\n  claude: 2\n  clotho: {total: 3, devstral: 1}\nrates:\n  clotho: {min_delay: 5}\n",
     )
     .unwrap();
     let file = file.to_str().unwrap();
@@ -172,7 +172,7 @@ fn the_older_configuration_is_printed_or_added_and_never_overwrites() {
     let printed = printed.says(&[
         "[pools.anthropic]",
         "min_delay_s = 5",
-        "no agent is in pool local",
+        "no agent is in pool clotho",
     ]);
     assert!(
         toml::from_str::<toml::Table>(&printed.out).is_ok(),
@@ -188,7 +188,7 @@ fn the_older_configuration_is_printed_or_added_and_never_overwrites() {
     let shown = world.dispatch(&["config", "show"]).exits(0);
     shown.says(&[
         "pools.anthropic.slots = 2",
-        "pools.local.slots.devstral = 1",
+        "pools.clotho.slots.devstral = 1",
     ]);
     let again = world
         .dispatch(&["config", "import", file, "--write"])

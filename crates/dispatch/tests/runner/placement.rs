@@ -42,7 +42,7 @@ fn the_cage_is_the_default_and_what_holds_is_shown() {
     let refused = world
         .dispatch(&["run", "--placement", "lokced", "> say x"])
         .exits(2);
-    refused.says(&["lokced", "cage, host, locked"]);
+    refused.says(&["lokced", "cage, container, host, locked"]);
 }
 
 #[test]

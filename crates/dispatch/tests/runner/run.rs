@@ -324,3 +324,91 @@ fn a_repositorys_own_file_chooses_among_names_only() {
     std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
     world.dispatch(&["run", "> say x"]).exits(2);
 }
+
+/// Whoever sends a task, the repository's own file says the same of it.
+#[test]
+fn a_repositorys_own_file_counts_for_a_task_that_comes_over_the_socket() {
+    let world = TestWorld::with_config(CHECK);
+    let file = world.repo().join("dispatch.toml");
+    // An engine that stays.
+    world.begun(&[]);
+    fs::write(
+        &file,
+        "[task]\nexpects = \"report\"\n[limits]\nidle_s = 7\n",
+    )
+    .unwrap();
+    let repo = world.repo();
+    let post = |more: &str| {
+        let task = format!("{{\"task\": \"> say x\", \"repo\": {repo:?}{more}}}");
+        world.http("POST", "/v1/tasks", &task).unwrap()
+    };
+    let (status, task) = post("");
+    assert_eq!(status, 202, "{task}");
+    let id = task["id"].as_str().unwrap();
+    // A task that must change something would fail.
+    let task = world.dispatch(&["wait", id, "--json"]).exits(0).json();
+    assert_eq!(task["limits"], serde_json::json!({"idle_s": 7}));
+    let (_, task) = post(", \"limits\": {\"idle_s\": 5}, \"expects\": \"either\"");
+    assert_eq!(task["limits"], serde_json::json!({"idle_s": 5}));
+    fs::write(&file, "[agents.codex]\nprogram = \"/tmp/evil\"\n").unwrap();
+    let (status, problem) = post("");
+    assert_eq!((status, &problem["code"]), (400, &"bad_project".into()));
+    fs::write(&file, "[task]\nagent = \"gated\"\n").unwrap();
+    let (_, problem) = post("");
+    assert!(
+        problem["detail"].as_str().unwrap().contains("no fence"),
+        "{problem}"
+    );
+    world.open_gate();
+}
+
+#[test]
+fn limits_are_lowered_by_a_repository_or_a_flag_and_raised_by_neither() {
+    let agent = "[agents.limits]\ndriver = \"plain\"\nprogram = \"sh\"\npool = \"default\"\n\
+                 args = [\"-c\", \"cat > /dev/null; echo agent has $(ulimit -n)\"]\n\
+                 [checks.files]\nrank = 1\nmarkers = []\n\
+                 steps = [{ name = \"n\", argv = [\"sh\", \"-c\", \"echo check has $(ulimit -n)\"] }]\n";
+    let world = TestWorld::with_config(agent);
+    let file = world.repo().join("dispatch.toml");
+    fs::write(&file, "[limits]\nopen_files_max = 111\n").unwrap();
+    let run = |more: &[&str]| {
+        let args = [
+            "run",
+            "--json",
+            "--agent",
+            "limits",
+            "--expects",
+            "report",
+            "--check",
+            "files",
+        ];
+        world.dispatch(&[&args[..], more, &["look"]].concat())
+    };
+    let said = |task: &serde_json::Value| {
+        let id = task["id"].as_str().unwrap();
+        let agent = world.dispatch(&["logs", id]).exits(0).out;
+        agent
+            + &world
+                .dispatch(&["logs", id, "--check", "files.n"])
+                .exits(0)
+                .out
+    };
+    let text = said(&run(&[]).exits(0).json());
+    assert!(
+        text.contains("agent has 111") && text.contains("check has 111"),
+        "{text}"
+    );
+    let text = said(&run(&["--limit", "open_files_max=77"]).exits(0).json());
+    assert!(text.contains("agent has 77"), "{text}");
+    run(&["--limit", "open_files_max=99999999"])
+        .exits(2)
+        .says(&["allows 65536 at most", "no request can raise"]);
+    run(&["--limit", "queue_max=1"])
+        .exits(2)
+        .says(&["wall_clock_s"]);
+    run(&["--limit", "idle_s"]).exits(2).says(&["NAME=NUMBER"]);
+    fs::write(&file, "[limits]\nopen_files_max = 99999999\n").unwrap();
+    run(&[])
+        .exits(2)
+        .says(&["limits.open_files_max = 99999999", "may only lower"]);
+}

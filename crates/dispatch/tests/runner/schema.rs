@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 36] = [
+const TASK: [(&str, &str); 39] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -18,6 +18,8 @@ const TASK: [(&str, &str); 36] = [
     ("after", "strings"),
     ("budget", "object?"),
     ("placement", "string"),
+    ("image", "string?"),
+    ("runtime", "string?"),
     ("enforced", "string?"),
     ("state", "string"),
     ("reason", "string?"),
@@ -39,6 +41,7 @@ const TASK: [(&str, &str); 36] = [
     ("notes", "strings"),
     ("carried", "array"),
     ("messages", "array"),
+    ("limits", "object"),
     ("removed", "bool"),
 ];
 const RUN: [(&str, &str); 12] = [

@@ -3,15 +3,35 @@
 //! program, and a program may take it over.
 
 use std::{
+    fs::{self, DirBuilder},
     io::{self, Read, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
-    time::Duration,
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::DirBuilderExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    process::Child,
+    time::{Duration, Instant},
 };
 
-use dispatch_core::job::Exit;
+use dispatch_core::{
+    container::SOCKET,
+    job::{Exit, Handed},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+use crate::jobdir::socket_path;
 
 /// From the start of the fence to the warden's first word.
 const READY: Duration = Duration::from_secs(20);
+/// The same where a container engine has to make a container first.
+const CONTAINER_READY: Duration = Duration::from_secs(120);
 /// A fence that could not be made says why on standard error.
 const WHY_BYTES_MAX: usize = 4096;
 const LINE_BYTES_MAX: usize = 4096;
@@ -22,6 +42,70 @@ const LAYERS_MAX: usize = 16;
 pub(super) enum Word {
     Exit(Exit),
     Left(u32),
+    /// The kernel has killed something in there for memory.
+    Memory,
+}
+
+/// Where a warden in a container comes to: a socket that is there for one connection.
+#[derive(Debug)]
+pub(super) struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Keeps a path through our descriptors valid.
+    _open: Option<fs::File>,
+}
+
+impl Door {
+    /// `dir` is for this job alone, and for us alone.
+    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+        match fs::remove_dir_all(dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let (path, open) = socket_path(dir, SOCKET)?;
+        Ok(Self {
+            listener: UnixListener::bind(&path)?,
+            path,
+            _open: open,
+        })
+    }
+
+    /// The one connection; nobody comes after it. `None`: the container ended before its warden came.
+    pub(super) fn wait(self, client: &Child) -> io::Result<Option<Inside>> {
+        let pid = i32::try_from(client.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::other("the client has no process number"))?;
+        let client = pidfd_open(pid, PidfdFlags::empty())?;
+        let until = Instant::now() + CONTAINER_READY;
+        let came = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            let mut fds = [
+                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::new(&client, PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&left)) {
+                Ok(0) => {
+                    let late = format!("no warden came within {} s", CONTAINER_READY.as_secs());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+                }
+                Ok(_) => break !fds[0].revents().is_empty(),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if !came {
+            return Ok(None);
+        }
+        let (socket, _) = self.listener.accept()?;
+        fs::remove_file(&self.path)?;
+        socket.set_read_timeout(Some(READY))?;
+        Ok(Some(Inside {
+            socket,
+            received: Vec::new(),
+        }))
+    }
 }
 
 #[derive(Debug)]
@@ -56,21 +140,20 @@ impl Inside {
                 ))
             }
             Some(Some(("refused", why))) => Err(printable(why)),
-            _ => {
-                let mut bytes = vec![0; WHY_BYTES_MAX];
-                let n = stderr.and_then(|stderr| stderr.read(&mut bytes).ok());
-                let said = String::from_utf8_lossy(&bytes[..n.unwrap_or(0)]);
-                Err(format!(
-                    "the fence could not be made: {}",
-                    printable(said.trim())
-                ))
-            }
+            _ => Err(no_fence(stderr)),
         }
     }
 
-    /// Lets the program start.
-    pub(super) fn go(&mut self) -> Result<(), String> {
-        let started = self.socket.write_all(b"go\n").and_then(|()| self.line());
+    /// Lets the program start, with what a warden from a container has yet to be told.
+    pub(super) fn go(&mut self, handed: Option<&Handed>) -> Result<(), String> {
+        let mut words = Vec::new();
+        if let Some(handed) = handed {
+            let body = serde_json::to_vec(handed).map_err(|e| format!("hand over: {e}"))?;
+            words.extend(format!("env {}\n", body.len()).into_bytes());
+            words.extend(body);
+        }
+        words.extend(b"go\n");
+        let started = self.socket.write_all(&words).and_then(|()| self.line());
         let line = started.map_err(|e| format!("start the program inside the fence: {e}"))?;
         match line.as_deref() {
             Some("running") => {}
@@ -140,7 +223,18 @@ impl Inside {
     }
 }
 
+/// What was said on standard error instead of a first word.
+pub(super) fn no_fence(stderr: Option<&mut impl Read>) -> String {
+    let mut bytes = vec![0; WHY_BYTES_MAX];
+    let n = stderr.and_then(|stderr| stderr.read(&mut bytes).ok());
+    let said = String::from_utf8_lossy(&bytes[..n.unwrap_or(0)]);
+    format!("the fence could not be made: {}", printable(said.trim()))
+}
+
 fn word(line: &str) -> Option<Word> {
+    if line == "memory" {
+        return Some(Word::Memory);
+    }
     let mut words = line.split(' ');
     match (words.next()?, words.next()?, words.next()) {
         ("exit", "code", Some(n)) => Some(Word::Exit(Exit::Code(n.parse().ok()?))),
@@ -178,6 +272,7 @@ mod tests {
         assert_eq!(word("exit code 3"), Some(Word::Exit(Exit::Code(3))));
         assert_eq!(word("exit signal 9"), Some(Word::Exit(Exit::Signal(9))));
         assert_eq!(word("left 2"), Some(Word::Left(2)));
+        assert_eq!(word("memory"), Some(Word::Memory));
         for nonsense in [
             "",
             "exit",

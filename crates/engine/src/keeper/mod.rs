@@ -7,7 +7,9 @@
 //! `dispatch job DIR` is stage one: the leader of a new process group, which cannot become a
 //! session leader, so it starts stage two and leaves. Stage two is nobody's child but init's.
 
+mod around;
 mod inside;
+mod orders;
 mod processes;
 mod serve;
 mod watch;
@@ -31,10 +33,11 @@ use std::{
 
 use dispatch_core::{
     Millis,
-    job::{ExitReport, Inside, Invocation, Stdin, WARDEN_VARIABLE},
+    job::{Around, ExitReport, Handed, Inside, Invocation, Stdin, WARDEN_VARIABLE},
 };
 use rustix::process::{Pid, Resource, Rlimit};
 
+pub(crate) use around::call;
 pub use processes::sweep;
 pub(crate) use processes::{close_inherited_but, descendants, kill};
 
@@ -179,28 +182,55 @@ fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
     };
     let listener = listen(dir).map_err(|e| format!("listen on ctl: {e}"))?;
     let marker = marker(dir);
-    let mut cgroup = processes::Cgroup::create(&marker);
-
     let mut problems = Vec::new();
-    if let Err(error) = limit_files(what.limits.open_files_max) {
-        problems.push(format!("limit its open files: {error}"));
+    let mut cgroup = None;
+    // What is in a container is neither in our cgroup nor below our limits: its engine holds those.
+    let (held, by) = match &what.around {
+        Some(around) => {
+            let held: Vec<&str> = around.holds.iter().map(String::as_str).collect();
+            (held, around.word.as_str())
+        }
+        None => {
+            cgroup = processes::Cgroup::create(&marker);
+            if let Err(error) = limit_files(what.limits.open_files_max) {
+                problems.push(format!("limit its open files: {error}"));
+            }
+            let limits = cgroup.as_ref().map(|c| c.limit(&what.limits));
+            (limits.unwrap_or_default(), "cgroup")
+        }
+    };
+    if let Some(around) = &what.around {
+        // Before the container is there, so that it is found whenever we die; and one that an
+        // earlier attempt may have left has our name.
+        let again = dir.group().is_ok_and(|group| group.is_some());
+        write_group(dir, None, None, what.around.as_ref())
+            .map_err(|e| format!("write `group`: {e}"))?;
+        if again {
+            around::remove(around)?;
+        }
     }
-    let held = cgroup
-        .as_ref()
-        .map_or_else(Vec::new, |c| c.limit(&what.limits));
     let mut fenced = None;
-    let layers = match what.inside {
-        Inside::Nobody => Vec::new(),
+    let layers = match &what.inside {
+        Inside::Nobody => what
+            .around
+            .as_ref()
+            .map_or_else(Vec::new, |a| a.layers.clone()),
         Inside::Warden => {
             let made = fence(&what, &marker, cgroup.as_mut());
             let (child, inside, layers) = made?;
             fenced = Some((child, inside));
             layers
         }
+        Inside::Socket { dir, .. } => {
+            let made = contain(&what, &marker, dir);
+            let (child, inside, layers) = made.map_err(|reason| unmade(&what, reason))?;
+            fenced = Some((child, inside));
+            layers
+        }
     };
     let enforced = Enforced {
         layers,
-        limits: watch::Watch::words(&what.limits, &what.writes, &held),
+        limits: watch::Watch::words(&what.limits, &what.writes, &held, by),
     };
     let written = serde_json::to_vec(&enforced).map_err(io::Error::other);
     written
@@ -213,9 +243,9 @@ fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
         .map_err(|e| format!("write `started`: {e}"))?;
     let spawned = match fenced {
         // Inside the fence the warden waits for this word.
-        Some((child, mut inside)) => match inside.go() {
+        Some((child, mut inside)) => match inside.go(handed(&what, &marker).as_ref()) {
             Ok(()) => Ok((child, Some(inside))),
-            Err(reason) => Err(serve::undo(child, reason)),
+            Err(reason) => Err(unmade(&what, serve::undo(child, reason))),
         },
         None => spawn(&what, &marker, cgroup.as_mut(), None)
             .map(|child| (child, None))
@@ -236,7 +266,7 @@ fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
             return Err(format!("{reason}{also}"));
         }
     };
-    if let Err(error) = write_group(dir, &child, cgroup.as_ref()) {
+    if let Err(error) = write_group(dir, Some(&child), cgroup.as_ref(), what.around.as_ref()) {
         problems.push(format!("write `group`: {error}"));
     }
     if let Err(error) = report.write_all(b"started\n") {
@@ -248,16 +278,21 @@ fn keep(dir: &JobDir, report: &mut File) -> Result<(), String> {
     drop(told);
     let body = serve::Body {
         inside,
+        around: what.around.clone(),
+        killed: None,
         cgroup,
         watch: watch::Watch::new(&what.limits, &what.writes, &held, std::time::Instant::now()),
     };
     let outcome = serve::Serve::new(&what, files, listener, &mut child, body, problems)
         .and_then(serve::Serve::run);
-    let ended = match outcome {
+    let mut ended = match outcome {
         Ok(ended) => ended,
         // A keeper that cannot go on must not leave the job running unwatched.
         Err(error) => serve::give_up(&mut child, &error),
     };
+    if let Some(Err(problem)) = what.around.as_ref().map(around::remove) {
+        ended.problems.push(problem);
+    }
     let exit = ExitReport {
         exit: ended.exit,
         stopped: ended.stopped,
@@ -320,6 +355,55 @@ fn fence(
     }
 }
 
+/// The same for a container: its warden comes to a socket, and its engine may have to be told to end
+/// what it has made.
+fn contain(
+    what: &Invocation,
+    marker: &str,
+    dir: &Path,
+) -> Result<(Child, inside::Inside, Vec<String>), String> {
+    let failed = |error: io::Error| format!("make the container: {error}");
+    let door = inside::Door::open(dir).map_err(failed)?;
+    let mut child = spawn(what, marker, None, None).map_err(failed)?;
+    let made = match &child.stderr {
+        Some(stderr) => serve::nonblocking(stderr).and_then(|()| door.wait(&child)),
+        None => door.wait(&child),
+    };
+    let ready = match made {
+        Ok(Some(mut inside)) => {
+            let layers = inside.ready(child.stderr.as_mut());
+            layers.map(|layers| (inside, layers))
+        }
+        Ok(None) => Err(inside::no_fence(child.stderr.as_mut())),
+        Err(error) => Err(failed(error)),
+    };
+    match ready {
+        Ok((inside, layers)) => Ok((child, inside, layers)),
+        Err(reason) => Err(serve::undo(child, reason)),
+    }
+}
+
+/// What a warden in a container is told over its socket, the mark of the job included.
+fn handed(what: &Invocation, marker: &str) -> Option<Handed> {
+    let Inside::Socket { own, .. } = &what.inside else {
+        return None;
+    };
+    let mut env = what.env.clone();
+    env.insert(JOB_VARIABLE.into(), marker.into());
+    Some(Handed {
+        env,
+        own: own.clone(),
+    })
+}
+
+/// Takes back what a container engine may have made, and passes the reason on.
+fn unmade(what: &Invocation, reason: String) -> String {
+    match what.around.as_ref().map(around::remove) {
+        Some(Err(also)) => format!("{reason}; {also}"),
+        Some(Ok(())) | None => reason,
+    }
+}
+
 /// Of each process below us, and no core files. More than our own limit we cannot give.
 fn limit_files(open_files_max: u64) -> io::Result<()> {
     let none = Rlimit {
@@ -356,11 +440,16 @@ fn spawn(
         Stdin::Null => Stdio::null(),
         Stdin::Bytes(_) | Stdin::Open => Stdio::piped(),
     };
+    // A container's client gets its own; the job's goes to the warden.
+    let env = match (&what.inside, &what.around) {
+        (Inside::Socket { .. }, Some(around)) => &around.env,
+        _ => &what.env,
+    };
     let mut command = Command::new(program);
     command
         .args(args)
         .env_clear()
-        .envs(&what.env)
+        .envs(env)
         .env(JOB_VARIABLE, marker)
         .current_dir(&what.cwd)
         .stdin(stdin)
@@ -376,14 +465,20 @@ fn spawn(
     }
 }
 
-fn write_group(dir: &JobDir, child: &Child, cgroup: Option<&processes::Cgroup>) -> io::Result<()> {
-    let pgid = i32::try_from(child.id()).map_err(io::Error::other)?;
+fn write_group(
+    dir: &JobDir,
+    child: Option<&Child>,
+    cgroup: Option<&processes::Cgroup>,
+    around: Option<&Around>,
+) -> io::Result<()> {
+    let pgid = i32::try_from(child.map_or(0, Child::id)).map_err(io::Error::other)?;
     let group = Group {
         boot_id: processes::boot_id()?,
         keeper: rustix::process::getpid().as_raw_nonzero().get(),
         pgid,
         start_ticks: Pid::from_raw(pgid).map_or(Ok(0), processes::start_ticks)?,
         cgroup: cgroup.and_then(|c| c.path()).map(Path::to_owned),
+        around: around.cloned(),
     };
     write_whole(
         &dir.file("group"),
@@ -400,6 +495,23 @@ pub(crate) fn masked(secrets: &[&str], pieces: &[&[u8]]) -> Vec<u8> {
         .collect();
     shown.extend(redactor.finish());
     shown
+}
+
+/// Every order in bytes that come in these pieces, in words, and whether the sender was cut off; for
+/// the fuzzer.
+pub(crate) fn orders(pieces: &[&[u8]]) -> (Vec<String>, bool) {
+    let (mut orders, mut all) = (orders::Orders::default(), Vec::new());
+    for piece in pieces {
+        orders.push(piece);
+        loop {
+            match orders.take() {
+                Ok(Some(order)) => all.push(format!("{order:?}")),
+                Ok(None) => break,
+                Err(orders::TooLong) => return (all, true),
+            }
+        }
+    }
+    (all, false)
 }
 
 fn now() -> Millis {

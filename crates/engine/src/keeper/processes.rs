@@ -14,7 +14,7 @@ use rustix::{
 
 use dispatch_core::limits::JobLimits;
 
-use super::JOB_VARIABLE;
+use super::{JOB_VARIABLE, around};
 use crate::jobdir::JobDir;
 
 /// A fork storm is beaten by repeating; a hundred rounds without an end is a bug to be told.
@@ -224,9 +224,13 @@ fn remove_cgroup(path: &Path) {
 pub fn sweep(dir: &JobDir) -> io::Result<usize> {
     let mut killed = 0;
     let mark = format!("{JOB_VARIABLE}={}", super::marker(dir)).into_bytes();
-    let group = dir
-        .group()?
-        .filter(|group| boot_id().is_ok_and(|now| now == group.boot_id));
+    let group = dir.group()?;
+    // First of all, and after a reboot too: an engine may remember what the kernel has forgotten.
+    let around = group.as_ref().and_then(|group| group.around.clone());
+    let group = group.filter(|group| boot_id().is_ok_and(|now| now == group.boot_id));
+    if let Some(around) = around {
+        around::remove(&around).map_err(io::Error::other)?;
+    }
     if let Some(group) = &group {
         if let Some(cgroup) = &group.cgroup {
             kill_cgroup(cgroup);

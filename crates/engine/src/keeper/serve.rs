@@ -15,7 +15,8 @@ use std::{
 };
 
 use dispatch_core::{
-    job::{Exit, Invocation, Stdin},
+    container::SIGNALLED,
+    job::{Around, Exit, Invocation, Stdin},
     limits::JobLimits,
     outcome::Stop,
     redact::Redactor,
@@ -26,18 +27,23 @@ use rustix::{
 };
 
 use super::{
+    around,
     inside::{Inside, Word},
+    orders::{Order, Orders, TooLong},
     processes::{self, Cgroup},
     watch::Watch,
 };
 
 const CHUNK_BYTES: usize = 64 << 10;
 const CONNECTIONS_MAX: usize = 64;
-const SAY_BYTES_MAX: usize = 16 << 20;
 const PENDING_INPUT_BYTES_MAX: usize = 32 << 20;
 /// From the program's exit until what still runs or still holds the output is ended.
 const DRAIN: Duration = Duration::from_millis(200);
 const DRAIN_FENCED: Duration = Duration::from_millis(1500);
+/// An engine takes its container apart before its client ends.
+const DRAIN_CONTAINER: Duration = Duration::from_secs(20);
+/// From the engine's order to kill until what we can reach of it is killed without it.
+const ENGINE_KILL: Duration = Duration::from_secs(5);
 /// From the kill of the last process until we stop waiting for it.
 const REAP: Duration = Duration::from_secs(10);
 const KILL_AGAIN: Duration = Duration::from_millis(10);
@@ -95,7 +101,7 @@ impl Stream {
 
 struct Connection {
     stream: UnixStream,
-    received: Vec<u8>,
+    orders: Orders,
     watches: bool,
     closed: bool,
 }
@@ -103,6 +109,9 @@ struct Connection {
 /// What there is around the job.
 pub(super) struct Body {
     pub(super) inside: Option<Inside>,
+    pub(super) around: Option<Around>,
+    /// When its engine was told to kill it.
+    pub(super) killed: Option<Instant>,
     pub(super) cgroup: Option<Cgroup>,
     pub(super) watch: Watch,
 }
@@ -277,8 +286,13 @@ impl Serve {
     fn drain(&mut self) -> io::Result<()> {
         self.stdin = None;
         // A warden takes its own time for what the program left, and tells how many that were.
-        let fenced = self.body.inside.is_some();
-        let give_up = Instant::now() + if fenced { DRAIN_FENCED } else { DRAIN };
+        let fenced = self.body.inside.is_some() || self.body.around.is_some();
+        let give_up = match (&self.body.around, fenced) {
+            (Some(_), _) => DRAIN_CONTAINER,
+            (None, true) => DRAIN_FENCED,
+            (None, false) => DRAIN,
+        };
+        let give_up = Instant::now() + give_up;
         while !self.settled() && Instant::now() < give_up {
             self.turn(Some(give_up))?;
         }
@@ -310,7 +324,21 @@ impl Serve {
         self.alone && self.out.pipe.is_none() && self.err.pipe.is_none()
     }
 
-    fn kill_all(&self) {
+    fn kill_all(&mut self) {
+        // Its engine takes it apart in order, and knows processes that are not below us.
+        match (&self.body.around, self.body.killed) {
+            (None, _) => {}
+            (Some(_), Some(at)) if Instant::now() >= at + ENGINE_KILL => {}
+            (Some(_), Some(_)) => return,
+            (Some(around), None) => {
+                self.body.killed = Some(Instant::now());
+                match around::begin(&around.kill, &around.env) {
+                    // The reaper waits for it.
+                    Ok(_) => return,
+                    Err(error) => self.problems.push(format!("kill the container: {error}")),
+                }
+            }
+        }
         processes::signal_group(self.leader, Signal::KILL);
         if let Some(cgroup) = &self.body.cgroup {
             cgroup.kill();
@@ -369,10 +397,14 @@ impl Serve {
         self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
         if self.stopped.is_none() {
             self.stopped = Some(why);
-            match &mut self.body.inside {
+            match (&mut self.body.inside, &self.body.around) {
                 // What is around the warden would end everything at once.
-                Some(inside) => inside.signal(Signal::TERM.as_raw()),
-                None => processes::signal_group(self.leader, Signal::TERM),
+                (Some(inside), _) => inside.signal(Signal::TERM.as_raw()),
+                (None, Some(around)) => match around::begin(&around.term, &around.env) {
+                    Ok(_) => {}
+                    Err(error) => self.problems.push(format!("ask the container: {error}")),
+                },
+                (None, None) => processes::signal_group(self.leader, Signal::TERM),
             }
         }
     }
@@ -393,7 +425,9 @@ impl Serve {
                 Reaped::One(pid, status) if pid == self.leader => {
                     // The warden's last words may still lie in the socket.
                     self.hear_inside();
-                    self.exit = self.exit.or(Some(exit_of(status)));
+                    let exit = exit_of(status);
+                    let client = self.body.around.is_some();
+                    self.exit = self.exit.or(Some(if client { behind(exit) } else { exit }));
                 }
                 Reaped::One(..) => {}
                 Reaped::All => self.alone = true,
@@ -434,6 +468,10 @@ impl Serve {
                     match word {
                         Word::Exit(exit) => self.exit = self.exit.or(Some(exit)),
                         Word::Left(left) => self.leftovers = left,
+                        Word::Memory => {
+                            let limit_bytes = self.limits.memory_bytes;
+                            self.stopped.get_or_insert(Stop::Memory { limit_bytes });
+                        }
                     }
                 }
             }
@@ -645,7 +683,7 @@ impl Serve {
             if self.connections.len() < CONNECTIONS_MAX && stream.set_nonblocking(true).is_ok() {
                 let connection = Connection {
                     stream,
-                    received: Vec::new(),
+                    orders: Orders::default(),
                     watches: false,
                     closed: false,
                 };
@@ -658,7 +696,7 @@ impl Serve {
         let connection = &mut self.connections[index];
         let mut chunk = [0; CHUNK_BYTES];
         match connection.stream.read(&mut chunk) {
-            Ok(n) if n > 0 => connection.received.extend_from_slice(&chunk[..n]),
+            Ok(n) if n > 0 => connection.orders.push(&chunk[..n]),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -667,33 +705,15 @@ impl Serve {
             Ok(_) | Err(_) => connection.closed = true,
         }
         loop {
-            let received = &mut self.connections[index].received;
-            let Some(end) = received.iter().position(|b| *b == b'\n') else {
-                if received.len() > CHUNK_BYTES {
+            let order = match self.connections[index].orders.take() {
+                Ok(Some(order)) => order,
+                Ok(None) => return Ok(()),
+                Err(TooLong) => {
                     self.connections[index].closed = true;
+                    return Ok(());
                 }
-                return Ok(());
             };
-            let line = String::from_utf8_lossy(&received[..end]).into_owned();
-            let mut body = Vec::new();
-            if let Some((_, length)) = line
-                .strip_prefix("say ")
-                .and_then(|rest| rest.split_once(' '))
-            {
-                let length = length.parse::<usize>().unwrap_or(usize::MAX);
-                if length > SAY_BYTES_MAX {
-                    self.connections[index].closed = true;
-                    return Ok(());
-                }
-                if received.len() < end + 1 + length {
-                    return Ok(());
-                }
-                body = received[end + 1..end + 1 + length].to_vec();
-                received.drain(..end + 1 + length);
-            } else {
-                received.drain(..=end);
-            }
-            let answer = match self.obey(index, &line, &body)? {
+            let answer = match self.obey(index, order)? {
                 Ok(()) => "ok\n".to_owned(),
                 Err(reason) => format!("no {reason}\n"),
             };
@@ -704,27 +724,13 @@ impl Serve {
         }
     }
 
-    fn obey(
-        &mut self,
-        index: usize,
-        line: &str,
-        body: &[u8],
-    ) -> io::Result<Result<(), &'static str>> {
-        let mut words = line.splitn(3, ' ');
-        let why =
-            |text: Option<&str>| text.and_then(|text| serde_json::from_str::<Stop>(text).ok());
-        match (words.next(), words.next()) {
-            (Some("watch"), None) => self.connections[index].watches = true,
-            (Some("close"), None) => self.close()?,
-            (Some("say"), Some(id)) => match id.parse() {
-                Ok(id) => return self.say(id, body),
-                Err(_) => return Ok(Err("a say has a number")),
-            },
-            (Some("stop"), Some(grace)) => match (grace.parse(), why(words.next())) {
-                (Ok(grace_ms), Some(why)) => self.stop(why, grace_ms),
-                _ => return Ok(Err("a stop has a grace in milliseconds and a reason")),
-            },
-            _ => return Ok(Err("unknown order; there are watch, close, say, stop")),
+    fn obey(&mut self, index: usize, order: Order) -> io::Result<Result<(), &'static str>> {
+        match order {
+            Order::Watch => self.connections[index].watches = true,
+            Order::Close => self.close()?,
+            Order::Say { id, bytes } => return self.say(id, &bytes),
+            Order::Stop { grace_ms, why } => self.stop(why, grace_ms),
+            Order::Bad(reason) => return Ok(Err(reason)),
         }
         Ok(Ok(()))
     }
@@ -745,6 +751,16 @@ fn exit_of(status: WaitStatus) -> Exit {
         (Some(code), _) => Exit::Code(code),
         (None, Some(signal)) => Exit::Signal(signal),
         (None, None) => Exit::Signal(Signal::KILL.as_raw()),
+    }
+}
+
+/// What the exit of a container's client says of the program, where no warden said it.
+fn behind(exit: Exit) -> Exit {
+    match exit {
+        Exit::Code(code) if code > SIGNALLED && code <= SIGNALLED + 64 => {
+            Exit::Signal(code - SIGNALLED)
+        }
+        exit => exit,
     }
 }
 

@@ -67,12 +67,17 @@ impl Watch {
     }
 
     /// What is enforced, in words for the record.
-    pub(super) fn words(limits: &JobLimits, writes: &[PathBuf], cgroup: &[&str]) -> Vec<String> {
+    pub(super) fn words(
+        limits: &JobLimits,
+        writes: &[PathBuf],
+        cgroup: &[&str],
+        whose: &str,
+    ) -> Vec<String> {
         let by = |name: &str| {
             if cgroup.contains(&name) {
-                "cgroup"
+                whose.to_owned()
             } else {
-                "watched"
+                "watched".to_owned()
             }
         };
         let mut words = Vec::new();
@@ -83,6 +88,9 @@ impl Watch {
             if limit > 0 {
                 words.push(format!("{name} ({})", by(name)));
             }
+        }
+        if limits.cpus_max > 0 && cgroup.contains(&"processors") {
+            words.push(format!("processors ({whose})"));
         }
         if limits.open_files_max > 0 {
             words.push("open files (rlimit)".into());

@@ -4,9 +4,12 @@
 //!
 //! To refuse one more system call: a row in `REFUSED`, and an attempt in the escape kit.
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{collections::BTreeMap, io};
 
-use dispatch_core::cage::{BWRAP, Policy, Sockets};
+use dispatch_core::{
+    cage::{BWRAP, Policy, Sockets},
+    container,
+};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
@@ -48,10 +51,10 @@ const REFUSED: &[i64] = &[
 pub(super) fn lock(policy: &Policy) -> Result<Vec<String>, String> {
     let mut layers = policy.outer.clone();
     let mut missing = Vec::new();
-    if !layers.iter().any(|layer| layer == BWRAP) {
+    if !layers.iter().any(|layer| mounts(layer)) {
         missing.push("bubblewrap".to_owned());
     }
-    let landlock = restrict_paths(&policy.read, &policy.write).map_err(|e| e.to_string())?;
+    let landlock = restrict_paths(policy).map_err(|e| e.to_string())?;
     match landlock {
         Some((name, whole)) => {
             layers.push(name.clone());
@@ -88,23 +91,34 @@ fn drop_capabilities() -> io::Result<()> {
 fn landlock_or_mounts(layers: &[String]) -> bool {
     layers
         .iter()
-        .any(|layer| layer == BWRAP || layer.starts_with("landlock"))
+        .any(|layer| mounts(layer) || layer.starts_with("landlock"))
+}
+
+/// Bubblewrap or a container engine: there only what is bound can be seen at all.
+fn mounts(layer: &str) -> bool {
+    layer == BWRAP || container::is_layer(layer)
 }
 
 /// The layer's name and whether the kernel holds all of it; `None`: it has no Landlock.
-fn restrict_paths(
-    read: &[PathBuf],
-    write: &[PathBuf],
-) -> Result<Option<(String, bool)>, landlock::RulesetError> {
+fn restrict_paths(policy: &Policy) -> Result<Option<(String, bool)>, landlock::RulesetError> {
     let all = AccessFs::from_all(ABI_KNOWN);
     let look = AccessFs::from_read(ABI_KNOWN);
+    // A link that one job leaves would be followed by the next one, or by a program outside.
+    let plain = all
+        & !(AccessFs::MakeSym
+            | AccessFs::MakeFifo
+            | AccessFs::MakeSock
+            | AccessFs::MakeChar
+            | AccessFs::MakeBlock
+            | AccessFs::Execute);
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
         .scope(Scope::from_all(ABI_KNOWN))?
         .create()?
-        .add_rules(path_beneath_rules(read, look))?
-        .add_rules(path_beneath_rules(write, all))?
+        .add_rules(path_beneath_rules(&policy.read, look))?
+        .add_rules(path_beneath_rules(&policy.write, all))?
+        .add_rules(path_beneath_rules(&policy.shared, plain))?
         .restrict_self()?;
     let abi = match status.landlock {
         LandlockStatus::Available {

@@ -3,18 +3,24 @@
 //! what is around it (bubblewrap) would answer TERM by killing everything and call a signal a code.
 //! Must hold nothing that the program may not have: it is as locked in as the program is.
 //!
+//! In a container it connects to its keeper instead of inheriting a socket, and is told the program's
+//! environment there: `env LENGTH` and that many bytes of JSON, before `go`.
+//!
 //! Spoken over the socket, one line each. Warden: `ready LAYER..` or `refused WHY`; keeper: `go`;
-//! warden: `running` or `failed WHY`, then `exit code N` or `exit signal N`, and `left N` for
-//! processes that outlived the program and were killed; keeper, at any time: `signal N`. The end of
-//! the socket means that the keeper is dead: then everything goes.
+//! warden: `running` or `failed WHY`, then `exit code N` or `exit signal N` (after `memory` when the
+//! kernel killed in here for memory), and `left N` for processes that outlived the program and were
+//! killed; keeper, at any time: `signal N`. The end of the socket means that the keeper is dead: then
+//! everything goes.
 
 #[cfg(target_os = "linux")]
 mod locks;
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
-    io::{self, BufRead, BufReader, Write},
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
     os::{
         fd::OwnedFd,
         unix::{
@@ -22,18 +28,23 @@ use std::{
             process::{CommandExt, ExitStatusExt},
         },
     },
+    path::Path,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
-use dispatch_core::{cage::Policy, job::WARDEN_VARIABLE};
+use dispatch_core::{
+    cage::Policy,
+    job::{Handed, WARDEN_VARIABLE},
+};
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::keeper::{close_inherited_but, descendants, kill};
 
-/// From the program's end until what it left running is ended; as in the keeper.
 /// In the program's place: lock, say what holds, start nothing.
 const LAYERS: &str = "--layers";
+const HANDED_BYTES_MAX: u64 = 64 << 20;
+/// From the program's end until what it left running is ended; as in the keeper.
 const DRAIN: Duration = Duration::from_millis(150);
 const LOOK: Duration = Duration::from_millis(5);
 const ROUNDS_MAX: usize = 200;
@@ -67,7 +78,7 @@ fn keep(args: &[OsString]) -> io::Result<()> {
         let layers = lock(&policy).map_err(io::Error::other)?;
         return writeln!(io::stdout(), "{}", layers.join("\n"));
     }
-    let mut keeper = UnixStream::from(socket()?);
+    let (mut keeper, contained) = socket()?;
     #[cfg(target_os = "linux")]
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     match lock(&policy) {
@@ -75,21 +86,31 @@ fn keep(args: &[OsString]) -> io::Result<()> {
         Err(why) => return tell(&mut keeper, &format!("refused {why}")),
     }
     let mut orders = BufReader::new(keeper.try_clone()?);
+    let handed = if contained {
+        handed(&mut orders)?
+    } else {
+        None
+    };
     let mut line = String::new();
     orders.read_line(&mut line)?;
     if line != "go\n" {
         return Ok(());
     }
-    let spawned = Command::new(program)
-        .args(rest)
-        .env_remove(WARDEN_VARIABLE)
-        .process_group(0)
-        .spawn();
-    let child = match spawned {
+    let mut command = Command::new(program);
+    command.args(rest).process_group(0);
+    if let Some(handed) = handed {
+        command.env_clear().envs(handed.over(&own_env()));
+    }
+    let child = match command.env_remove(WARDEN_VARIABLE).spawn() {
         Ok(child) => child,
         Err(error) => {
             let program = program.to_string_lossy();
-            return tell(&mut keeper, &format!("failed run {program}: {error}"));
+            let hint = if contained && !program.contains('/') {
+                ": nothing of that name is on the image's PATH"
+            } else {
+                ""
+            };
+            return tell(&mut keeper, &format!("failed run {program}: {error}{hint}"));
         }
     };
     let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -100,7 +121,7 @@ fn keep(args: &[OsString]) -> io::Result<()> {
         .name("orders".into())
         .stack_size(64 << 10)
         .spawn(listen)?;
-    attend(&mut keeper, group)
+    attend(&mut keeper, group, contained)
 }
 
 #[cfg(target_os = "linux")]
@@ -110,22 +131,57 @@ fn lock(policy: &Policy) -> Result<Vec<String>, String> {
 
 #[cfg(not(target_os = "linux"))]
 fn lock(policy: &Policy) -> Result<Vec<String>, String> {
-    if policy.strict {
-        return Err("this system has neither Landlock nor seccomp".into());
+    if policy.outer.is_empty() {
+        return Err(
+            "this system has neither Landlock nor seccomp, and sandbox-exec is missing".into(),
+        );
     }
     Ok(policy.outer.clone())
 }
 
-/// The socket whose number the keeper put into the environment; every other descriptor is closed.
-fn socket() -> io::Result<OwnedFd> {
+/// What the image and its engine have set.
+fn own_env() -> BTreeMap<String, String> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    env::vars_os().filter_map(text).collect()
+}
+
+/// `env LENGTH`, and that many bytes.
+fn handed(orders: &mut BufReader<UnixStream>) -> io::Result<Option<Handed>> {
+    let mut line = String::new();
+    orders.read_line(&mut line)?;
+    let length = line.strip_prefix("env ").map(str::trim);
+    let length = length.and_then(|length| length.parse::<u64>().ok());
+    let Some(length) = length.filter(|length| *length <= HANDED_BYTES_MAX) else {
+        return Err(io::Error::other("the keeper handed no environment over"));
+    };
+    let mut bytes = Vec::new();
+    orders.take(length).read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| io::Error::other(format!("read the environment: {error}")))
+}
+
+/// The keeper's socket, every other descriptor closed; and whether it was connected to by its path.
+fn socket() -> io::Result<(UnixStream, bool)> {
     #[expect(
         clippy::disallowed_methods,
         reason = "the warden is a program of its own; its keeper can tell it a number no other way"
     )]
-    let number = env::var(WARDEN_VARIABLE)
-        .ok()
-        .and_then(|text| text.parse::<i32>().ok())
-        .ok_or_else(|| io::Error::other(format!("{WARDEN_VARIABLE} holds no descriptor")))?;
+    let found = env::var(WARDEN_VARIABLE).unwrap_or_default();
+    if found.starts_with('/') {
+        let socket = UnixStream::connect(&found)?;
+        close_inherited_but(&socket)?;
+        return Ok((socket, true));
+    }
+    inherited(&found).map(|socket| (socket.into(), false))
+}
+
+fn inherited(number: &str) -> io::Result<OwnedFd> {
+    let number = number
+        .parse::<i32>()
+        .map_err(|_| io::Error::other(format!("{WARDEN_VARIABLE} holds no descriptor")))?;
     #[cfg(target_os = "linux")]
     let fd = {
         use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -163,12 +219,26 @@ fn obey(orders: &mut BufReader<UnixStream>, group: Pid) {
     std::process::exit(125);
 }
 
+/// Whether the kernel has killed in this container's cgroup for memory; version 2, then 1.
+fn out_of_memory() -> bool {
+    ["memory.events", "memory/memory.oom_control"]
+        .iter()
+        .filter_map(|file| fs::read_to_string(Path::new("/sys/fs/cgroup").join(file)).ok())
+        .any(|text| {
+            let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+            count.is_some_and(|count| count != "0")
+        })
+}
+
 /// Waits for the program and for whatever it left behind.
-fn attend(keeper: &mut UnixStream, program: Pid) -> io::Result<()> {
+fn attend(keeper: &mut UnixStream, program: Pid, contained: bool) -> io::Result<()> {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == program => {
                 let status = std::process::ExitStatus::from_raw(status.as_raw());
+                if contained && status.signal() == Some(9) && out_of_memory() {
+                    tell(keeper, "memory")?;
+                }
                 tell(
                     keeper,
                     &match (status.code(), status.signal()) {

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
+    container::{Container, RuntimeAsked, Wanted},
     event::{Kind, Scope, Subject, Verified},
     id::{RunId, TaskId},
     job::{Exit, Offset},
@@ -28,19 +29,22 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings},
     fence::{Fences, Needs},
     git::Git,
     mirror::Mirror,
     reader::Reader,
     sites::{
-        Site, Start, conformance,
+        JobEvent, Site, Start, conformance,
         local::{Keeper, Local},
     },
     store::Store,
     view::Told,
     workspace::Workspaces,
 };
+
+use dispatch_test_programs::podman::{IMAGE, Podman};
 
 const FILES: usize = 3000;
 const LIVE: usize = 1000;
@@ -63,6 +67,7 @@ fn main() -> Result<()> {
     disk()?;
     binary(&dispatch)?;
     runtime.block_on(cage(&dispatch))?;
+    runtime.block_on(container(&dispatch))?;
     prepare()?;
     fold()?;
     gate()?;
@@ -136,9 +141,7 @@ fn disk() -> Result<()> {
 async fn cage(dispatch: &Path) -> Result<()> {
     let place = tempfile_dir("cage")?;
     let keeper = Keeper::program(dispatch.to_owned());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
-    let bwrap = dirs.find(|file| file.is_file());
+    let bwrap = dispatch_test_programs::bubblewrap();
     if bwrap.is_none() {
         println!("cage: SKIPPED, bubblewrap is not installed");
         return Ok(());
@@ -159,6 +162,7 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     programs: Vec::new(),
                     read: Vec::new(),
                     write: vec![workspace.clone()],
+                    shared: Vec::new(),
                     toolchains: &[],
                     gpu: false,
                 };
@@ -186,6 +190,102 @@ async fn cage(dispatch: &Path) -> Result<()> {
         "ms",
     );
     println!("cage over bare: {:.2} ms more (goal 10)", caged - bare);
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+/// What Dispatch costs over a bare `podman run`: to the first byte of output, and to the end with
+/// the container removed; in turns, the same image, neither with a network.
+async fn container(dispatch: &Path) -> Result<()> {
+    let place = tempfile_dir("container")?;
+    let podman = match Podman::find(&place.join("podman")) {
+        Ok(podman) => podman,
+        Err(why) => {
+            println!("container: SKIPPED, {why}");
+            return Ok(());
+        }
+    };
+    let keeper = Keeper::program(dispatch.to_owned());
+    let fences = Fences::new(place.clone(), keeper.clone(), None).with(podman.runtimes());
+    let wanted = Container {
+        image: IMAGE.parse()?,
+        runtime: RuntimeAsked::Podman,
+    };
+    fences.prepare(&wanted).map_err(anyhow::Error::msg)?;
+    let site = Local::new(place.clone(), keeper);
+    let workspace = place.join("workspace");
+    fs::create_dir_all(&workspace)?;
+    let program = ["sh", "-c", "echo up"];
+    let (mut bare, mut ours) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+    for n in 0..40_u64 {
+        let begun = Instant::now();
+        let mut words = vec!["run", "--rm", "--log-driver=none", "--network=none"];
+        let limits = Podman::ulimits();
+        words.extend(limits.iter().map(String::as_str));
+        words.push(IMAGE);
+        words.extend(program);
+        let mut child = podman.command(&words).stdout(Stdio::piped()).spawn()?;
+        let mut out = child.stdout.take().context("its output")?;
+        out.read_exact(&mut [0; 1])?;
+        let first = ms(begun);
+        anyhow::ensure!(child.wait()?.success(), "bare podman failed");
+        if n >= 10 {
+            bare.0.push(first);
+            bare.1.push(ms(begun));
+        }
+
+        let begun = Instant::now();
+        let mut inner = conformance::invocation(&program);
+        inner.cwd.clone_from(&workspace);
+        let needs = Needs {
+            programs: Vec::new(),
+            read: Vec::new(),
+            write: vec![workspace.clone()],
+            shared: Vec::new(),
+            toolchains: &[],
+            gpu: false,
+        };
+        let asked = Wanted {
+            network: Network::None,
+            strict: true,
+            ..Wanted::default()
+        };
+        let job = conformance::job(0xc0_0000 + n);
+        let made = fences.contain(inner, &job, needs, &wanted, asked);
+        let what = made.map_err(anyhow::Error::msg)?;
+        let started = site.start(&job, &what).await;
+        anyhow::ensure!(started == Start::Started, "{started:?}");
+        let mut follow = site.follow(&job, Offset::default()).await?;
+        while !matches!(follow.next().await?, JobEvent::Out(_)) {}
+        let first = ms(begun);
+        let (_, report) = conformance::read_all(&site, &job, Offset::default()).await?;
+        anyhow::ensure!(report.exit == Exit::Code(0), "{report:?}");
+        if n >= 10 {
+            ours.0.push(first);
+            ours.1.push(ms(begun));
+        }
+    }
+    for (what, bare, ours) in [
+        ("to the first byte", bare.0, ours.0),
+        ("to the end, removed", bare.1, ours.1),
+    ] {
+        let paired: Vec<f64> = bare
+            .iter()
+            .zip(&ours)
+            .map(|(bare, ours)| ours / bare)
+            .collect();
+        figure(&format!("bare podman run, {what}"), bare, "ms");
+        figure(&format!("the same through Dispatch, {what}"), ours, "ms");
+        figure(
+            &format!("container over bare, {what}, paired (goal 1.1)"),
+            paired,
+            "x",
+        );
+    }
+    // Layers of images are not ours to unlink one by one.
+    podman
+        .call(&["system", "reset", "--force"])
+        .map_err(anyhow::Error::msg)?;
     fs::remove_dir_all(place)?;
     Ok(())
 }
@@ -321,6 +421,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
     })
 }
 
@@ -487,6 +588,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
+        runtimes: Runtimes::default(),
         observer: Observer::default(),
         clock: Clock::default(),
     })

@@ -26,6 +26,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::{
         BoxFuture, Follow, Site, Start,
@@ -121,7 +122,7 @@ async fn main() -> Result<()> {
     };
     let sites = Sites::from([("local".parse()?, Arc::new(site) as Arc<dyn Site>)]);
     let text = format!(
-        "[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
+        "[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
          pool = \"test\"\nplacement = \"host\"\n[agents.talker]\ndriver = \"claude\"\n\
          program = \"{agent}\"\npool = \"test\"\nplacement = \"host\"\n"
     );
@@ -138,6 +139,7 @@ async fn main() -> Result<()> {
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
         keeper,
         bwrap: None,
+        runtimes: Runtimes::default(),
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
         clock: Clock::default(),
     };
@@ -250,5 +252,6 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         parent: None,
         labels: Labels::default(),
         terms: Terms::default(),
+        limits: dispatch_core::limits::Lowered::default(),
     })
 }

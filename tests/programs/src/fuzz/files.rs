@@ -188,6 +188,12 @@ fn settings(bytes: &[u8]) -> Result<Shape, String> {
     }
 }
 
+/// A table without a key, or with nothing but such tables.
+fn says_nothing(value: &toml::Value) -> bool {
+    let table = value.as_table();
+    table.is_some_and(|table| table.values().all(says_nothing))
+}
+
 /// Every name that the text has is there.
 fn kept(table: &toml::Table, of: &str, there: &dyn Fn(&str) -> bool) -> Result<(), String> {
     for (name, value) in table
@@ -196,9 +202,9 @@ fn kept(table: &toml::Table, of: &str, there: &dyn Fn(&str) -> bool) -> Result<(
         .into_iter()
         .flatten()
     {
-        // A table without a key says nothing.
-        let empty = value.as_table().is_some_and(toml::Table::is_empty);
-        holds(empty || there(name), || format!("{of} {name:?} is lost"))?;
+        holds(says_nothing(value) || there(name), || {
+            format!("{of} {name:?} is lost")
+        })?;
     }
     Ok(())
 }

@@ -61,6 +61,30 @@ pub(super) const TARGETS: &[Target] = &[
         check: lines,
     },
     Target {
+        name: "orders",
+        property: "a keeper reads the same orders for every cutting, one answer a line at most, and \
+            what is said is never obeyed",
+        seeds: || {
+            [
+                "watch\nsay 1 6\nclose\nclose\nstop 10 \"by_person\"\n",
+                "say 2 11\nstop 0 \"x\"\nstop 0 {\"idle\":{\"limit_ms\":5}}\nsay 1\n",
+                "say 3 0\nsay -1 2\nok\nfly\nsay 4 99999999999\n",
+            ]
+            .map(|text| text.as_bytes().to_vec())
+            .to_vec()
+        },
+        words: &[
+            "watch\n",
+            "close\n",
+            "say ",
+            "say 9 7\nclose\n\n",
+            "stop 0 \"by_person\"\n",
+            "\n",
+            " ",
+        ],
+        check: orders,
+    },
+    Target {
         name: "masked",
         property: "no secret is to be seen, the rest is untouched, whatever the cutting",
         seeds: || {
@@ -236,6 +260,7 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
         review: None,
         unfenced: false,
         model: None,
+        profile: None,
     });
     driver
 }
@@ -422,4 +447,42 @@ fn masked(bytes: &[u8]) -> Result<Shape, String> {
         whole.len() < bytes.len(),
         bytes.len().min(32) / 8,
     )))
+}
+
+/// The bodies are told from the orders by a reading of our own.
+fn orders(bytes: &[u8]) -> Result<Shape, String> {
+    let (whole, cut) = fuzzing::orders(&[bytes]);
+    let cuttings = [pieces(bytes, 1), pieces(bytes, 40)];
+    for cutting in &cuttings {
+        let again = fuzzing::orders(cutting);
+        holds(again == (whole.clone(), cut), || {
+            format!("{again:?} in pieces, {whole:?} at once")
+        })?;
+    }
+    let mut rest = bytes;
+    let mut read = 0;
+    while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+        let line = String::from_utf8_lossy(&rest[..end]).into_owned();
+        rest = &rest[end + 1..];
+        if let Some((_, length)) = line.strip_prefix("say ").and_then(|l| l.split_once(' ')) {
+            match length.parse::<usize>() {
+                Ok(length) if length <= rest.len() => rest = &rest[length..],
+                _ => break,
+            }
+        }
+        read += 1;
+    }
+    holds(read == whole.len(), || {
+        format!("{read} orders are there, {} were read", whole.len())
+    })?;
+    let kinds: Vec<String> = whole
+        .iter()
+        .map(|order| {
+            order
+                .chars()
+                .take_while(char::is_ascii_alphabetic)
+                .collect()
+        })
+        .collect();
+    Ok(shape_of((kinds, cut)))
 }

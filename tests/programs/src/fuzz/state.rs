@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 
 use dispatch_core::{
-    event::{Event, Kind, Sealed, Subject, Verified},
+    event::{Event, Kind, Scope, Sealed, Subject, Verified},
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
     state::State,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Wrap},
+    task::{Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Wrap},
     update::{Update, Usage},
 };
 
@@ -24,6 +24,11 @@ pub(super) const TARGETS: &[Target] = &[Target {
     words: &[
         "engine_started",
         "frozen_set",
+        "pool_paused",
+        "budget_warned",
+        "waits",
+        "after",
+        "retry_of",
         "task_created",
         "answered",
         "applied",
@@ -80,8 +85,16 @@ fn seeds() -> Vec<Vec<u8>> {
         workspace: None,
         parent: None,
         labels: Labels::default(),
-        terms: Terms::default(),
+        terms: Terms {
+            model: "m".parse().ok(),
+            priority: Priority::High,
+            // Nobody knows it: it waits for ever, and the fold must say so.
+            after: vec![TaskId::from_bits(2)],
+            ..Terms::default()
+        },
+        limits: dispatch_core::limits::Lowered::default(),
     };
+    let paused = spec.pool.clone();
     let usage = Usage {
         cost_usd: Some(0.1),
         input_tokens: Some(7),
@@ -119,6 +132,35 @@ fn seeds() -> Vec<Vec<u8>> {
             run(1),
             Kind::RunQueued {
                 cause: RunCause::Dispatched,
+            },
+        ),
+        (
+            run(1),
+            Kind::Waits {
+                reason: "r".into(),
+                until: Some(7),
+            },
+        ),
+        (
+            Subject::Engine,
+            Kind::FrozenSet {
+                frozen: true,
+                scope: Scope::Repo("/r".into()),
+            },
+        ),
+        (
+            Subject::Engine,
+            Kind::PoolPaused {
+                pool: paused,
+                until: 9,
+                reason: "r".into(),
+            },
+        ),
+        (
+            Subject::Engine,
+            Kind::BudgetWarned {
+                what: "day".into(),
+                spent: "1 of 2 tokens".into(),
             },
         ),
         (run(1), Kind::Admitted),

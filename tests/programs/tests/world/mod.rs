@@ -25,6 +25,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     clock::Clock,
+    containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
     sites::local::Keeper,
     view::{TaskView, Told},
@@ -117,6 +118,7 @@ impl World {
             job_env: BTreeMap::from([("PATH".into(), path), ("LANG".into(), "C.UTF-8".into())]),
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
+            runtimes: Runtimes::default(),
             observer: Observer::default(),
             clock: Clock::default(),
         }
@@ -150,6 +152,7 @@ impl World {
             parent: None,
             labels: Labels::default(),
             terms: Terms::default(),
+            limits: dispatch_core::limits::Lowered::default(),
         }
     }
 
