@@ -7,6 +7,7 @@
 )]
 
 pub mod model;
+pub mod talk;
 
 use std::{
     collections::BTreeMap,
