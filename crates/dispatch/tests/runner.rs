@@ -29,6 +29,8 @@ mod placement;
 mod reading;
 #[path = "runner/run.rs"]
 mod run;
+#[path = "runner/say.rs"]
+mod say;
 #[path = "runner/schema.rs"]
 mod schema;
 #[path = "runner/secrets.rs"]
