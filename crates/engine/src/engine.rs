@@ -16,7 +16,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
     id::{RunId, Seq, SiteName, TaskId},
-    message::{Fate, Message, MessageId, Sender},
+    message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     outcome::{Outcome, Stop},
     redact::Redactor,
     run::{RunCause, RunState},
@@ -1028,13 +1028,13 @@ impl Actor {
                 reply,
             } => {
                 let message = self.take(run, out_offset);
+                if message.is_none() {
+                    self.deaf(run.task);
+                }
                 self.reply_later(reply, Ok(message));
             }
             Command::Deaf { run, reply } => {
-                let theirs = |sayer: &&mut Sayer| sayer.task == run.task;
-                for sayer in self.sayers.iter_mut().filter(theirs) {
-                    sayer.deaf = true;
-                }
+                self.deaf(run.task);
                 self.reply_later(reply, Ok(()));
             }
             Command::Stop { task, force, reply } => {
@@ -1470,7 +1470,10 @@ impl Actor {
     fn take(&mut self, run: RunId, out_offset: u64) -> Option<Message> {
         let task = self.state.task(run.task)?;
         let running = self.state.run(run)?.state == RunState::Running;
-        let message = task.waiting().next().filter(|_| running)?.id;
+        // What one run has heard is kept until its end, for a replay.
+        let heard = task.messages.iter().filter(|m| m.is_with(run.n)).count();
+        let hears = running && heard < SETTLED_MAX;
+        let message = task.waiting().next().filter(|_| hears)?.id;
         let taken = Kind::MessageTaken {
             message,
             out_offset: Some(out_offset),
@@ -1478,6 +1481,14 @@ impl Actor {
         let taken = self.put(Subject::Run(run), taken);
         let task = self.state.task(run.task).filter(|_| taken)?;
         task.message(message).cloned()
+    }
+
+    /// Whoever has said something so far hears that it is for later.
+    fn deaf(&mut self, task: TaskId) {
+        let theirs = |sayer: &&mut Sayer| sayer.task == task;
+        for sayer in self.sayers.iter_mut().filter(theirs) {
+            sayer.deaf = true;
+        }
     }
 
     /// Answers those whose message has come as far as it will for now.
@@ -1498,13 +1509,18 @@ impl Actor {
         let Some(message) = task.message(sayer.message) else {
             return Some(Heard::Delivered);
         };
+        let goes = |run: &dispatch_core::state::Run| match run.state {
+            // A person has asked for the end: nothing follows by itself.
+            RunState::Stopping { .. } | RunState::Finished(_) => false,
+            RunState::Queued | RunState::Preparing | RunState::Running | RunState::Checking => true,
+        };
         let listens = |run: &dispatch_core::state::Run| {
             run.state == RunState::Running && run.report.is_none()
         };
         match message.fate {
             Fate::Delivered(_) => Some(Heard::Delivered),
             Fate::Cancelled => Some(Heard::Held),
-            Fate::Waiting if !task.is_open() => Some(Heard::Held),
+            Fate::Waiting if !task.last_run().is_some_and(goes) => Some(Heard::Held),
             Fate::Waiting if !task.last_run().is_some_and(listens) => Some(Heard::Queued),
             Fate::Waiting if message.taken.is_none() && sayer.deaf => Some(Heard::Queued),
             Fate::Waiting => None,

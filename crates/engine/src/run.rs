@@ -1046,7 +1046,8 @@ impl Walk {
     ) -> Result<(), Cut> {
         let run = self.job.run;
         // What was taken before comes first.
-        while ear.on_their_way.is_empty() && driver.listens() {
+        let open = !ear.done && !ear.over_budget;
+        while open && ear.on_their_way.is_empty() && driver.listens() {
             let out_offset = ear.heard;
             let command = |reply| Command::Take {
                 run,

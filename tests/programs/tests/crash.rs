@@ -167,6 +167,20 @@ fn messages_for_the_next_run_killed_after_every_event() {
     messages_at_every("event", "next", "ran\nran\n");
 }
 
+/// And twice: once when something is on its way, once while the next engine replays it.
+#[test]
+fn messages_killed_again_while_it_recovers() {
+    for (first, second) in [(6, 2), (7, 2), (8, 2), (8, 3), (9, 2), (9, 4), (10, 3)] {
+        let world = World::new();
+        engine_in(&world, "event", first, &["running"]);
+        engine_in(&world, "event", second, &["running"]);
+        engine_in(&world, "call", 3, &["running"]);
+        assert!(!engine_in(&world, "never", 0, &["running"]));
+        let heard = fs::read_to_string(world.home.path().join("heard")).unwrap();
+        assert_eq!(heard, "one\ntwo\n", "{first}, then {second}");
+    }
+}
+
 /// And twice: once in the run, once in the recovery.
 #[test]
 fn killed_again_while_it_recovers() {

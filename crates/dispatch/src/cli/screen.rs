@@ -202,6 +202,10 @@ fn update(event: &Event) -> Option<Update> {
 /// One line for a person, or nothing worth one.
 pub(crate) fn describe(event: &Event) -> Option<String> {
     let text = |key: &str| event.text(key).map(clean_line).unwrap_or_default();
+    let number = |key: &str| {
+        let number = event.body.get(key).and_then(serde_json::Value::as_u64);
+        number.unwrap_or_default()
+    };
     Some(match event.kind.as_str() {
         "engine_started" => format!("version {}", text("version")),
         "frozen_set" => {
@@ -266,6 +270,16 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
             format!("check {}: {}{note}", text("check"), text("state"))
         }
         "answered" => format!("answered: {}", text("text")),
+        "message_queued" => format!("message {}: {}", number("message"), text("text")),
+        "message_cancelled" => format!("message {} taken back", number("message")),
+        "message_delivered" => {
+            format!(
+                "message {} delivered ({})",
+                number("message"),
+                text("delivery")
+            )
+        }
+        "agent_set" => format!("goes on with {}", text("agent")),
         "applied" => format!("applied to {} as {}", text("repo"), text("branch")),
         "noted" => format!("note: {}", text("text")),
         "said" => said(&update(event)?)?,
