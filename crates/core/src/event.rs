@@ -269,6 +269,10 @@ pub enum Kind {
         message: MessageId,
         delivery: Delivery,
     },
+    /// The agent ended without having taken it up: it waits again.
+    MessageReturned {
+        message: MessageId,
+    },
     StopRequested {
         why: Stop,
     },
@@ -318,6 +322,7 @@ impl Kind {
             Self::MessageCancelled { .. } => "message_cancelled",
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
+            Self::MessageReturned { .. } => "message_returned",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
             Self::Applied { .. } => "applied",
@@ -363,6 +368,7 @@ impl Kind {
             | Self::MessageCancelled { .. }
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
+            | Self::MessageReturned { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
             | Self::Applied { .. }

@@ -105,6 +105,8 @@ pub struct Message {
     pub from: Sender,
     pub at: Millis,
     pub taken: Option<Taken>,
+    /// The run that ended without having taken it up: it never gets it a second time.
+    pub returned: Option<u32>,
     pub fate: Fate,
 }
 

@@ -644,6 +644,7 @@ impl State {
                     from: *from,
                     at: event.at,
                     taken: None,
+                    returned: None,
                     fate: Fate::Waiting,
                 });
                 task.forget_messages();
@@ -791,6 +792,15 @@ impl State {
                 let settled = task.settle(*message, id.n, Fate::Delivered(*delivery));
                 settled.ok_or_else(|| refused(*message))?;
             }
+            Kind::MessageReturned { message } => {
+                let delivered = |found: &&mut Message| {
+                    matches!(found.fate, Fate::Delivered(_)) && found.is_with(id.n)
+                };
+                let found = task.message_mut(*message).filter(delivered);
+                let found = found.ok_or_else(|| refused(*message))?;
+                (found.taken, found.returned) = (None, Some(id.n));
+                found.fate = Fate::Waiting;
+            }
             _ => {}
         }
         let index = (id.n as usize).wrapping_sub(1);
@@ -892,6 +902,7 @@ impl State {
             | Kind::BudgetWarned { .. }
             | Kind::MessageTaken { .. }
             | Kind::MessageDelivered { .. }
+            | Kind::MessageReturned { .. }
             | Kind::Said { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {

@@ -1473,7 +1473,8 @@ impl Actor {
         // What one run has heard is kept until its end, for a replay.
         let heard = task.messages.iter().filter(|m| m.is_with(run.n)).count();
         let hears = running && heard < SETTLED_MAX;
-        let message = task.waiting().next().filter(|_| hears)?.id;
+        let next = task.waiting().next().filter(|_| hears)?;
+        let message = Some(next).filter(|m| m.returned != Some(run.n))?.id;
         let taken = Kind::MessageTaken {
             message,
             out_offset: Some(out_offset),

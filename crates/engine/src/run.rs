@@ -842,7 +842,9 @@ impl Walk {
         let mut ear = Ear {
             lines: Lines::new(limits.line_bytes),
             heard: 0,
+            live: false,
             awaited: true,
+            said: Vec::new(),
             on_their_way: self.on_their_way(),
             unsure: Vec::new(),
             says: 1,
@@ -865,7 +867,7 @@ impl Walk {
                     self.order_stop(site, Part::Agent, force).await;
                     continue;
                 }
-                () = bell.notified() => {
+                () = bell.notified(), if ear.live => {
                     self.speak(site, driver, &mut ear).await?;
                     continue;
                 }
@@ -884,7 +886,7 @@ impl Walk {
                 JobEvent::Out(bytes) => {
                     let lines = ear.lines.push(&bytes);
                     self.hear(site, driver, &mut ear, lines).await?;
-                    if ear.awaited && driver.listens() {
+                    if ear.live && ear.awaited && driver.listens() {
                         self.speak(site, driver, &mut ear).await?;
                     }
                     // One that is done has nothing left to spend.
@@ -902,7 +904,16 @@ impl Walk {
                     }
                     None
                 }
-                JobEvent::Err(_) | JobEvent::Alive => None,
+                JobEvent::Alive => {
+                    // What an engine before this one has heard is heard again, and answered alike:
+                    // from here on there can be something new.
+                    ear.live = true;
+                    if ear.awaited {
+                        self.speak(site, driver, &mut ear).await?;
+                    }
+                    None
+                }
+                JobEvent::Err(_) => None,
                 JobEvent::Exited(report) => {
                     self.swept = true;
                     Some(Some(report))
@@ -920,7 +931,7 @@ impl Walk {
             if let Some(report) = report {
                 let rest: Vec<Line> = ear.lines.finish().into_iter().collect();
                 self.hear(site, driver, &mut ear, rest).await?;
-                self.settle_messages(site, &ear).await?;
+                self.settle_messages(site, &ear, driver.unheard()).await?;
                 let mut said = driver.close();
                 said.usage = said.usage.or(ear.usage);
                 let known = self.run().is_some_and(|run| run.report.is_some());
@@ -1072,6 +1083,7 @@ impl Walk {
         ear: &mut Ear,
         message: Message,
     ) -> Result<(), Cut> {
+        ear.said.push(message.id);
         let Some(bytes) = driver.say(&message.words()) else {
             ear.unsure.push(message.id);
             return Ok(());
@@ -1100,19 +1112,33 @@ impl Walk {
             .await
     }
 
-    /// What was in its input before the end is delivered; the rest waits again.
-    async fn settle_messages(&self, site: &Arc<dyn Site>, ear: &Ear) -> Result<(), Stopped> {
-        if ear.unsure.is_empty() {
+    /// What was in its input before the end is delivered; the rest waits again, and so does what it
+    /// has not taken up from there.
+    async fn settle_messages(
+        &self,
+        site: &Arc<dyn Site>,
+        ear: &Ear,
+        unheard: usize,
+    ) -> Result<(), Stopped> {
+        let heard = ear.said.len().saturating_sub(unheard);
+        if ear.unsure.is_empty() && heard == ear.said.len() {
             return Ok(());
         }
         let given = site.given(&self.id(Part::Agent)).await;
         // Not to know it is not to have seen the end.
         let given = given.map_err(|_| Stopped::Outcome(Outcome::Lost))?;
-        for message in &ear.unsure {
-            if given.contains(&message_order(*message)) {
-                self.tell_delivered(*message).await?;
-            }
-        }
+        let delivery = Delivery::Interrupt;
+        let unsure = ear.unsure.iter().copied();
+        let arrived = unsure.filter(|message| given.contains(&message_order(*message)));
+        let arrived = arrived.map(|message| Kind::MessageDelivered { message, delivery });
+        let returned = ear.said.iter().skip(heard).copied();
+        let returned = returned
+            .filter(|message| {
+                !ear.unsure.contains(message) || given.contains(&message_order(*message))
+            })
+            .map(|message| Kind::MessageReturned { message });
+        let kinds = arrived.chain(returned).collect();
+        self.record(Subject::Run(self.job.run), kinds).await?;
         Ok(())
     }
 
@@ -1494,8 +1520,12 @@ struct Ear {
     lines: Lines,
     /// End of the last line that the driver has heard.
     heard: u64,
+    /// All that was there when it began has been heard.
+    live: bool,
     /// There may be a message for it.
     awaited: bool,
+    /// Said to it, in order.
+    said: Vec<MessageId>,
     /// Said before, and not yet again, each after that much of the output.
     on_their_way: VecDeque<(u64, Message)>,
     /// The keeper did not confirm them.

@@ -25,7 +25,7 @@ use dispatch_engine::{
     engine::{Engine, Secrets, Settings},
     view::{Force, Heard, Spoken, TaskView, VerbError},
 };
-use world::{AGENT, World, finished, outcome, patient, until};
+use world::{AGENT, World, finished, outcome, patient, talk, until};
 
 /// `talker` can be spoken to while it runs, `fake` cannot and has no session.
 fn world() -> World {
@@ -205,6 +205,32 @@ async fn after_a_stop_it_is_kept_until_a_person_says_more() {
     assert_eq!(by, [None, Some(2), Some(2), Some(2)]);
     engine.stop(run.task, Force::Kill).await.unwrap();
     end(&engine, run.task, 2).await;
+}
+
+/// In the input of an agent that ended without reading it: it waits again, and is heard once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_did_not_take_up_before_its_end_is_not_lost() {
+    let world = world();
+    let engine = world.engine().await;
+    let (_home, pipe) = talk::pipe();
+    let orders = [
+        order(&world, "hear", "heard", "1"),
+        format!("append {} taken", pipe.display()),
+        "hang".to_owned(),
+    ];
+    let run = started(&engine, spec(&world, "talker", &orders)).await;
+    assert_eq!(say(&engine, run.task, "taken up").await, Heard::Delivered);
+    let taken = tokio::task::spawn_blocking(move || fs::read_to_string(pipe));
+    assert_eq!(patient(taken).await.unwrap().unwrap(), "taken\n");
+    let more = format!("@{}", order(&world, "append", "heard", "not taken up"));
+    assert_eq!(say(&engine, run.task, &more).await, Heard::Delivered);
+    engine.stop(run.task, Force::Kill).await.unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(fates(&view), [INTERRUPT, Fate::Waiting]);
+    assert_eq!(say(&engine, run.task, "go on").await, Heard::Queued);
+    let view = end(&engine, run.task, 2).await;
+    assert_eq!(fates(&view), [INTERRUPT, CONTINUATION, CONTINUATION]);
+    assert_eq!(read(&world, "heard"), "taken up\nnot taken up\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -160,6 +160,11 @@ impl Driver for Claude {
         })
     }
 
+    fn unheard(&self) -> usize {
+        let heard = self.taken.max(self.turns);
+        self.given.saturating_sub(heard) as usize
+    }
+
     fn close(&mut self) -> Said {
         let last = match self.last.take() {
             None => LastWord::Missing {
@@ -638,9 +643,11 @@ mod tests {
         claude.say("later").unwrap();
         assert!(!claude.hear(result).contains(&Step::Done));
         assert!(claude.listens());
+        assert_eq!(claude.unheard(), 2);
         claude.hear(&said_back(&["late", "later"]));
         assert!(claude.hear(result).contains(&Step::Done));
         assert!(!claude.listens());
+        assert_eq!(claude.unheard(), 0);
     }
 
     #[test]

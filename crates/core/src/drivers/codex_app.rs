@@ -113,6 +113,10 @@ impl Driver for CodexApp {
         ))
     }
 
+    fn unheard(&self) -> usize {
+        self.steered.len() + self.waiting.len()
+    }
+
     fn close(&mut self) -> Said {
         let last = match self.last.take() {
             _ if !self.question.is_empty() => LastWord::Asked {

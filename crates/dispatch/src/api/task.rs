@@ -445,6 +445,7 @@ pub(crate) mod tests {
                     run: 1,
                     out_offset: Some(4),
                 }),
+                returned: None,
                 fate: Fate::Delivered(Delivery::Interrupt),
             }],
             messages_count: 1,

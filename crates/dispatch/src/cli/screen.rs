@@ -279,6 +279,10 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
                 text("delivery")
             )
         }
+        "message_returned" => {
+            let number = number("message");
+            format!("message {number} was not taken up before the end; it waits again")
+        }
         "agent_set" => format!("goes on with {}", text("agent")),
         "applied" => format!("applied to {} as {}", text("repo"), text("branch")),
         "noted" => format!("note: {}", text("text")),

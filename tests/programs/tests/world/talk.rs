@@ -17,6 +17,7 @@ use super::{finished, patient};
 use dispatch_core::task::{Placement, TaskSpec, Wrap};
 
 pub const MESSAGE: &str = "Label them in blue.";
+const MORE: &str = "Put the plum first.";
 
 /// A named pipe in a directory of its own, and that directory.
 pub fn pipe() -> (tempfile::TempDir, PathBuf) {
@@ -57,20 +58,23 @@ pub async fn spoken_to(
     assert_eq!(patient(said).await.unwrap().how, Heard::Delivered);
     engine.shutdown().await.unwrap();
     let engine = Engine::open(settings()).await.unwrap();
+    let said = engine.say(run.task, MORE.into(), Sender::Person, Secrets::new());
+    assert_eq!(patient(said).await.unwrap().how, Heard::Delivered);
     drop(gate);
     let view = finished(&engine, run).await;
     assert_eq!(view.task.runs.len(), 1);
-    let fate = view.task.messages[0].fate;
-    assert_eq!(fate, Fate::Delivered(Delivery::Interrupt));
+    let fates: Vec<Fate> = view.task.messages.iter().map(|m| m.fate).collect();
+    assert_eq!(fates, [Fate::Delivered(Delivery::Interrupt); 2]);
     (engine, view)
 }
 
-/// The model was shown it, as something new, once.
+/// The model was shown both, once, and in order.
 pub fn shown_once(asked: &[Value]) {
-    let new = |record: &&Value| record["prompt"].as_str().unwrap().contains(MESSAGE);
-    assert_eq!(asked.iter().filter(new).count(), 1, "{asked:#?}");
-    let times = |text: &str| text.matches(MESSAGE).count();
     let last = asked.last().unwrap();
-    let all = times(last["prompt"].as_str().unwrap()) + times(last["earlier"].as_str().unwrap());
-    assert_eq!(all, 1, "{last:#}");
+    let text = |key: &str| last[key].as_str().unwrap();
+    let all = format!("{}\n{}", text("earlier"), text("prompt"));
+    for message in [MESSAGE, MORE] {
+        assert_eq!(all.matches(message).count(), 1, "{last:#}");
+    }
+    assert!(all.find(MESSAGE) < all.find(MORE), "{last:#}");
 }
