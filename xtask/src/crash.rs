@@ -48,7 +48,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let dispatch = program("dispatch", "dispatch", false)?;
     let agent = program("dispatch-test-programs", "fake-agent", false)?;
     let placements: &[&str] = if can_cage(&dispatch)? {
-        &["cage", "host"]
+        &["cage", "host", "listed"]
     } else {
         println!("SKIPPED: scenarios in the cage; `dispatch doctor` tells what is missing here");
         &["host"]
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let begun = Instant::now();
     while count.kills < kills {
         let wanted = KILLS_PER_SCENARIO.min(kills - count.kills);
-        // In turns, so that a fence is killed around as often as nothing is.
+        // In turns: a fence is killed around, nothing is, and a fence with a sidecar beside it.
         let placement = placements[count.scenarios % placements.len()];
         let scenario = Scenario::new(&dispatch, &agent, placement)?;
         scenario.play(wanted, &mut random, &mut count)?;
@@ -117,7 +117,8 @@ impl Scenario {
             scenario.path("home/dispatch.toml"),
             format!(
                 "[task]\nagent = \"fake\"\n[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = {JOBS}\n[agents.fake]\ndriver = \"plain\"\n\
-                 program = \"{}\"\npool = \"test\"\nplacement = \"{placement}\"\npaths = [{:?}]\n",
+                 program = \"{}\"\npool = \"test\"\nplacement = \"{placement}\"\npaths = [{:?}]\n\
+                 [placements.listed]\nwrap = \"cage\"\nnetwork = {{ allow = [\"a.invalid\"] }}\n",
                 agent.display(),
                 scenario.path("gates")
             ),

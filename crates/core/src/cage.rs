@@ -60,6 +60,19 @@ pub struct View {
     pub shared: Vec<PathBuf>,
     /// Device nodes of a GPU, when it was asked for.
     pub devices: Vec<PathBuf>,
+    /// Ports of the job's own loopback behind which a socket of ours lies.
+    pub relays: Vec<Relay>,
+}
+
+/// A port on the loopback of a job's own network, and the socket in a directory that it sees whose
+/// listener gets each connection. The directory is bound and not the socket: a bound socket goes
+/// stale when it is made anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    pub listen_port: u16,
+    pub directory: PathBuf,
+    pub socket: String,
 }
 
 /// What the warden is told, as JSON in its argv: nothing in it is secret.
@@ -77,6 +90,8 @@ pub struct Policy {
     pub shared: Vec<PathBuf>,
     /// Sockets that the warden has to refuse because nothing around it does.
     pub deny: Sockets,
+    #[serde(default)]
+    pub relays: Vec<Relay>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +110,7 @@ pub const BWRAP: &str = "bwrap";
 
 /// `inner` inside the cage. Environment, input, directory and limits stay as they are.
 #[must_use]
-pub fn wrap(inner: Invocation, view: &View, network: Network, strict: bool) -> Invocation {
+pub fn wrap(inner: Invocation, view: &View, network: &Network, strict: bool) -> Invocation {
     let (mut argv, policy) = match (&view.bwrap, &view.seatbelt) {
         (Some(bwrap), _) => (outer(bwrap, &inner, view, network), inside(view, strict)),
         (None, Some(program)) => {
@@ -138,10 +153,11 @@ fn inside(view: &View, strict: bool) -> Policy {
         write,
         shared: view.shared.clone(),
         deny: Sockets::None,
+        relays: view.relays.clone(),
     }
 }
 
-fn alone(view: &View, network: Network, strict: bool) -> Policy {
+fn alone(view: &View, network: &Network, strict: bool) -> Policy {
     let mut read = view.parts.clone();
     read.extend(view.read.iter().cloned());
     read.push("/proc".into());
@@ -155,8 +171,10 @@ fn alone(view: &View, network: Network, strict: bool) -> Policy {
         shared: view.shared.clone(),
         deny: match network {
             Network::Full => Sockets::Unix,
-            Network::None => Sockets::UnixAndInternet,
+            // A list cannot be held from here, so whoever comes this far gets nothing.
+            Network::None | Network::Allow(_) => Sockets::UnixAndInternet,
         },
+        relays: Vec::new(),
     }
 }
 
@@ -165,7 +183,7 @@ fn devices(view: &View) -> impl Iterator<Item = PathBuf> + '_ {
     usual.chain(view.devices.iter().cloned())
 }
 
-fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: Network) -> Vec<String> {
+fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: &Network) -> Vec<String> {
     let mut argv = Argv(vec![text(bwrap)]);
     argv.words(&[
         "--unshare-user-try",
@@ -174,7 +192,7 @@ fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: Network) -> Vec
         "--unshare-uts",
         "--unshare-cgroup-try",
     ]);
-    if network == Network::None {
+    if network.is_own() {
         argv.words(&["--unshare-net"]);
     }
     // Without --cap-drop a root engine's jobs would keep nearly all capabilities, mount among them.
@@ -216,6 +234,9 @@ fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: Network) -> Vec
     binds.extend(view.read.iter().map(|path| (path, "--ro-bind")));
     let written = view.write.iter().chain(&view.shared);
     binds.extend(written.map(|path| (path, "--bind")));
+    let mut relayed: Vec<&PathBuf> = view.relays.iter().map(|relay| &relay.directory).collect();
+    relayed.dedup();
+    binds.extend(relayed.into_iter().map(|path| (path, "--ro-bind")));
     binds.sort_by_key(|(path, _)| path.components().count());
     for (path, how) in binds {
         argv.paths(how, path, path);
@@ -244,7 +265,7 @@ fn text(path: &Path) -> String {
 
 /// What was enforced around a job, as its record and every surface show it.
 #[must_use]
-pub fn enforced(layers: &[String], limits: &[String], network: Network) -> String {
+pub fn enforced(layers: &[String], limits: &[String], network: &Network) -> String {
     let fence = match layers {
         [] => "nothing".to_owned(),
         [only] => format!("{only} only"),
@@ -259,13 +280,14 @@ pub fn enforced(layers: &[String], limits: &[String], network: Network) -> Strin
         out.push_str(&limits.join(", "));
     }
     out.push_str("; network: ");
-    out.push_str(network.word());
+    out.push_str(&network.word());
     out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::AllowList;
 
     fn inner() -> Invocation {
         Invocation {
@@ -293,6 +315,7 @@ mod tests {
             write: vec!["/data/ws".into(), "/data/home".into()],
             shared: vec!["/data/logins/work".into()],
             devices: vec!["/dev/dri".into()],
+            relays: Vec::new(),
         }
     }
 
@@ -304,7 +327,7 @@ mod tests {
     #[test]
     fn the_program_comes_through_unquoted_and_no_secret_is_in_the_argv() {
         for bwrap in [None, Some(PathBuf::from("/usr/bin/bwrap"))] {
-            let wrapped = wrap(inner(), &View { bwrap, ..view() }, Network::Full, false);
+            let wrapped = wrap(inner(), &View { bwrap, ..view() }, &Network::Full, false);
             assert!(wrapped.argv.ends_with(&inner().argv));
             assert!(!wrapped.argv.join(" ").contains("hunter2"));
             assert_eq!((wrapped.env, wrapped.cwd), (inner().env, inner().cwd));
@@ -314,8 +337,8 @@ mod tests {
 
     #[test]
     fn capabilities_go_in_every_case_and_the_network_when_asked() {
-        let full = wrap(inner(), &view(), Network::Full, false).argv;
-        let none = wrap(inner(), &view(), Network::None, false).argv;
+        let full = wrap(inner(), &view(), &Network::Full, false).argv;
+        let none = wrap(inner(), &view(), &Network::None, false).argv;
         for argv in [&full, &none] {
             let at = argv.iter().position(|word| word == "--cap-drop").unwrap();
             assert_eq!(argv[at + 1], "ALL");
@@ -327,7 +350,7 @@ mod tests {
 
     #[test]
     fn only_what_is_written_is_bound_writable_and_the_root_is_closed_last() {
-        let argv = wrap(inner(), &view(), Network::Full, false).argv;
+        let argv = wrap(inner(), &view(), &Network::Full, false).argv;
         let after = |option: &str| -> Vec<&str> {
             let hits = argv.iter().enumerate().filter(|(_, word)| *word == option);
             hits.map(|(at, _)| argv[at + 1].as_str()).collect()
@@ -350,17 +373,48 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_hosts_is_a_network_of_its_own_and_a_directory_to_the_sidecar() {
+        let list = AllowList::try_from(vec!["a.test".to_owned()]).unwrap();
+        let relay = |listen_port, socket: &str| Relay {
+            listen_port,
+            directory: "/data/inside/1".into(),
+            socket: socket.into(),
+        };
+        let relays = vec![relay(1, "a.sock"), relay(2, "b.sock")];
+        let view = View {
+            relays: relays.clone(),
+            ..view()
+        };
+        let argv = wrap(inner(), &view, &Network::Allow(list.clone()), false).argv;
+        assert!(argv.iter().any(|word| word == "--unshare-net"));
+        let bound = argv.windows(2).filter(|pair| pair[1] == "/data/inside/1");
+        let how: Vec<&str> = bound.map(|pair| pair[0].as_str()).collect();
+        assert_eq!(how, ["--ro-bind", "/data/inside/1"]);
+        assert_eq!(policy(&argv).relays, relays);
+        // Nothing else can hold a list: whoever is alone lets nothing through.
+        let bare = View {
+            bwrap: None,
+            ..view
+        };
+        let alone = policy(&wrap(inner(), &bare, &Network::Allow(list), false).argv);
+        assert_eq!(
+            (alone.deny, alone.relays),
+            (Sockets::UnixAndInternet, vec![])
+        );
+    }
+
+    #[test]
     fn without_bubblewrap_the_warden_gets_the_whole_list() {
         let bare = View {
             bwrap: None,
             ..view()
         };
-        let got = policy(&wrap(inner(), &bare, Network::None, true).argv);
+        let got = policy(&wrap(inner(), &bare, &Network::None, true).argv);
         assert!(got.strict && got.outer.is_empty());
         assert_eq!(got.deny, Sockets::UnixAndInternet);
         assert!(got.read.contains(&"/etc/hosts".into()) && !got.read.contains(&"/etc".into()));
         assert!(!got.read.contains(&"/".into()) && !got.write.contains(&"/tmp".into()));
-        let caged = policy(&wrap(inner(), &view(), Network::Full, false).argv);
+        let caged = policy(&wrap(inner(), &view(), &Network::Full, false).argv);
         assert_eq!(
             (caged.outer, caged.read),
             (vec![BWRAP.to_owned()], vec!["/".into()])
@@ -378,13 +432,13 @@ mod tests {
             seatbelt: Some("/usr/bin/sandbox-exec".into()),
             ..view()
         };
-        let argv = wrap(inner(), &mac, Network::None, true).argv;
+        let argv = wrap(inner(), &mac, &Network::None, true).argv;
         assert_eq!(argv[0], "/usr/bin/sandbox-exec");
         assert!(argv.ends_with(&inner().argv));
         let got = policy(&argv);
         assert_eq!((got.outer, got.strict), (vec![SEATBELT.to_owned()], true));
         assert_eq!(
-            enforced(&[SEATBELT.to_owned()], &[], Network::None),
+            enforced(&[SEATBELT.to_owned()], &[], &Network::None),
             "sandbox-exec only; network: none"
         );
     }
@@ -398,14 +452,18 @@ mod tests {
             enforced(
                 &layers(&["bwrap", "landlock(abi 7)", "seccomp"]),
                 &limits,
-                Network::None
+                &Network::None
             ),
             "bwrap+landlock(abi 7)+seccomp; limits: memory (watched); network: none"
         );
         assert_eq!(
-            enforced(&layers(&["landlock(abi 1)", "seccomp"]), &[], Network::Full),
+            enforced(
+                &layers(&["landlock(abi 1)", "seccomp"]),
+                &[],
+                &Network::Full
+            ),
             "landlock(abi 1)+seccomp only; network: full"
         );
-        assert_eq!(enforced(&[], &[], Network::Full), "nothing; network: full");
+        assert_eq!(enforced(&[], &[], &Network::Full), "nothing; network: full");
     }
 }

@@ -96,6 +96,16 @@ pub fn marker_files(checks: &Checks) -> Vec<&str> {
     files
 }
 
+/// The check that the base commit asks for; it is named after a language.
+#[must_use]
+pub fn detected<'a>(checks: &'a Checks, root: &RootFiles) -> Option<(&'a CheckName, &'a Check)> {
+    let fits = |(_, check): &(&CheckName, &Check)| check.markers.iter().any(|m| m.holds(root));
+    checks
+        .iter()
+        .filter(fits)
+        .min_by_key(|(_, check)| check.rank)
+}
+
 /// The commands to run, in order. Empty means that nothing can vouch for the result.
 #[must_use]
 pub fn plan(checks: &Checks, asked: &ChecksAsked, root: &RootFiles) -> Vec<Planned> {
@@ -105,16 +115,7 @@ pub fn plan(checks: &Checks, asked: &ChecksAsked, root: &RootFiles) -> Vec<Plann
             .iter()
             .filter_map(|name| checks.get_key_value(name))
             .collect(),
-        ChecksAsked::Detect => {
-            let fits =
-                |(_, check): &(&CheckName, &Check)| check.markers.iter().any(|m| m.holds(root));
-            checks
-                .iter()
-                .filter(fits)
-                .min_by_key(|(_, check)| check.rank)
-                .into_iter()
-                .collect()
-        }
+        ChecksAsked::Detect => detected(checks, root).into_iter().collect(),
     };
     let mut planned = Vec::new();
     for (name, check) in chosen {

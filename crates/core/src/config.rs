@@ -17,7 +17,9 @@ use crate::{
     gate::{Gate, Pool},
     id::{AccountName, AgentName, BadId, ModelName, PlacementName, PoolName},
     limits::Limits,
+    prompt::{Library, TextName},
     schedule::Pools,
+    sidecar::{BROKER_URL, Upstream},
     task::{Expects, Network, Placement, Wrap},
 };
 
@@ -187,6 +189,19 @@ pub struct AgentProfile {
     /// In a container: a name for the host, for models that are served there.
     #[serde(default)]
     pub host_alias: bool,
+    /// Keeps one of its secrets outside the fence; absent: it gets them all.
+    pub broker: Option<BrokerTable>,
+}
+
+/// One `[agents.NAME.broker]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerTable {
+    /// The variable in the agent's `env` whose value stays outside.
+    pub key: String,
+    /// The variable that gets the address to send requests to; absent where `args` name it.
+    pub base_url: Option<String>,
+    pub upstream: Upstream,
 }
 
 impl AgentProfile {
@@ -293,6 +308,10 @@ impl TryFrom<String> for HomePath {
 #[serde(deny_unknown_fields)]
 pub struct TaskDefaults {
     pub agent: AgentName,
+    /// How to work, where a task does not say.
+    pub template: TextName,
+    /// The label of a task that has none; empty for no label.
+    pub org: String,
     pub expects: Expects,
     pub placement: PlacementName,
     pub allow_host: bool,
@@ -336,6 +355,8 @@ pub struct Config {
     pub container: ContainerSettings,
     pub agents: BTreeMap<AgentName, AgentProfile>,
     pub checks: Checks,
+    /// What prompts are made of: ours, until the caller lays a person's own over it.
+    pub library: Library,
 }
 
 /// One file, or what stands for one.
@@ -606,7 +627,7 @@ impl Typing<'_> {
         let pools = self.many::<PoolName, Pool>("pools");
         let (placements, containers) = self.placements();
         let container = self.container();
-        let agents = self.many::<AgentName, AgentProfile>("agents");
+        let mut agents = self.many::<AgentName, AgentProfile>("agents");
         let checks = self.many("checks");
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
@@ -637,6 +658,16 @@ impl Typing<'_> {
                     let what = format!("agent {other} is not configured; there are {there}");
                     self.problem(&place(&["agents", name.as_str(), "variants", word]), what);
                 }
+            }
+            self.broker(name, agent);
+        }
+        for agent in agents.values_mut() {
+            // A broker without its key could only be passed by, and that is what it is there against.
+            let key = agent.broker.as_ref().map(|broker| &broker.key);
+            if let Some(EnvValue::Taken { optional, .. }) =
+                key.and_then(|key| agent.env.get_mut(key))
+            {
+                *optional = false;
             }
         }
         for (key, what) in gate.iter().flat_map(Gate::problems) {
@@ -679,6 +710,7 @@ impl Typing<'_> {
             container: container?,
             agents,
             checks,
+            library: Library::built_in(),
         })
     }
 
@@ -712,8 +744,8 @@ impl Typing<'_> {
         for (name, table) in tables {
             let at = format!("placements.{name}");
             if table.wrap == Wrap::Host && (table.strict || table.network != Network::Full) {
-                let what = "wrap host has no fence, so it can be neither strict nor without \
-                            network; use wrap = \"cage\"";
+                let what = "wrap host has no fence, so it can be neither strict nor with less \
+                            than the full network; use wrap = \"cage\"";
                 self.problem(&at, what.into());
             }
             // Every surface warns by this name, so it and no other may mean that.
@@ -773,6 +805,40 @@ impl Typing<'_> {
                 );
                 self.problem(&at, what);
             }
+        }
+    }
+
+    /// A broker without a key would hand the agent nothing, and one that nobody is told of is not used.
+    fn broker(&mut self, name: &AgentName, agent: &AgentProfile) {
+        let named = agent.args.iter().any(|arg| arg.contains(BROKER_URL));
+        let Some(broker) = &agent.broker else {
+            if named {
+                let what = format!("{BROKER_URL} is in it and there is no [agents.{name}.broker]");
+                self.problem(&place(&["agents", name.as_str(), "args"]), what);
+            }
+            return;
+        };
+        let at = place(&["agents", name.as_str(), "broker"]);
+        if !matches!(agent.env.get(&broker.key), Some(EnvValue::Taken { .. })) {
+            let what = format!(
+                "key = {:?} names no secret of the agent's env, as {{ from = \"{}\" }} is one",
+                broker.key, broker.key
+            );
+            self.problem(&at, what);
+        }
+        if broker.base_url.is_none() && !named {
+            let what = format!(
+                "the agent is not told where to send its requests: give base_url = \"VARIABLE\", \
+                 or write {BROKER_URL} into its args"
+            );
+            self.problem(&at, what);
+        }
+        if broker
+            .base_url
+            .as_deref()
+            .is_some_and(|name| name.is_empty() || name.contains('='))
+        {
+            self.problem(&at, "base_url is the name of a variable".into());
         }
     }
 
@@ -1112,6 +1178,72 @@ mod tests {
         let said = &config.containers[&"c".parse().unwrap()];
         assert_eq!(said.image, Some("debian:12".parse().unwrap()));
         assert_eq!(said.runtime, None);
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_read_and_a_bad_one_is_told() {
+        let read = |network: &str| {
+            let text = format!("[placements.open]\nwrap = \"cage\"\nnetwork = {network}\n");
+            load(&[Layer {
+                source: "x",
+                text: &text,
+            }])
+        };
+        let (config, _) = read("{ allow = [\"api.anthropic.com\", \"*.a.test:8443\"] }").unwrap();
+        let network = &config.placements[&"open".parse().unwrap()].network;
+        assert_eq!(network.word(), "allow(2 hosts)");
+        let json = serde_json::to_string(network).unwrap();
+        assert_eq!(json, r#"{"allow":["api.anthropic.com","*.a.test:8443"]}"#);
+        assert_eq!(serde_json::from_str::<Network>(&json).unwrap(), *network);
+        for bad in [
+            "{ allow = [\"10.0.0.1\"] }",
+            "{ deny = [] }",
+            "\"some\"",
+            "{ allow = \"a.test\" }",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_broker_has_a_key_and_the_agent_is_told_of_it() {
+        let agent = |rest: &str| {
+            problems(&format!(
+                "[agents.x]\ndriver = \"plain\"\nprogram = \"x\"\npool = \"default\"\n{rest}"
+            ))
+            .join("\n")
+        };
+        let key = "env = { K = { from = \"K\" } }\n";
+        let broker = "[agents.x.broker]\nkey = \"K\"\nupstream = \"https://a.test\"\n";
+        assert_eq!(agent(&format!("{key}{broker}base_url = \"URL\"\n")), "");
+        assert_eq!(
+            agent(&format!("{key}args = [\"u={{broker_url}}/v1\"]\n{broker}")),
+            ""
+        );
+        for (rest, what) in [
+            (format!("{key}{broker}"), "write {broker_url} into its args"),
+            (
+                format!("env = {{ K = \"text\" }}\n{broker}base_url = \"URL\"\n"),
+                "names no secret",
+            ),
+            (
+                format!("{key}args = [\"{{broker_url}}\"]\n"),
+                "there is no [agents.x.broker]",
+            ),
+            (
+                format!("{key}{broker}base_url = \"\"\n"),
+                "the name of a variable",
+            ),
+            (
+                format!(
+                    "{key}[agents.x.broker]\nkey = \"K\"\nbase_url = \"U\"\nupstream = \"http://a.test\"\n"
+                ),
+                "where nobody else reads the key",
+            ),
+        ] {
+            let got = agent(&rest);
+            assert!(got.contains(what), "{what} not in {got:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cage::{Policy, Sockets},
+    cage::{Policy, Relay, Sockets},
     job::{Around, Inside, Invocation, JobId, Stdin, WARDEN_VARIABLE},
     task::Network,
 };
@@ -315,6 +315,8 @@ pub struct View {
     pub write: Vec<PathBuf>,
     /// An account's login: plain files only, and other tasks see them.
     pub shared: Vec<PathBuf>,
+    /// Ports of the job's own loopback behind which a socket of ours lies.
+    pub relays: Vec<Relay>,
     /// Variables whose values the image knows better than the host, when it has them.
     pub own: Vec<String>,
     /// What a process may have at most on this host.
@@ -324,7 +326,7 @@ pub struct View {
 }
 
 /// What the task and its agent ask for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub network: Network,
     pub strict: bool,
@@ -336,6 +338,11 @@ pub struct Wanted {
 /// Why a container cannot be had as it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
+    #[error(
+        "the image cannot run our warden (no glibc, or an older one), and without it there is no \
+         way to a list of hosts or to a broker; use another image, or a network without them"
+    )]
+    NoRelay,
     #[error(
         "Apple's container has no flag for a GPU yet; use docker or podman, or a placement with \
          gpu = false"
@@ -383,10 +390,13 @@ pub fn wrap(
     inner: Invocation,
     job: &JobId,
     view: &View,
-    wanted: Wanted,
+    wanted: &Wanted,
 ) -> Result<Invocation, Refused> {
     if view.warden.is_none() && wanted.strict {
         return Err(Refused::NoWarden);
+    }
+    if view.warden.is_none() && !view.relays.is_empty() {
+        return Err(Refused::NoRelay);
     }
     let mut argv = options(&inner, job, view, wanted)?;
     let around = around(job, view);
@@ -478,11 +488,12 @@ fn policy(view: &View, strict: bool) -> Policy {
         read: vec!["/".into()],
         write,
         shared: view.shared.clone(),
+        relays: view.relays.clone(),
         deny: Sockets::None,
     }
 }
 
-fn options(inner: &Invocation, job: &JobId, view: &View, wanted: Wanted) -> Result<Argv, Refused> {
+fn options(inner: &Invocation, job: &JobId, view: &View, wanted: &Wanted) -> Result<Argv, Refused> {
     let apple = view.client.runtime == Runtime::Apple;
     let mut argv = Argv(vec![text(&view.client.program)]);
     argv.words(&["run", "--rm", "--name", &name(job)]);
@@ -508,7 +519,8 @@ fn options(inner: &Invocation, job: &JobId, view: &View, wanted: Wanted) -> Resu
     argv.fenced(&view.client, view.user);
     argv.words(&["--workdir", &text(&inner.cwd)]);
     limits(&mut argv, inner, view);
-    if wanted.network == Network::None {
+    // A list of hosts is reached through the warden's relays, and nothing else is.
+    if wanted.network.is_own() {
         argv.words(&["--network", "none"]);
     }
     devices_and_names(&mut argv, view.client.runtime, wanted)?;
@@ -547,17 +559,14 @@ fn limits(argv: &mut Argv, inner: &Invocation, view: &View) {
     argv.ulimits(files, view.user_processes_max);
 }
 
-fn devices_and_names(argv: &mut Argv, runtime: Runtime, wanted: Wanted) -> Result<(), Refused> {
+fn devices_and_names(argv: &mut Argv, runtime: Runtime, wanted: &Wanted) -> Result<(), Refused> {
     match (wanted.gpu, runtime) {
         (false, _) => {}
         (true, Runtime::Docker) => argv.words(&["--gpus=all"]),
         (true, Runtime::Podman) => argv.words(&["--device", "nvidia.com/gpu=all"]),
         (true, Runtime::Apple) => return Err(Refused::AppleGpu),
     }
-    match (
-        wanted.host_alias && wanted.network != Network::None,
-        runtime,
-    ) {
+    match (wanted.host_alias && !wanted.network.is_own(), runtime) {
         // Podman writes `host.containers.internal` into every container by itself, and older ones
         // do not know the word host-gateway.
         (false, _) | (true, Runtime::Podman) => {}
@@ -580,6 +589,8 @@ fn binds(argv: &mut Argv, view: &View) -> Result<(), Refused> {
         // Connecting is no writing: the agent can put nothing there.
         binds.push((&warden.socket, Path::new(SOCKET_DIR), true));
     }
+    let relayed = view.relays.iter().map(|relay| &*relay.directory);
+    binds.extend(relayed.map(|path| (path, path, true)));
     // Outer directories first, so that one mount never hides another.
     binds.sort_by_key(|(_, to, _)| to.components().count());
     binds.dedup();
@@ -754,6 +765,7 @@ mod tests {
             read: vec!["/opt/agent".into()],
             write: vec!["/data/ws".into()],
             shared: vec!["/data/logins/work".into()],
+            relays: Vec::new(),
             own: vec!["GOROOT".into()],
             open_files_max: 5000,
             user_processes_max: Some(300),
@@ -764,17 +776,17 @@ mod tests {
         argv.windows(words.len()).any(|found| found == words)
     }
 
-    fn wrapped(runtime: Runtime, wanted: Wanted) -> Invocation {
+    fn wrapped(runtime: Runtime, wanted: &Wanted) -> Invocation {
         wrap(inner(), &job(), &view(runtime), wanted).unwrap()
     }
 
     #[test]
     fn the_program_comes_through_unquoted_and_no_secret_is_in_the_argv() {
         for runtime in Runtime::ALL {
-            let with = wrapped(runtime, Wanted::default());
+            let with = wrapped(runtime, &Wanted::default());
             let mut bare = view(runtime);
             bare.warden = None;
-            let without = wrap(inner(), &job(), &bare, Wanted::default()).unwrap();
+            let without = wrap(inner(), &job(), &bare, &Wanted::default()).unwrap();
             assert!(with.argv.ends_with(&inner().argv), "{:?}", with.argv);
             assert!(
                 without.argv.ends_with(&inner().argv[1..]),
@@ -805,7 +817,7 @@ mod tests {
     #[test]
     fn privileges_go_and_the_root_is_closed_in_every_case() {
         for runtime in [Runtime::Docker, Runtime::Podman] {
-            let argv = wrapped(runtime, Wanted::default()).argv;
+            let argv = wrapped(runtime, &Wanted::default()).argv;
             for word in [
                 "--cap-drop=all",
                 "--read-only",
@@ -835,13 +847,13 @@ mod tests {
         let mut quiet = inner();
         quiet.stdin = Stdin::Null;
         let view = view(Runtime::Docker);
-        let argv = wrap(quiet, &job(), &view, Wanted::default()).unwrap().argv;
+        let argv = wrap(quiet, &job(), &view, &Wanted::default()).unwrap().argv;
         assert!(!argv.iter().any(|word| word == "--interactive"));
     }
 
     #[test]
     fn only_what_is_named_is_bound_and_only_what_is_written_is_writable() {
-        let argv = wrapped(Runtime::Podman, Wanted::default()).argv;
+        let argv = wrapped(Runtime::Podman, &Wanted::default()).argv;
         let mounts: Vec<&str> = argv
             .iter()
             .zip(&argv[1..])
@@ -853,12 +865,13 @@ mod tests {
                 "type=bind,source=/opt/agent,target=/opt/agent,readonly",
                 "type=bind,source=/data/ws,target=/data/ws",
                 "type=bind,source=/data/inside/x,target=/run/dispatch,readonly",
+                "type=bind,source=/data/logins/work,target=/data/logins/work",
                 "type=bind,source=/data/bin/warden,target=/data/bin/warden,readonly",
             ]
         );
         let mut odd = view(Runtime::Podman);
         odd.read.push("/a,b".into());
-        let refused = wrap(inner(), &job(), &odd, Wanted::default());
+        let refused = wrap(inner(), &job(), &odd, &Wanted::default());
         assert_eq!(refused, Err(Refused::Path("/a,b".into())));
     }
 
@@ -873,7 +886,7 @@ mod tests {
         ] {
             let mut rootless = view(runtime);
             rootless.client.rootless = true;
-            let got = wrap(inner(), &job(), &rootless, Wanted::default()).unwrap();
+            let got = wrap(inner(), &job(), &rootless, &Wanted::default()).unwrap();
             assert!(has(&got.argv, words), "{:?}", got.argv);
             assert_eq!(
                 rootless.client.layer(),
@@ -892,17 +905,17 @@ mod tests {
             host_alias: true,
             ..Wanted::default()
         };
-        let docker = wrapped(Runtime::Docker, all).argv;
+        let docker = wrapped(Runtime::Docker, &all).argv;
         assert!(docker.iter().any(|word| word == "--gpus=all"));
         assert!(has(
             &docker,
             &["--add-host", "host.docker.internal:host-gateway"]
         ));
-        let podman = wrapped(Runtime::Podman, all).argv;
+        let podman = wrapped(Runtime::Podman, &all).argv;
         assert!(has(&podman, &["--device", "nvidia.com/gpu=all"]));
         assert!(!podman.iter().any(|word| word == "--add-host"));
-        let apple = |wanted| wrap(inner(), &job(), &view(Runtime::Apple), wanted).unwrap_err();
-        assert_eq!(apple(all), Refused::AppleGpu);
+        let apple = |wanted| wrap(inner(), &job(), &view(Runtime::Apple), &wanted).unwrap_err();
+        assert_eq!(apple(all.clone()), Refused::AppleGpu);
         let alias = Wanted { gpu: false, ..all };
         assert_eq!(apple(alias), Refused::AppleHostAlias);
         let none = Wanted {
@@ -913,18 +926,18 @@ mod tests {
         for runtime in Runtime::ALL {
             let argv = wrapped(
                 runtime,
-                Wanted {
+                &Wanted {
                     host_alias: false,
-                    ..none
+                    ..none.clone()
                 },
             )
             .argv;
             assert!(has(&argv, &["--network", "none"]));
-            let full = wrapped(runtime, Wanted::default()).argv;
+            let full = wrapped(runtime, &Wanted::default()).argv;
             assert!(!full.iter().any(|word| word.starts_with("--network")));
         }
         assert!(
-            !wrapped(Runtime::Docker, none)
+            !wrapped(Runtime::Docker, &none)
                 .argv
                 .iter()
                 .any(|word| word == "--add-host")
@@ -939,10 +952,13 @@ mod tests {
             strict: true,
             ..Wanted::default()
         };
-        assert_eq!(wrap(inner(), &job(), &bare, strict), Err(Refused::NoWarden));
+        assert_eq!(
+            wrap(inner(), &job(), &bare, &strict),
+            Err(Refused::NoWarden)
+        );
         let mut shadow = inner();
         shadow.secrets.push("HOME".into());
-        let refused = wrap(shadow, &job(), &bare, Wanted::default());
+        let refused = wrap(shadow, &job(), &bare, &Wanted::default());
         assert_eq!(refused, Err(Refused::Secret("HOME".into())));
     }
 
@@ -964,6 +980,39 @@ mod tests {
             assert_eq!(image.warning().is_none(), is);
         }
         assert!(serde_json::from_str::<Image>("\"-x\"").is_err());
+    }
+
+    #[test]
+    fn a_list_of_hosts_is_reached_by_the_wardens_relays_and_by_nothing_else() {
+        let list = vec!["a.example".to_owned()];
+        let wanted = Wanted {
+            network: Network::Allow(list.try_into().unwrap()),
+            ..Wanted::default()
+        };
+        let relay = Relay {
+            listen_port: 3128,
+            directory: "/data/inside/run".into(),
+            socket: "proxy".into(),
+        };
+        let view = View {
+            relays: vec![relay],
+            ..view(Runtime::Podman)
+        };
+        let argv = wrap(inner(), &job(), &view, &wanted).unwrap().argv;
+        assert!(has(&argv, &["--network", "none"]));
+        assert!(
+            argv.iter()
+                .any(|word| word.contains("/data/inside/run") && word.contains("ro"))
+        );
+        assert!(
+            argv.iter()
+                .any(|word| word.contains("\"listen_port\":3128"))
+        );
+        let bare = View {
+            warden: None,
+            ..view
+        };
+        assert_eq!(wrap(inner(), &job(), &bare, &wanted), Err(Refused::NoRelay));
     }
 
     #[test]

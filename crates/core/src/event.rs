@@ -94,6 +94,18 @@ pub struct Sealed {
     pub notes: Vec<String>,
 }
 
+/// A prompt as it was given, without its text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptMade {
+    /// In hexadecimal.
+    pub sha256: String,
+    pub bytes: u64,
+    /// Names of files that hold what did not fit.
+    pub cut: Vec<String>,
+    /// Paths of texts of the repository that stand in place of ours.
+    pub repository: Vec<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckState {
@@ -233,6 +245,10 @@ pub enum Kind {
     CarriedFound {
         carried: Vec<Carried>,
     },
+    /// What the agent is given to read, kept in a file beside the task. Said before it starts.
+    PromptMade {
+        made: PromptMade,
+    },
     /// The commits that a reviewer is to read. Said before the agent starts.
     RangeSet {
         range: Range,
@@ -336,6 +352,7 @@ impl Kind {
             Self::Admitted => "admitted",
             Self::WorkspaceReady { .. } => "workspace_ready",
             Self::CarriedFound { .. } => "carried_found",
+            Self::PromptMade { .. } => "prompt_made",
             Self::RangeSet { .. } => "range_set",
             Self::Reviewed { .. } => "reviewed",
             Self::SiteRefused { .. } => "site_refused",
@@ -382,6 +399,7 @@ impl Kind {
             | Self::Admitted
             | Self::WorkspaceReady { .. }
             | Self::CarriedFound { .. }
+            | Self::PromptMade { .. }
             | Self::RangeSet { .. }
             | Self::Reviewed { .. }
             | Self::SiteRefused { .. }

@@ -11,6 +11,7 @@
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
+//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
 
 pub mod cage;
 pub mod cargo_config;
@@ -26,6 +27,7 @@ pub mod job;
 pub mod ledger;
 pub mod limits;
 pub mod message;
+pub mod network;
 pub mod outcome;
 pub mod project;
 pub mod prompt;
@@ -35,6 +37,7 @@ pub mod run;
 pub mod schedule;
 pub mod seatbelt;
 pub mod secret;
+pub mod sidecar;
 pub mod state;
 pub mod task;
 pub mod update;

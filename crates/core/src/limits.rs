@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
+use crate::prompt;
+
 /// What a keeper enforces for one job, even when the engine is dead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobLimits {
@@ -54,6 +56,9 @@ pub struct Limits {
     /// Runs that messages of other tasks' agents may start before a person says something.
     pub wakes_max: u32,
     pub task_bytes: usize,
+    pub prompt_bytes: usize,
+    pub template_bytes: usize,
+    pub variables_bytes: usize,
     pub updates_bytes: u64,
     pub line_bytes: usize,
     pub snapshot_bytes: u64,
@@ -77,6 +82,7 @@ impl Limits {
             ("runs_max", u64::from(self.runs_max)),
             ("messages_max", self.messages_max as u64),
             ("task_bytes", self.task_bytes as u64),
+            ("template_bytes", self.template_bytes as u64),
             ("line_bytes", self.line_bytes as u64),
             ("snapshot_bytes", self.snapshot_bytes),
             ("snapshot_files", self.snapshot_files as u64),
@@ -86,7 +92,24 @@ impl Limits {
                 format!("limits.{name} is 0; nothing could ever run: give a positive number")
             })
         };
-        numbers.iter().filter_map(zero).collect()
+        let mut problems: Vec<String> = numbers.iter().filter_map(zero).collect();
+        if self.prompt_bytes < prompt::BYTES_MIN {
+            problems.push(format!(
+                "limits.prompt_bytes is {}; what is never cut needs {}",
+                self.prompt_bytes,
+                prompt::BYTES_MIN
+            ));
+        }
+        problems
+    }
+
+    /// Of one prompt.
+    #[must_use]
+    pub fn prompt(&self) -> prompt::Limits {
+        prompt::Limits {
+            prompt_bytes: self.prompt_bytes,
+            template_bytes: self.template_bytes,
+        }
     }
 
     /// Why these are no lowering of what is configured; `None`: they are.

@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 47] = [
+const NAMES: [&str; 52] = [
     "after",
     "agent",
     "base",
@@ -603,6 +603,7 @@ const NAMES: [&str; 47] = [
     "commit",
     "delivery",
     "driver",
+    "effort",
     "expects",
     "failed",
     "from",
@@ -615,6 +616,8 @@ const NAMES: [&str; 47] = [
     "outcome",
     "parent",
     "path",
+    "persona",
+    "plan",
     "pool",
     "priority",
     "profile",
@@ -623,12 +626,14 @@ const NAMES: [&str; 47] = [
     "review_base",
     "runtime",
     "session",
+    "sha256",
     "severity",
     "short",
     "site",
     "sites",
     "state",
     "stopped",
+    "template",
     "verdict",
     "task",
     "verified",
@@ -640,7 +645,7 @@ const NAMES: [&str; 47] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 4] = ["after", "checks", "named", "sites"];
+const NAME_LISTS: [&str; 5] = ["after", "allow", "checks", "named", "sites"];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.

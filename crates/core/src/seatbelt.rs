@@ -39,7 +39,7 @@ const RESOLVER: &str = "/private/var/run/mDNSResponder";
 
 /// What comes before the warden's argv.
 #[must_use]
-pub fn outer(program: &Path, view: &View, network: Network) -> Vec<String> {
+pub fn outer(program: &Path, view: &View, network: &Network) -> Vec<String> {
     let read: Vec<&PathBuf> = view.parts.iter().chain(&view.read).collect();
     let write: Vec<&PathBuf> = view.write.iter().chain(&view.shared).collect();
     let above = above(read.iter().chain(&write).copied(), view);
@@ -73,7 +73,7 @@ fn above<'a>(paths: impl Iterator<Item = &'a PathBuf>, view: &View) -> BTreeSet<
     parents.chain(links).map(Path::to_owned).collect()
 }
 
-fn profile(read: usize, write: usize, above: usize, network: Network) -> String {
+fn profile(read: usize, write: usize, above: usize, network: &Network) -> String {
     let mut text = String::from(
         "(version 1)\n(deny default)\n(allow process-fork)\n(allow sysctl-read)\n\
          (allow signal (target same-sandbox))\n(allow process-info* (target same-sandbox))\n\
@@ -109,7 +109,7 @@ fn profile(read: usize, write: usize, above: usize, network: Network) -> String 
     rule("mach-lookup", &services);
     // Sockets in files of its own: what stands elsewhere is somebody else's, ours among them.
     rule("network-bind network-outbound", &all("subpath", 'W', write));
-    if network == Network::Full {
+    if *network == Network::Full {
         rule("network-outbound", " (remote ip)");
         rule("network-bind network-inbound", " (local ip)");
         rule("network-outbound", &format!(" (literal \"{RESOLVER}\")"));
@@ -143,7 +143,7 @@ mod tests {
         &argv[2]
     }
 
-    fn made(view: &View, network: Network) -> Vec<String> {
+    fn made(view: &View, network: &Network) -> Vec<String> {
         outer(Path::new("/usr/bin/sandbox-exec"), view, network)
     }
 
@@ -151,7 +151,7 @@ mod tests {
     fn it_denies_first_and_every_rule_after_is_about_something() {
         for network in [Network::Full, Network::None] {
             for view in [view(), View::default()] {
-                let argv = made(&view, network);
+                let argv = made(&view, &network);
                 let lines: Vec<&str> = profile_of(&argv).lines().collect();
                 assert_eq!(lines[..2], ["(version 1)", "(deny default)"]);
                 let bare = ["process-fork", "sysctl-read", "pseudo-tty"];
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn paths_come_by_parameter_and_a_nasty_one_is_only_a_value() {
-        let argv = made(&view(), Network::Full);
+        let argv = made(&view(), &Network::Full);
         let text = profile_of(&argv);
         assert!(!text.contains("/Users") && !text.contains("allow default"));
         let parameters: Vec<&str> = argv[3..].iter().map(String::as_str).collect();
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn only_what_is_its_own_is_written_and_the_way_there_is_not_listed() {
-        let argv = made(&view(), Network::None);
+        let argv = made(&view(), &Network::None);
         let text = profile_of(&argv);
         let writing: Vec<&str> = text.lines().filter(|l| l.contains("file-write*")).collect();
         assert_eq!(writing.len(), 1);
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_network_and_the_keychain_are_not_there_unless_they_are_listed() {
-        let (full, none) = (made(&view(), Network::Full), made(&view(), Network::None));
+        let (full, none) = (made(&view(), &Network::Full), made(&view(), &Network::None));
         assert!(profile_of(&full).contains("(allow network-outbound (remote ip))"));
         for word in [
             "(remote ip)",

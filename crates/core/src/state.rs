@@ -11,13 +11,14 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    event::{CheckState, Event, Kind, Scope, Sealed, Subject, Verified},
+    event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     ledger::Ledger,
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
     outcome::{Again, Outcome},
+    prompt::Told,
     review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
     task::TaskSpec,
@@ -39,6 +40,7 @@ pub struct Run {
     pub state: RunState,
     pub queued_seq: Seq,
     pub queued_at: Millis,
+    pub prompt: Option<PromptMade>,
     pub site: Option<SiteName>,
     pub driver: Option<DriverKind>,
     pub enforced: Option<String>,
@@ -198,6 +200,24 @@ impl Task {
         let own = |run: &&Run| run.n < n && run.n > self.foreign_runs;
         let mut earlier = self.runs.iter().rev().filter(own);
         earlier.find_map(|run| run.session.as_deref())
+    }
+
+    /// What the prompt of run `n` says of it.
+    #[must_use]
+    pub fn told(&self, n: u32) -> Told {
+        let mut told = Told::default();
+        for message in &self.messages {
+            match message.taken {
+                Some(taken) if taken.run < n && message.fate != Fate::Cancelled => {
+                    told.before.push(message.words());
+                }
+                Some(taken) if taken.run == n && taken.out_offset.is_none() => {
+                    told.now.push(message.words());
+                }
+                Some(_) | None => {}
+            }
+        }
+        told
     }
 
     #[must_use]
@@ -751,6 +771,7 @@ impl State {
                 state: RunState::Queued,
                 queued_seq: seq,
                 queued_at: event.at,
+                prompt: None,
                 site: None,
                 driver: None,
                 enforced: None,
@@ -890,6 +911,7 @@ impl State {
                     removed: false,
                 });
             }
+            Kind::PromptMade { made } => run.prompt = Some(made.clone()),
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),
             Kind::RangeSet { range } => run.range = Some(range.clone()),
@@ -959,7 +981,7 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         config::Config,
@@ -968,7 +990,7 @@ mod tests {
         task::{Base, ChecksAsked, Expects, Labels, Placement, Terms, Wrap},
     };
 
-    fn spec(pool: &str) -> TaskSpec {
+    pub(crate) fn spec(pool: &str) -> TaskSpec {
         TaskSpec {
             title: "t".into(),
             text: "t".into(),
@@ -985,6 +1007,7 @@ mod tests {
             labels: Labels::default(),
             terms: Terms::default(),
             limits: crate::limits::Lowered::default(),
+            guide: Default::default(),
         }
     }
 

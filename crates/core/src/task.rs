@@ -11,6 +11,8 @@ use crate::{
         slug,
     },
     limits::Lowered,
+    network::AllowList,
+    prompt::Guide,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -70,7 +72,7 @@ impl Wrap {
 }
 
 /// What a fenced job reaches of the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
     /// All that the host reaches, its loopback included.
@@ -78,14 +80,28 @@ pub enum Network {
     Full,
     /// Nothing but a loopback of its own.
     None,
+    /// A loopback of its own, with a proxy of ours on it that lets these hosts through.
+    Allow(AllowList),
 }
 
 impl Network {
+    /// The word used on the screen and in the record of what was enforced.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> String {
         match self {
-            Self::Full => "full",
-            Self::None => "none",
+            Self::Full => "full".into(),
+            Self::None => "none".into(),
+            Self::Allow(list) if list.len() == 1 => "allow(1 host)".into(),
+            Self::Allow(list) => format!("allow({} hosts)", list.len()),
+        }
+    }
+
+    /// Whether the job's network is its own and not the host's.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        match self {
+            Self::Full => false,
+            Self::None | Self::Allow(_) => true,
         }
     }
 }
@@ -135,6 +151,54 @@ impl Placement {
     }
 }
 
+/// How hard a model is to think, in the words of the CLIs. Which of them an agent takes, its driver
+/// knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effort {
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
+}
+
+impl Effort {
+    pub const ALL: [Self; 6] = [
+        Self::Minimal,
+        Self::Low,
+        Self::Medium,
+        Self::High,
+        Self::Xhigh,
+        Self::Max,
+    ];
+
+    /// The word used in JSON, on the screen and by the CLIs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Xhigh => "xhigh",
+            Self::Max => "max",
+        }
+    }
+}
+
+/// What an issue says. Somebody outside wrote it: it is never an instruction of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssueText {
+    pub number: u64,
+    pub title: String,
+    #[serde(default)]
+    pub body: String,
+    #[serde(default)]
+    pub labels: Vec<String>,
+}
+
 /// Who the work is for, as the caller knows it; kept and shown, never interpreted here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels {
@@ -142,6 +206,8 @@ pub struct Labels {
     pub issue: Option<u64>,
     pub pr: Option<u64>,
     pub tag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issue_text: Option<Box<IssueText>>,
 }
 
 /// Who goes first where tasks wait for the same pool.
@@ -230,6 +296,9 @@ pub struct TaskSpec {
     /// Lower than the configuration's, for the jobs of this task.
     #[serde(default, skip_serializing_if = "Lowered::is_empty")]
     pub limits: Lowered,
+    /// How its prompt is made.
+    #[serde(default)]
+    pub guide: Guide,
 }
 
 const TITLE_CHARS_MAX: usize = 72;

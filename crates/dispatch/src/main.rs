@@ -1,4 +1,4 @@
-//! The hinge: which of the four programs in this one file is meant, and its exit code.
+//! The hinge: which of the five programs in this one file is meant, and its exit code.
 //! Must not decide anything else.
 // The task object, as one `json!` in its test, has more members than the default allows.
 #![cfg_attr(test, recursion_limit = "256")]
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     match args.get(1).and_then(|word| word.to_str()) {
         Some("job") => dispatch_engine::keeper::main(&args[2..]),
         Some("warden") => dispatch_engine::warden::main(&args[2..]),
+        Some("sidecar") => dispatch_sidecar::main(&args[2..]),
         Some("agent") => dispatch_agent::main(&args[2..]),
         _ => panic::catch_unwind(|| cli::main(args)).unwrap_or(ExitCode::from(cli::exit::BUG)),
     }

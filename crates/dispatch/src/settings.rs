@@ -13,6 +13,7 @@ use dispatch_core::{
     config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Source, Sourced},
     container::Runtime,
     id::AgentName,
+    prompt::{Library, TextFile, TextKind, TextName},
     secret::Secret,
 };
 use dispatch_engine::{clock::Clock, containers::Runtimes, engine, sites::local::Keeper};
@@ -20,6 +21,8 @@ use dispatch_engine::{clock::Clock, containers::Runtimes, engine, sites::local::
 use crate::secrets::{self, SecretError};
 
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Of a person's templates, personas, plans and workflows together.
+const TEXTS_MAX: usize = 2000;
 /// Without it a job would inherit whatever locale, or none, and CLIs print mojibake.
 const LANG_DEFAULT: &str = "C.UTF-8";
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -220,7 +223,8 @@ impl Settings {
             .iter()
             .map(|(source, text)| Layer { source, text });
         let layers: Vec<Layer<'_>> = file.chain(over).collect();
-        let (config, sourced) = config::load(&layers).map_err(SettingsError::Problems)?;
+        let (mut config, sourced) = config::load(&layers).map_err(SettingsError::Problems)?;
+        config.library = library(&paths.config, &name, &config)?;
         Ok(Self {
             paths,
             config,
@@ -271,6 +275,8 @@ impl Settings {
             keeper: Keeper::own(),
             bwrap: self.find("bwrap"),
             runtimes: self.runtimes(),
+            // In the keeper, which is this program too.
+            sidecar: ["/proc/self/exe", "sidecar"].map(str::to_owned).into(),
             observer: engine::Observer::default(),
             clock: Clock::default(),
         }
@@ -393,6 +399,98 @@ fn read_config(path: &Path) -> io::Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Ours with the texts beside the configuration laid over it.
+fn library(config_file: &Path, name: &str, config: &Config) -> Result<Library, SettingsError> {
+    let above = config_file.parent().unwrap_or(Path::new("/"));
+    let mut files = Vec::new();
+    for kind in TextKind::ALL {
+        let root = above.join(kind.folder());
+        let most = config.limits.template_bytes as u64;
+        let read = read_texts(kind, &root, &root, TextName::PARTS_MAX, most, &mut files);
+        read.map_err(|(path, source)| SettingsError::Read { path, source })?;
+    }
+    let problem = |at: &str, source: String, what| Problem {
+        at: at.to_owned(),
+        source,
+        what,
+    };
+    let library = config.library.with(files, config.limits.template_bytes);
+    let library = library.map_err(|problems| {
+        let told = problems.into_iter();
+        let told = told.map(|(source, what)| problem("the file", source, what));
+        SettingsError::Problems(told.collect())
+    })?;
+    let default = config.task.template.as_str();
+    match library.find(TextKind::Template, default) {
+        Ok(_) => Ok(library),
+        Err(error) => Err(SettingsError::Problems(vec![problem(
+            "task.template",
+            name.to_owned(),
+            error.to_string(),
+        )])),
+    }
+}
+
+/// All files below `dir`, in order. What begins with a dot or ends with `~` is an editor's.
+fn read_texts(
+    kind: TextKind,
+    root: &Path,
+    dir: &Path,
+    depth: usize,
+    bytes_max: u64,
+    files: &mut Vec<TextFile>,
+) -> Result<(), (PathBuf, io::Error)> {
+    use io::Read as _;
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |error: io::Error| (path, error)
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at(dir)(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(at(dir))?.path());
+    }
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') || name.ends_with('~') {
+            continue;
+        }
+        if path.is_dir() {
+            if depth == 0 {
+                let why = format!("more than {} folders deep", TextName::PARTS_MAX);
+                return Err(at(&path)(io::Error::other(why)));
+            }
+            read_texts(kind, root, &path, depth - 1, bytes_max, files)?;
+            continue;
+        }
+        if !path.is_file() {
+            return Err(at(&path)(io::Error::other("it is no plain file")));
+        }
+        if files.len() >= TEXTS_MAX {
+            let why = format!("there are more than {TEXTS_MAX} files");
+            return Err(at(&path)(io::Error::other(why)));
+        }
+        let mut text = String::new();
+        let file = fs::File::open(&path).map_err(at(&path))?;
+        // One byte more, so that the library says which one is too long.
+        let read = file.take(bytes_max + 1).read_to_string(&mut text);
+        read.map_err(at(&path))?;
+        let below = path.strip_prefix(root).unwrap_or(&path);
+        files.push(TextFile {
+            kind,
+            path: below.to_string_lossy().into_owned(),
+            source: path.display().to_string(),
+            text,
+        });
+    }
+    Ok(())
 }
 
 fn is_program(path: &Path) -> bool {
@@ -542,6 +640,50 @@ mod tests {
             error.contains("nope") && error.contains("pools.x"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn texts_beside_the_configuration_are_used_and_bad_ones_told() {
+        let home = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = home.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let read = || {
+            let env = env(&[("DISPATCH_HOME", home.path().to_str().unwrap())]);
+            Settings::from_env(env, Path::new("/"))
+        };
+        write("personas/team/me.md", "I work slowly.\n");
+        write("personas/team/.me.md.swp", "\u{1}");
+        write("personas/me.md~", "old");
+        write("dispatch.toml", "[task]\ntemplate = \"mine\"\n");
+        let told = read().unwrap_err().to_string();
+        assert!(
+            told.contains("task.template: use template mine: there is none"),
+            "{told}"
+        );
+        write("templates/mine.md", "As {{ repo }} does.\n");
+        let settings = read().unwrap();
+        let library = &settings.config.library;
+        assert!(library.find(TextKind::Persona, "team/me").is_ok());
+        assert_eq!(library.names(TextKind::Persona).count(), {
+            Library::built_in().names(TextKind::Persona).count() + 1
+        });
+        write("templates/bad.md", "{{ x");
+        write("plans/bad.toml", "title = 3\n");
+        write("workflows/notes.txt", "x");
+        let told = read().unwrap_err().to_string();
+        for part in [
+            "3 problem(s)",
+            "bad.md: the file: line 1",
+            "bad.toml",
+            "ends in .md",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+        write("templates/bad.md", &"x".repeat(65_537));
+        assert!(read().unwrap_err().to_string().contains("65537 bytes"));
     }
 
     #[test]

@@ -25,6 +25,8 @@ mod login;
 mod output;
 #[path = "runner/placement.rs"]
 mod placement;
+#[path = "runner/prompts.rs"]
+mod prompts;
 #[path = "runner/reading.rs"]
 mod reading;
 #[path = "runner/run.rs"]

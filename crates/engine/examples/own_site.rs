@@ -98,6 +98,7 @@ async fn run() -> Result<(), Failure> {
         keeper: Keeper::own(),
         bwrap: None,
         runtimes: Runtimes::default(),
+        sidecar: Vec::new(),
         observer: Observer::default(),
         clock: Clock::default(),
     };
@@ -122,6 +123,7 @@ async fn run() -> Result<(), Failure> {
         labels: Labels::default(),
         terms: Terms::default(),
         limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     };
     engine.dispatch(spec, Secrets::new()).await?;
     let mut events = engine.events(0);

@@ -188,6 +188,7 @@ impl Containers {
             read,
             write: needs.write,
             shared: needs.shared,
+            relays: needs.relays,
             own: needs.toolchains.to_vec(),
             open_files_max: own_open_files_max(),
             user_processes_max: own_processes_max(),
@@ -437,6 +438,7 @@ mod tests {
             read: vec!["/etc/ssl".into(), "/nowhere/at/all".into()],
             write: Vec::new(),
             shared: Vec::new(),
+            relays: Vec::new(),
             toolchains: &["GOROOT".to_owned(), "NVM_DIR".to_owned()],
             gpu: false,
         };

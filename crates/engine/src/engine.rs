@@ -72,6 +72,8 @@ pub struct Settings {
     pub bwrap: Option<PathBuf>,
     /// Clients of container engines, and what they need of the environment.
     pub runtimes: Runtimes,
+    /// Argv of the program that is a run's sidecar, without its plan; empty: there can be none.
+    pub sidecar: Vec<String>,
     pub observer: Observer,
     pub clock: Clock,
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use dispatch_core::{
-    cage::{self, Hidden, View},
+    cage::{self, Hidden, Relay, View},
     cargo_config,
     container::{self, Container, Wanted},
     job::{Inside, Invocation, JobId},
@@ -103,6 +103,8 @@ pub struct Needs<'a> {
     /// Variables of the job whose directories are toolchains.
     pub toolchains: &'a [String],
     pub gpu: bool,
+    /// Ports of its own loopback; only where its network is its own.
+    pub relays: Vec<Relay>,
 }
 
 /// The facts that are the same for every job of an engine.
@@ -118,6 +120,8 @@ pub struct Fences {
 #[derive(Debug)]
 struct Host {
     bwrap: Option<PathBuf>,
+    /// Why there is none.
+    refused: String,
     warden: Vec<String>,
     warden_file: PathBuf,
     links: Vec<(PathBuf, PathBuf)>,
@@ -172,7 +176,7 @@ impl Fences {
         job: &JobId,
         needs: Needs<'_>,
         container: &Container,
-        wanted: Wanted,
+        wanted: &Wanted,
     ) -> Result<Invocation, String> {
         let warden = &self.host()?.warden_file;
         let viewed = self.containers.view(inner, job, needs, container, warden);
@@ -188,10 +192,18 @@ impl Fences {
         &self,
         inner: Invocation,
         needs: Needs<'_>,
-        network: Network,
+        network: &Network,
         strict: bool,
     ) -> Result<Invocation, String> {
         let host = self.host()?;
+        let held = matches!(network, Network::Allow(_)) || !needs.relays.is_empty();
+        if held && host.bwrap.is_none() {
+            return Err(format!(
+                "a list of allowed hosts, or a broker in a network of its own, needs bubblewrap, \
+                 which cannot be used here: {}; `dispatch doctor` tells more",
+                host.refused
+            ));
+        }
         let view = host.view(&inner, needs)?;
         Ok(cage::wrap(inner, &view, network, strict))
     }
@@ -240,6 +252,7 @@ impl Fences {
         let resolver = fs::canonicalize("/etc/resolv.conf").ok();
         let mut host = Host {
             bwrap: None,
+            refused: "it is not installed".into(),
             warden: vec![utf8(&warden_file)?, "warden".into()],
             warden_file,
             links,
@@ -247,10 +260,14 @@ impl Fences {
             system,
             mixed: MIXED.into(),
         };
-        host.bwrap = self
-            .bwrap
-            .clone()
-            .filter(|bwrap| host.try_out(Some(bwrap)).is_ok());
+        if let Some(bwrap) = &self.bwrap {
+            // What is hidden may go while it is being mounted over: once more before that counts.
+            let tried = host.try_out(Some(bwrap));
+            match tried.or_else(|_| host.try_out(Some(bwrap))) {
+                Ok(_) => host.bwrap = Some(bwrap.clone()),
+                Err(why) => host.refused = why,
+            }
+        }
         if host.bwrap.is_none() {
             // Only to wait for a warden that can be run; what it could lock is asked where it counts.
             drop(host.try_out(None));
@@ -320,6 +337,7 @@ impl Host {
             write: needs.write,
             shared: needs.shared,
             devices: devices.collect(),
+            relays: needs.relays,
         })
     }
 
@@ -365,10 +383,11 @@ impl Host {
                 shared: Vec::new(),
                 toolchains: &[],
                 gpu: false,
+                relays: Vec::new(),
             },
         )?;
         view.bwrap = bwrap.map(Path::to_owned);
-        let wrapped = cage::wrap(probe, &view, Network::Full, false);
+        let wrapped = cage::wrap(probe, &view, &Network::Full, false);
         debug_assert_eq!(wrapped.inside, Inside::Warden);
         let (program, args) = wrapped.argv.split_first().ok_or("the cage has no argv")?;
         let output = Command::new(program)
@@ -577,6 +596,7 @@ mod tests {
     fn host(system: &[&str], mixed: &Path) -> Host {
         Host {
             bwrap: None,
+            refused: String::new(),
             warden: Vec::new(),
             warden_file: PathBuf::new(),
             links: Vec::new(),
@@ -602,6 +622,7 @@ mod tests {
                 shared: Vec::new(),
                 toolchains: &[],
                 gpu: false,
+                relays: Vec::new(),
             };
             host.view(&Invocation::default(), needs).unwrap()
         };

@@ -9,10 +9,12 @@
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
 //!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
 //!   tasks share
+//! * `sidecar` what a run's proxy and broker are asked to be, and what they say
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
-//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task
+//!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
+//!   an agent is given
 
 #[cfg(windows)]
 compile_error!(
@@ -35,8 +37,10 @@ pub mod lock;
 pub mod logins;
 pub mod mirror;
 pub mod pressure;
+pub mod prompts;
 pub mod reader;
 mod run;
+mod sidecar;
 pub mod sites;
 pub mod snapshot;
 pub mod store;

@@ -10,6 +10,8 @@ use crate::files::{self, Lock};
 use crate::git::{self, CommitId, Git, GitError, RefName, SLOW_TIMEOUT};
 
 /// The largest single file `show` gives.
+/// Of what [`Mirror::subjects`] reads; what is behind it is left out.
+const SUBJECTS_BYTES_MAX: usize = 256 << 10;
 pub const SHOW_MAX_BYTES: usize = 4 << 20;
 
 const HEAD_REF: &str = "refs/dispatch/HEAD";
@@ -26,6 +28,14 @@ pub enum MirrorError {
     NoHead { upstream: String },
     #[error("find {name} in {upstream}: it has no such branch or tag; check the name, or push it")]
     NoRef { name: RefName, upstream: String },
+    #[error(
+        "use {path} of the base commit: it has {bytes} bytes, limits.template_bytes is {bytes_max}"
+    )]
+    TooLong {
+        path: String,
+        bytes: u64,
+        bytes_max: usize,
+    },
     #[error(
         "find {asked} in the history of {head}: name a branch, a tag, a commit, or steps back such as \
          HEAD~2 (a short history may have fewer)"
@@ -328,6 +338,65 @@ impl Mirror {
         Ok(git::records(&out.stdout)
             .map(|n| String::from_utf8_lossy(n).into_owned())
             .collect())
+    }
+
+    /// Plain files of a commit by their paths, with their content; what is none of those is left
+    /// out, and a link is not followed.
+    pub fn texts(
+        &self,
+        commit: &CommitId,
+        paths: &[&str],
+        bytes_max: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, MirrorError> {
+        let out = self
+            .cmd("ls-tree")
+            .args(["-z", "--format=%(objectmode) %(objectsize) %(path)"])
+            .args(["--end-of-options", commit.as_str()])
+            .args(paths)
+            .run()
+            .map_err(|e| self.git_error(e))?;
+        let mut found = Vec::new();
+        for record in git::records(&out.stdout) {
+            let record = String::from_utf8_lossy(record);
+            let mut words = record.splitn(3, ' ');
+            let (Some(mode), Some(size), Some(path)) = (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            if !matches!(mode, "100644" | "100755") {
+                continue;
+            }
+            let bytes = size.trim().parse::<u64>().unwrap_or(u64::MAX);
+            if bytes > bytes_max as u64 {
+                return Err(MirrorError::TooLong {
+                    path: path.to_owned(),
+                    bytes,
+                    bytes_max,
+                });
+            }
+            if let Some(content) = self.show(commit, path)? {
+                found.push((path.to_owned(), content));
+            }
+        }
+        Ok(found)
+    }
+
+    /// First lines of the messages of the last commits, the newest first.
+    pub fn subjects(&self, commit: &CommitId, count: usize) -> Result<Vec<String>, MirrorError> {
+        let out = self
+            .cmd("log")
+            .args(["-z", "--format=%s", "--no-color", "--no-decorate"])
+            .args([
+                &format!("--max-count={count}"),
+                "--end-of-options",
+                commit.as_str(),
+            ])
+            .limit(SUBJECTS_BYTES_MAX)
+            .cut()
+            .run()
+            .map_err(|e| self.git_error(e))?;
+        let subjects = git::records(&out.stdout).map(String::from_utf8_lossy);
+        Ok(subjects.map(|subject| subject.trim().to_owned()).collect())
     }
 
     fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {

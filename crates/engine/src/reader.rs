@@ -16,6 +16,7 @@ use dispatch_core::{
 use crate::{
     engine::{OpenError, agent_dir, fold},
     jobdir::Probe,
+    prompts,
     store::Store,
     trees,
     view::{JobView, TaskView},
@@ -146,6 +147,10 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         JobView {
             keeper_pid: group.map(|group| group.keeper),
             log: dir.file("out"),
+            prompt: run
+                .prompt
+                .as_ref()
+                .map(|_| prompts::path(data, RunId { task, n: run.n })),
             ended_not_judged: matches!(probe, Probe::Exited(_) | Probe::Gone),
         }
     };

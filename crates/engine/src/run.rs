@@ -3,7 +3,7 @@
 //! Must not change state: it reports facts and waits until they are durable before it acts on them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use dispatch_core::{
-    cage,
+    cage::{self, Relay},
     checks::{self, Planned},
     config::{AgentProfile, EnvValue, FileText, HomePath, Login},
     container::Wanted,
@@ -23,11 +23,12 @@ use dispatch_core::{
     limits::Limits,
     message::{Delivery, Fate, Message, MessageId},
     outcome::{Failure, Outcome, Stop},
-    prompt::{self, Told as Heeded},
+    prompt,
     redact::Redactor,
     review::{self, Range, Verdict},
     run::{RunCause, RunState},
     secret::Secret,
+    sidecar::BROKER_URL,
     state::{Run, Task},
     task::{Expects, Wrap},
     update::{Said, Update, Usage},
@@ -42,6 +43,8 @@ use crate::{
     files,
     lines::{Line, Lines},
     logins::{Account, LoginError},
+    prompts::{self, Words},
+    sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
     view::{Force, Told, VerbError},
@@ -123,6 +126,18 @@ pub(crate) async fn supervise(
 ) -> Ended {
     let run = job.run;
     let redactor = Redactor::new(job.secrets.values().map(Secret::expose));
+    let (watcher, told) = mpsc::channel(1);
+    let watching = Watcher {
+        ctx: ctx.clone(),
+        run,
+        told,
+        redactor: redactor.clone(),
+        known: match job.from {
+            // What an earlier run was refused is no reason to be silent about this one's.
+            From::Start => BTreeSet::new(),
+            From::Log => job.task.notes.iter().cloned().collect(),
+        },
+    };
     let mut walk = Walk {
         ctx,
         redactor,
@@ -131,9 +146,21 @@ pub(crate) async fn supervise(
         stop: None,
         range: None,
         swept: false,
+        watcher,
+        aided: None,
     };
     walk.range = walk.run().and_then(|run| run.range.clone());
-    let (outcome, verified) = match walk.walk().await {
+    // A note must not wait for the agent's next word, nor the agent for a note.
+    let mut watching = std::pin::pin!(watching.watch());
+    let walked = {
+        let mut walking = std::pin::pin!(walk.walk_and_end_sidecar());
+        tokio::select! {
+            walked = &mut walking => walked,
+            // Never before the walk, which can tell it of another sidecar.
+            () = &mut watching => walking.await,
+        }
+    };
+    let (outcome, verified) = match walked {
         Ok(ended) => ended,
         Err(Stopped::Outcome(outcome)) => (outcome, Verified::NotVerified),
         Err(Stopped::NeedsSecrets) => return Ended::NeedsSecrets,
@@ -157,6 +184,9 @@ struct Walk {
     range: Option<Range>,
     /// Its keeper has ended all of it, so another run may have the workspace.
     swept: bool,
+    watcher: mpsc::Sender<Watched>,
+    /// This run's sidecar, once it was started or found.
+    aided: Option<Followed>,
 }
 
 /// What following the agent to its end has shown.
@@ -229,27 +259,32 @@ impl Walk {
 
     async fn walk(&mut self) -> Result<(Outcome, Verified), Stopped> {
         let state = self.run().map_or(RunState::Queued, |run| run.state.clone());
-        let profile = self.profile()?;
-        let mut driver = profile.driver.driver();
         let from_log = self.job.from == From::Log;
         let checking = from_log && state == RunState::Checking;
-        let site = match self.attach(from_log).await? {
-            Some(site) => {
-                if from_log && state == RunState::Preparing {
-                    self.tell_started(&site, &profile).await?;
+        let (site, profile, mut driver) = match self.attach(from_log).await? {
+            Some(site) => match self
+                .adopt(&site, from_log && state == RunState::Preparing)
+                .await
+            {
+                Ok((profile, driver)) => (site, profile, driver),
+                Err(Stopped::Cut) => return Err(Stopped::Cut),
+                // It lives, and we cannot understand it: a run that has ended leaves nothing alive.
+                Err(stopped) => {
+                    self.abandon(&site).await?;
+                    return Err(stopped);
                 }
-                self.tell(Kind::Adopted).await?;
-                // The same first words as before: the keeper ignores what it has heard.
-                if let Some(opening) = self.open(driver.as_mut(), &profile)?.1 {
-                    self.say(&site, 0, opening).await;
-                }
-                site
-            }
+            },
             None => {
+                if from_log {
+                    self.clear_sidecar().await?;
+                }
                 if !self.job.complete {
                     return Err(Stopped::NeedsSecrets);
                 }
-                self.begin(driver.as_mut(), &profile).await?
+                let profile = self.profile()?;
+                let mut driver = profile.driver.driver();
+                let site = self.begin(driver.as_mut(), &profile).await?;
+                (site, profile, driver)
             }
         };
         if let Ok(StopOrder { force }) = self.orders.try_recv() {
@@ -258,6 +293,56 @@ impl Walk {
         let heard = self.follow_agent(&site, driver.as_mut()).await?;
         self.take_back_login(&profile).await?;
         self.judge(&site, heard, checking).await
+    }
+
+    /// Goes on with an agent that an engine before us started.
+    async fn adopt(
+        &mut self,
+        site: &Arc<dyn Site>,
+        untold: bool,
+    ) -> Result<(AgentProfile, Box<dyn Driver>), Stopped> {
+        let profile = self.profile()?;
+        let mut driver = profile.driver.driver();
+        if untold {
+            self.tell_started(site, &profile).await?;
+        }
+        self.tell(Kind::Adopted).await?;
+        self.find_sidecar(site, &profile).await;
+        // The same first words as before: the keeper ignores what it has heard.
+        let words = self.words_again().await?;
+        if let Some(opening) = self.open(driver.as_mut(), &profile, None, &words)?.1 {
+            self.say(site, 0, opening).await;
+        }
+        Ok((profile, driver))
+    }
+
+    /// Ends an agent that nobody can follow, and waits until it is gone.
+    async fn abandon(&mut self, site: &Arc<dyn Site>) -> Result<(), Cut> {
+        let job = self.id(Part::Agent);
+        let kill = Order::Kill {
+            why: Stop::Shutdown,
+        };
+        match site.order(&job, &kill).await {
+            // Gone already; the wait below is the judge.
+            Ok(()) | Err(_) => {}
+        }
+        let from = Offset {
+            out: FAR,
+            err: FAR,
+            input: 0,
+        };
+        let Ok(mut follow) = site.follow(&job, from).await else {
+            return Ok(());
+        };
+        let last = loop {
+            match follow.next().await {
+                Ok(JobEvent::Out(_) | JobEvent::Err(_) | JobEvent::Alive) => {}
+                last => break last,
+            }
+        };
+        self.swept = matches!(last, Ok(JobEvent::Exited(_) | JobEvent::Gone));
+        let text = "the agent was ended: this engine could not go on with it".to_owned();
+        self.tell(Kind::Noted { text }).await
     }
 
     fn profile(&self) -> Result<AgentProfile, Stopped> {
@@ -362,30 +447,29 @@ impl Walk {
         {
             self.tell(Kind::Noted { text }).await?;
         }
-        self.take_first_words().await?;
-        let (invocation, first) = self.open(driver, profile)?;
-        if let Some((account, login)) = self.login(profile) {
-            if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
-                let dir = account.dir().display();
-                let reason = format!(
-                    "{dir} holds a link, and without a fence the agent would follow it; look who \
-                     made it, remove it, and `dispatch login` again"
-                );
-                return Err(Failure::Start { reason }.into());
-            }
-            let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
-            linked.map_err(|error| Failure::Start {
-                reason: words(&error),
-            })?;
-        }
         let home = self.ctx.trees.home(&self.job.task);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         self.prepare_fence().await?.map_err(start)?;
-        let invocation = self.fence(invocation, &home, Some(profile), Part::Agent);
-        let invocation = invocation.map_err(start)?;
+        self.take_first_words().await?;
+        let words = self.words().await?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
+            let aid = match self.start_sidecar(&site, profile).await {
+                Ok(aid) => aid,
+                Err(why) => {
+                    self.clear_sidecar().await?;
+                    let reason = format!("start the run's sidecar: {why}");
+                    refused.push(format!("{name}: {reason}"));
+                    self.tell(Kind::SiteRefused { site: name, reason }).await?;
+                    continue;
+                }
+            };
+            let (invocation, first) = self.open(driver, profile, aid.as_ref(), &words)?;
+            self.link_login(profile)?;
+            let relays = self.relays(Some(profile));
+            let invocation = self.fence(invocation, &home, Some(profile), Part::Agent, relays);
+            let invocation = invocation.map_err(start)?;
             let reason = match site.start(&job, &invocation).await {
                 // Unknown may be running: ask this one until it is known, and never the next.
                 Start::Started | Start::Unknown(_) => {
@@ -401,6 +485,9 @@ impl Walk {
                     reason
                 }
             };
+            if aid.is_some() {
+                self.clear_sidecar().await?;
+            }
             refused.push(format!("{name}: {reason}"));
             self.tell(Kind::SiteRefused { site: name, reason }).await?;
         }
@@ -472,8 +559,12 @@ impl Walk {
         let enforced = match placement.wrap {
             Wrap::Host => "nothing (host)".to_owned(),
             Wrap::Cage | Wrap::Container => {
-                cage::enforced(&enforced.layers, &enforced.limits, placement.network)
+                cage::enforced(&enforced.layers, &enforced.limits, &placement.network)
             }
+        };
+        let enforced = match &profile.broker {
+            Some(broker) => format!("{enforced}; {} by the broker", broker.key),
+            None => enforced,
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -513,22 +604,56 @@ impl Walk {
         Ok(answer.await.map_err(|_| Cut)?.ok())
     }
 
-    /// What was said to the task: to its earlier runs, and with the first words of this one.
-    fn heeded(&self) -> Heeded {
-        let n = self.job.run.n;
-        let mut heeded = Heeded::default();
-        for message in &self.job.task.messages {
-            match message.taken {
-                Some(taken) if taken.run < n && message.fate != Fate::Cancelled => {
-                    heeded.before.push(message.words());
-                }
-                Some(taken) if taken.run == n && taken.out_offset.is_none() => {
-                    heeded.now.push(message.words());
-                }
-                Some(_) | None => {}
-            }
+    /// The session that this run goes on with.
+    fn resume(&self) -> Option<&str> {
+        match self.run().map(|run| &run.cause) {
+            None | Some(RunCause::Dispatched) => None,
+            Some(
+                RunCause::Answer { .. }
+                | RunCause::RetryOf { .. }
+                | RunCause::Said { .. }
+                | RunCause::Resumed { .. },
+            ) => self.job.task.session_for(self.job.run.n),
         }
-        heeded
+    }
+
+    /// Makes the prompt and keeps it before anything is started.
+    async fn words(&self) -> Result<Words, Stopped> {
+        let (settings, redactor) = (Arc::clone(&self.ctx.settings), self.redactor.clone());
+        let (n, remembers) = (self.job.run.n, self.resume().is_some());
+        let range = self.range.clone();
+        let made = self
+            .blocking(move |trees, task| {
+                prompts::make(
+                    trees,
+                    task,
+                    n,
+                    remembers,
+                    range.as_ref(),
+                    &settings.config,
+                    &redactor,
+                )
+            })
+            .await?;
+        let (words, made) = made.map_err(|error| Failure::Prepare {
+            reason: error.to_string(),
+        })?;
+        if self.run().and_then(|run| run.prompt.as_ref()) != Some(&made) {
+            self.tell(Kind::PromptMade { made }).await?;
+        }
+        Ok(words)
+    }
+
+    /// What the agent of this run was given, or was about to be.
+    async fn words_again(&self) -> Result<Words, Stopped> {
+        let run = self.job.run;
+        let kept = self
+            .blocking(move |trees, _| prompts::kept(trees.data(), run))
+            .await?;
+        match kept {
+            Ok(Some(words)) => Ok(words),
+            Ok(None) | Err(_) => self.words().await,
+        }
     }
 
     /// The invocation of the agent, and what is said first.
@@ -536,47 +661,31 @@ impl Walk {
         &self,
         driver: &mut dyn Driver,
         profile: &AgentProfile,
+        aid: Option<&Aid>,
+        words: &Words,
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
-        let cause = self
-            .run()
-            .map_or(RunCause::Dispatched, |run| run.cause.clone());
-        let resume = match cause {
-            RunCause::Dispatched => None,
-            RunCause::Answer { .. }
-            | RunCause::RetryOf { .. }
-            | RunCause::Said { .. }
-            | RunCause::Resumed { .. } => task.session_for(self.job.run.n),
-        };
-        let mut words = task.spec.text.clone();
-        if let Some(range) = &self.range {
-            words.push_str("\n\n");
-            words.push_str(&review::instructions(range));
-        }
-        let mut before = task.runs.iter().rev().filter(|run| run.n < self.job.run.n);
-        let question = before.next().and_then(|run| match &run.state {
-            RunState::Finished(Outcome::Blocked { question }) => Some(question.as_str()),
-            _ => None,
-        });
-        let expects = task.spec.expects;
-        let told = self.heeded();
-        let resumed = resume.is_some();
-        let text = prompt::prompt(&words, &cause, expects, resumed, question, &told);
-        let whole = prompt::prompt(&words, &cause, expects, false, question, &told);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         let program = self.program(&profile.program, &self.ctx.settings.job_env);
         let program = program.map_err(start)?;
         let home_text = home.to_string_lossy();
         let workspace = self.workspace();
+        let broker_url = aid.and_then(|aid| aid.broker_url.as_deref());
+        let args: Vec<String> = profile
+            .args
+            .iter()
+            .map(|arg| arg.replace(BROKER_URL, broker_url.unwrap_or_default()))
+            .collect();
         let ask = Ask {
-            prompt: &text,
-            whole: &whole,
+            prompt: &words.prompt,
+            whole: &words.whole,
             cwd: &workspace.to_string_lossy(),
             program: &program,
-            args: &profile.args,
+            args: &args,
             home: &home_text,
-            resume,
+            resume: self.resume(),
+            effort: task.spec.guide.effort,
             review: self.range.as_ref(),
             model: task.spec.terms.model.as_ref().map(ModelName::as_str),
             profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
@@ -592,7 +701,7 @@ impl Walk {
             let store = account.store().to_string_lossy().into_owned();
             env.insert(variable.clone(), store);
         }
-        let mut secrets = Vec::new();
+        let (mut secrets, mut masked) = (Vec::new(), self.login_secrets(profile));
         for (name, value) in &profile.env {
             match value {
                 EnvValue::Literal(text) => {
@@ -601,17 +710,32 @@ impl Walk {
                 EnvValue::Taken { .. } => {
                     let key = value.key(&task.spec.agent, name);
                     if let Some(text) = key.and_then(|key| self.job.secrets.get(&key)) {
+                        if profile.broker.as_ref().is_some_and(|b| b.key == *name) {
+                            masked.push(text.clone());
+                            continue;
+                        }
                         env.insert(name.clone(), text.expose().to_owned());
                         secrets.push(name.clone());
                     }
                 }
             }
         }
+        if let (Some(broker), Some(aid)) = (&profile.broker, aid) {
+            let placeholder = aid.placeholder.clone().unwrap_or_default();
+            env.insert(broker.key.clone(), placeholder);
+            if let (Some(name), Some(url)) = (&broker.base_url, &aid.broker_url) {
+                env.insert(name.clone(), url.clone());
+            }
+        }
+        let network = &task.spec.placement.network;
+        for (name, value) in sidecar::proxy_env(network) {
+            env.insert(name.to_owned(), value);
+        }
         let invocation = Invocation {
             argv: opening.argv,
             env,
             secrets,
-            masked: self.login_secrets(profile),
+            masked,
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
@@ -655,6 +779,7 @@ impl Walk {
         home: &Path,
         agent: Option<&AgentProfile>,
         part: Part,
+        relays: Vec<Relay>,
     ) -> Result<Invocation, String> {
         let placement = &self.job.task.spec.placement;
         let temporary = inner.env.get("TMPDIR").map(PathBuf::from);
@@ -672,6 +797,8 @@ impl Walk {
         let toolchains = &self.ctx.settings.config.toolchains;
         let objects = self.ctx.trees.objects(&self.job.task);
         let mut read = vec![objects.map_err(|error| error.to_string())?];
+        let context = prompts::context(&self.ctx.settings.data, self.job.run);
+        read.extend(agent.map(|_| context).filter(|dir| dir.is_dir()));
         let paths = agent.map_or(&[][..], |agent| &agent.paths);
         read.extend(toolchains.paths.iter().chain(paths).map(PathBuf::from));
         let mut seen = toolchains.pass_env.clone();
@@ -701,21 +828,22 @@ impl Walk {
             shared: shared.into_iter().collect(),
             toolchains: &seen,
             gpu: placement.gpu,
+            relays,
         };
         let fences = &self.ctx.fences;
         if placement.wrap == Wrap::Cage {
-            return fences.cage(inner, needs, placement.network, placement.strict);
+            return fences.cage(inner, needs, &placement.network, placement.strict);
         }
         let container = placement.container.as_ref().ok_or_else(|| {
             "the placement is a container without an image; name one with --image".to_owned()
         })?;
         let wanted = Wanted {
-            network: placement.network,
+            network: placement.network.clone(),
             strict: placement.strict,
             gpu: placement.gpu,
             host_alias: agent.is_some_and(|agent| agent.host_alias),
         };
-        fences.contain(inner, &self.id(part), needs, container, wanted)
+        fences.contain(inner, &self.id(part), needs, container, &wanted)
     }
 
     /// The login of the agent's account, when somebody has logged in there.
@@ -723,6 +851,26 @@ impl Walk {
         let (name, login) = agent.account(&self.job.task.spec.agent)?;
         let account = Account::of(&self.ctx.settings.data, name);
         account.exists().then_some((account, login))
+    }
+
+    /// The home is there by now, so the login of the agent's account can be seen from it.
+    fn link_login(&self, profile: &AgentProfile) -> Result<(), Stopped> {
+        let Some((account, login)) = self.login(profile) else {
+            return Ok(());
+        };
+        if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
+            let dir = account.dir().display();
+            let reason = format!(
+                "{dir} holds a link, and without a fence the agent would follow it; look who made \
+                 it, remove it, and `dispatch login` again"
+            );
+            return Err(Failure::Start { reason }.into());
+        }
+        let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
+        linked.map_err(|error| {
+            let reason = words(&error);
+            Failure::Start { reason }.into()
+        })
     }
 
     fn login_secrets(&self, agent: &AgentProfile) -> Vec<Secret> {
@@ -754,6 +902,94 @@ impl Walk {
     fn limits(&self) -> Limits {
         let limits = &self.ctx.settings.config.limits;
         limits.lowered(&self.job.task.spec.limits)
+    }
+
+    /// For the agent, and with `None` for a check.
+    fn relays(&self, agent: Option<&AgentProfile>) -> Vec<Relay> {
+        let placement = &self.job.task.spec.placement;
+        sidecar::relays(&self.ctx.settings.data, self.job.run, placement, agent)
+    }
+
+    /// `None`: this run needs none.
+    async fn start_sidecar(
+        &mut self,
+        site: &Arc<dyn Site>,
+        profile: &AgentProfile,
+    ) -> Result<Option<Aid>, String> {
+        let spec = &self.job.task.spec;
+        if !sidecar::needed(&spec.placement, profile) {
+            return Ok(None);
+        }
+        let brokered = profile.broker.as_ref().and_then(|broker| {
+            let key = profile
+                .env
+                .get(&broker.key)?
+                .key(&spec.agent, &broker.key)?;
+            self.job.secrets.get(&key)
+        });
+        let key = brokered.map(Secret::expose);
+        let what = sidecar::invocation(&self.ctx, self.job.run, &spec.placement, profile, key)?;
+        sidecar::start(site, self.job.run, &what).await?;
+        let (followed, answer) = sidecar::follow(site, &self.watcher).await;
+        self.aided = Some(followed);
+        sidecar::ready(answer).await.map(Some)
+    }
+
+    /// Follows the sidecar of an agent that an engine before us started.
+    async fn find_sidecar(&mut self, site: &Arc<dyn Site>, profile: &AgentProfile) {
+        if !self.has_sidecar() && !sidecar::needed(&self.job.task.spec.placement, profile) {
+            return;
+        }
+        // The agent has what it needs of it since its start, so nobody waits for the answer.
+        let (followed, _) = sidecar::follow(site, &self.watcher).await;
+        self.aided = Some(followed);
+    }
+
+    /// Whether anything of one lies in the data directory, whoever put it there.
+    fn has_sidecar(&self) -> bool {
+        let (data, run) = (&self.ctx.settings.data, self.job.run);
+        let job = crate::jobdir::JobDir::of(data, &sidecar::id(run));
+        job.path().exists() || sidecar::directory(data, run).exists()
+    }
+
+    /// Ends a sidecar whose agent never was, so that another can be started.
+    async fn clear_sidecar(&mut self) -> Result<(), Stopped> {
+        if let Some(followed) = self.aided.take() {
+            followed.end(self.job.run).await;
+        } else if !self.has_sidecar() {
+            return Ok(());
+        }
+        let sites = self.sites();
+        let sites = sites.iter().map(|(_, site)| site);
+        sidecar::clear(&self.ctx, self.job.run, sites)
+            .await
+            .map_err(|reason| Failure::Start { reason }.into())
+    }
+
+    /// The sidecar ends before the run's end is recorded: then no process of it is left.
+    async fn walk_and_end_sidecar(&mut self) -> Result<(Outcome, Verified), Stopped> {
+        let walked = self.walk().await;
+        if let Err(Stopped::Cut) = walked {
+            return walked;
+        }
+        let cleared = match self.aided.take() {
+            Some(followed) => {
+                followed.end(self.job.run).await;
+                let dir = sidecar::directory(&self.ctx.settings.data, self.job.run);
+                sidecar::forget(&dir)
+            }
+            // Lost before anything of it was found: then its sidecar was not, either.
+            None if self.has_sidecar() => {
+                let sites = self.sites();
+                let sites = sites.iter().map(|(_, site)| site);
+                sidecar::clear(&self.ctx, self.job.run, sites).await
+            }
+            None => Ok(()),
+        };
+        if let Err(text) = cleared {
+            self.tell(Kind::Noted { text }).await?;
+        }
+        walked
     }
 
     fn workspace(&self) -> PathBuf {
@@ -1328,7 +1564,7 @@ impl Walk {
         if let Err(reason) = self.prepare_fence().await? {
             return Ok(Err(reason));
         }
-        let what = match self.fence(what, &home, None, Part::Seal) {
+        let what = match self.fence(what, &home, None, Part::Seal, Vec::new()) {
             Ok(what) => what,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -1433,6 +1669,9 @@ impl Walk {
             };
             let mut env = base_env.clone();
             env.extend(check.env.clone());
+            for (name, value) in sidecar::proxy_env(&self.job.task.spec.placement.network) {
+                env.insert(name.to_owned(), value);
+            }
             let mut argv = check.argv.clone();
             if let Some(first) = argv.first_mut() {
                 *first = program;
@@ -1453,7 +1692,7 @@ impl Walk {
                 .map_err(|reason| Failure::Start { reason })?;
             let part = Part::Check(check.name.clone());
             let what = self
-                .fence(what, &home, None, part)
+                .fence(what, &home, None, part, self.relays(None))
                 .map_err(|reason| Failure::Start { reason })?;
             let (state, exit, note) = self.check_one(site, check, &what).await?;
             if state != CheckState::Passed {

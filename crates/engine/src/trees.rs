@@ -13,8 +13,9 @@ use std::{
 use dispatch_core::{
     carried::{self, Carried},
     checks::{self, Checks, RootFiles},
+    config::Config,
     event::Sealed,
-    prompt::BLOCKED_FILE,
+    prompt::{self, BLOCKED_FILE},
     review::Range,
     state::{Task, Workspace},
     task::Base,
@@ -25,6 +26,7 @@ use crate::{
     files,
     git::{CommitId, Git, GitError, RefName, bundle_job},
     mirror::{Mirror, MirrorError},
+    prompts::Texts,
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
     vault::{Author, Vault, VaultError},
     workspace::{Head, How, WorkspaceError, Workspaces, agent_head},
@@ -67,6 +69,16 @@ pub(crate) struct Ready {
     pub(crate) how: String,
     /// What an earlier run had asked; moved out, so that it is not taken for a new question.
     pub(crate) old_question: Option<String>,
+}
+
+/// What a base commit says, for a prompt.
+#[derive(Debug, Default)]
+pub(crate) struct Project {
+    /// Marker files of checks.
+    pub(crate) root: RootFiles,
+    pub(crate) language: Option<String>,
+    pub(crate) commits: Vec<String>,
+    pub(crate) texts: Texts,
 }
 
 #[derive(Debug)]
@@ -124,6 +136,10 @@ impl Trees {
     /// The task's own directory: private homes and what we keep beside the workspace.
     fn own(&self, task: &Task) -> PathBuf {
         self.data.join("tasks").join(task.id.to_string())
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
     }
 
     pub(crate) fn home(&self, task: &Task) -> PathBuf {
@@ -245,12 +261,21 @@ impl Trees {
         let (base, _) = Self::base(task)?;
         let mirror = self.mirror(task)?;
         let there = mirror.ls_tree_root(&base)?;
+        Self::files_of(&mirror, &base, &there, names)
+    }
+
+    fn files_of(
+        mirror: &Mirror,
+        base: &CommitId,
+        there: &[String],
+        names: &[&str],
+    ) -> Result<RootFiles, TreeError> {
         let mut files = RootFiles::new();
         for name in names
             .iter()
             .filter(|name| there.iter().any(|file| file == *name))
         {
-            if let Some(bytes) = mirror.show(&base, name)? {
+            if let Some(bytes) = mirror.show(base, name)? {
                 files.insert(
                     (*name).to_owned(),
                     String::from_utf8_lossy(&bytes).into_owned(),
@@ -258,6 +283,36 @@ impl Trees {
             }
         }
         Ok(files)
+    }
+
+    /// What a prompt is made of, from the base commit and never from a workspace.
+    pub(crate) fn project(&self, task: &Task, config: &Config) -> Result<Project, TreeError> {
+        let (base, _) = Self::base(task)?;
+        let mirror = self.mirror(task)?;
+        let there = mirror.ls_tree_root(&base)?;
+        let markers = checks::marker_files(&config.checks);
+        let root = Self::files_of(&mirror, &base, &there, &markers)?;
+        let language = checks::detected(&config.checks, &root).map(|(name, _)| name.to_string());
+        let mut texts = Texts::new();
+        let own = there.iter().any(|name| name == prompt::REPOSITORY_FOLDER);
+        if own && prompt::rewords(&task.spec.base) {
+            let paths = task.spec.guide.paths(language.as_deref());
+            let wanted: Vec<&str> = paths.values().map(String::as_str).collect();
+            let found = mirror.texts(&base, &wanted, config.limits.template_bytes)?;
+            for (path, bytes) in found {
+                let kind = paths.iter().find(|(_, known)| **known == path);
+                if let Some((kind, _)) = kind {
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    texts.insert(*kind, (path, text));
+                }
+            }
+        }
+        Ok(Project {
+            root,
+            language,
+            commits: mirror.subjects(&base, prompt::COMMITS_MAX)?,
+            texts,
+        })
     }
 
     /// What the base commit carries for agents. Sets of names, no content.

@@ -34,6 +34,8 @@ pub struct JobView {
     pub keeper_pid: Option<i32>,
     /// The agent's standard output.
     pub log: PathBuf,
+    /// The file that keeps its prompt, once there is one.
+    pub prompt: Option<PathBuf>,
     /// The job has ended and no engine has judged it yet.
     pub ended_not_judged: bool,
 }

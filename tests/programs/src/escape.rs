@@ -13,7 +13,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpStream, ToSocketAddrs},
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixStream},
@@ -77,6 +77,8 @@ pub fn attempt(order: &str) -> Result<()> {
         "tcp" => TcpStream::connect(what)
             .map(drop)
             .map_err(|e| e.to_string()),
+        "resolve" => resolve(what),
+        "proxy" => through_proxy(what)?,
         "limit" => raise_limit(),
         "setuid" => become_another()?,
         "call" => call(what)?,
@@ -115,6 +117,30 @@ fn abstract_socket(name: &str) -> std::result::Result<(), String> {
     let address = SocketAddr::from_abstract_name(name).map_err(|e| e.to_string())?;
     let connected = UnixStream::connect_addr(&address);
     connected.map(drop).map_err(|e| e.to_string())
+}
+
+fn resolve(name: &str) -> std::result::Result<(), String> {
+    match (name, 443).to_socket_addrs() {
+        Ok(mut found) => found.next().map(drop).ok_or("no address".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Counts as refused only when the proxy itself said so.
+fn through_proxy(target: &str) -> Result<std::result::Result<(), String>> {
+    let proxy = std::env::var("HTTPS_PROXY").context("HTTPS_PROXY is not set")?;
+    let proxy = proxy.strip_prefix("http://").unwrap_or(&proxy);
+    let mut stream = TcpStream::connect(proxy).context("connect to the proxy")?;
+    write!(stream, "CONNECT {target} HTTP/1.1\r\n\r\n")?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    Ok(if answer.ends_with(" 403") {
+        Err(answer)
+    } else {
+        println!("answer {answer:?}");
+        Ok(())
+    })
 }
 
 fn raise_limit() -> std::result::Result<(), String> {

@@ -12,17 +12,20 @@ mod world;
 
 use std::{
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    sync::Once,
+    process::Command,
+    sync::{Arc, Mutex, Once},
 };
 
 use dispatch_core::{
     event::Kind,
     id::{RunId, TaskId},
     message::Sender,
+    network::AllowList,
     outcome::{Failure, Outcome, Stop},
-    task::{Placement, TaskSpec, Wrap, title_of},
+    task::{Effort, Network, Placement, TaskSpec, Wrap, title_of},
     update::Update,
 };
 use dispatch_engine::{
@@ -445,6 +448,29 @@ fn endless(word: &str) -> Value {
     ])
 }
 
+/// How hard to think arrives at the provider, as each CLI says it there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_effort_is_passed_on() {
+    for cli in [Cli::Claude, Cli::Codex] {
+        let steps = json!([{"tool": "shell", "command": "echo x >> README.md"}, {"text": "Done."}]);
+        let Some(stage) = Stage::set(cli, steps).await else {
+            return;
+        };
+        let mut spec = stage.spec();
+        spec.guide.effort = Some(Effort::Low);
+        let run = stage.engine.dispatch(spec, Secrets::new()).await.unwrap();
+        let view = stage.end(run).await;
+        let summary = "Done.".into();
+        assert_eq!(
+            *outcome(&view),
+            Outcome::Completed { summary },
+            "{}",
+            reason(&view)
+        );
+        assert_eq!(stage.model.asked()[0]["effort"], "low", "{cli:?}");
+    }
+}
+
 async fn edits_a_file(cli: Cli, wrap: Wrap) {
     let steps = json!([
         {"text": "I edit it.", "tool": "shell", "command": "echo edited >> README.md"},
@@ -802,7 +828,8 @@ async fn is_stopped(cli: Cli, wrap: Wrap, force: Force) {
     stage.engine.stop(run.task, force).await.unwrap();
     let view = stage.end(run).await;
     assert_eq!(*outcome(&view), Outcome::Stopped(Stop::ByPerson));
-    assert!(processes(|process| process.mentions(&word)).is_empty());
+    let left = processes(|process| process.mentions(&word));
+    assert!(left.is_empty(), "{wrap:?}: {left:?}");
     assert_eq!(view.task.result().unwrap().files, 1);
 }
 
@@ -961,4 +988,179 @@ async fn codex_is_not_led_by_the_repository() {
     let hooks = r#"{"hooks":{"SessionStart":[{"hooks":[{"type":"command","command":"{C}"}]}]}}"#;
     let files = [(".codex/config.toml", config), (".codex/hooks.json", hooks)];
     both(|wrap| is_not_led_by_the_repository(Cli::Codex, wrap, &files)).await;
+}
+
+/// Before the model server: what was asked, byte for byte.
+#[derive(Clone)]
+struct Tap {
+    port: u16,
+    asked: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Tap {
+    fn before(url: &str) -> Self {
+        let model = url.strip_prefix("http://").unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tap = Self {
+            port: listener.local_addr().unwrap().port(),
+            asked: Arc::default(),
+        };
+        let own = tap.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let model = TcpStream::connect(&model).unwrap();
+                let (mut from, mut into) =
+                    (client.try_clone().unwrap(), model.try_clone().unwrap());
+                let asked = Arc::clone(&own.asked);
+                std::thread::spawn(move || {
+                    let mut chunk = [0; 4096];
+                    while let Ok(n @ 1..) = from.read(&mut chunk) {
+                        asked.lock().unwrap().extend_from_slice(&chunk[..n]);
+                        if into.write_all(&chunk[..n]).is_err() {
+                            return;
+                        }
+                    }
+                });
+                std::thread::spawn(move || {
+                    let (mut model, mut client) = (model, client);
+                    // Its end is the end of the exchange, however it came.
+                    drop(std::io::copy(&mut model, &mut client));
+                });
+            }
+        });
+        tap
+    }
+}
+
+/// The broker holds the key: the real CLI does its work with a placeholder, the model server gets
+/// the key, and not one byte of it is in anything of the run's.
+async fn works_without_its_key(cli: Cli, wrap: Wrap, network: Network) {
+    let Some(program) = cli.program() else { return };
+    let bwrap = match wrap {
+        Wrap::Host | Wrap::Container => None,
+        Wrap::Cage => match bwrap() {
+            Some(bwrap) => Some(bwrap),
+            None => return,
+        },
+    };
+    // With no fence around it an agent can look into any process of its user: the sidecar's, too.
+    let look = match wrap {
+        Wrap::Cage => "cat /proc/*/environ >> seen.txt 2>/dev/null; ",
+        Wrap::Host | Wrap::Container => "",
+    };
+    let model = Model::start(&json!([
+        {"text": "I look.", "tool": "shell",
+         "command": format!("env > seen.txt; {look}echo edited >> README.md")},
+        {"text": "Finished."}
+    ]));
+    let tap = Tap::before(&model.url);
+    let key = cli.key();
+    let (base_url, table) = match cli {
+        Cli::Claude => (
+            "base_url = \"ANTHROPIC_BASE_URL\"\n",
+            "args = []\n".to_owned(),
+        ),
+        Cli::Codex => (
+            "",
+            format!(
+                "args = [\"-m\", \"any\", \"-c\", \"model_provider=fake\", \"-c\", \
+                 '''model_providers.fake={{name=\"Fake\",base_url=\"{{broker_url}}/v1\",\
+                 wire_api=\"responses\",env_key=\"{key}\"}}''']\n"
+            ),
+        ),
+    };
+    let name = cli.name();
+    let world = World::below(
+        Path::new(env!("CARGO_TARGET_TMPDIR")),
+        &format!(
+            "[agents.{name}]\nprogram = {program:?}\npool = \"test\"\n{table}\
+             [agents.{name}.env]\n{key} = {{ from = \"{key}\" }}\n[agents.{name}.broker]\n\
+             key = \"{key}\"\n{base_url}upstream = \"http://127.0.0.1:{}\"\n",
+            tap.port
+        ),
+    );
+    let settings = Settings {
+        bwrap,
+        ..world.settings()
+    };
+    let engine = Engine::open(settings).await.unwrap();
+    let mode = format!("{cli:?} {wrap:?} {}", network.word());
+    let spec = TaskSpec {
+        text: TASK.into(),
+        title: title_of(TASK),
+        agent: name.parse().unwrap(),
+        placement: Placement {
+            network,
+            ..Placement::of(wrap)
+        },
+        ..world.spec(&[])
+    };
+    let secrets = Secrets::from([(key.to_owned(), KEY.into())]);
+    let run = engine.dispatch(spec, secrets).await.unwrap();
+    let view = finished(&engine, run).await;
+    let summary = "Finished.".into();
+    assert_eq!(
+        *outcome(&view),
+        Outcome::Completed { summary },
+        "{mode}: {} {:?}",
+        reason(&view),
+        view.task.notes
+    );
+    assert_eq!(world.alive(run.task), [""; 0], "{mode}");
+    let workspace = view.task.workspace.unwrap().path;
+    let seen = fs::read(workspace.join("seen.txt")).unwrap();
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(
+        seen.contains(&format!("{key}=dispatch-placeholder-")),
+        "{mode}: {seen}"
+    );
+    // The search finds what is there, so what it does not find is not.
+    let placeholders = files_with(&world.data(), "dispatch-placeholder-");
+    assert!(
+        placeholders.contains(&workspace.join("seen.txt")),
+        "{placeholders:?}"
+    );
+    let asked = tap.asked.lock().unwrap().clone();
+    let asked = String::from_utf8_lossy(&asked);
+    assert!(
+        asked.contains(KEY) && !asked.contains("dispatch-placeholder-"),
+        "{mode}"
+    );
+    assert_eq!(
+        files_with(&world.data(), KEY),
+        Vec::<PathBuf>::new(),
+        "{mode}"
+    );
+}
+
+/// Every file below that holds the text.
+fn files_with(dir: &Path, text: &str) -> Vec<PathBuf> {
+    let output = Command::new("grep")
+        .args(["-rlF", "--binary-files=text", "-D", "skip", "--", text])
+        .arg(dir)
+        .output()
+        .unwrap();
+    // 1: none; 2: it could not look, which proves nothing.
+    assert_ne!(output.status.code(), Some(2), "{output:?}");
+    let files = String::from_utf8(output.stdout).unwrap();
+    files.lines().map(PathBuf::from).collect()
+}
+
+async fn in_every_mode(cli: Cli) {
+    let list = AllowList::try_from(vec!["registry.example.com".to_owned()]).unwrap();
+    works_without_its_key(cli, Wrap::Host, Network::Full).await;
+    for network in [Network::Full, Network::None, Network::Allow(list)] {
+        works_without_its_key(cli, Wrap::Cage, network).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_works_without_its_key() {
+    in_every_mode(Cli::Claude).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_works_without_its_key() {
+    in_every_mode(Cli::Codex).await;
 }

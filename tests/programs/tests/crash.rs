@@ -23,14 +23,14 @@ const CRASH_ENGINE: &str = env!("CARGO_BIN_EXE_crash-engine");
 const POINTS_MAX: u64 = 200;
 
 fn engine(world: &World, which: &str, n: u64) -> bool {
-    engine_in(world, which, n, &[])
+    engine_with(world, which, n, &[])
 }
 
-fn engine_in(world: &World, which: &str, n: u64, scene: &[&str]) -> bool {
+fn engine_with(world: &World, which: &str, n: u64, more: &[&str]) -> bool {
     let output = Command::new(CRASH_ENGINE)
         .arg(world.home.path())
         .args([AGENT, which, &n.to_string()])
-        .args(scene)
+        .args(more)
         .output()
         .unwrap();
     let killed = output.status.signal() == Some(9);
@@ -89,13 +89,13 @@ fn holds(world: &World, at: &str) {
     assert_eq!(world.alive(task.id), [""; 0], "{at}");
 }
 
-fn kill_at_every(which: &str) -> u64 {
+fn kill_at_every(which: &str, more: &[&str]) -> u64 {
     for n in 1..POINTS_MAX {
         let world = World::new();
         world.commit("Makefile", "check:\n\ttest -f a.txt\n");
-        let killed = engine(&world, which, n);
+        let killed = engine_with(&world, which, n, more);
         if killed {
-            assert!(!engine(&world, "never", 0), "{which} {n}");
+            assert!(!engine_with(&world, "never", 0, more), "{which} {n}");
         }
         holds(&world, &format!("{which} {n}"));
         if !killed {
@@ -107,12 +107,23 @@ fn kill_at_every(which: &str) -> u64 {
 
 #[test]
 fn killed_after_every_event() {
-    assert!(kill_at_every("event") >= 6);
+    assert!(kill_at_every("event", &[]) >= 6);
 }
 
 #[test]
 fn killed_before_every_call_to_a_site() {
-    assert!(kill_at_every("call") >= 6);
+    assert!(kill_at_every("call", &[]) >= 6);
+}
+
+/// With a sidecar beside the agent, which ends with the run and is never doubled either.
+#[test]
+fn killed_with_a_sidecar_after_every_event() {
+    assert!(kill_at_every("event", &["sidecar"]) >= 6);
+}
+
+#[test]
+fn killed_with_a_sidecar_before_every_call_to_a_site() {
+    assert!(kill_at_every("call", &["sidecar"]) >= 9);
 }
 
 /// Two messages in a task's life: each heard once, in order, by the agent that runs or by the next
@@ -120,9 +131,9 @@ fn killed_before_every_call_to_a_site() {
 fn messages_at_every(which: &str, scene: &str, runs: &str) {
     for n in 1..POINTS_MAX {
         let world = World::new();
-        let killed = engine_in(&world, which, n, &[scene]);
+        let killed = engine_with(&world, which, n, &[scene]);
         if killed {
-            assert!(!engine_in(&world, "never", 0, &[scene]), "{which} {n}");
+            assert!(!engine_with(&world, "never", 0, &[scene]), "{which} {n}");
         }
         let at = format!("{scene}, {which} {n}");
         let read = |name: &str| fs::read_to_string(world.home.path().join(name)).unwrap();
@@ -172,10 +183,10 @@ fn messages_for_the_next_run_killed_after_every_event() {
 fn messages_killed_again_while_it_recovers() {
     for (first, second) in [(6, 2), (7, 2), (8, 2), (8, 3), (9, 2), (9, 4), (10, 3)] {
         let world = World::new();
-        engine_in(&world, "event", first, &["running"]);
-        engine_in(&world, "event", second, &["running"]);
-        engine_in(&world, "call", 3, &["running"]);
-        assert!(!engine_in(&world, "never", 0, &["running"]));
+        engine_with(&world, "event", first, &["running"]);
+        engine_with(&world, "event", second, &["running"]);
+        engine_with(&world, "call", 3, &["running"]);
+        assert!(!engine_with(&world, "never", 0, &["running"]));
         let heard = fs::read_to_string(world.home.path().join("heard")).unwrap();
         assert_eq!(heard, "one\ntwo\n", "{first}, then {second}");
     }

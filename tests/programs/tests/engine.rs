@@ -581,3 +581,25 @@ async fn what_a_repository_carries_for_agents_is_told_before_one_starts() {
     let view = run(&engine, plain.spec(&["write a b"])).await;
     assert!(view.task.carried.is_empty());
 }
+
+/// The next engine may know less than the one that started it: what it cannot follow does not live on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_not_configured_any_more_is_ended() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let spec = world.spec(&["say here", "hang"]);
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
+    until(&engine, run.task, |kind| {
+        matches!(kind, Kind::Said { .. } | Kind::Started { .. })
+    })
+    .await;
+    engine.shutdown().await.unwrap();
+    assert!(!world.alive(run.task).is_empty());
+    let mut settings = world.settings();
+    settings.config.agents.clear();
+    let engine = Engine::open(settings).await.unwrap();
+    let view = finished(&engine, run).await;
+    let prepare = matches!(outcome(&view), Outcome::Failed(Failure::Prepare { .. }));
+    assert!(prepare, "{}", reason(&view));
+    assert_eq!(world.alive(run.task), [""; 0]);
+}

@@ -122,6 +122,16 @@ impl Guest {
                 at("@google/gemini-cli/bundle/gemini.js"),
             ),
             Self::Opencode => {
+                // Of its platforms not all are where packages come from.
+                let program = modules.join(format!("opencode-linux-{arch}/bin/opencode"));
+                if !program.exists() {
+                    static NO_OPENCODE: Once = Once::new();
+                    aloud(
+                        &NO_OPENCODE,
+                        "opencode: its package for this machine is not installed",
+                    );
+                    return None;
+                }
                 let settings = json!({"model": "fake/fake", "small_model": "fake/fake",
                 "provider": {"fake": {"npm": "@ai-sdk/openai-compatible", "name": "Fake",
                     "options": {"baseURL": format!("{url}/v1"), "apiKey": KEY},
@@ -130,7 +140,7 @@ impl Guest {
                 format!(
                     "[agents.{name}]\npool = \"test\"\nprogram = {:?}\n[agents.{name}.files]\n\
                      \".config/opencode/opencode.json\" = '''{settings}'''\n",
-                    at(&format!("opencode-linux-{arch}/bin/opencode")),
+                    program.canonicalize().unwrap(),
                 )
             }
             Self::ClaudeAcp => format!(

@@ -69,11 +69,17 @@ fn crates_depend_as_the_house_allows() {
     );
     assert_eq!(
         own("dispatch"),
-        ["dispatch-agent", "dispatch-core", "dispatch-engine"]
+        [
+            "dispatch-agent",
+            "dispatch-core",
+            "dispatch-engine",
+            "dispatch-sidecar"
+        ]
     );
+    assert_eq!(own("dispatch-sidecar"), ["dispatch-core"]);
     assert_eq!(
         edges.len(),
-        6,
+        7,
         "a package more needs a line in ARCHITECTURE.md: {edges:?}"
     );
 }

@@ -673,6 +673,7 @@ mod tests {
             home: "/h",
             cwd: "/w",
             resume,
+            effort: None,
             review: None,
             model: None,
             profile: None,

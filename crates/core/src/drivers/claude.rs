@@ -101,6 +101,10 @@ impl Driver for Claude {
         }
         argv.extend(ask.args.iter().cloned());
         self.given = 1;
+        // Behind the table's own options: of two, the last one counts.
+        if let Some(effort) = ask.effort {
+            argv.extend(["--effort", effort.word()].map(str::to_owned));
+        }
         Opening {
             argv,
             env: vec![
@@ -567,11 +571,23 @@ mod tests {
             args,
             home: "/h",
             resume,
+            effort: None,
             review: None,
             unfenced: false,
             model: None,
             profile: None,
         }
+    }
+
+    #[test]
+    fn effort_is_said_behind_the_tables_own() {
+        let args = ["--effort", "low"].map(str::to_owned);
+        let asked = Ask {
+            effort: Some(crate::task::Effort::Max),
+            ..ask(&args, None)
+        };
+        let argv = Claude::default().open(&asked).argv;
+        assert!(argv.ends_with(&["--effort", "low", "--effort", "max"].map(str::to_owned)));
     }
 
     fn last_of(lines: &[&str]) -> (LastWord, String) {

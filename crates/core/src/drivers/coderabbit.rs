@@ -221,6 +221,7 @@ mod tests {
             cwd: "/w",
             home: "/h",
             resume: None,
+            effort: None,
             review: Some(&range),
             model: None,
             profile: None,

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     job::Stdin,
+    task::Effort,
     update::{LastWord, Said, Update, Usage},
 };
 
@@ -55,6 +56,8 @@ impl Driver for Codex {
             argv.extend(["--model".to_owned(), model.to_owned()]);
         }
         argv.extend(ask.args.iter().cloned());
+        // Behind the table's own options: of two, the last one counts.
+        argv.extend(ask.effort.map(effort).into_iter().flatten());
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
             argv.extend(["resume".to_owned(), session.to_owned()]);
         }
@@ -118,6 +121,11 @@ impl Driver for Codex {
             usage: self.usage.take(),
         }
     }
+}
+
+pub(super) fn effort(effort: Effort) -> [String; 2] {
+    let setting = format!("model_reasoning_effort=\"{}\"", effort.word());
+    ["-c".to_owned(), setting]
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -323,7 +331,7 @@ fn output(item: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn argv(resume: Option<&str>, unfenced: bool) -> String {
+    fn argv(resume: Option<&str>, unfenced: bool, effort: Option<Effort>) -> String {
         let args = ["-m".to_owned(), "gpt".to_owned()];
         let ask = Ask {
             prompt: "--help",
@@ -333,6 +341,7 @@ mod tests {
             args: &args,
             home: "/h",
             resume,
+            effort,
             review: None,
             unfenced,
             model: None,
@@ -348,16 +357,19 @@ mod tests {
     #[test]
     fn it_fences_itself_only_where_we_do_not() {
         assert_eq!(
-            argv(None, true),
+            argv(None, true, None),
             "codex exec --json --skip-git-repo-check -s workspace-write -c \
              sandbox_workspace_write.exclude_slash_tmp=true -m gpt -"
         );
         assert_eq!(
-            argv(Some("01a1-2"), false),
+            argv(Some("01a1-2"), false, None),
             "codex exec --json --skip-git-repo-check --dangerously-bypass-approvals-and-sandbox \
              -m gpt resume 01a1-2 -"
         );
-        assert!(!argv(Some("--last"), false).contains("resume"));
+        assert!(!argv(Some("--last"), false, None).contains("resume"));
+        let high = argv(Some("01a1-2"), false, Some(Effort::High));
+        let end = "-m gpt -c model_reasoning_effort=\"high\" resume 01a1-2 -";
+        assert!(high.ends_with(end), "{high}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Step, Tail,
+    Ask, Driver, Opening, Step, Tail, codex,
     text::{
         AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, epoch_in, epoch_ms, has_any, is_away, kept_text,
         notice, plain, questions, retry_after_ms, session_ok, status_in, str_at, tool_text,
@@ -68,11 +68,16 @@ impl Driver for CodexApp {
         self.unfenced = ask.unfenced;
         self.model = ask.model.map(str::to_owned);
         let argv = [ask.program, "app-server"].map(str::to_owned);
+        let effort = ask.effort.map(codex::effort).into_iter().flatten();
         let hello = json!({
             "clientInfo": {"name": "dispatch", "title": "Dispatch", "version": env!("CARGO_PKG_VERSION")},
         });
         Opening {
-            argv: argv.into_iter().chain(ask.args.iter().cloned()).collect(),
+            argv: argv
+                .into_iter()
+                .chain(ask.args.iter().cloned())
+                .chain(effort)
+                .collect(),
             env: vec![("CODEX_HOME".into(), format!("{}/.codex", ask.home))],
             stdin: Stdin::Open,
             first: Some(self.request(Asked::Initialize, "initialize", &hello)),
@@ -552,6 +557,7 @@ mod tests {
             home: "/h",
             cwd: "/w",
             resume,
+            effort: None,
             review: None,
             model: None,
             profile: None,

@@ -84,6 +84,7 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         args: &[],
         home: "/home",
         resume: None,
+        effort: None,
         review: None,
         unfenced: false,
         model: None,

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     job::Stdin,
     review::Range,
+    task::Effort,
     update::{Said, Update, Usage},
 };
 
@@ -40,6 +41,8 @@ pub struct Ask<'a> {
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
     pub resume: Option<&'a str>,
+    /// One of [`DriverKind::efforts`].
+    pub effort: Option<Effort>,
     /// What is to be reviewed, where that is the task.
     pub review: Option<&'a Range>,
     /// The model asked for; a plain program finds it in DISPATCH_MODEL.
@@ -116,6 +119,17 @@ impl DriverKind {
             Self::Acp => Box::<acp::Acp>::default(),
             Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
             Self::CodexApp => Box::<codex_app::CodexApp>::default(),
+        }
+    }
+
+    /// What this kind of agent can be told about how hard to think.
+    #[must_use]
+    pub fn efforts(self) -> &'static [Effort] {
+        use Effort::{High, Low, Max, Medium, Minimal, Xhigh};
+        match self {
+            Self::Plain | Self::Acp | Self::Coderabbit => &[],
+            Self::Claude => &[Low, Medium, High, Xhigh, Max],
+            Self::Codex | Self::CodexApp => &[Minimal, Low, Medium, High, Xhigh],
         }
     }
 }

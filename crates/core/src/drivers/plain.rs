@@ -64,6 +64,7 @@ mod tests {
             args: &args,
             home: "/h",
             resume: None,
+            effort: None,
             review: None,
             unfenced: true,
             model: None,

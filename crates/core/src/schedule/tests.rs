@@ -56,6 +56,7 @@ fn spec(pool: &str, repo: &str) -> TaskSpec {
         review_base: None,
         workspace: None,
         parent: None,
+        guide: crate::prompt::Guide::default(),
         labels: Labels::default(),
         limits: crate::limits::Lowered::default(),
         terms: Terms::default(),

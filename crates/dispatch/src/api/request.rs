@@ -12,13 +12,14 @@ use dispatch_core::{
     container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
     gate::MicroUsd,
-    id::{CheckName, PlacementName},
+    id::{AgentName, CheckName, PlacementName},
     limits::Lowered,
+    prompt::{Guide, GuideError, TextKind},
     redact::Redactor,
     secret::{Secret, travel},
     task::{
-        Base, ChecksAsked, Expects, Labels, Network, Placement, Priority, TaskSpec, Terms, Wrap,
-        title_of,
+        Base, ChecksAsked, Effort, Expects, Labels, Network, Placement, Priority, TaskSpec, Terms,
+        Wrap, title_of,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,12 @@ pub(crate) struct Dispatch {
     /// Lower than the configuration's, for the jobs of this task.
     #[serde(default)]
     pub(crate) limits: Lowered,
+    pub(crate) template: Option<String>,
+    pub(crate) persona: Option<String>,
+    pub(crate) plan: Option<String>,
+    #[serde(default)]
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -213,6 +220,14 @@ pub(crate) enum BadRequest {
     /// Of the repository's own `dispatch.toml`, in whole words.
     #[error("{0}")]
     Project(String),
+    #[error("make the prompt: {0}")]
+    Guide(#[from] GuideError),
+    #[error("use effort {}: agent {agent} {takes}", effort.word())]
+    Effort {
+        agent: AgentName,
+        effort: Effort,
+        takes: String,
+    },
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
 }
@@ -323,9 +338,9 @@ fn unasked(
         });
     };
     // An image must not be a way to less than what tasks usually get here.
-    let network = match usual.network {
-        Network::Full => placement.network,
-        less => less,
+    let network = match (&usual.network, &placement.network) {
+        (Network::Full, own) | (_, own @ Network::None) => own.clone(),
+        (less, _) => less.clone(),
     };
     let placement = Placement {
         network,
@@ -356,6 +371,51 @@ fn contained(
         }),
         ..placement
     })
+}
+
+/// How the prompt is made, with every name looked up and every variable accounted for.
+fn guide(
+    config: &Config,
+    asked: &Dispatch,
+    agent: &AgentName,
+    expects: Expects,
+) -> Result<Guide, BadRequest> {
+    let library = &config.library;
+    let find = |kind, name: &Option<String>| -> Result<_, GuideError> {
+        name.as_deref()
+            .map(|name| library.find(kind, name))
+            .transpose()
+    };
+    let template = match (&asked.template, expects) {
+        (None, Expects::Review) => library.find(TextKind::Template, "review").map(Some),
+        (template, _) => find(TextKind::Template, template),
+    }?;
+    let guide = Guide {
+        template: Some(template.unwrap_or_else(|| config.task.template.clone())),
+        persona: find(TextKind::Persona, &asked.persona)?,
+        plan: find(TextKind::Plan, &asked.plan)?,
+        variables: asked.variables.clone(),
+        effort: asked.effort,
+    };
+    let limits = &config.limits;
+    library.check(&guide, limits.template_bytes, limits.variables_bytes)?;
+    let takes = config
+        .agents
+        .get(agent)
+        .map_or(&[][..], |a| a.driver.efforts());
+    if let Some(effort) = asked.effort.filter(|effort| !takes.contains(effort)) {
+        let takes = if takes.is_empty() {
+            "cannot be told how hard to think".to_owned()
+        } else {
+            format!("takes {}", list(takes.iter().map(|effort| effort.word())))
+        };
+        return Err(BadRequest::Effort {
+            agent: agent.clone(),
+            effort,
+            takes,
+        });
+    }
+    Ok(guide)
 }
 
 impl Dispatch {
@@ -399,6 +459,7 @@ impl Dispatch {
         if let Some(what) = config.limits.too_high(&self.limits) {
             return Err(BadRequest::Limit(what));
         }
+        let guide = guide(config, &self, &name, expects)?;
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
             Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
@@ -436,10 +497,14 @@ impl Dispatch {
             workspace: self.workspace.map(|name| name.parse()).transpose()?,
             parent: self.parent.map(|id| id.parse()).transpose()?,
             labels: Labels {
-                org: self.org,
+                org: self.org.or_else(|| {
+                    let org = config.task.org.clone();
+                    Some(org).filter(|org| !org.is_empty())
+                }),
                 issue: self.issue,
                 pr: self.pr,
                 tag: self.tag,
+                issue_text: None,
             },
             terms: Terms {
                 model: match self.model {
@@ -458,6 +523,7 @@ impl Dispatch {
                 budget_usd: least(self.budget_usd, config.gate.task_usd),
             },
             limits: self.limits,
+            guide,
         })
     }
 }
@@ -474,8 +540,10 @@ mod tests {
     #[test]
     fn defaults_are_applied_at_the_door() {
         let got = spec(r#"{"task": "Fix it\nnow", "repo": "/r"}"#).unwrap();
-        assert_eq!(got.agent.as_str(), "claude");
-        assert_eq!(got.pool.as_str(), "anthropic");
+        assert_eq!(got.agent.as_str(), "codex");
+        assert_eq!(got.pool.as_str(), "openai");
+        assert_eq!(got.labels.org.as_deref(), Some("core"));
+        assert_eq!(got.guide.template.unwrap().as_str(), "coding");
         assert_eq!(
             (got.expects, got.checks),
             (Expects::Change, ChecksAsked::Detect)
@@ -520,6 +588,26 @@ mod tests {
             (
                 r#"{"task": "x", "repo": "/r", "placement": "host"}"#,
                 "task.allow_host is false",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "template": "codng"}"#,
+                "there are coding, conventions",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "persona": "../x"}"#,
+                "there are engineering/backend-architect",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "plan": "new-feature"}"#,
+                "it needs feature (",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "variables": {"a": "b"}}"#,
+                "use variable a: nothing takes it",
+            ),
+            (
+                r#"{"task": "x", "repo": "/r", "effort": "max"}"#,
+                "agent codex takes minimal, low, medium, high, xhigh",
             ),
         ] {
             let error = spec(bad).unwrap_err().to_string();

@@ -1,7 +1,7 @@
 //! The task object of the scripting contract (docs/cli.md), made from what the engine knows.
 //! Must not drop or rename a field: scripts depend on it, and a test holds its schema.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
     id::TaskId,
@@ -9,9 +9,11 @@ use dispatch_core::{
     limits::Lowered,
     message::{Fate, Message as CoreMessage},
     outcome::Outcome,
+    prompt::{Guide as CoreGuide, TextName},
     review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
+    task::{Effort, Network},
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
@@ -42,6 +44,7 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) runtime: Option<String>,
     pub(crate) enforced: Option<String>,
+    pub(crate) allow: Option<Vec<String>>,
     pub(crate) state: String,
     pub(crate) reason: Option<String>,
     pub(crate) waiting: Option<Waiting>,
@@ -73,6 +76,9 @@ pub(crate) struct Task {
     /// Those it has lower than the configuration.
     #[serde(default)]
     pub(crate) limits: Lowered,
+    /// How its prompt is made.
+    #[serde(default)]
+    pub(crate) guide: Guide,
     pub(crate) removed: bool,
 }
 
@@ -122,6 +128,25 @@ pub(crate) struct Budget {
     pub(crate) usd: f64,
 }
 
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guide {
+    pub(crate) template: Option<String>,
+    pub(crate) persona: Option<String>,
+    pub(crate) plan: Option<String>,
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) effort: Option<Effort>,
+}
+
+/// What an agent was given to read, and the file that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prompt {
+    pub(crate) path: PathBuf,
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
+    pub(crate) cut: Vec<String>,
+    pub(crate) repository: Vec<String>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Carried {
     pub(crate) path: String,
@@ -142,6 +167,8 @@ pub(crate) struct Run {
     pub(crate) session: Option<String>,
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
+    #[serde(default)]
+    pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
     pub(crate) review: Option<Review>,
@@ -220,7 +247,32 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
         session: run.session.clone(),
         usage: run.usage.clone(),
         checks: run.checks.iter().map(Check::from).collect(),
+        prompt: prompt(run, job),
         review: run.review.clone(),
+    }
+}
+
+fn prompt(run: &CoreRun, job: Option<&JobView>) -> Option<Prompt> {
+    let made = run.prompt.as_ref()?;
+    Some(Prompt {
+        path: job?.prompt.clone()?,
+        sha256: made.sha256.clone(),
+        bytes: made.bytes,
+        cut: made.cut.clone(),
+        repository: made.repository.clone(),
+    })
+}
+
+impl From<&CoreGuide> for Guide {
+    fn from(guide: &CoreGuide) -> Self {
+        let word = |name: &Option<TextName>| name.as_ref().map(TextName::to_string);
+        Self {
+            template: word(&guide.template),
+            persona: word(&guide.persona),
+            plan: word(&guide.plan),
+            variables: guide.variables.clone(),
+            effort: guide.effort,
+        }
     }
 }
 
@@ -274,6 +326,10 @@ impl From<&TaskView> for Task {
             image: container.map(|container| container.image.to_string()),
             runtime: container.map(|container| container.runtime.word().into()),
             enforced: last.and_then(|run| run.enforced.clone()),
+            allow: match &spec.placement.network {
+                Network::Allow(list) => Some(list.clone().into()),
+                Network::Full | Network::None => None,
+            },
             state: last.map_or("queued", |run| state_word(&run.state)).into(),
             reason: reason(task, view),
             waiting: view.waits.as_ref().map(|waiting| Waiting {
@@ -325,6 +381,7 @@ impl From<&TaskView> for Task {
                 .collect(),
             messages: task.messages.iter().map(Message::from).collect(),
             limits: task.spec.limits.clone(),
+            guide: Guide::from(&spec.guide),
             removed: task.removed,
         }
     }
@@ -334,7 +391,7 @@ impl From<&TaskView> for Task {
 pub(crate) mod tests {
     use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
-        event::{CheckState, Sealed, Verified},
+        event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
         message::{Delivery, MessageId, Sender, Taken},
         run::RunCause,
@@ -351,6 +408,12 @@ pub(crate) mod tests {
             state,
             queued_seq: 2,
             queued_at: 0,
+            prompt: Some(PromptMade {
+                sha256: "a1".into(),
+                bytes: 3,
+                cut: vec!["issue.md".into()],
+                repository: vec![],
+            }),
             range: None,
             review: Some(Review {
                 verdict: Verdict::Fail,
@@ -418,6 +481,12 @@ pub(crate) mod tests {
                 labels: Labels::default(),
                 terms: Terms::default(),
                 limits: dispatch_core::limits::Lowered::default(),
+                guide: CoreGuide {
+                    template: Some("review".parse().unwrap()),
+                    variables: BTreeMap::from([("a".into(), "b".into())]),
+                    effort: Some(Effort::High),
+                    ..CoreGuide::default()
+                },
             },
             created_at: 500,
             seq: 9,
@@ -461,6 +530,7 @@ pub(crate) mod tests {
             jobs: vec![JobView {
                 keeper_pid: None,
                 log: "/d/runs/x/agent/out".into(),
+                prompt: Some("/d/tasks/x/prompts/1.md".into()),
                 ended_not_judged: true,
             }],
             vault: None,
@@ -487,9 +557,17 @@ pub(crate) mod tests {
             "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
             "session": "s", "usage": null,
             "checks": [{"name": "test", "state": "failed", "exit": {"signal": 9}}],
+            "prompt": {
+                "path": "/d/tasks/x/prompts/1.md", "sha256": "a1", "bytes": 3,
+                "cut": ["issue.md"], "repository": [],
+            },
             "review": review,
         });
         let carried = serde_json::json!({"path": ".mcp.json", "can": "run_commands"});
+        let guide = serde_json::json!({
+            "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
+            "effort": "high",
+        });
         let message = serde_json::json!({
             "id": 1, "from": "person", "text": "and UTC", "at": "1970-01-01T00:00:00.700Z",
             "state": "delivered", "delivery": "interrupt", "run": 1,
@@ -498,7 +576,7 @@ pub(crate) mod tests {
             "id": "000000000000003f", "short": "3f", "title": "Fix it", "repo": "/r",
             "agent": "claude", "model": null, "pool": "default", "priority": "normal",
             "after": [], "budget": null, "placement": "host", "image": null, "runtime": null,
-            "enforced": "host: nothing",
+            "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "workspace": "/w",
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
@@ -507,7 +585,9 @@ pub(crate) mod tests {
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [carried], "messages": [message], "limits": {}, "removed": false,
+            "carried": [carried], "messages": [message], "limits": {},
+            "guide": guide,
+            "removed": false,
         });
         assert_eq!(got, want);
         assert_eq!(

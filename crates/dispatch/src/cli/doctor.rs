@@ -295,7 +295,7 @@ fn sandbox(settings: &Settings) -> Vec<Finding> {
         Ok((layers, None)) => finding(
             "cage",
             Condition::Ok,
-            cage::enforced(&layers, &[], Network::Full),
+            cage::enforced(&layers, &[], &Network::Full),
             "",
         ),
         Ok((layers, Some(why))) => finding(
@@ -303,7 +303,7 @@ fn sandbox(settings: &Settings) -> Vec<Finding> {
             Condition::Info,
             format!(
                 "{}; without bubblewrap: {why}",
-                cage::enforced(&layers, &[], Network::Full)
+                cage::enforced(&layers, &[], &Network::Full)
             ),
             "install it (Debian, Ubuntu: `apt install bubblewrap`); where it is there and refused, \
              user namespaces are switched off (see the next line)",

@@ -242,6 +242,7 @@ fn in_home(
         whole: "",
         cwd: "/",
         model: None,
+        effort: None,
         profile: None,
         review: None,
         program: &agent.program,

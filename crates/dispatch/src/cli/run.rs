@@ -2,16 +2,17 @@
 //! own engine along.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     path::PathBuf,
 };
 
 use dispatch_core::{
-    config::AgentProfile,
+    config::{AgentProfile, list},
     gate::BadMoney,
     limits::{Limit, Lowered},
-    task::{Expects, Priority, Wrap},
+    task::{Effort, Expects, Priority, Wrap},
 };
 
 use super::{
@@ -97,6 +98,21 @@ pub(crate) struct Args {
     /// Start from this branch instead of what the repository has checked out
     #[arg(long)]
     branch: Option<String>,
+    /// How to work: coding (the default), review, security, ... (docs/prompts.md)
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+    /// Who works: engineering/rust-engineer, security/auditor, ...
+    #[arg(long, value_name = "NAME")]
+    persona: Option<String>,
+    /// What to do in which order: bug-fix, new-feature, code-review, ...
+    #[arg(long, value_name = "NAME")]
+    plan: Option<String>,
+    /// A variable of the template, persona or plan (may be given several times)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    var: Vec<(String, String)>,
+    /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it
+    #[arg(long, value_name = "LEVEL", value_parser = effort)]
+    effort: Option<Effort>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -150,6 +166,20 @@ fn limit(text: &str) -> std::result::Result<(Limit, u64), String> {
         .parse()
         .map_err(|error| format!("read the number {value:?}: {error}"))?;
     Ok((name.parse()?, value))
+}
+
+fn variable(text: &str) -> std::result::Result<(String, String), String> {
+    let split = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = split.ok_or("it is not NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn effort(text: &str) -> std::result::Result<Effort, String> {
+    let found = Effort::ALL.into_iter().find(|effort| effort.word() == text);
+    found.ok_or_else(|| {
+        let there = list(Effort::ALL.iter().map(|effort| effort.word()));
+        format!("there are {there}")
+    })
 }
 
 /// A text argument, standard input for `-`, or a file.
@@ -270,6 +300,14 @@ fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
     for (limit, value) in args.limit {
         limits.set(limit, value);
     }
+    let mut variables = BTreeMap::new();
+    for (name, value) in args.var {
+        if variables.insert(name.clone(), value).is_some() {
+            return Err(CliError::usage(format!(
+                "use --var {name}: it is given twice"
+            )));
+        }
+    }
     let mut asked = Dispatch {
         task: text,
         repo,
@@ -308,6 +346,11 @@ fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatch> {
         pr: args.pr,
         tag: args.tag,
         limits,
+        template: args.template,
+        persona: args.persona,
+        plan: args.plan,
+        variables,
+        effort: args.effort,
     };
     // The engine does it, too; here it says whose keys are needed.
     project::fill(&mut asked, &settings.config, &settings.paths.config)?;

@@ -2,7 +2,7 @@
 
 use super::{
     Ctx,
-    error::Result,
+    error::{CliError, Result},
     exit::Exit,
     out,
     screen::{checks_line, diffstat_line, next_lines, waits_line},
@@ -10,28 +10,71 @@ use super::{
     tasks,
 };
 use dispatch_core::{carried::Can, review::Review};
+use dispatch_engine::prompts::sha256;
 
 use crate::api::task::{Budget, Exit as JobExit, Message, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch show 3f\n  dispatch show 3f --json | jq -r .state")]
+#[command(
+    after_help = "Examples:\n  dispatch show 3f\n  dispatch show 3f --json | jq -r .state\n  dispatch show 3f --prompt --run 1"
+)]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,
     /// One JSON object
     #[arg(long)]
     json: bool,
+    /// Exactly what the agent was given to read
+    #[arg(long, conflicts_with = "json")]
+    prompt: bool,
+    /// Of this run instead of the last one
+    #[arg(long, value_name = "N", requires = "prompt")]
+    run: Option<u32>,
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
+    if args.prompt {
+        return prompt(ctx, &task, args.run);
+    }
     if args.json {
         out::json(&task)?;
     } else {
         for line in lines(ctx, &task) {
             out::line(&line)?;
         }
+    }
+    Ok(Exit::Completed)
+}
+
+/// Only what is as it was recorded is shown as what an agent was given.
+fn prompt(ctx: &Ctx, task: &Task, n: Option<u32>) -> Result<Exit> {
+    let run = match n {
+        None => task.runs.last(),
+        Some(n) => Some(task.runs.iter().find(|run| run.n == n).ok_or_else(|| {
+            let what = format!("find run {n}: task {} has {}", task.short, task.runs.len());
+            CliError::usage(what)
+        })?),
+    };
+    let Some(made) = run.and_then(|run| run.prompt.as_ref()) else {
+        let what = format!("show the prompt of task {}: there is none yet", task.short);
+        let hint = "it is made when the workspace is ready; older versions kept none";
+        return Err(CliError::new(Exit::Failed, what).hint(hint));
+    };
+    let path = made.path.display();
+    let bytes = std::fs::read(&made.path)
+        .map_err(|error| CliError::failed(format!("read the prompt in {path}"), &error))?;
+    if sha256(&bytes) != made.sha256 {
+        let what = format!("show the prompt of task {}: {path} was changed", task.short);
+        let hint = format!("its sha256 was {}", made.sha256);
+        return Err(CliError::new(Exit::Failed, what).hint(hint));
+    }
+    if ctx.style.tty {
+        let text = String::from_utf8_lossy(&bytes);
+        out::bytes(clean_text(&text).as_bytes())?;
+    } else {
+        out::bytes(&bytes)?;
     }
     Ok(Exit::Completed)
 }
@@ -79,6 +122,13 @@ fn lines(ctx: &Ctx, task: &Task) -> Vec<String> {
     field(
         "workspace",
         task.workspace.as_ref().and_then(|path| path.to_str()),
+    );
+    let guide = &task.guide;
+    let names = [&guide.template, &guide.persona, &guide.plan];
+    let names: Vec<&str> = names.into_iter().flatten().map(String::as_str).collect();
+    field(
+        "guide",
+        Some(names.join(", ")).filter(|n| !n.is_empty()).as_deref(),
     );
     field("created", Some(&task.created_at));
     field("parent", task.parent.as_deref());

@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use dispatch_core::{config::SelectError, redact::Redactor};
+use dispatch_core::{config::SelectError, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use serde::de::DeserializeOwned;
 
@@ -70,6 +70,8 @@ impl From<BadRequest> for Problem {
             | BadRequest::Repo(_)
             | BadRequest::TwoScopes
             | BadRequest::Name(_) => "bad_input",
+            BadRequest::Guide(GuideError::Unknown { .. }) => "unknown_text",
+            BadRequest::Guide(_) | BadRequest::Effort { .. } => "bad_guide",
             BadRequest::Project(_) => "bad_project",
             BadRequest::Limit(_) => "limit_too_high",
             BadRequest::Image(_) | BadRequest::NoImage(_) | BadRequest::NoContainer(_) => {

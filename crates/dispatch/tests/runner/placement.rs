@@ -4,7 +4,8 @@ use std::fs;
 
 use super::{schema, world::TestWorld};
 
-const LOCKED: &str = "[placements.locked]\nwrap = \"cage\"\nnetwork = \"none\"\n";
+const LOCKED: &str = "[placements.locked]\nwrap = \"cage\"\nnetwork = \"none\"\n\
+    [placements.listed]\nwrap = \"cage\"\nnetwork = { allow = [\"a.invalid\", \"*.b.invalid:8443\"] }\n";
 
 fn fence(task: &serde_json::Value) -> String {
     task["enforced"].as_str().unwrap().to_owned()
@@ -38,11 +39,43 @@ fn the_cage_is_the_default_and_what_holds_is_shown() {
     let task = world.dispatch(&args).exits(0).json();
     assert_eq!(task["placement"], "locked");
     assert!(fence(&task).contains("network: none"), "{}", fence(&task));
+    let args = [
+        "run",
+        "--json",
+        "--no-checks",
+        "--placement",
+        "listed",
+        "> write c d",
+    ];
+    let task = world.dispatch(&args);
+    let bubblewrap = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+        .any(|dir| dir.join("bwrap").is_file());
+    if bubblewrap {
+        let task = task.exits(0).json();
+        schema::task(&task);
+        let hosts = serde_json::json!(["a.invalid", "*.b.invalid:8443"]);
+        assert_eq!(task["allow"], hosts);
+        assert!(
+            fence(&task).contains("network: allow(2 hosts)"),
+            "{}",
+            fence(&task)
+        );
+    } else {
+        // Nothing else can hold a list, so nothing starts.
+        let task = task.exits(1).json();
+        assert!(
+            task["reason"]
+                .as_str()
+                .unwrap()
+                .contains("needs bubblewrap"),
+            "{task}"
+        );
+    }
     // A dot is no name of a placement, and a typo lists what there is.
     let refused = world
         .dispatch(&["run", "--placement", "lokced", "> say x"])
         .exits(2);
-    refused.says(&["lokced", "cage, container, host, locked"]);
+    refused.says(&["lokced", "cage, container, host, listed, locked"]);
 }
 
 #[test]

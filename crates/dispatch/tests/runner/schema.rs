@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 39] = [
+const TASK: [(&str, &str); 41] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -21,6 +21,7 @@ const TASK: [(&str, &str); 39] = [
     ("image", "string?"),
     ("runtime", "string?"),
     ("enforced", "string?"),
+    ("allow", "strings?"),
     ("state", "string"),
     ("reason", "string?"),
     ("waiting", "object?"),
@@ -42,9 +43,10 @@ const TASK: [(&str, &str); 39] = [
     ("carried", "array"),
     ("messages", "array"),
     ("limits", "object"),
+    ("guide", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 12] = [
+const RUN: [(&str, &str); 13] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -56,6 +58,7 @@ const RUN: [(&str, &str); 12] = [
     ("session", "string?"),
     ("usage", "object?"),
     ("checks", "array"),
+    ("prompt", "object?"),
     ("review", "object?"),
 ];
 const MESSAGE: [(&str, &str); 7] = [

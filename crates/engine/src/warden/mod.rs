@@ -14,6 +14,7 @@
 
 #[cfg(target_os = "linux")]
 mod locks;
+mod relays;
 
 use std::{
     collections::BTreeMap,
@@ -81,10 +82,15 @@ fn keep(args: &[OsString]) -> io::Result<()> {
     let (mut keeper, contained) = socket()?;
     #[cfg(target_os = "linux")]
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let listening = match relays::listen(&policy.relays) {
+        Ok(listening) => listening,
+        Err(error) => return tell(&mut keeper, &format!("refused listen for a relay: {error}")),
+    };
     match lock(&policy) {
         Ok(layers) => tell(&mut keeper, &format!("ready {}", layers.join(" ")))?,
         Err(why) => return tell(&mut keeper, &format!("refused {why}")),
     }
+    relays::start(listening)?;
     let mut orders = BufReader::new(keeper.try_clone()?);
     let handed = if contained {
         handed(&mut orders)?

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -19,6 +20,7 @@ use dispatch_core::{
     event::{Kind, Scope, Subject, Verified},
     id::{RunId, TaskId},
     job::{Exit, Offset},
+    network::AllowList,
     outcome::Outcome,
     run::RunCause,
     schedule::{Held, Host, View},
@@ -53,6 +55,7 @@ const FOLDED: u64 = 100_000;
 const WAITING: u64 = 100_000;
 const DECISIONS: usize = 20_000;
 const ENQUEUED: usize = 2000;
+const ROUNDS_PAIRED: usize = 5;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -68,6 +71,7 @@ fn main() -> Result<()> {
     binary(&dispatch)?;
     runtime.block_on(cage(&dispatch))?;
     runtime.block_on(container(&dispatch))?;
+    runtime.block_on(network(&dispatch, &agent))?;
     prepare()?;
     fold()?;
     gate()?;
@@ -137,6 +141,134 @@ fn disk() -> Result<()> {
     Ok(())
 }
 
+/// What the sidecar adds: the same agent speaks to the same server on this machine, once without a
+/// fence and once in a cage with a list of hosts, by relay and proxy or by relay and broker.
+async fn network(dispatch: &Path, agent: &Path) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs = std::env::split_paths(&path).map(|dir| dir.join("bwrap"));
+    let Some(bwrap) = dirs.find(|file| file.is_file()) else {
+        println!("network: SKIPPED, bubblewrap is not installed");
+        return Ok(());
+    };
+    let place = tempfile_dir("network")?;
+    let repo = repository(&place, 5)?;
+    let (echo, http) = (server(echo)?, server(answers)?);
+    let text = format!(
+        "{}env = {{ URL = \"http://127.0.0.1:{http}\", KEY = {{ from = \"KEY\" }} }}\n\
+         [agents.brokered]\ndriver = \"plain\"\nprogram = \"{}\"\npool = \"test\"\n\
+         env = {{ KEY = {{ from = \"KEY\" }} }}\n[agents.brokered.broker]\nkey = \"KEY\"\n\
+         base_url = \"URL\"\nupstream = \"http://127.0.0.1:{http}\"\n",
+        config_text(agent, 4),
+        agent.display(),
+    );
+    let layer = Layer {
+        source: "bench",
+        text: &text,
+    };
+    let (config, _) = config::load(&[layer]).map_err(|p| anyhow::anyhow!("{p:?}"))?;
+    let engine = Engine::open(Settings {
+        config,
+        bwrap: Some(bwrap),
+        sidecar: vec![dispatch.to_string_lossy().into_owned(), "sidecar".into()],
+        ..settings(&place, dispatch, agent, 4)?
+    })
+    .await?;
+    let list = AllowList::try_from(vec![format!("127.0.0.1:{echo}")]);
+    let listed = Placement {
+        network: Network::Allow(list.map_err(anyhow::Error::msg)?),
+        ..Placement::of(Wrap::Cage)
+    };
+    let mut samples: BTreeMap<(String, &str), Vec<f64>> = BTreeMap::new();
+    // In turns, so that a busy moment of the machine meets both.
+    for _ in 0..ROUNDS_PAIRED {
+        for (by, agent, placement) in [
+            ("direct", "fake", Placement::of(Wrap::Host)),
+            ("by the sidecar", "brokered", listed.clone()),
+        ] {
+            let text = format!("@rounds 127.0.0.1:{echo} 100\n@asks 100\n@write made x\n");
+            let task = TaskSpec {
+                agent: agent.parse()?,
+                placement,
+                ..spec(&repo, text)?
+            };
+            let secrets = Secrets::from([("KEY".to_owned(), "not-a-real-key".into())]);
+            let mut events = engine.events(0);
+            let run = engine.dispatch(task, secrets).await?;
+            loop {
+                match events.next().await.context("the engine has ended")? {
+                    Told::Event(event)
+                        if event.subject.run() == Some(run)
+                            && matches!(event.kind, Kind::Finished { .. }) =>
+                    {
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            let out = place.join(format!("data/runs/{run}/agent/out"));
+            for line in fs::read_to_string(out)?.lines() {
+                let (what, nanos) = line.split_once(' ').context("a figure")?;
+                let us = nanos.parse::<f64>()? / 1000.0;
+                samples.entry((what.to_owned(), by)).or_default().push(us);
+            }
+        }
+    }
+    for (what, name) in [
+        ("open", "connect, and a first word there and back"),
+        ("round", "a word there and back on it"),
+        ("ask", "a whole request, by the broker instead of direct"),
+    ] {
+        let mut figure_of = |by| {
+            let taken = samples.remove(&(what.to_owned(), by)).unwrap_or_default();
+            figure(&format!("{name}, {by}"), taken, "us")
+        };
+        let (direct, other) = (figure_of("direct"), figure_of("by the sidecar"));
+        println!("what the sidecar adds to it: {:.0} us", other - direct);
+    }
+    engine.shutdown().await?;
+    fs::remove_dir_all(place)?;
+    Ok(())
+}
+
+fn server(serve: fn(TcpStream) -> std::io::Result<()>) -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // A client that hung up has its figures already.
+            std::thread::spawn(move || drop(serve(stream)));
+        }
+    });
+    Ok(port)
+}
+
+fn echo(stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut into = stream.try_clone()?;
+    for line in BufReader::new(stream).lines() {
+        into.write_all(format!("{}\n", line?).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Each request with the same few bytes, and closes when it is asked to.
+fn answers(stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut into = stream.try_clone()?;
+    let mut close = false;
+    for line in BufReader::new(stream).lines() {
+        let line = line?;
+        close |= line == "Connection: close";
+        if line.is_empty() {
+            into.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")?;
+            if close {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What the fence costs a start: the same keeper starts the same program bare and caged, in turns.
 async fn cage(dispatch: &Path) -> Result<()> {
     let place = tempfile_dir("cage")?;
@@ -165,8 +297,9 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     shared: Vec::new(),
                     toolchains: &[],
                     gpu: false,
+                    relays: Vec::new(),
                 };
-                let made = fences.cage(inner.clone(), needs, Network::Full, true);
+                let made = fences.cage(inner.clone(), needs, &Network::Full, true);
                 made.map_err(anyhow::Error::msg)?
             } else {
                 inner.clone()
@@ -242,6 +375,7 @@ async fn container(dispatch: &Path) -> Result<()> {
             read: Vec::new(),
             write: vec![workspace.clone()],
             shared: Vec::new(),
+            relays: Vec::new(),
             toolchains: &[],
             gpu: false,
         };
@@ -251,7 +385,7 @@ async fn container(dispatch: &Path) -> Result<()> {
             ..Wanted::default()
         };
         let job = conformance::job(0xc0_0000 + n);
-        let made = fences.contain(inner, &job, needs, &wanted, asked);
+        let made = fences.contain(inner, &job, needs, &wanted, &asked);
         let what = made.map_err(anyhow::Error::msg)?;
         let started = site.start(&job, &what).await;
         anyhow::ensure!(started == Start::Started, "{started:?}");
@@ -422,6 +556,7 @@ fn spec(repo: &Path, text: String) -> Result<TaskSpec> {
         labels: Labels::default(),
         terms: Terms::default(),
         limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     })
 }
 
@@ -589,6 +724,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
         runtimes: Runtimes::default(),
+        sidecar: Vec::new(),
         observer: Observer::default(),
         clock: Clock::default(),
     })

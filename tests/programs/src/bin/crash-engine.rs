@@ -92,17 +92,19 @@ impl Site for Fused {
     }
 }
 
+const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(5);
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [home, agent, which, n, rest @ ..] = args.as_slice() else {
-        bail!("crash-engine HOME AGENT (event|call|never) N [running|next]");
+    let (args, sidecar, scene) = match args.as_slice() {
+        [args @ .., word] if word == "sidecar" => (args, true, Scene::Golden),
+        [args @ .., word] if word == "running" => (args, false, Scene::Running),
+        [args @ .., word] if word == "next" => (args, false, Scene::Next),
+        args => (args, false, Scene::Golden),
     };
-    let scene = match rest.first().map(String::as_str) {
-        None => Scene::Golden,
-        Some("running") => Scene::Running,
-        Some("next") => Scene::Next,
-        Some(other) => bail!("{other}: there are running, next"),
+    let [home, agent, which, n] = args else {
+        bail!("crash-engine HOME AGENT (event|call|never) N [sidecar|running|next]");
     };
     let home = PathBuf::from(home);
     let n: u64 = n.parse().context("N")?;
@@ -121,9 +123,14 @@ async fn main() -> Result<()> {
         fuse,
     };
     let sites = Sites::from([("local".parse()?, Arc::new(site) as Arc<dyn Site>)]);
+    // A run that has a sidecar without needing a fence: its key is kept outside.
+    let broker = "env = { KEY = { from = \"KEY\" } }\n[agents.fake.broker]\nkey = \"KEY\"\n\
+                  base_url = \"URL\"\nupstream = \"http://127.0.0.1:9\"\n";
+    let broker = if sidecar { broker } else { "" };
+    let secrets = Secrets::from([("KEY".to_owned(), "not-a-real-key".into())]);
     let text = format!(
         "[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
-         pool = \"test\"\nplacement = \"host\"\n[agents.talker]\ndriver = \"claude\"\n\
+         pool = \"test\"\nplacement = \"host\"\n{broker}[agents.talker]\ndriver = \"claude\"\n\
          program = \"{agent}\"\npool = \"test\"\nplacement = \"host\"\n"
     );
     let layer = Layer {
@@ -140,6 +147,7 @@ async fn main() -> Result<()> {
         keeper,
         bwrap: None,
         runtimes: Runtimes::default(),
+        sidecar: vec![agent.clone(), "sidecar".into()],
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
         clock: Clock::default(),
     };
@@ -150,10 +158,22 @@ async fn main() -> Result<()> {
             Scene::Running => listening(&home)?,
             Scene::Next => waiting(&home)?,
         };
-        engine.dispatch(spec, Secrets::new()).await?;
+        engine.dispatch(spec, secrets.clone()).await?;
     }
     speak(&engine, &home, scene).await?;
-    engine.idle().await;
+    // A run that comes back without its key asks for it at a time that no event tells.
+    let provide = async {
+        loop {
+            match engine.provide(secrets.clone()).await {
+                Ok(()) => tokio::time::sleep(ASK_AGAIN).await,
+                Err(error) => return error,
+            }
+        }
+    };
+    tokio::select! {
+        () = engine.idle() => {}
+        error = provide, if sidecar => bail!("provide the key: {error}"),
+    }
     for view in engine.tasks().await? {
         let outcome = view.task.outcome().context("idle and not finished")?;
         println!("{} {}", view.task.id, outcome.word());
@@ -253,5 +273,6 @@ fn golden(home: &Path) -> Result<TaskSpec> {
         labels: Labels::default(),
         terms: Terms::default(),
         limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     })
 }

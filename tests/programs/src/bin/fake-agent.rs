@@ -11,10 +11,11 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::Path,
     process::{Command, ExitCode, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     match args.first().and_then(|arg| arg.to_str()) {
         Some("job") => return dispatch_engine::keeper::main(&args[1..]),
         Some("warden") => return dispatch_engine::warden::main(&args[1..]),
+        Some("sidecar") => return dispatch_sidecar::main(&args[1..]),
         Some("--grandchild") => return grandchild(&args[1..]),
         _ => {}
     }
@@ -159,6 +161,11 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
             println!("ate {}", bytes.iter().map(|b| u64::from(*b)).sum::<u64>());
             std::mem::forget(bytes);
         }
+        "proxied" => println!("proxied {path}: {}", proxied(path, text)?),
+        "http" => println!("http {path}: {}", request(path, text)?),
+        "rounds" => rounds(path, text.parse()?)?,
+        "asks" => asks(rest.parse()?)?,
+        "ask-broker" => ask_broker(rest)?,
         "env" => println!("{rest}={}", env::var(rest).unwrap_or_default()),
         "environment" => {
             let mut names: Vec<String> = env::vars().map(|(name, _)| name).collect();
@@ -193,6 +200,105 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
 fn append(path: &str, text: &str) -> Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     Ok(writeln!(file, "{text}")?)
+}
+
+/// What comes back when a proxy is asked for a host and, once it let us through, for a word.
+fn proxied(target: &str, word: &str) -> Result<String> {
+    let proxy = env::var("HTTPS_PROXY").context("HTTPS_PROXY is not set")?;
+    let proxy = proxy.strip_prefix("http://").unwrap_or(&proxy);
+    let mut stream = TcpStream::connect(proxy).context("connect to the proxy")?;
+    write!(
+        stream,
+        "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"
+    )?;
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut status = String::new();
+    lines.read_line(&mut status)?;
+    let mut rest = String::new();
+    if status.contains(" 200 ") {
+        lines.read_line(&mut rest)?;
+        rest.clear();
+        writeln!(stream, "{word}")?;
+        lines.read_line(&mut rest)?;
+    } else {
+        lines.read_to_string(&mut rest)?;
+    }
+    let last = rest.lines().last().unwrap_or_default();
+    Ok(format!("{} | {last}", status.trim()))
+}
+
+/// For the bench: nanoseconds from nothing to a first word back, by the proxy where there is one,
+/// and of a second word on the same connection.
+fn rounds(target: &str, n: usize) -> Result<()> {
+    let proxy = env::var("HTTPS_PROXY").ok();
+    let proxy = proxy
+        .as_deref()
+        .map(|proxy| proxy.trim_start_matches("http://"));
+    for _ in 0..n {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(proxy.unwrap_or(target))?;
+        stream.set_nodelay(true)?;
+        let mut lines = BufReader::new(stream.try_clone()?);
+        let mut line = String::new();
+        if proxy.is_some() {
+            write!(stream, "CONNECT {target} HTTP/1.1\r\n\r\n")?;
+            lines.read_line(&mut line)?;
+            anyhow::ensure!(line.contains(" 200 "), "{line}");
+            lines.read_line(&mut line)?;
+        }
+        for what in ["open", "round"] {
+            let begun = if what == "open" {
+                begun
+            } else {
+                Instant::now()
+            };
+            stream.write_all(b"word\n")?;
+            line.clear();
+            lines.read_line(&mut line)?;
+            println!("{what} {}", begun.elapsed().as_nanos());
+        }
+    }
+    Ok(())
+}
+
+/// The same of whole requests to `URL`, each on a connection of its own.
+fn asks(n: usize) -> Result<()> {
+    let url = env::var("URL").context("URL is not set")?;
+    let address = url.trim_start_matches("http://");
+    let key = env::var("KEY").unwrap_or_default();
+    let text = format!("GET / HTTP/1.1\\nHost: x\\nConnection: close\\nX-Api-Key: {key}\\n\\n");
+    for _ in 0..n {
+        let begun = Instant::now();
+        let answer = request(address, &text)?;
+        anyhow::ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        println!("ask {}", begun.elapsed().as_nanos());
+    }
+    Ok(())
+}
+
+/// Once with what it was given for a key, beside it where no key belongs; once with another.
+fn ask_broker(path: &str) -> Result<()> {
+    let url = env::var("URL").context("URL is not set")?;
+    let address = url.strip_prefix("http://").unwrap_or(&url);
+    let key = env::var("KEY").context("KEY is not set")?;
+    let ask = |key: &str, other: &str| {
+        let head = format!("GET {path} HTTP/1.1\\nHost: x\\nConnection: close");
+        let text = format!("{head}\\nAuthorization: Bearer {key}\\nX-Other: {other}\\n\\n");
+        request(address, &text)
+    };
+    println!("{}", ask(&key, &key)?.replace("\\n", "\n"));
+    println!("wrong: {}", ask("another-key", "x")?);
+    Ok(())
+}
+
+/// The raw answer to a raw request, on one line; `\\n` in it ends a line.
+fn request(address: &str, request: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.write_all(request.replace("\\n", "\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    Ok(answer.replace('\r', "").replace('\n', "\\n"))
 }
 
 /// A test cannot wake a program it did not start, so this one looks.

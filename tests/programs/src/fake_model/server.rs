@@ -227,6 +227,12 @@ impl Server {
         record["tools"] = json!(names);
         record["prompt"] = json!(ask.prompt);
         record["earlier"] = json!(ask.earlier);
+        // As the two protocols say it whose agents are asked to think harder or less.
+        let effort = [
+            &body["reasoning"]["effort"],
+            &body["output_config"]["effort"],
+        ];
+        record["effort"] = json!(effort.into_iter().find(|effort| effort.is_string()));
 
         let number = self.replies.fetch_add(1, Ordering::Relaxed);
         if let Some(side) = &ask.side {

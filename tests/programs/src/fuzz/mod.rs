@@ -5,6 +5,8 @@
 
 mod files;
 mod mutate;
+mod network;
+mod prompts;
 mod random;
 mod speech;
 mod state;
@@ -42,6 +44,8 @@ pub fn targets() -> Vec<Target> {
         speech::TARGETS,
         stores::TARGETS,
         files::TARGETS,
+        network::TARGETS,
+        prompts::TARGETS,
         state::TARGETS,
     ];
     lists.concat()

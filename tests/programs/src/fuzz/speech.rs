@@ -251,12 +251,13 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
     let mut driver = kind.driver();
     driver.open(&Ask {
         prompt: "x",
-        whole: "x",
+        whole: "whole",
         cwd: "/w",
         program: "agent",
         args: &[],
         home: "/home",
         resume: None,
+        effort: None,
         review: None,
         unfenced: false,
         model: None,

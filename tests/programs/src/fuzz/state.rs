@@ -94,6 +94,7 @@ fn seeds() -> Vec<Vec<u8>> {
             ..Terms::default()
         },
         limits: dispatch_core::limits::Lowered::default(),
+        guide: Default::default(),
     };
     let paused = spec.pool.clone();
     let usage = Usage {

@@ -120,6 +120,7 @@ impl World {
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
             runtimes: Runtimes::default(),
+            sidecar: vec![AGENT.into(), "sidecar".into()],
             observer: Observer::default(),
             clock: Clock::default(),
         }
@@ -154,6 +155,7 @@ impl World {
             labels: Labels::default(),
             terms: Terms::default(),
             limits: dispatch_core::limits::Lowered::default(),
+            guide: Default::default(),
         }
     }
 

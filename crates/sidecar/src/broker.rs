@@ -1,0 +1,591 @@
+//! The broker: the agent has a placeholder, upstream gets the real key. One origin, no redirect
+//! followed, every byte handed on as it comes.
+//! Must not send the key anywhere but upstream's own address, and must not show it in an answer.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dispatch_core::{
+    secret::Secret,
+    sidecar::{Upstream, has_dot_segment},
+};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::{Body, Frame, Incoming, SizeHint},
+    header::{
+        ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, HOST, HeaderName,
+        HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    },
+    service::service_fn,
+};
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep, timeout},
+};
+
+use crate::{
+    masking::{Masking, mask},
+    refusals::Refusals,
+};
+
+const REQUESTS_MAX: usize = 64;
+const REQUEST_BYTES_MAX: usize = 128 << 20;
+const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 128;
+/// From a connection's begin, or its last answer's end, to the end of the next request's head.
+const HEAD: Duration = Duration::from_secs(300);
+const CONNECT: Duration = Duration::from_secs(20);
+/// A model may think for long before its first byte and between two: silence, not duration.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
+const POOL_IDLE: Duration = Duration::from_secs(60);
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Of one connection, and so not to be handed on (RFC 9110, 7.6.1).
+const HOPS: [HeaderName; 8] = [
+    CONNECTION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("proxy-authorization"),
+];
+
+type Failure = Box<dyn Error + Send + Sync>;
+type Sent = UnsyncBoxBody<Bytes, Failure>;
+
+pub(crate) struct Broker {
+    upstream: Upstream,
+    key: Secret,
+    placeholder: String,
+    client: Client<HttpsConnector<HttpConnector>, Sent>,
+    open: Arc<AtomicUsize>,
+    refusals: Arc<Refusals>,
+}
+
+/// Taken while a request lives, its answer's body included.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Broker {
+    pub(crate) fn new(
+        upstream: Upstream,
+        key: Secret,
+        placeholder: String,
+        refusals: Arc<Refusals>,
+    ) -> Result<Self, String> {
+        let mut value = key.expose().bytes();
+        if key.expose().is_empty() || !value.all(|b| b.is_ascii_graphic()) {
+            return Err("use the key: it holds what no header can carry, or nothing".into());
+        }
+        let mut http = HttpConnector::new();
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT));
+        http.enforce_http(false);
+        let tls = hyper_rustls::HttpsConnectorBuilder::new();
+        let connector = if upstream.tls {
+            tls.with_provider_and_native_roots(rustls::crypto::ring::default_provider())
+                .map_err(|error| {
+                    format!("read the system's certificates: {error}; install ca-certificates")
+                })?
+                .https_only()
+                .enable_http1()
+                .wrap_connector(http)
+        } else {
+            // The plan's own rule is that this stays on the machine or in its network.
+            let nothing = rustls::RootCertStore::empty();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .map_err(|error| format!("set up TLS: {error}"))?
+                .with_root_certificates(nothing)
+                .with_no_client_auth();
+            tls.with_tls_config(config)
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(http)
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Self {
+            upstream,
+            key,
+            placeholder,
+            client,
+            open: Arc::default(),
+            refusals,
+        })
+    }
+
+    pub(crate) async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin) {
+        let service =
+            service_fn(|request| async { Ok::<_, Infallible>(self.answer(request).await) });
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_headers(HEADERS_MAX)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        match served.await {
+            // The client has seen how its connection ended.
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Sent> {
+        match self.forward(request).await {
+            Ok(response) => response,
+            Err(Refusal { status, text }) => {
+                // The shape that the providers' own clients know.
+                let body = serde_json::json!({
+                    "type": "error",
+                    "error": { "type": "dispatch_broker", "message": text },
+                });
+                let body = Full::new(Bytes::from(body.to_string()));
+                let mut response =
+                    Response::new(body.map_err(|never| match never {}).boxed_unsync());
+                *response.status_mut() = status;
+                let json = HeaderValue::from_static("application/json");
+                response.headers_mut().insert("content-type", json);
+                response
+            }
+        }
+    }
+
+    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Sent>, Refusal> {
+        let place = Place(Arc::clone(&self.open));
+        if self.open.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
+            let text = format!("more than {REQUESTS_MAX} requests at once");
+            return Err(refuse(StatusCode::TOO_MANY_REQUESTS, text));
+        }
+        let (mut head, body) = request.into_parts();
+        if head.method == Method::CONNECT {
+            return Err(self.refused("CONNECT", "the broker forwards requests only"));
+        }
+        let uri = self.uri(&head.uri)?;
+        if !self.put_key_in(&mut head.headers) {
+            return Err(self.refused(
+                "a request to the model",
+                "it has no placeholder, or another one",
+            ));
+        }
+        drop_hops(&mut head.headers);
+        head.headers.remove(HOST);
+        // What is packed cannot be looked through for the key.
+        head.headers
+            .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let mut asked = Request::new(Limited::new(body, REQUEST_BYTES_MAX).boxed_unsync());
+        *asked.method_mut() = head.method;
+        *asked.uri_mut() = uri;
+        *asked.headers_mut() = head.headers;
+        let gateway = |why: String| {
+            refuse(
+                StatusCode::BAD_GATEWAY,
+                format!("ask {}: {why}", self.upstream.authority),
+            )
+        };
+        let answered = timeout(SILENCE, self.client.request(asked)).await;
+        let answer = answered
+            .map_err(|_| gateway("no answer in time".into()))?
+            .map_err(|error| gateway(chain(&error)))?;
+        self.shown(answer, place)
+    }
+
+    /// Upstream's origin and path before what was asked for; where it was asked of does not matter.
+    fn uri(&self, asked: &Uri) -> Result<Uri, Refusal> {
+        let path = asked.path_and_query().map_or("/", |path| path.as_str());
+        let only_path = path.split('?').next().unwrap_or_default();
+        if !path.starts_with('/') || has_dot_segment(only_path) {
+            return Err(self.refused("a request to the model", "its path has dots for a part"));
+        }
+        let text = format!("{}{path}", self.upstream);
+        text.parse()
+            .map_err(|_| refuse(StatusCode::BAD_REQUEST, "that is no path".into()))
+    }
+
+    fn refused(&self, what: &str, why: &str) -> Refusal {
+        self.refusals.refuse(what, &why);
+        let status = StatusCode::UNAUTHORIZED;
+        refuse(status, format!("dispatch's broker refused this: {why}"))
+    }
+
+    /// In the one or two places where a key belongs; anywhere else a placeholder stays one.
+    fn put_key_in(&self, headers: &mut HeaderMap) -> bool {
+        let mut put = false;
+        for name in [AUTHORIZATION, API_KEY] {
+            let mut values = headers.get_all(&name).iter();
+            let (value, None) = (values.next(), values.next()) else {
+                return false;
+            };
+            let Some(value) = value else { continue };
+            let bytes = value.as_bytes();
+            let (scheme, token) = if name == AUTHORIZATION {
+                match bytes.split_at_checked(BEARER.len()) {
+                    Some((scheme, token)) if scheme.eq_ignore_ascii_case(BEARER) => (BEARER, token),
+                    // Another scheme is none of ours, and none of upstream's either.
+                    _ => return false,
+                }
+            } else {
+                (&b""[..], bytes)
+            };
+            if !same(token, self.placeholder.as_bytes()) {
+                return false;
+            }
+            let real = [scheme, self.key.expose().as_bytes()].concat();
+            let Ok(mut real) = HeaderValue::from_bytes(&real) else {
+                return false;
+            };
+            real.set_sensitive(true);
+            headers.insert(name, real);
+            put = true;
+        }
+        put
+    }
+
+    fn shown(&self, answer: Response<Incoming>, place: Place) -> Result<Response<Sent>, Refusal> {
+        let (mut head, body) = answer.into_parts();
+        drop_hops(&mut head.headers);
+        let packed = head.headers.get(CONTENT_ENCODING);
+        if packed.is_some_and(|how| !how.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            let text = "upstream packed its answer although it was asked not to".to_owned();
+            return Err(refuse(StatusCode::BAD_GATEWAY, text));
+        }
+        let key = self.key.expose().as_bytes();
+        for value in head.headers.values_mut() {
+            let mut bytes = value.as_bytes().to_vec();
+            if mask(&mut bytes, key) {
+                *value = HeaderValue::from_bytes(&bytes)
+                    .unwrap_or_else(|_| HeaderValue::from_static("***"));
+            }
+        }
+        head.extensions.clear();
+        let body = Shown {
+            body,
+            masking: Some(Masking::new(self.key.expose())),
+            silence: Box::pin(sleep(SILENCE)),
+            _place: place,
+        };
+        Ok(Response::from_parts(head, body.boxed_unsync()))
+    }
+}
+
+const BEARER: &[u8] = b"Bearer ";
+
+fn refuse(status: StatusCode, text: String) -> Refusal {
+    Refusal { status, text }
+}
+
+/// Takes as long for a wrong guess as for another.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+}
+
+fn drop_hops(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in HOPS.iter().chain(&named) {
+        headers.remove(name);
+    }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// Upstream's answer as it comes, the key masked in it.
+struct Shown {
+    body: Incoming,
+    /// `None`: its end was shown.
+    masking: Option<Masking>,
+    silence: Pin<Box<Sleep>>,
+    _place: Place,
+}
+
+impl Body for Shown {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        loop {
+            let this = &mut *self;
+            let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+                Poll::Pending => {
+                    return match this.silence.as_mut().poll(cx) {
+                        Poll::Pending => Poll::Pending,
+                        Poll::Ready(()) => {
+                            Poll::Ready(Some(Err("upstream said nothing for too long".into())))
+                        }
+                    };
+                }
+                Poll::Ready(frame) => frame,
+            };
+            this.silence.as_mut().reset(Instant::now() + SILENCE);
+            let shown = match frame {
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Ok(frame)) => match (frame.into_data(), &mut this.masking) {
+                    (Ok(data), Some(masking)) => masking.push(&data),
+                    // Trailers: no client of a model's reads them.
+                    _ => continue,
+                },
+                None => match this.masking.take() {
+                    Some(mut masking) => masking.finish(),
+                    None => return Poll::Ready(None),
+                },
+            };
+            if !shown.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(shown.into()))));
+            }
+        }
+    }
+
+    /// Masking changes no length.
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    const KEY: &str = "sk-real-0123456789abcdef";
+    const PLACEHOLDER: &str = "dispatch-placeholder-0123";
+
+    async fn upstream() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        (listener, url)
+    }
+
+    fn broker(url: &str) -> Arc<Broker> {
+        let refusals = Arc::new(Refusals::new(std::io::sink()));
+        let upstream = url.parse().unwrap();
+        Arc::new(Broker::new(upstream, KEY.into(), PLACEHOLDER.into(), refusals).unwrap())
+    }
+
+    /// A client's end of a connection to the broker.
+    fn connect(broker: &Arc<Broker>) -> DuplexStream {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        let broker = Arc::clone(broker);
+        tokio::spawn(async move { broker.serve(server).await });
+        client
+    }
+
+    async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> String {
+        let mut read = Vec::new();
+        while !read.ends_with(end.as_bytes()) {
+            let byte = stream.read_u8().await;
+            let byte = byte.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&read)));
+            read.push(byte);
+        }
+        String::from_utf8(read).unwrap()
+    }
+
+    async fn accept(listener: &TcpListener) -> (TcpStream, String) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        (stream, head)
+    }
+
+    #[tokio::test]
+    async fn the_key_goes_where_it_belongs_and_nowhere_else() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&format!("{url}/base"));
+        for (name, shown) in [("authorization", "bearer "), ("x-api-key", "")] {
+            let mut client = connect(&broker);
+            let request = format!(
+                "POST /v1/messages?beta=true HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\
+                 {name}: {shown}{PLACEHOLDER}\r\nX-Other: {PLACEHOLDER}\r\nX-Hop: 1\r\n\
+                 Connection: keep-alive, x-hop\r\nProxy-Authorization: Basic x\r\n\
+                 Accept-Encoding: gzip\r\nContent-Length: 4\r\n\r\nbody"
+            );
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut stream, head) = accept(&listener).await;
+            let head = head.to_ascii_lowercase();
+            let scheme = if shown.is_empty() { "" } else { "bearer " };
+            assert!(
+                head.starts_with("post /base/v1/messages?beta=true http/1.1\r\n"),
+                "{head}"
+            );
+            assert!(
+                head.contains(&format!("\r\n{name}: {scheme}{KEY}\r\n")),
+                "{head}"
+            );
+            assert!(
+                head.contains(&format!("\r\nx-other: {PLACEHOLDER}\r\n")),
+                "{head}"
+            );
+            assert!(head.contains("\r\naccept-encoding: identity\r\n"), "{head}");
+            assert!(
+                head.contains(&format!("host: {}\r\n", &url["http://".len()..])),
+                "{head}"
+            );
+            assert!(
+                !head.contains("x-hop") && !head.contains("proxy-auth"),
+                "{head}"
+            );
+            assert_eq!(read_until(&mut stream, "body").await, "body");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_has_no_placeholder_gets_nothing() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&url);
+        for headers in [
+            String::new(),
+            format!("Authorization: Bearer {PLACEHOLDER}x\r\n"),
+            format!("Authorization: Bearer {}\r\n", &PLACEHOLDER[1..]),
+            format!("Authorization: Basic {PLACEHOLDER}\r\n"),
+            format!("Authorization: {PLACEHOLDER}\r\n"),
+            format!("X-Other: {PLACEHOLDER}\r\n"),
+            format!("X-Api-Key: {PLACEHOLDER}\r\nX-Api-Key: other\r\n"),
+            format!("X-Api-Key: {PLACEHOLDER}\r\nAuthorization: Bearer other\r\n"),
+        ] {
+            let mut client = connect(&broker);
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let answer = read_until(&mut client, "}}").await;
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{headers}: {answer}");
+        }
+        let mut client = connect(&broker);
+        let request =
+            format!("GET /%2e%2E/x HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        assert!(
+            read_until(&mut client, "}}")
+                .await
+                .starts_with("HTTP/1.1 401 ")
+        );
+        let nobody = listener.into_std().unwrap().accept().unwrap_err();
+        assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_as_it_is_said_with_the_key_masked_in_it() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&url);
+        let mut client = connect(&broker);
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let (mut stream, _) = accept(&listener).await;
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Echo: is {KEY}!\r\n\
+             Transfer-Encoding: chunked\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let head = read_until(&mut client, "\r\n\r\n").await;
+        let masked = "*".repeat(KEY.len());
+        assert!(head.contains(&format!("x-echo: is {masked}!")), "{head}");
+        // Each event is there before the next is said.
+        for n in 0..3 {
+            let event = format!("data: {n}\n\n");
+            let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+            stream.write_all(chunk.as_bytes()).await.unwrap();
+            read_until(&mut client, &format!("{event}\r\n")).await;
+        }
+        let (left, right) = KEY.split_at(9);
+        let chunk = format!(
+            "{:x}\r\n{left}\r\n{:x}\r\n{right}\r\n0\r\n\r\n",
+            left.len(),
+            right.len()
+        );
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+        let rest = read_until(&mut client, "0\r\n\r\n").await;
+        assert!(rest.contains(&masked) && !rest.contains(KEY), "{rest}");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_the_clients_business_and_a_packed_answer_nobodys() {
+        let (listener, url) = upstream().await;
+        let broker = broker(&url);
+        for (answer, status) in [
+            (
+                "302 Found\r\nLocation: http://evil.test/\r\nContent-Length: 2",
+                "302",
+            ),
+            (
+                "200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2",
+                "502",
+            ),
+        ] {
+            let mut client = connect(&broker);
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut stream, _) = accept(&listener).await;
+            let text = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n{{}}");
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let head = read_until(&mut client, "\r\n\r\n").await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_is_not_there_is_told() {
+        let (listener, url) = upstream().await;
+        drop(listener);
+        let mut client = connect(&broker(&url));
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_until(&mut client, "}}").await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert!(answer.contains("onnection refused"), "{answer}");
+    }
+
+    #[test]
+    fn a_key_that_no_header_can_carry_is_told_at_once() {
+        for key in ["", "two\nlines", "a b", "ключ"] {
+            let refusals = Arc::new(Refusals::new(std::io::sink()));
+            let upstream = "http://127.0.0.1:1".parse().unwrap();
+            assert!(Broker::new(upstream, key.into(), PLACEHOLDER.into(), refusals).is_err());
+        }
+    }
+}
