@@ -32,7 +32,8 @@ pub enum Start {
 pub enum JobEvent {
     Out(Vec<u8>),
     Err(Vec<u8>),
-    /// It has a body and lives; told at most once, before a silence.
+    /// It has a body and lives; told once, before the first silence. Nothing new is said to an agent
+    /// before it: all that was there has been heard by then.
     Alive,
     /// After the last byte.
     Exited(ExitReport),
