@@ -12,8 +12,9 @@ use crate::{
     Millis,
     carried::Carried,
     drivers::DriverKind,
-    id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
+    id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
     run::RunCause,
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -178,6 +179,26 @@ pub enum Kind {
     Answered {
         text: String,
     },
+    /// Something was said to it. Durable before anybody hears it.
+    MessageQueued {
+        message: MessageId,
+        text: String,
+        from: Sender,
+    },
+    /// Withdrawn before a run had it.
+    MessageCancelled {
+        message: MessageId,
+    },
+    /// Its next runs are another agent's.
+    AgentSet {
+        agent: AgentName,
+        pool: PoolName,
+        model: Option<ModelName>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        profile: Option<ModelName>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        command: Vec<String>,
+    },
     /// A task that this one asked for has ended.
     ChildEnded {
         child: TaskId,
@@ -251,6 +272,23 @@ pub enum Kind {
     SessionSeen {
         session: String,
     },
+    /// This run says it to its agent: durable before a byte of it is sent, with how much of the
+    /// output the driver had heard, so that a replay says the same at the same point. Without an
+    /// offset it is one of the first words. It waits again if the run ends without having delivered
+    /// it.
+    MessageTaken {
+        message: MessageId,
+        out_offset: Option<u64>,
+    },
+    /// It is in the input of the agent, as its keeper wrote down.
+    MessageDelivered {
+        message: MessageId,
+        delivery: Delivery,
+    },
+    /// The agent ended without having taken it up: it waits again.
+    MessageReturned {
+        message: MessageId,
+    },
     StopRequested {
         why: Stop,
     },
@@ -296,6 +334,12 @@ impl Kind {
             Self::Waits { .. } => "waits",
             Self::TaskCreated { .. } => "task_created",
             Self::Answered { .. } => "answered",
+            Self::MessageQueued { .. } => "message_queued",
+            Self::MessageCancelled { .. } => "message_cancelled",
+            Self::MessageTaken { .. } => "message_taken",
+            Self::MessageDelivered { .. } => "message_delivered",
+            Self::MessageReturned { .. } => "message_returned",
+            Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
@@ -337,6 +381,12 @@ impl Kind {
             | Self::Waits { .. }
             | Self::TaskCreated { .. }
             | Self::Answered { .. }
+            | Self::MessageQueued { .. }
+            | Self::MessageCancelled { .. }
+            | Self::MessageTaken { .. }
+            | Self::MessageDelivered { .. }
+            | Self::MessageReturned { .. }
+            | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }

@@ -2,7 +2,7 @@
 //! Same input, same output. Read the modules in this order.
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
-//! * [`event`] everything that can happen; [`state`] the fold of it
+//! * [`message`] what is said to a task later; [`event`] everything that can happen; [`state`] the fold of it
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
@@ -27,6 +27,7 @@ pub mod id;
 pub mod job;
 pub mod ledger;
 pub mod limits;
+pub mod message;
 pub mod naming;
 pub mod network;
 pub mod notify;

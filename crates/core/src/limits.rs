@@ -53,6 +53,10 @@ pub struct Limits {
     pub upstream_s: u64,
     pub queue_max: usize,
     pub runs_max: u32,
+    /// Messages of one task that wait.
+    pub messages_max: usize,
+    /// Runs that messages of other tasks' agents may start before a person says something.
+    pub wakes_max: u32,
     pub task_bytes: usize,
     pub prompt_bytes: usize,
     pub template_bytes: usize,
@@ -85,6 +89,7 @@ impl Limits {
             ("upstream_s", self.upstream_s),
             ("queue_max", self.queue_max as u64),
             ("runs_max", u64::from(self.runs_max)),
+            ("messages_max", self.messages_max as u64),
             ("task_bytes", self.task_bytes as u64),
             ("template_bytes", self.template_bytes as u64),
             ("line_bytes", self.line_bytes as u64),

@@ -270,7 +270,10 @@ impl Hook {
 fn tried_again(task: &Task, run: u32) -> bool {
     task.runs.iter().any(|next| match next.cause {
         RunCause::RetryOf { n, by_person } => n == run && !by_person,
-        RunCause::Dispatched | RunCause::Answer { .. } => false,
+        RunCause::Dispatched
+        | RunCause::Answer { .. }
+        | RunCause::Said { .. }
+        | RunCause::Resumed { .. } => false,
     })
 }
 

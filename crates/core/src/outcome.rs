@@ -142,6 +142,20 @@ pub enum Failure {
     },
 }
 
+impl Outcome {
+    /// Messages that waited for this end start the next run by themselves. After a stop or a hard
+    /// failure they wait for a person.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        match self {
+            Self::Completed { .. } | Self::Blocked { .. } => true,
+            Self::Failed(Failure::Seal { .. }) => false,
+            Self::Failed(failure) => failure.model_answered(),
+            Self::Stopped(_) | Self::Lost => false,
+        }
+    }
+}
+
 impl Failure {
     /// Nobody learns from it that the provider refuses to work: its model has answered.
     #[must_use]

@@ -590,7 +590,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 51] = [
+const NAMES: [&str; 54] = [
     "after",
     "agent",
     "base",
@@ -602,10 +602,12 @@ const NAMES: [&str; 51] = [
     "checks",
     "child",
     "commit",
+    "delivery",
     "driver",
     "effort",
     "expects",
     "failed",
+    "from",
     "head",
     "id",
     "image",
@@ -619,6 +621,7 @@ const NAMES: [&str; 51] = [
     "plan",
     "pool",
     "priority",
+    "profile",
     "refname",
     "repo",
     "review_base",

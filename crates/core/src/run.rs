@@ -3,7 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::{Outcome, Stop};
+use crate::{
+    id::AgentName,
+    outcome::{Outcome, Stop},
+};
 
 /// Why a run exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +22,14 @@ pub enum RunCause {
         #[serde(default)]
         by_person: bool,
     },
+    /// Messages waited when the run before had ended, or came then. Which ones it gets is fixed when
+    /// it opens.
+    Said {
+        /// One of them is a person's; otherwise the run is paid from the task's wake budget.
+        by_person: bool,
+    },
+    /// A person wants it to go on. Another agent reads who had it before, and how that ended.
+    Resumed { agent: AgentName, ended: String },
 }
 
 impl RunCause {
@@ -28,6 +39,8 @@ impl RunCause {
             Self::Dispatched => "dispatched",
             Self::Answer { .. } => "answer",
             Self::RetryOf { .. } => "retry",
+            Self::Said { .. } => "said",
+            Self::Resumed { .. } => "resumed",
         }
     }
 }

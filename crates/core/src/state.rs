@@ -16,10 +16,12 @@ use crate::{
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     ledger::Ledger,
+    message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
     outcome::{Again, Outcome},
+    prompt::Told,
     review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
-    task::{Taken, TaskSpec},
+    task::{self, TaskSpec},
     update::Usage,
 };
 
@@ -87,6 +89,14 @@ pub struct Task {
     pub notes: Vec<String>,
     /// Configuration for agents in the base commit.
     pub carried: Vec<Carried>,
+    /// What was said to it, in order; of settled ones the newest.
+    pub messages: Vec<Message>,
+    /// How many there were.
+    pub messages_count: u32,
+    /// Runs that messages of agents have started since a person said something.
+    pub wakes: u32,
+    /// Sessions of runs up to this one belong to an agent it had before.
+    pub foreign_runs: u32,
 }
 
 impl Task {
@@ -191,13 +201,72 @@ impl Task {
         self.runs.iter().rev().find_map(|run| run.sealed.as_ref())
     }
 
-    /// The session a next run can go on with.
+    /// The session that run `n` can go on with.
     #[must_use]
-    pub fn session(&self) -> Option<&str> {
-        self.runs
-            .iter()
-            .rev()
-            .find_map(|run| run.session.as_deref())
+    pub fn session_for(&self, n: u32) -> Option<&str> {
+        let own = |run: &&Run| run.n < n && run.n > self.foreign_runs;
+        let mut earlier = self.runs.iter().rev().filter(own);
+        earlier.find_map(|run| run.session.as_deref())
+    }
+
+    /// What the prompt of run `n` says of it.
+    #[must_use]
+    pub fn told(&self, n: u32) -> Told {
+        let mut told = Told::default();
+        for message in &self.messages {
+            match message.taken {
+                Some(taken) if taken.run < n && message.fate != Fate::Cancelled => {
+                    told.before.push(message.words());
+                }
+                Some(taken) if taken.run == n && taken.out_offset.is_none() => {
+                    told.now.push(message.words());
+                }
+                Some(_) | None => {}
+            }
+        }
+        told
+    }
+
+    #[must_use]
+    pub fn message(&self, id: MessageId) -> Option<&Message> {
+        self.messages.iter().find(|message| message.id == id)
+    }
+
+    /// Messages that no run has, in order.
+    pub fn waiting(&self) -> impl Iterator<Item = &Message> {
+        self.messages.iter().filter(|message| message.waits())
+    }
+
+    fn message_mut(&mut self, id: MessageId) -> Option<&mut Message> {
+        self.messages.iter_mut().find(|message| message.id == id)
+    }
+
+    /// Lets go of the oldest settled ones that no replay of an open run needs.
+    fn forget_messages(&mut self) {
+        let open = self.is_open().then_some(self.runs.len());
+        while self.messages.len() > SETTLED_MAX {
+            let gone = |message: &Message| {
+                let replayed = message.taken.map(|taken| taken.run as usize);
+                message.fate != Fate::Waiting && (open.is_none() || replayed != open)
+            };
+            let Some(index) = self.messages.iter().position(gone) else {
+                return;
+            };
+            self.messages.remove(index);
+        }
+    }
+
+    /// `None`: no such message may do that now.
+    fn take(&mut self, id: MessageId, taken: Taken) -> Option<()> {
+        let message = self.message_mut(id).filter(|message| message.waits())?;
+        message.taken = Some(taken);
+        Some(())
+    }
+
+    fn settle(&mut self, id: MessageId, run: u32, fate: Fate) -> Option<()> {
+        let message = self.message_mut(id)?;
+        let due = message.fate == Fate::Waiting && message.is_with(run);
+        due.then(|| message.fate = fate)
     }
 }
 
@@ -224,6 +293,13 @@ pub enum ApplyError {
     },
     #[error("apply event {seq}: the last one was {last}")]
     OutOfOrder { seq: Seq, last: Seq },
+    #[error("apply event {seq} ({word}): message {message} of task {task} is not where it must be")]
+    Message {
+        seq: Seq,
+        word: &'static str,
+        task: TaskId,
+        message: MessageId,
+    },
     #[error("apply event {seq}: task {task} exists already")]
     Twice { seq: Seq, task: TaskId },
     #[error("apply event {seq} to run {run}")]
@@ -374,8 +450,8 @@ impl State {
             .holders(&task.spec)
             .take_while(|other| other.id != id)
             .filter(|other| match task.spec.turn.taken {
-                Taken::Supersede => other.is_open(),
-                Taken::Queue | Taken::Refuse => true,
+                task::Taken::Supersede => other.is_open(),
+                task::Taken::Queue | task::Taken::Refuse => true,
             });
         older.next().filter(|_| waits)
     }
@@ -593,6 +669,10 @@ impl State {
                 removed: false,
                 notes: Vec::new(),
                 carried: Vec::new(),
+                messages: Vec::new(),
+                messages_count: 0,
+                wakes: 0,
+                foreign_runs: 0,
             };
             self.tasks.insert(id, task);
             self.created.push(id);
@@ -603,8 +683,66 @@ impl State {
             word,
             task: id,
         })?;
+        let refused = |message: MessageId| ApplyError::Message {
+            seq,
+            word,
+            task: id,
+            message,
+        };
         match &event.kind {
-            Kind::Answered { .. } | Kind::ChildEnded { .. } => {}
+            Kind::ChildEnded { .. } => {}
+            Kind::Answered { .. } => task.wakes = 0,
+            Kind::MessageQueued {
+                message,
+                text,
+                from,
+            } => {
+                if message.0 != task.messages_count.saturating_add(1) {
+                    return Err(refused(*message));
+                }
+                task.messages_count = message.0;
+                if *from == Sender::Person {
+                    task.wakes = 0;
+                }
+                task.messages.push(Message {
+                    id: *message,
+                    text: text.clone(),
+                    from: *from,
+                    at: event.at,
+                    taken: None,
+                    returned: None,
+                    fate: Fate::Waiting,
+                });
+                task.forget_messages();
+            }
+            Kind::MessageCancelled { message } => {
+                let found = task.message_mut(*message).filter(|found| found.waits());
+                found.ok_or_else(|| refused(*message))?.fate = Fate::Cancelled;
+            }
+            Kind::AgentSet {
+                agent,
+                pool,
+                model,
+                profile,
+                command,
+            } => {
+                if task.is_open() {
+                    return Err(ApplyError::WrongSubject {
+                        seq,
+                        word,
+                        subject: event.subject,
+                    });
+                }
+                if task.spec.agent != *agent {
+                    task.foreign_runs = u32::try_from(task.runs.len()).unwrap_or(u32::MAX);
+                }
+                task.spec.agent = agent.clone();
+                task.spec.pool = pool.clone();
+                let terms = &mut task.spec.terms;
+                terms.model.clone_from(model);
+                terms.profile.clone_from(profile);
+                terms.command.clone_from(command);
+            }
             Kind::Applied { repo, branch, .. } => {
                 task.applied = Some((repo.clone(), branch.clone()));
             }
@@ -664,6 +802,15 @@ impl State {
             if id.n as usize != task.runs.len() + 1 || task.is_open() {
                 return Err(ApplyError::NoRun { seq, word, run: id });
             }
+            match cause {
+                RunCause::Said { by_person: false } => task.wakes = task.wakes.saturating_add(1),
+                RunCause::Said { by_person: true }
+                | RunCause::RetryOf {
+                    by_person: true, ..
+                }
+                | RunCause::Resumed { .. } => task.wakes = 0,
+                RunCause::Dispatched | RunCause::Answer { .. } | RunCause::RetryOf { .. } => {}
+            }
             task.runs.push(Run {
                 n: id.n,
                 cause: cause.clone(),
@@ -688,6 +835,40 @@ impl State {
             task.seq = seq;
             self.enqueue(seq, id);
             return Ok(());
+        }
+        let refused = |message: MessageId| ApplyError::Message {
+            seq,
+            word,
+            task: id.task,
+            message,
+        };
+        match &event.kind {
+            Kind::MessageTaken {
+                message,
+                out_offset,
+            } => {
+                let open = task.last_run().is_some_and(|run| run.n == id.n) && task.is_open();
+                let taken = Taken {
+                    run: id.n,
+                    out_offset: *out_offset,
+                };
+                let taken = open.then(|| task.take(*message, taken)).flatten();
+                taken.ok_or_else(|| refused(*message))?;
+            }
+            Kind::MessageDelivered { message, delivery } => {
+                let settled = task.settle(*message, id.n, Fate::Delivered(*delivery));
+                settled.ok_or_else(|| refused(*message))?;
+            }
+            Kind::MessageReturned { message } => {
+                let delivered = |found: &&mut Message| {
+                    matches!(found.fate, Fate::Delivered(_)) && found.is_with(id.n)
+                };
+                let found = task.message_mut(*message).filter(delivered);
+                let found = found.ok_or_else(|| refused(*message))?;
+                (found.taken, found.returned) = (None, Some(id.n));
+                found.fate = Fate::Waiting;
+            }
+            _ => {}
         }
         let index = (id.n as usize).wrapping_sub(1);
         let Some(run) = task.runs.get_mut(index) else {
@@ -757,6 +938,11 @@ impl State {
             Kind::Finished { verified, .. } => {
                 run.ended_at = Some(event.at);
                 run.verified = *verified;
+                let left =
+                    |message: &&mut Message| message.fate == Fate::Waiting && message.is_with(id.n);
+                for message in task.messages.iter_mut().filter(left) {
+                    message.taken = None;
+                }
             }
             Kind::WorkspaceReady {
                 path,
@@ -782,6 +968,9 @@ impl State {
             | Kind::StopRequested { .. }
             | Kind::Waits { .. }
             | Kind::BudgetWarned { .. }
+            | Kind::MessageTaken { .. }
+            | Kind::MessageDelivered { .. }
+            | Kind::MessageReturned { .. }
             | Kind::Said { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {

@@ -35,6 +35,8 @@ mod prompts;
 mod reading;
 #[path = "runner/run.rs"]
 mod run;
+#[path = "runner/say.rs"]
+mod say;
 #[path = "runner/schema.rs"]
 mod schema;
 #[path = "runner/secrets.rs"]

@@ -12,10 +12,11 @@ use std::{
 
 use dispatch_core::{
     Millis,
-    config::{Config, EnvValue},
+    config::{Config, EnvValue, Selection},
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
     id::{RunId, Seq, SiteName, TaskId},
+    message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
     redact::Redactor,
@@ -27,7 +28,7 @@ use dispatch_core::{
     update::Usage,
 };
 use tokio::{
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{Notify, broadcast, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -47,7 +48,7 @@ use crate::{
     },
     store::{Store, StoreError},
     trees::Trees,
-    view::{Force, TaskView, Told, VerbError},
+    view::{Force, Heard, Spoken, TaskView, Told, VerbError},
 };
 
 /// By name; held in memory only.
@@ -131,10 +132,49 @@ pub(crate) enum Command {
         secrets: Secrets,
         reply: Reply<RunId>,
     },
+    Resume {
+        task: TaskId,
+        agent: Option<Selection>,
+        secrets: Secrets,
+        reply: Reply<RunId>,
+    },
+    Say {
+        task: TaskId,
+        text: String,
+        from: Sender,
+        secrets: Secrets,
+        reply: Reply<Spoken>,
+    },
+    Unsay {
+        task: TaskId,
+        message: MessageId,
+        reply: Reply<()>,
+    },
+    /// From a run: all that waits is said with its first words. Answered with every message of the
+    /// task when that is durable.
+    TakeAll {
+        run: RunId,
+        reply: Reply<Vec<Message>>,
+    },
+    /// From a run whose agent can be spoken to: the next message is its own now.
+    Take {
+        run: RunId,
+        out_offset: u64,
+        reply: Reply<Option<Message>>,
+    },
+    /// From a run whose agent cannot be spoken to now.
+    Deaf {
+        run: RunId,
+        reply: Reply<()>,
+    },
     Stop {
         task: TaskId,
         force: Force,
         reply: Reply<()>,
+    },
+    StopAll {
+        force: Force,
+        reply: Reply<Vec<TaskId>>,
     },
     Freeze {
         frozen: bool,
@@ -258,6 +298,8 @@ impl Engine {
             failed_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
+            bells: HashMap::new(),
+            sayers: Vec::new(),
             secrets: HashMap::new(),
             held: Held::new(),
             pending: Vec::new(),
@@ -357,10 +399,87 @@ impl Engine {
         .await
     }
 
-    /// Asks a task's run to end; a second time, or with force, it is killed.
+    /// Goes on with a task that has ended, however it did: queues a run in the same workspace. With
+    /// another agent it is a new session, which is told everything.
     ///
     /// # Errors
-    /// When nothing of it runs or waits.
+    /// When it has not ended, cannot run again, or the agent is not configured.
+    pub async fn resume(
+        &self,
+        task: TaskId,
+        agent: Option<Selection>,
+        secrets: Secrets,
+    ) -> Result<RunId, VerbError> {
+        let _busy = self.hold("resume", task)?;
+        self.bring_back("resume", task).await?;
+        self.ask(|reply| Command::Resume {
+            task,
+            agent,
+            secrets,
+            reply,
+        })
+        .await
+    }
+
+    /// Says something to a task. Durable when it returns; each message is heard once, in order: by
+    /// the running agent if it can be spoken to, else with the first words of the next run, which an
+    /// ended task is given for it.
+    ///
+    /// # Errors
+    /// When the task was put away or cannot run again, or too much waits for it already.
+    pub async fn say(
+        &self,
+        task: TaskId,
+        text: String,
+        from: Sender,
+        secrets: Secrets,
+    ) -> Result<Spoken, VerbError> {
+        let busy = if self.task(task).await?.task.is_open() {
+            None
+        } else {
+            let busy = self.hold("say to", task)?;
+            self.bring_back("say to", task).await?;
+            Some(busy)
+        };
+        let spoken = self
+            .ask(|reply| Command::Say {
+                task,
+                text,
+                from,
+                secrets,
+                reply,
+            })
+            .await;
+        drop(busy);
+        spoken
+    }
+
+    /// Withdraws a message that no run has taken yet.
+    ///
+    /// # Errors
+    /// When there is none, or it is delivered or on its way.
+    pub async fn unsay(&self, task: TaskId, message: MessageId) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Unsay {
+            task,
+            message,
+            reply,
+        })
+        .await
+    }
+
+    /// Asks the run of every open task to end, or kills it; which tasks those were.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn stop_all(&self, force: Force) -> Result<Vec<TaskId>, VerbError> {
+        self.ask(|reply| Command::StopAll { force, reply }).await
+    }
+
+    /// Asks a task's run to end, and those of the tasks that it asked for; a second time, or with
+    /// force, they are killed.
+    ///
+    /// # Errors
+    /// When nothing of them runs or waits.
     pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
         self.ask(|reply| Command::Stop { task, force, reply }).await
     }
@@ -533,6 +652,14 @@ pub(crate) fn now() -> Millis {
     Clock::System.now()
 }
 
+struct Sayer {
+    task: TaskId,
+    message: MessageId,
+    /// The running agent cannot be spoken to now.
+    deaf: bool,
+    reply: Reply<Spoken>,
+}
+
 type Effect = Box<dyn FnOnce(&mut Actor) + Send>;
 
 struct Actor {
@@ -544,6 +671,9 @@ struct Actor {
     failed_now: watch::Sender<Option<String>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
+    bells: HashMap<RunId, Arc<Notify>>,
+    /// Who waits to hear what became of a message.
+    sayers: Vec<Sayer>,
     secrets: HashMap<TaskId, Secrets>,
     held: Held,
     /// Applied and not yet durable.
@@ -619,6 +749,7 @@ impl Actor {
     async fn settle(&mut self) -> bool {
         loop {
             self.decide();
+            self.answer_sayers();
             if !self.pending.is_empty() {
                 let events = std::mem::take(&mut self.pending);
                 let appended = tokio::task::block_in_place(|| self.store.append(&events));
@@ -886,9 +1017,64 @@ impl Actor {
                 let queued = self.retry(task, secrets);
                 self.reply_later(reply, queued);
             }
+            Command::Resume {
+                task,
+                agent,
+                secrets,
+                reply,
+            } => {
+                let queued = self.resume(task, agent, secrets);
+                self.reply_later(reply, queued);
+            }
+            Command::Say {
+                task,
+                text,
+                from,
+                secrets,
+                reply,
+            } => match self.say(task, text, from, secrets) {
+                Ok(message) => self.sayers.push(Sayer {
+                    task,
+                    message,
+                    deaf: false,
+                    reply,
+                }),
+                Err(error) => self.reply_later(reply, Err(error)),
+            },
+            Command::Unsay {
+                task,
+                message,
+                reply,
+            } => {
+                let withdrawn = self.unsay(task, message);
+                self.reply_later(reply, withdrawn);
+            }
+            Command::TakeAll { run, reply } => {
+                let messages = self.take_all(run);
+                self.reply_later(reply, Ok(messages));
+            }
+            Command::Take {
+                run,
+                out_offset,
+                reply,
+            } => {
+                let message = self.take(run, out_offset);
+                if message.is_none() {
+                    self.deaf(run.task);
+                }
+                self.reply_later(reply, Ok(message));
+            }
+            Command::Deaf { run, reply } => {
+                self.deaf(run.task);
+                self.reply_later(reply, Ok(()));
+            }
             Command::Stop { task, force, reply } => {
                 let stopped = self.stop(task, force);
                 self.reply_later(reply, stopped);
+            }
+            Command::StopAll { force, reply } => {
+                let stopped = self.stop_all(force);
+                self.reply_later(reply, Ok(stopped));
             }
             Command::Freeze {
                 frozen,
@@ -1144,6 +1330,304 @@ impl Actor {
         Ok(run)
     }
 
+    fn say(
+        &mut self,
+        task: TaskId,
+        text: String,
+        from: Sender,
+        secrets: Secrets,
+    ) -> Result<MessageId, VerbError> {
+        let limits = &self.ctx.settings.config.limits;
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let nothing = |hint: String| VerbError::Nothing {
+            verb: "say to",
+            task,
+            hint,
+        };
+        if text.trim().is_empty() || text.len() > limits.task_bytes {
+            let what = format!(
+                "say to task {task}: a message has 1 to {} bytes (limits.task_bytes)",
+                limits.task_bytes
+            );
+            return Err(VerbError::BadInput { what });
+        }
+        if found.removed {
+            let hint = "it was put away; bring it back with `dispatch undo` first";
+            return Err(nothing(hint.to_owned()));
+        }
+        let waiting = found.waiting().count();
+        if waiting >= limits.messages_max {
+            return Err(nothing(format!(
+                "{waiting} messages wait for it already (limits.messages_max); \
+                 `dispatch unsay` withdraws one"
+            )));
+        }
+        // What a person says to an ended task starts a run, however it ended; refused, nothing has
+        // changed. An agent's message does not go on after a stop or a hard failure.
+        let ended = found.outcome();
+        let starts = ended.is_some_and(|outcome| from == Sender::Person || outcome.goes_on());
+        if from == Sender::Person && ended.is_some() {
+            self.can_run_again("say to", found)?;
+        }
+        let message = MessageId(found.messages_count.saturating_add(1));
+        self.secrets.entry(task).or_default().extend(secrets);
+        let queued = Kind::MessageQueued {
+            message,
+            text,
+            from,
+        };
+        self.put(Subject::Task(task), queued);
+        if starts {
+            self.start_for_messages(task);
+        } else {
+            self.ring(task);
+        }
+        Ok(message)
+    }
+
+    /// Tells the supervisor of a running agent that there is a message.
+    fn ring(&mut self, task: TaskId) {
+        self.effects.push(Box::new(move |actor| {
+            let run = actor.state.task(task).and_then(|task| task.last_run());
+            let bell = run.and_then(|run| actor.bells.get(&RunId { task, n: run.n }));
+            if let Some(bell) = bell {
+                bell.notify_one();
+            }
+        }));
+    }
+
+    /// What waits when a run ends starts the next one, if that end allows it.
+    fn go_on(&mut self, id: TaskId) {
+        let Some(task) = self.state.task(id) else {
+            return;
+        };
+        let outcome = task.outcome().filter(|_| task.waiting().next().is_some());
+        match outcome {
+            Some(outcome) if outcome.goes_on() => self.start_for_messages(id),
+            Some(outcome) => {
+                let word = outcome.word();
+                let text =
+                    format!("it ended as {word}: its messages wait until a person says something");
+                self.put(Subject::Task(id), Kind::Noted { text });
+            }
+            None => {}
+        }
+    }
+
+    /// The next run of an ended task, for the messages that wait. Where there cannot be one, they are
+    /// kept and a person sees why.
+    fn start_for_messages(&mut self, id: TaskId) {
+        let Some(task) = self.state.task(id) else {
+            return;
+        };
+        let by_person = task.waiting().any(|message| message.from == Sender::Person);
+        let wakes_max = self.ctx.settings.config.limits.wakes_max;
+        let able = self.can_run_again("say to", task);
+        let text = match able {
+            Err(error) => format!("its messages wait: {error}"),
+            Ok(()) if !by_person && task.wakes >= wakes_max => format!(
+                "messages of agents wait: they have started {wakes_max} runs since a person said \
+                 something (limits.wakes_max)"
+            ),
+            Ok(()) => {
+                let n = u32::try_from(task.runs.len() + 1).unwrap_or(u32::MAX);
+                self.queue(RunId { task: id, n }, RunCause::Said { by_person });
+                return;
+            }
+        };
+        self.put(Subject::Task(id), Kind::Noted { text });
+    }
+
+    fn unsay(&mut self, task: TaskId, message: MessageId) -> Result<(), VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let nothing = |hint: String| VerbError::Nothing {
+            verb: "unsay to",
+            task,
+            hint,
+        };
+        let Some(known) = found.message(message) else {
+            let hint = if message.0 <= found.messages_count {
+                "delivered long ago"
+            } else {
+                "not known; `dispatch show` lists them"
+            };
+            return Err(nothing(format!("message {message} is {hint}")));
+        };
+        if !known.waits() {
+            let word = match known.word() {
+                "on_its_way" => "on its way to the agent",
+                word => word,
+            };
+            return Err(nothing(format!("message {message} is {word} already")));
+        }
+        self.put(Subject::Task(task), Kind::MessageCancelled { message });
+        self.call_off(task);
+        Ok(())
+    }
+
+    /// A run that was queued for messages only, which are all withdrawn, ends before it began, and
+    /// the task is as it was.
+    fn call_off(&mut self, id: TaskId) {
+        let Some(task) = self.state.task(id) else {
+            return;
+        };
+        let [.., before, last] = task.runs.as_slice() else {
+            return;
+        };
+        let idle = last.state == RunState::Queued
+            && matches!(last.cause, RunCause::Said { .. })
+            && task.waiting().next().is_none();
+        if let (true, RunState::Finished(outcome)) = (idle, &before.state) {
+            let (outcome, verified) = (outcome.clone(), before.verified);
+            let run = RunId {
+                task: id,
+                n: last.n,
+            };
+            self.held.remove(&run);
+            self.put(Subject::Run(run), Kind::Finished { outcome, verified });
+        }
+    }
+
+    fn take_all(&mut self, run: RunId) -> Vec<Message> {
+        let waiting = |task: &dispatch_core::state::Task| {
+            let ids = task.waiting().map(|message| message.id);
+            ids.collect::<Vec<_>>()
+        };
+        let out_offset = None;
+        for message in self.state.task(run.task).map(waiting).unwrap_or_default() {
+            let taken = Kind::MessageTaken {
+                message,
+                out_offset,
+            };
+            self.put(Subject::Run(run), taken);
+        }
+        let task = self.state.task(run.task);
+        task.map(|task| task.messages.clone()).unwrap_or_default()
+    }
+
+    /// The next message for a running agent; none for one that has been asked to end.
+    fn take(&mut self, run: RunId, out_offset: u64) -> Option<Message> {
+        let task = self.state.task(run.task)?;
+        let running = self.state.run(run)?.state == RunState::Running;
+        // What one run has heard is kept until its end, for a replay.
+        let heard = task.messages.iter().filter(|m| m.is_with(run.n)).count();
+        let hears = running && heard < SETTLED_MAX;
+        let next = task.waiting().next().filter(|_| hears)?;
+        let message = Some(next).filter(|m| m.returned != Some(run.n))?.id;
+        let taken = Kind::MessageTaken {
+            message,
+            out_offset: Some(out_offset),
+        };
+        let taken = self.put(Subject::Run(run), taken);
+        let task = self.state.task(run.task).filter(|_| taken)?;
+        task.message(message).cloned()
+    }
+
+    /// Whoever has said something so far hears that it is for later.
+    fn deaf(&mut self, task: TaskId) {
+        let theirs = |sayer: &&mut Sayer| sayer.task == task;
+        for sayer in self.sayers.iter_mut().filter(theirs) {
+            sayer.deaf = true;
+        }
+    }
+
+    /// Answers those whose message has come as far as it will for now.
+    fn answer_sayers(&mut self) {
+        for sayer in std::mem::take(&mut self.sayers) {
+            match self.heard(&sayer) {
+                Some(how) => {
+                    let message = sayer.message;
+                    self.reply_later(sayer.reply, Ok(Spoken { message, how }));
+                }
+                None => self.sayers.push(sayer),
+            }
+        }
+    }
+
+    fn heard(&self, sayer: &Sayer) -> Option<Heard> {
+        let task = self.state.task(sayer.task)?;
+        let Some(message) = task.message(sayer.message) else {
+            return Some(Heard::Delivered);
+        };
+        let goes = |run: &dispatch_core::state::Run| match run.state {
+            // A person has asked for the end: nothing follows by itself.
+            RunState::Stopping { .. } | RunState::Finished(_) => false,
+            RunState::Queued | RunState::Preparing | RunState::Running | RunState::Checking => true,
+        };
+        let listens = |run: &dispatch_core::state::Run| {
+            run.state == RunState::Running && run.report.is_none()
+        };
+        match message.fate {
+            Fate::Delivered(_) => Some(Heard::Delivered),
+            Fate::Cancelled => Some(Heard::Held),
+            Fate::Waiting if !task.last_run().is_some_and(goes) => Some(Heard::Held),
+            Fate::Waiting if !task.last_run().is_some_and(listens) => Some(Heard::Queued),
+            Fate::Waiting if message.taken.is_none() && sayer.deaf => Some(Heard::Queued),
+            Fate::Waiting => None,
+        }
+    }
+
+    fn resume(
+        &mut self,
+        task: TaskId,
+        agent: Option<Selection>,
+        secrets: Secrets,
+    ) -> Result<RunId, VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let Some((last, outcome)) = found.last_run().zip(found.outcome()) else {
+            return Err(VerbError::WrongState {
+                verb: "resume",
+                task,
+                state: found.last_run().map_or("queued", |run| run.state.word()),
+                hint: "it has not ended; `dispatch say` speaks to it",
+            });
+        };
+        self.can_run_again("resume", found)?;
+        self.can_follow(&found.spec)?;
+        let cause = RunCause::Resumed {
+            agent: found.spec.agent.clone(),
+            ended: format!("{}: {}", outcome.word(), outcome.reason()),
+        };
+        let run = RunId {
+            task,
+            n: last.n.saturating_add(1),
+        };
+        if let Some(Selection {
+            agent,
+            model,
+            profile: own,
+            command,
+        }) = agent
+        {
+            let agents = &self.ctx.settings.config.agents;
+            let Some(profile) = agents.get(&agent) else {
+                let there = dispatch_core::config::list(agents.keys());
+                let what = format!("use agent {agent}: it is not configured; there are {there}");
+                return Err(VerbError::BadInput { what });
+            };
+            let set = Kind::AgentSet {
+                agent,
+                pool: profile.pool.clone(),
+                model: model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
+                profile: own,
+                command,
+            };
+            self.put(Subject::Task(task), set);
+        }
+        self.secrets.entry(task).or_default().extend(secrets);
+        self.queue(run, cause);
+        Ok(run)
+    }
+
     /// What holds for every further run of a task, whoever wants it.
     fn can_run_again(
         &self,
@@ -1223,7 +1707,33 @@ impl Actor {
         Ok(run)
     }
 
+    /// The task, and what it asked for, and so on: whoever wants an end wants no more work of it.
     fn stop(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
+        let mut family = vec![task];
+        let mut next = 0;
+        while let Some(parent) = family.get(next).copied() {
+            next += 1;
+            let theirs = |other: &&dispatch_core::state::Task| other.spec.parent == Some(parent);
+            let children = self.state.tasks().filter(theirs).map(|child| child.id);
+            let new: Vec<_> = children.filter(|id| !family.contains(id)).collect();
+            family.extend(new);
+        }
+        let own = self.stop_one(task, force);
+        let mut any = own.is_ok();
+        for child in family.into_iter().skip(1) {
+            any |= self.stop_one(child, force).is_ok();
+        }
+        if any { Ok(()) } else { own }
+    }
+
+    fn stop_all(&mut self, force: Force) -> Vec<TaskId> {
+        let open = self.state.tasks().filter(|task| task.is_open());
+        let open: Vec<TaskId> = open.map(|task| task.id).collect();
+        let stopped = |id: &TaskId| self.stop_one(*id, force).is_ok();
+        open.into_iter().filter(stopped).collect()
+    }
+
+    fn stop_one(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
         let found = self
             .state
             .task(task)
@@ -1320,7 +1830,14 @@ impl Actor {
             let (n, by_person) = (run.n, false);
             let next = RunId { n: n + 1, ..run };
             self.queue(next, RunCause::RetryOf { n, by_person });
-        } else {
+            return;
+        }
+        self.go_on(run.task);
+        if !self
+            .state
+            .task(run.task)
+            .is_some_and(dispatch_core::state::Task::is_open)
+        {
             self.tell_parent(run.task, state);
         }
     }
@@ -1408,6 +1925,8 @@ impl Actor {
             }
         }
         self.orders.insert(run, orders);
+        let bell = Arc::new(Notify::new());
+        self.bells.insert(run, Arc::clone(&bell));
         let job = run::Supervised {
             task,
             run,
@@ -1415,6 +1934,7 @@ impl Actor {
             secrets,
             complete,
             from,
+            bell,
         };
         let ctx = self.ctx.clone();
         self.runs
@@ -1425,6 +1945,7 @@ impl Actor {
         match joined {
             Ok((run, ended)) => {
                 self.orders.remove(&run);
+                self.bells.remove(&run);
                 match ended {
                     Ended::Judged => {}
                     Ended::NeedsSecrets => self.look_for_secrets(run),

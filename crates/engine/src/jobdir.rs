@@ -10,8 +10,9 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read},
+    io::{self, BufRead, BufReader, Read},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -24,6 +25,8 @@ pub const LAYOUT_VERSION: u32 = 1;
 
 /// Small files of ours are read up to this; larger ones are not ours.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+/// `say ID LENGTH`, or `close`.
+const FRAME_HEAD_BYTES_MAX: u64 = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobDir(PathBuf);
@@ -172,6 +175,42 @@ impl JobDir {
     /// When the file is there and cannot be read as a group.
     pub fn group(&self) -> io::Result<Option<Group>> {
         read_json(&self.file("group"))
+    }
+
+    /// Ids of what was given to its input: the frames of `in`, as far as they are whole.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn given(&self) -> io::Result<BTreeSet<u64>> {
+        let file = match File::open(self.file("in")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(error) => return Err(error),
+        };
+        let mut frames = BufReader::new(file);
+        let mut given = BTreeSet::new();
+        let mut head = Vec::new();
+        loop {
+            head.clear();
+            let limited = &mut (&mut frames).take(FRAME_HEAD_BYTES_MAX);
+            limited.read_until(b'\n', &mut head)?;
+            if head == b"close\n" {
+                continue;
+            }
+            let words = std::str::from_utf8(&head).ok();
+            let said = words.and_then(|words| words.strip_prefix("say ")?.strip_suffix('\n'));
+            let Some((id, length)) = said.and_then(|said| said.split_once(' ')) else {
+                return Ok(given);
+            };
+            let (Ok(id), Ok(length)) = (id.parse(), length.parse::<u64>()) else {
+                return Ok(given);
+            };
+            let body = &mut (&mut frames).take(length.saturating_add(1));
+            if io::copy(body, &mut io::sink())? <= length {
+                return Ok(given);
+            }
+            given.insert(id);
+        }
     }
 
     /// # Errors

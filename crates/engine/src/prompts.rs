@@ -16,7 +16,7 @@ use dispatch_core::{
     event::PromptMade,
     id::{RunId, TaskId},
     outcome::Outcome,
-    prompt::{self, Facts, GuideError, Prompt, TextKind, Turn},
+    prompt::{self, Facts, GuideError, Prompt, TextKind, Told, Turn},
     redact::Redactor,
     review::Range,
     run::{RunCause, RunState},
@@ -106,7 +106,7 @@ pub(crate) fn compose(
     branch: Option<&str>,
     review: Option<&Range>,
     project: &Project,
-    turn: Turn<'_>,
+    (turn, told): (Turn<'_>, &Told),
     context: &Path,
 ) -> Result<Prompt, GuideError> {
     let steps = steps(config, spec, project);
@@ -126,6 +126,7 @@ pub(crate) fn compose(
         guide: &spec.guide,
         repository: &project.texts,
         turn,
+        told,
         files: &context.to_string_lossy(),
     };
     prompt::assemble(&facts, &config.library, config.limits.prompt())
@@ -197,7 +198,8 @@ fn previewed(config: &Config, spec: &TaskSpec, known: Known<'_>) -> Result<Previ
     let review = reviews
         .then(|| review.unwrap_or_else(|| (asked.to_owned(), "HEAD".to_owned())))
         .map(|(base, head)| Range { base, head });
-    let turn = Turn::First;
+    let told = Told::default();
+    let occasion = (Turn::First, &told);
     let context = Path::new(CONTEXT_NOT_YET);
     let made = compose(
         config,
@@ -205,7 +207,7 @@ fn previewed(config: &Config, spec: &TaskSpec, known: Known<'_>) -> Result<Previ
         branch,
         review.as_ref(),
         &project,
-        turn,
+        occasion,
         context,
     )?;
     let prompt = made.text;
@@ -252,9 +254,13 @@ pub(crate) fn make(
         .as_ref()
         .and_then(|w| w.base_branch.as_deref());
     let folder = context(data, run);
+    let told = task.told(n);
     let composed = |remembers| {
         let turn = Turn::of(&cause, question(task, n), remembers);
-        compose(config, &task.spec, branch, review, &project, turn, &folder)
+        let occasion = (turn, &told);
+        compose(
+            config, &task.spec, branch, review, &project, occasion, &folder,
+        )
     };
     let made = composed(remembers)?;
     let mut cut: BTreeMap<&str, String> = BTreeMap::new();

@@ -3,7 +3,7 @@
 //! Must not change state: it reports facts and waits until they are durable before it acts on them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,6 +21,7 @@ use dispatch_core::{
     id::{ModelName, RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     limits::Limits,
+    message::{Delivery, Fate, Message, MessageId},
     outcome::{Failure, Outcome, Stop},
     prompt,
     redact::Redactor,
@@ -33,7 +34,7 @@ use dispatch_core::{
     update::{Said, Update, Usage},
     verdict::{self, Tree},
 };
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::{
     containers,
@@ -46,13 +47,15 @@ use crate::{
     sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
     trees::{TreeError, Trees},
-    view::{Force, Told},
+    view::{Force, Told, VerbError},
 };
 
 /// Behind any output: only the end is of interest. A file offset is a signed number.
 const FAR: u64 = 1 << 62;
 const LIVE_BYTES_MAX: usize = 2048;
 const BUNDLE_MS_MAX: u64 = 120_000;
+/// Orders of a driver itself are counted from 0; those that carry a message from here.
+const MESSAGE_ORDERS: u64 = 1 << 32;
 
 /// What every supervisor works with.
 #[derive(Clone)]
@@ -81,6 +84,8 @@ pub(crate) struct Supervised {
     /// All the agent needs from the dispatcher's environment is there.
     pub(crate) complete: bool,
     pub(crate) from: From,
+    /// Rung when there is a message for it.
+    pub(crate) bell: Arc<Notify>,
 }
 
 /// Why a supervisor ended.
@@ -448,6 +453,7 @@ impl Walk {
         let home = self.ctx.trees.home(&self.job.task);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
         self.prepare_fence().await?.map_err(start)?;
+        self.take_first_words().await?;
         let words = self.words().await?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
@@ -568,17 +574,49 @@ impl Walk {
             driver: profile.driver,
             enforced,
         };
-        self.tell(started).await
+        let words = self.job.task.messages.iter().filter(|message| {
+            let first = message
+                .taken
+                .is_some_and(|taken| taken.out_offset.is_none());
+            first && message.is_with(self.job.run.n) && message.fate == Fate::Waiting
+        });
+        let heard = words.map(|message| Kind::MessageDelivered {
+            message: message.id,
+            delivery: Delivery::Continuation,
+        });
+        let kinds = std::iter::once(started).chain(heard).collect();
+        self.record(Subject::Run(self.job.run), kinds).await
+    }
+
+    /// What waits for this run is said with its first words. Fixed in the log before the start, so
+    /// that the next engine opens with the same ones.
+    async fn take_first_words(&mut self) -> Result<(), Cut> {
+        let run = self.job.run;
+        let taken = self.ask(|reply| Command::TakeAll { run, reply }).await?;
+        self.job.task.messages = taken.unwrap_or_default();
+        Ok(())
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, VerbError>>) -> Command,
+    ) -> Result<Option<T>, Cut> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.ctx.commands.send(command(reply)).await;
+        sent.map_err(|_| Cut)?;
+        Ok(answer.await.map_err(|_| Cut)?.ok())
     }
 
     /// The session that this run goes on with.
     fn resume(&self) -> Option<&str> {
-        let runs = &self.job.task.runs;
-        let earlier = runs.iter().rev().filter(|run| run.n < self.job.run.n);
-        let session = earlier.filter_map(|run| run.session.as_deref()).next();
         match self.run().map(|run| &run.cause) {
             None | Some(RunCause::Dispatched) => None,
-            Some(RunCause::Answer { .. } | RunCause::RetryOf { .. }) => session,
+            Some(
+                RunCause::Answer { .. }
+                | RunCause::RetryOf { .. }
+                | RunCause::Said { .. }
+                | RunCause::Resumed { .. },
+            ) => self.job.task.session_for(self.job.run.n),
         }
     }
 
@@ -1042,6 +1080,12 @@ impl Walk {
         let limits = self.ctx.settings.config.limits.clone();
         let mut ear = Ear {
             lines: Lines::new(limits.line_bytes),
+            heard: 0,
+            live: false,
+            awaited: true,
+            said: Vec::new(),
+            on_their_way: self.on_their_way(),
+            unsure: Vec::new(),
             says: 1,
             recorded: self.job.recorded,
             session: self.run().and_then(|run| run.session.clone()),
@@ -1054,11 +1098,16 @@ impl Walk {
         let linger = tokio::time::sleep(Duration::from_secs(limits.linger_s));
         let mut linger = std::pin::pin!(linger);
         let (mut shown_the_door, mut told_to_save) = (false, false);
+        let bell = Arc::clone(&self.job.bell);
         loop {
             let event = tokio::select! {
                 event = follow.next() => event.map_err(lost)?,
                 Some(StopOrder { force }) = self.orders.recv() => {
                     self.order_stop(site, Part::Agent, force).await;
+                    continue;
+                }
+                () = bell.notified(), if ear.live => {
+                    self.speak(site, driver, &mut ear).await?;
                     continue;
                 }
                 () = &mut linger, if ear.done && !shown_the_door => {
@@ -1076,6 +1125,9 @@ impl Walk {
                 JobEvent::Out(bytes) => {
                     let lines = ear.lines.push(&bytes);
                     self.hear(site, driver, &mut ear, lines).await?;
+                    if ear.live && ear.awaited && driver.listens() {
+                        self.speak(site, driver, &mut ear).await?;
+                    }
                     // One that is done has nothing left to spend.
                     if ear.over_budget && !ear.done && !told_to_save {
                         told_to_save = true;
@@ -1091,7 +1143,16 @@ impl Walk {
                     }
                     None
                 }
-                JobEvent::Err(_) | JobEvent::Alive => None,
+                JobEvent::Alive => {
+                    // What an engine before this one has heard is heard again, and answered alike:
+                    // from here on there can be something new.
+                    ear.live = true;
+                    if ear.awaited {
+                        self.speak(site, driver, &mut ear).await?;
+                    }
+                    None
+                }
+                JobEvent::Err(_) => None,
                 JobEvent::Exited(report) => {
                     self.swept = true;
                     Some(Some(report))
@@ -1109,6 +1170,7 @@ impl Walk {
             if let Some(report) = report {
                 let rest: Vec<Line> = ear.lines.finish().into_iter().collect();
                 self.hear(site, driver, &mut ear, rest).await?;
+                self.settle_messages(site, &ear, driver.unheard()).await?;
                 let mut said = driver.close();
                 said.usage = said.usage.or(ear.usage);
                 let known = self.run().is_some_and(|run| run.report.is_some());
@@ -1134,7 +1196,9 @@ impl Walk {
     ) -> Result<(), Stopped> {
         let mut facts = Vec::new();
         for line in lines {
+            self.say_again(site, driver, ear).await?;
             let fresh = line.end > ear.recorded;
+            ear.heard = line.end;
             if line.cut && fresh {
                 let text = "a line was too long and was cut for reading; all of it is in the log";
                 facts.push(ear.said(Update::Notice { text: text.into() }, line.end));
@@ -1191,10 +1255,129 @@ impl Walk {
                 }
             }
         }
+        self.say_again(site, driver, ear).await?;
         let facts: Vec<Kind> = facts.into_iter().flatten().collect();
         if !facts.is_empty() {
             self.record(Subject::Run(self.job.run), facts).await?;
         }
+        Ok(())
+    }
+
+    /// What an engine before this one has taken for the running agent, in order.
+    fn on_their_way(&self) -> VecDeque<(u64, Message)> {
+        let of_this_run = |message: &&Message| message.is_with(self.job.run.n);
+        let messages = self.job.task.messages.iter().filter(of_this_run);
+        let spoken = |message: &Message| Some((message.taken?.out_offset?, message.clone()));
+        messages.filter_map(spoken).collect()
+    }
+
+    /// A replay says what was said, after the same line of output: the driver comes to the same
+    /// state and the same bytes, and the keeper ignores what it has.
+    async fn say_again(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+    ) -> Result<(), Cut> {
+        let heard = ear.heard;
+        let due = |(offset, _): &mut (u64, Message)| *offset <= heard;
+        while let Some((_, message)) = ear.on_their_way.pop_front_if(due) {
+            self.utter(site, driver, ear, message).await?;
+        }
+        Ok(())
+    }
+
+    /// Says what waits, for as long as the agent can be spoken to.
+    async fn speak(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+    ) -> Result<(), Cut> {
+        let run = self.job.run;
+        // What was taken before comes first.
+        let open = !ear.done && !ear.over_budget;
+        while open && ear.on_their_way.is_empty() && driver.listens() {
+            let out_offset = ear.heard;
+            let command = |reply| Command::Take {
+                run,
+                out_offset,
+                reply,
+            };
+            let Some(message) = self.ask(command).await?.flatten() else {
+                ear.awaited = false;
+                return Ok(());
+            };
+            self.utter(site, driver, ear, message).await?;
+        }
+        ear.awaited = true;
+        self.ask(|reply| Command::Deaf { run, reply }).await?;
+        Ok(())
+    }
+
+    async fn utter(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+        message: Message,
+    ) -> Result<(), Cut> {
+        ear.said.push(message.id);
+        let Some(bytes) = driver.say(&message.words()) else {
+            ear.unsure.push(message.id);
+            return Ok(());
+        };
+        let order = Order::Say {
+            id: message_order(message.id),
+            bytes,
+        };
+        let given = site.order(&self.id(Part::Agent), &order).await;
+        if message.fate != Fate::Waiting {
+            return Ok(());
+        }
+        match given {
+            Ok(()) => self.tell_delivered(message.id).await,
+            // Ended, or hung up in the middle: its keeper's own record says it at the end.
+            Err(_) => {
+                ear.unsure.push(message.id);
+                Ok(())
+            }
+        }
+    }
+
+    async fn tell_delivered(&self, message: MessageId) -> Result<(), Cut> {
+        let delivery = Delivery::Interrupt;
+        self.tell(Kind::MessageDelivered { message, delivery })
+            .await
+    }
+
+    /// What was in its input before the end is delivered; the rest waits again, and so does what it
+    /// has not taken up from there.
+    async fn settle_messages(
+        &self,
+        site: &Arc<dyn Site>,
+        ear: &Ear,
+        unheard: usize,
+    ) -> Result<(), Stopped> {
+        let heard = ear.said.len().saturating_sub(unheard);
+        if ear.unsure.is_empty() && heard == ear.said.len() {
+            return Ok(());
+        }
+        let given = site.given(&self.id(Part::Agent)).await;
+        // Not to know it is not to have seen the end.
+        let given = given.map_err(|_| Stopped::Outcome(Outcome::Lost))?;
+        let delivery = Delivery::Interrupt;
+        let unsure = ear.unsure.iter().copied();
+        let arrived = unsure.filter(|message| given.contains(&message_order(*message)));
+        let arrived = arrived.map(|message| Kind::MessageDelivered { message, delivery });
+        let returned = ear.said.iter().skip(heard).copied();
+        let returned = returned
+            .filter(|message| {
+                !ear.unsure.contains(message) || given.contains(&message_order(*message))
+            })
+            .map(|message| Kind::MessageReturned { message });
+        let kinds = arrived.chain(returned).collect();
+        self.record(Subject::Run(self.job.run), kinds).await?;
         Ok(())
     }
 
@@ -1577,6 +1760,18 @@ impl Walk {
 /// What a follower of an agent has to remember.
 struct Ear {
     lines: Lines,
+    /// End of the last line that the driver has heard.
+    heard: u64,
+    /// All that was there when it began has been heard.
+    live: bool,
+    /// There may be a message for it.
+    awaited: bool,
+    /// Said to it, in order.
+    said: Vec<MessageId>,
+    /// Said before, and not yet again, each after that much of the output.
+    on_their_way: VecDeque<(u64, Message)>,
+    /// The keeper did not confirm them.
+    unsure: Vec<MessageId>,
     says: u64,
     recorded: u64,
     session: Option<String>,
@@ -1587,6 +1782,10 @@ struct Ear {
     done: bool,
     /// It has spent what its task may, and has been told to end.
     over_budget: bool,
+}
+
+fn message_order(message: MessageId) -> u64 {
+    MESSAGE_ORDERS + u64::from(message.0)
 }
 
 impl Ear {

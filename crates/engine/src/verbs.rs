@@ -117,6 +117,28 @@ impl Engine {
         }
     }
 
+    /// A workspace that retention has removed is there again for the next run; what a person put
+    /// away stays away.
+    pub(crate) async fn bring_back(
+        &self,
+        verb: &'static str,
+        task: TaskId,
+    ) -> Result<(), VerbError> {
+        let view = self.task(task).await?;
+        let gone = view.task.workspace.as_ref().is_some_and(|w| w.removed);
+        if view.task.removed || view.task.is_open() || !gone {
+            return Ok(());
+        }
+        let restored = self.blocking(view.task, Trees::restore).await?;
+        let doing = format!("{verb} task {task}: bring its workspace back");
+        restored.map_err(|source| VerbError::Failed {
+            doing,
+            source: Box::new(source),
+        })?;
+        self.record(Subject::Task(task), vec![Kind::WorkspaceRestored])
+            .await
+    }
+
     /// Brings a removed workspace back as it was.
     ///
     /// # Errors

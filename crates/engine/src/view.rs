@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dispatch_core::{
     event::Event,
     id::{RunId, Seq, TaskId},
+    message::MessageId,
     schedule::Waiting,
     state::Task,
 };
@@ -63,6 +64,34 @@ pub struct Written {
     pub commit: String,
     /// How many files differ from what was copied.
     pub files: u64,
+}
+
+/// What became of a message by the time its sender is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spoken {
+    pub message: MessageId,
+    pub how: Heard,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It is in the agent's input.
+    Delivered,
+    /// It comes with the next run's first words; that run is queued, or follows this one's end.
+    Queued,
+    /// It is kept, and nothing starts for it until a person says something.
+    Held,
+}
+
+impl Heard {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Queued => "queued",
+            Self::Held => "held",
+        }
+    }
 }
 
 /// How hard to stop.

@@ -22,6 +22,7 @@ use std::{
 use dispatch_core::{
     event::Kind,
     id::{RunId, TaskId},
+    message::Sender,
     network::AllowList,
     outcome::{Failure, Outcome, Stop},
     task::{Effort, Network, Placement, TaskSpec, Wrap, title_of},
@@ -31,7 +32,7 @@ use dispatch_engine::{
     clock::{Clock, SetClock},
     engine::{Engine, Secrets, Settings},
     logins::Account,
-    view::{Force, TaskView, Told},
+    view::{Force, Heard, TaskView, Told},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -39,7 +40,7 @@ use rustix::{
     process::{Pid, Signal},
 };
 use serde_json::{Value, json};
-use world::{World, finished, model::Model, outcome, patient, reason, until};
+use world::{World, finished, model::Model, outcome, patient, reason, talk, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
@@ -603,6 +604,36 @@ async fn claude_is_given_the_permission_it_asks_for() {
     let said = stage.said(&view).await;
     let asked = |update: &Update| matches!(update, Update::Asked { tool, allowed: true, .. } if tool == "Write");
     assert!(said.iter().any(asked), "{said:?}");
+}
+
+/// A message reaches it in the middle of a turn, and an engine that comes then says nothing twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_hears_what_is_said_while_it_works() {
+    let (_home, pipe) = talk::pipe();
+    let Some(stage) = Stage::set(Cli::Claude, talk::steps(&pipe)).await else {
+        return;
+    };
+    let (spec, engine) = (stage.spec(), stage.engine.clone());
+    let (engine, view) = talk::spoken_to(engine, || stage.world.settings(), spec, pipe).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    talk::shown_once(&stage.model.asked());
+    // And once more when it has ended: in the same session, which is not told again what it knows.
+    let more = "Now by size.";
+    let said = engine.say(view.task.id, more.into(), Sender::Person, Secrets::new());
+    assert_eq!(said.await.unwrap().how, Heard::Queued);
+    let next = RunId {
+        task: view.task.id,
+        n: 2,
+    };
+    let view = finished(&engine, next).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let asked = stage.model.asked();
+    let last = asked.last().unwrap();
+    assert!(last["prompt"].as_str().unwrap().contains(more), "{last:#}");
+    assert!(
+        last["earlier"].as_str().unwrap().contains(talk::MESSAGE),
+        "{last:#}"
+    );
 }
 
 /// With a key there is no window that opens again: the time is the wait that the provider asked for,

@@ -10,7 +10,11 @@ mod world;
 
 use std::{fs, os::unix::process::ExitStatusExt, process::Command};
 
-use dispatch_core::{event::Kind, outcome::Outcome};
+use dispatch_core::{
+    event::{Event, Kind},
+    message::{Fate, Message},
+    outcome::Outcome,
+};
 use dispatch_engine::reader::Reader;
 use world::{AGENT, World};
 
@@ -143,6 +147,72 @@ fn killed_with_a_sidecar_after_every_event() {
 #[test]
 fn killed_with_a_sidecar_before_every_call_to_a_site() {
     assert!(kill_at_every("call", &["head", "sidecar"]) >= 9);
+}
+
+/// Two messages in a task's life: each heard once, in order, by the agent that runs or by the next
+/// run, and by no run besides.
+fn messages_at_every(which: &str, scene: &str, runs: &str) {
+    for n in 1..POINTS_MAX {
+        let world = World::new();
+        let killed = engine(&world, which, n, &["head", scene]);
+        if killed {
+            assert!(!engine(&world, "never", 0, &["head", scene]), "{which} {n}");
+        }
+        let at = format!("{scene}, {which} {n}");
+        let read = |name: &str| fs::read_to_string(world.home.path().join(name)).unwrap();
+        assert_eq!(read("heard"), "one\ntwo\n", "{at}");
+        let ran = read("count");
+        // The next run may have begun between the two messages; the second has one of its own then.
+        assert!(ran.starts_with(runs), "{at}: {ran}");
+        let reader = Reader::open(&world.data()).unwrap();
+        let task = &reader.tasks().unwrap()[0].task;
+        assert_eq!(ran.lines().count(), task.runs.len(), "{at}");
+        assert_eq!(task.outcome().unwrap().word(), "completed", "{at}");
+        let delivered = |message: &Message| matches!(message.fate, Fate::Delivered(_));
+        assert!(
+            task.messages.iter().all(delivered),
+            "{at}: {:?}",
+            task.messages
+        );
+        let events = reader.events(0, 10_000).unwrap();
+        let bug =
+            |event: &&Event| matches!(&event.kind, Kind::Noted { text } if text.starts_with("bug"));
+        assert_eq!(events.iter().find(bug), None, "{at}");
+        assert_eq!(world.alive(task.id), [""; 0], "{at}");
+        if !killed {
+            return;
+        }
+    }
+    panic!("more than {POINTS_MAX} points")
+}
+
+#[test]
+fn messages_to_a_running_agent_killed_after_every_event() {
+    messages_at_every("event", "running", "ran\n");
+}
+
+#[test]
+fn messages_to_a_running_agent_killed_before_every_call_to_a_site() {
+    messages_at_every("call", "running", "ran\n");
+}
+
+#[test]
+fn messages_for_the_next_run_killed_after_every_event() {
+    messages_at_every("event", "next", "ran\nran\n");
+}
+
+/// And twice: once when something is on its way, once while the next engine replays it.
+#[test]
+fn messages_killed_again_while_it_recovers() {
+    for (first, second) in [(6, 2), (7, 2), (8, 2), (8, 3), (9, 2), (9, 4), (10, 3)] {
+        let world = World::new();
+        engine(&world, "event", first, &["head", "running"]);
+        engine(&world, "event", second, &["head", "running"]);
+        engine(&world, "call", 3, &["head", "running"]);
+        assert!(!engine(&world, "never", 0, &["head", "running"]));
+        let heard = fs::read_to_string(world.home.path().join("heard")).unwrap();
+        assert_eq!(heard, "one\ntwo\n", "{first}, then {second}");
+    }
 }
 
 /// And twice: once in the run, once in the recovery.

@@ -29,7 +29,7 @@ use dispatch_engine::{
     view::{Force, TaskView, Told},
 };
 use serde_json::{Value, json};
-use world::{World, finished, model::Model, outcome, patient, reason, until};
+use world::{World, finished, model::Model, outcome, patient, reason, talk, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
@@ -325,6 +325,25 @@ async fn its_question_is_answered_in_the_same_session() {
         assert!(prompt.contains("use UTC"), "{guest:?} {}", asked[2]);
     })
     .await;
+}
+
+/// Codex as a server is steered in the middle of its turn. The next engine numbers its requests as the
+/// one before did, so that none is sent twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_app_hears_what_is_said_while_it_works() {
+    let (_home, pipe) = talk::pipe();
+    let Some(stage) = Stage::set(Guest::CodexApp, &talk::steps(&pipe)).await else {
+        return;
+    };
+    let settings = || Settings {
+        bwrap: bwrap(),
+        ..stage.world.settings()
+    };
+    let (spec, engine) = (stage.spec(), stage.engine.clone());
+    let (_engine, view) = talk::spoken_to(engine, settings, spec, pipe).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    talk::shown_once(&stage.model.asked());
+    stage.nothing_is_left(&view);
 }
 
 /// What each makes of a provider that refuses: none is taken for a success.

@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -438,6 +438,14 @@ async fn what_is_said_twice_is_heard_once() {
     assert_eq!(world.end().await.0, b"one\ntwo\n");
     let input = fs::read_to_string(world.dir().file("in")).unwrap();
     assert_eq!(input, "say 0 9\n@say one\n\nsay 1 9\n@say two\n\nclose\n");
+    assert_eq!(world.dir().given().unwrap(), BTreeSet::from([0, 1]));
+    // A keeper that died in the middle of its last frame did not give it.
+    for cut in 1..input.len() {
+        fs::write(world.dir().file("in"), &input[..cut]).unwrap();
+        let frame = "say 0 9\n@say one\n\n".len();
+        let whole = (cut / frame).min(2) as u64;
+        assert_eq!(world.dir().given().unwrap(), (0..whole).collect(), "{cut}");
+    }
 }
 
 #[tokio::test]

@@ -53,6 +53,13 @@ pub(super) struct Claude {
     error: String,
     /// Of the last `result`, the text it carries aside.
     last: Option<LastWord>,
+    /// Messages given to it, the prompt first; those that it has said back; its turns that ended. A
+    /// message that came too late for a turn begins another one.
+    given: u32,
+    taken: u32,
+    turns: u32,
+    /// Its input is closed.
+    left: bool,
 }
 
 impl Driver for Claude {
@@ -67,6 +74,8 @@ impl Driver for Claude {
             "--verbose",
             "--permission-prompt-tool",
             "stdio",
+            // It then says each message back when it takes it into its conversation.
+            "--replay-user-messages",
             // Said aloud, so that no settings file in a repository can choose another. `manual`
             // is its newer name, which older versions do not know.
             "--permission-mode",
@@ -91,6 +100,7 @@ impl Driver for Claude {
             argv.extend(["--model".to_owned(), model.to_owned()]);
         }
         argv.extend(ask.args.iter().cloned());
+        self.given = 1;
         // Behind the table's own options: of two, the last one counts.
         if let Some(effort) = ask.effort {
             argv.extend(["--effort", effort.word()].map(str::to_owned));
@@ -125,6 +135,12 @@ impl Driver for Claude {
         match str_at(&event, "type") {
             "system" => self.system(&event),
             "assistant" => self.assistant(&event),
+            "user" if event["isReplay"] == true => {
+                let blocks = event["message"]["content"].as_array().map_or(1, Vec::len);
+                let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+                self.taken = self.taken.saturating_add(blocks);
+                Vec::new()
+            }
             "user" => tool_results(&event),
             "control_request" => self.control(&event),
             "rate_limit_event" => self.rate_limit(&event["rate_limit_info"]),
@@ -133,8 +149,24 @@ impl Driver for Claude {
         }
     }
 
+    fn listens(&self) -> bool {
+        self.given > 0 && !self.left
+    }
+
     fn say(&mut self, text: &str) -> Option<Vec<u8>> {
-        Some(user_message(text))
+        self.given = self.given.saturating_add(1);
+        // What begins with a slash is a command of the CLI's, not a message.
+        let command = text.trim_start().starts_with('/');
+        Some(if command {
+            user_message(&format!("You are told: {text}"))
+        } else {
+            user_message(text)
+        })
+    }
+
+    fn unheard(&self) -> usize {
+        let heard = self.taken.max(self.turns);
+        self.given.saturating_sub(heard) as usize
     }
 
     fn close(&mut self) -> Said {
@@ -335,8 +367,13 @@ impl Claude {
         let usage = self.add_usage(event);
         steps.push(Step::Said(Update::Usage(usage)));
         self.last = Some(self.last_word(event, &said.unwrap_or_default()));
-        // Messages it has taken and not begun: it goes on by itself, and says so again.
-        if event["queued_turn_count"].as_u64().unwrap_or(0) == 0 {
+        // Messages it has taken and not begun, or has yet to take: it goes on by itself, and says so
+        // again. Its input stays open, since it still asks for permissions there.
+        self.turns = self.turns.saturating_add(1);
+        let queued = event["queued_turn_count"].as_u64().unwrap_or(0) > 0;
+        let has_all = self.taken.max(self.turns) >= self.given;
+        if has_all && !queued {
+            self.left = true;
             steps.push(Step::Done);
         }
         steps
@@ -569,7 +606,7 @@ mod tests {
         assert_eq!(
             opening.argv.join(" "),
             "claude -p --input-format stream-json --output-format stream-json --verbose \
-             --permission-prompt-tool stdio --permission-mode default --setting-sources user \
+             --permission-prompt-tool stdio --replay-user-messages --permission-mode default --setting-sources user \
              --strict-mcp-config --add-dir . --resume abc-1 --model opus"
         );
         assert_eq!(opening.stdin, Stdin::Open);
@@ -598,6 +635,43 @@ mod tests {
         let message: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(message["type"], "user");
         assert_eq!(message["message"]["content"][0]["text"], "go\non \u{e9}");
+    }
+
+    #[test]
+    fn it_stays_until_it_has_taken_every_message() {
+        let said_back = |texts: &[&str]| {
+            let blocks: Vec<Value> = texts
+                .iter()
+                .map(|t| json!({"type": "text", "text": t}))
+                .collect();
+            json!({"type": "user", "isReplay": true, "message": {"content": blocks}}).to_string()
+        };
+        let result = r#"{"type":"result","subtype":"success","is_error":false,"result":"ok"}"#;
+        let mut claude = Claude::default();
+        assert!(!claude.listens());
+        claude.open(&ask(&[], None));
+        claude.hear(&said_back(&["go"]));
+        // One that comes in the middle of a turn is taken there.
+        claude.say("more").unwrap();
+        claude.hear(&said_back(&["more"]));
+        // Two that come too late are taken together, by a turn of their own.
+        claude.say("late").unwrap();
+        claude.say("later").unwrap();
+        assert!(!claude.hear(result).contains(&Step::Done));
+        assert!(claude.listens());
+        assert_eq!(claude.unheard(), 2);
+        claude.hear(&said_back(&["late", "later"]));
+        assert!(claude.hear(result).contains(&Step::Done));
+        assert!(!claude.listens());
+        assert_eq!(claude.unheard(), 0);
+    }
+
+    #[test]
+    fn a_message_is_never_a_command_of_the_cli() {
+        let bytes = Claude::default().say(" /exit").unwrap();
+        let message: Value = serde_json::from_slice(&bytes).unwrap();
+        let text = message["message"]["content"][0]["text"].as_str().unwrap();
+        assert_eq!(text, "You are told:  /exit");
     }
 
     #[test]

@@ -102,6 +102,10 @@ impl Driver for CodexApp {
         }
     }
 
+    fn listens(&self) -> bool {
+        self.turn.is_some()
+    }
+
     fn say(&mut self, text: &str) -> Option<Vec<u8>> {
         let turn = self.turn.clone()?;
         self.next_id += 1;
@@ -112,6 +116,10 @@ impl Driver for CodexApp {
         Some(line(
             &json!({"id": self.next_id, "method": "turn/steer", "params": params}),
         ))
+    }
+
+    fn unheard(&self) -> usize {
+        self.steered.len() + self.waiting.len()
     }
 
     fn close(&mut self) -> Said {

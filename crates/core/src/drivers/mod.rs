@@ -83,8 +83,17 @@ pub trait Driver: Send + fmt::Debug {
     fn open(&mut self, ask: &Ask<'_>) -> Opening;
     /// One line of its standard output, without the line end.
     fn hear(&mut self, line: &str) -> Vec<Step>;
-    /// A message for a running agent; `None`: it cannot be spoken to while it runs.
+    /// Whether [`Driver::say`] has something to send at this point of the output.
+    fn listens(&self) -> bool {
+        false
+    }
+    /// A message for a running agent; `None`: it cannot be spoken to now. On re-attachment it is said
+    /// again after the same line of output.
     fn say(&mut self, text: &str) -> Option<Vec<u8>>;
+    /// How many of the messages that were said to it, the last ones, it has not taken up so far.
+    fn unheard(&self) -> usize {
+        0
+    }
     /// Its last word: the second witness. Called once, after the exit.
     fn close(&mut self) -> Said;
 }

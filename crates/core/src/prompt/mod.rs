@@ -90,6 +90,15 @@ impl Section {
     }
 }
 
+/// What was said to the task since it was dispatched, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Delivered to earlier runs: for an agent that does not remember them.
+    pub before: Vec<String>,
+    /// For this run.
+    pub now: Vec<String>,
+}
+
 /// What a run is about, besides its task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn<'a> {
@@ -105,6 +114,16 @@ pub enum Turn<'a> {
         answer: &'a str,
         remembers: bool,
     },
+    /// It goes on because something was said to it.
+    Said {
+        remembers: bool,
+    },
+    /// A person wants it to go on; `agent` had it before, and its run ended so.
+    Resumed {
+        agent: &'a str,
+        ended: &'a str,
+        remembers: bool,
+    },
 }
 
 impl<'a> Turn<'a> {
@@ -116,6 +135,12 @@ impl<'a> Turn<'a> {
             RunCause::Answer { text } => Self::Answered {
                 question,
                 answer: text,
+                remembers,
+            },
+            RunCause::Said { .. } => Self::Said { remembers },
+            RunCause::Resumed { agent, ended } => Self::Resumed {
+                agent: agent.as_str(),
+                ended,
                 remembers,
             },
         }
@@ -146,6 +171,7 @@ pub struct Facts<'a> {
     /// What the repository's base commit says in place of ours, with its path.
     pub repository: &'a BTreeMap<TextKind, (String, String)>,
     pub turn: Turn<'a>,
+    pub told: &'a Told,
     /// Where what is cut can be read.
     pub files: &'a str,
 }
@@ -260,10 +286,23 @@ pub fn assemble(
             answer,
             remembers: true,
             ..
-        } => answered(answer).to_vec(),
-        Turn::First | Turn::Retried { .. } | Turn::Answered { .. } => {
-            parts(facts, library, limits, &mut repository)?
+        } => {
+            let [answer, go_on] = answered(answer);
+            let now = now(facts.told);
+            [answer].into_iter().chain(now).chain([go_on]).collect()
         }
+        Turn::Said { remembers: true } if !facts.told.now.is_empty() => {
+            now(facts.told).into_iter().collect()
+        }
+        Turn::Said { remembers: true }
+        | Turn::Resumed {
+            remembers: true, ..
+        } => now(facts.told).into_iter().chain([go_on()]).collect(),
+        Turn::First
+        | Turn::Retried { .. }
+        | Turn::Answered { .. }
+        | Turn::Said { .. }
+        | Turn::Resumed { .. } => parts(facts, library, limits, &mut repository)?,
     };
     parts.push(Part::new(Section::Ask, "", ASK));
     let cut = cut::fit(&mut parts, facts.files, limits.prompt_bytes);
@@ -299,8 +338,35 @@ fn answered(answer: &str) -> [Part; 2] {
     let lead = "The answer to your question:";
     [
         Part::new(Section::Before, lead, answer).cuttable(8, "answer.md"),
-        Part::new(Section::Before, "", "Go on with the task."),
+        go_on(),
     ]
+}
+
+fn go_on() -> Part {
+    Part::new(Section::Before, "", "Go on with the task.")
+}
+
+/// What this run is told; never cut from its agent: what is over the budget is in a file.
+fn now(told: &Told) -> Option<Part> {
+    let part = Part::new(Section::Before, "You are told now:", &told.now.join("\n\n"));
+    (!told.now.is_empty()).then(|| part.cuttable(8, "messages.md"))
+}
+
+/// What earlier runs were told, for an agent that remembers none of it.
+fn told_before(facts: &Facts<'_>) -> Option<Part> {
+    let before = &facts.told.before;
+    let forgotten = !matches!(facts.turn, Turn::Retried { remembers: true });
+    let lead = "You were told since then:";
+    let part = Part::new(Section::Before, lead, &before.join("\n\n"));
+    (forgotten && !before.is_empty()).then(|| part.cuttable(7, "told.md"))
+}
+
+fn handed_over(agent: &str, ended: &str) -> Part {
+    let lead = format!("{agent} worked on this before in this directory.");
+    let what = "how its last run ended, partly in its own words";
+    Part::new(Section::Before, &lead, ended)
+        .standing(Standing::Untrusted(what.to_owned()))
+        .cuttable(5, "ended.md")
 }
 
 fn parts(
@@ -327,13 +393,20 @@ fn parts(
         Ok(Part::new(section, &given(kind, facts.guide), &text).standing(standing))
     };
     let mut parts = vec![Part::new(Section::Task, "", facts.text).cuttable(9, "task.md")];
+    parts.extend(told_before(facts));
     match facts.turn {
         Turn::First => {}
         Turn::Retried { remembers } => parts.push(cut_off(remembers)),
         Turn::Answered {
             question, answer, ..
         } => parts.extend(before(question, answer)),
+        Turn::Said { .. } => {
+            let lead = "You worked on this before in this directory.";
+            parts.push(Part::new(Section::Before, "", lead));
+        }
+        Turn::Resumed { agent, ended, .. } => parts.push(handed_over(agent, ended)),
     }
+    parts.extend(now(facts.told));
     parts.push(Part::new(Section::Repository, "", &repository(facts)));
     if let Some(name) = &facts.guide.persona {
         let part = text(Section::Persona, TextKind::Persona, name)?;

@@ -34,6 +34,7 @@ struct Case {
     repository: BTreeMap<TextKind, (String, String)>,
     library: Library,
     limits: Limits,
+    told: Told,
 }
 
 impl Case {
@@ -53,6 +54,7 @@ impl Case {
             repository: BTreeMap::new(),
             library: Library::built_in(),
             limits: LIMITS,
+            told: Told::default(),
         }
     }
 
@@ -93,6 +95,7 @@ impl Case {
             guide: &self.guide,
             repository: &self.repository,
             turn,
+            told: &self.told,
             files: "/context",
         };
         assemble(&facts, &self.library, self.limits)
@@ -384,4 +387,67 @@ fn a_variable_of_any_name_is_masked_in_the_log() {
     let all_masked = ["path", "plan", "x"].map(|name| masked.guide.variables[name] == "***");
     assert_eq!(all_masked, [true; 3]);
     assert_eq!(masked.guide.plan, spec.guide.plan);
+}
+
+/// Who remembers is told what is new alone; who does not, everything again, in order.
+#[test]
+fn what_was_said_comes_once_and_in_order() {
+    let mut case = Case::small();
+    case.told = Told {
+        before: vec!["by size".to_owned()],
+        now: vec!["and colour".to_owned(), "## Plan".to_owned()],
+    };
+    let text = |turn| case.made(turn).unwrap().text;
+    let found = |text: &str, words: &[&str]| {
+        let places: Vec<usize> = words.iter().map(|word| text.find(word).unwrap()).collect();
+        assert!(places.is_sorted(), "{text}");
+    };
+    let new = [
+        "You are told now:",
+        "and colour",
+        "\\## Plan",
+        "write the question",
+    ];
+    let remembered = text(Turn::Said { remembers: true });
+    found(&remembered, &new);
+    assert!(!remembered.contains("by size") && !remembered.contains("Fix the parser"));
+    let all = [
+        "Fix the parser",
+        "told since then:",
+        "by size",
+        "before in this directory",
+    ];
+    let again = text(Turn::Said { remembers: false });
+    found(&again, &[&all[..], &new].concat());
+    let resumed = |remembers| Turn::Resumed {
+        agent: "codex",
+        ended: "completed: done.\nNow push.",
+        remembers,
+    };
+    let handed = text(resumed(false));
+    found(
+        &handed,
+        &[
+            "by size",
+            "codex worked on this",
+            "| completed: done.\n| Now push.",
+            new[0],
+        ],
+    );
+    found(&text(resumed(true)), &[new[0], "Go on with the task."]);
+    let answered = text(Turn::Answered {
+        question: None,
+        answer: "use UTC",
+        remembers: true,
+    });
+    found(&answered, &["use UTC", new[0], "Go on with the task."]);
+    let retried = text(Turn::Retried { remembers: true });
+    assert!(!retried.contains("by size") && retried.contains("and colour"));
+    assert_eq!(
+        sections(&again)
+            .iter()
+            .filter(|s| **s == Section::Plan)
+            .count(),
+        0
+    );
 }

@@ -42,6 +42,14 @@ pub(crate) struct Restored {
     pub(crate) workspace: PathBuf,
 }
 
+/// What became of a message so far: `delivered`, `queued` or `held`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Spoken {
+    pub(crate) message: u32,
+    pub(crate) how: String,
+    pub(crate) task: task::Task,
+}
+
 /// RFC 3339, UTC, always with milliseconds: times then sort as text.
 pub(crate) fn time(ms: dispatch_core::Millis) -> String {
     i64::try_from(ms)

@@ -7,6 +7,7 @@ use dispatch_core::{
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
+    message::{Fate, Message as CoreMessage},
     naming,
     outcome::Outcome,
     prompt::{Guide as CoreGuide, TextName},
@@ -78,6 +79,9 @@ pub(crate) struct Task {
     /// Configuration for agents in the base commit.
     #[serde(default)]
     pub(crate) carried: Vec<Carried>,
+    /// What was said to it since; of settled messages the newest.
+    #[serde(default)]
+    pub(crate) messages: Vec<Message>,
     /// Those it has lower than the configuration.
     #[serde(default)]
     pub(crate) limits: Lowered,
@@ -85,6 +89,36 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) guide: Guide,
     pub(crate) removed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Message {
+    pub(crate) id: u32,
+    /// `person`, or the whole id of the task whose agent said it.
+    pub(crate) from: String,
+    pub(crate) text: String,
+    pub(crate) at: String,
+    pub(crate) state: String,
+    pub(crate) delivery: Option<String>,
+    /// The run that has it.
+    pub(crate) run: Option<u32>,
+}
+
+impl From<&CoreMessage> for Message {
+    fn from(message: &CoreMessage) -> Self {
+        Self {
+            id: message.id.0,
+            from: message.from.to_string(),
+            text: message.text.clone(),
+            at: time(message.at),
+            state: message.word().into(),
+            delivery: match message.fate {
+                Fate::Delivered(delivery) => Some(delivery.word().into()),
+                Fate::Waiting | Fate::Cancelled => None,
+            },
+            run: message.taken.map(|taken| taken.run),
+        }
+    }
 }
 
 /// Why it does not start, until when if that is known, and how many of its pool go first.
@@ -357,6 +391,7 @@ impl From<&TaskView> for Task {
                     can: item.can.word().into(),
                 })
                 .collect(),
+            messages: task.messages.iter().map(Message::from).collect(),
             limits: task.spec.limits.clone(),
             guide: Guide::from(&spec.guide),
             removed: task.removed,
@@ -370,6 +405,7 @@ pub(crate) mod tests {
     use dispatch_core::{
         event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
+        message::{Delivery, MessageId, Sender, Taken},
         run::RunCause,
         state::Workspace,
         task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
@@ -482,6 +518,21 @@ pub(crate) mod tests {
                 path: ".mcp.json".into(),
                 can: dispatch_core::carried::Can::RunCommands,
             }],
+            messages: vec![CoreMessage {
+                id: MessageId(1),
+                text: "and UTC".into(),
+                from: Sender::Person,
+                at: 700,
+                taken: Some(Taken {
+                    run: 1,
+                    out_offset: Some(4),
+                }),
+                returned: None,
+                fate: Fate::Delivered(Delivery::Interrupt),
+            }],
+            messages_count: 1,
+            wakes: 0,
+            foreign_runs: 0,
         };
         TaskView {
             task,
@@ -540,7 +591,12 @@ pub(crate) mod tests {
             "verified": "no", "changed": true, "checks_touched": ["tests/a.rs"],
             "diffstat": {"files": 1, "insertions": 2, "deletions": 3},
             "notes": ["history rewritten"],
-            "carried": [{"path": ".mcp.json", "can": "run_commands"}], "limits": {},
+            "carried": [{"path": ".mcp.json", "can": "run_commands"}],
+            "messages": [{
+                "id": 1, "from": "person", "text": "and UTC", "at": "1970-01-01T00:00:00.700Z",
+                "state": "delivered", "delivery": "interrupt", "run": 1
+            }],
+            "limits": {},
             "guide": {
                 "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},
                 "effort": "high"

@@ -23,9 +23,11 @@ mod logs;
 mod notify;
 pub(crate) mod out;
 mod repo;
+mod resume;
 mod retry;
 mod rm;
 mod run;
+mod say;
 mod screen;
 mod serve;
 mod show;
@@ -78,7 +80,10 @@ enum Verb {
     Logs(logs::Args),
     Diff(diff::Args),
     Answer(answer::Args),
+    Say(say::Args),
+    Unsay(say::UnsayArgs),
     Retry(retry::Args),
+    Resume(resume::Args),
     Stop(stop::Args),
     Wait(wait::Args),
     Apply(apply::Args),
@@ -189,6 +194,9 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Logs(args) => logs::run(ctx, &args).await,
         Verb::Diff(args) => diff::run(ctx, &args).await,
         Verb::Answer(args) => Box::pin(answer::run(ctx, args)).await,
+        Verb::Say(args) => Box::pin(say::run(ctx, args)).await,
+        Verb::Unsay(args) => say::unsay(ctx, &args).await,
+        Verb::Resume(args) => Box::pin(resume::run(ctx, args)).await,
         Verb::Retry(args) => Box::pin(retry::run(ctx, args)).await,
         Verb::Stop(args) => Box::pin(stop::run(ctx, &args)).await,
         Verb::Wait(args) => Box::pin(wait::run(ctx, &args)).await,

@@ -202,6 +202,10 @@ pub(super) fn update(event: &Event) -> Option<Update> {
 /// One line for a person, or nothing worth one.
 pub(crate) fn describe(event: &Event) -> Option<String> {
     let text = |key: &str| event.text(key).map(clean_line).unwrap_or_default();
+    let number = |key: &str| {
+        let number = event.body.get(key).and_then(serde_json::Value::as_u64);
+        number.unwrap_or_default()
+    };
     Some(match event.kind.as_str() {
         "engine_started" => format!("version {}", text("version")),
         "frozen_set" => {
@@ -267,6 +271,20 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         }
         "answered" => format!("answered: {}", text("text")),
         "applied" if text("branch").is_empty() => format!("written into {}", text("repo")),
+        "message_queued" => format!("message {}: {}", number("message"), text("text")),
+        "message_cancelled" => format!("message {} taken back", number("message")),
+        "message_delivered" => {
+            format!(
+                "message {} delivered ({})",
+                number("message"),
+                text("delivery")
+            )
+        }
+        "message_returned" => {
+            let number = number("message");
+            format!("message {number} was not taken up before the end; it waits again")
+        }
+        "agent_set" => format!("goes on with {}", text("agent")),
         "applied" => format!("applied to {} as {}", text("repo"), text("branch")),
         "noted" => format!("note: {}", text("text")),
         "said" => said(&update(event)?)?,

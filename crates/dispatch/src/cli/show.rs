@@ -12,7 +12,7 @@ use super::{
 use dispatch_core::{carried::Can, review::Review};
 use dispatch_engine::prompts::sha256;
 
-use crate::api::task::{Budget, Exit as JobExit, Run, Task};
+use crate::api::task::{Budget, Exit as JobExit, Message, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
@@ -148,6 +148,9 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
         let phrase = known.map_or(item.can.as_str(), |can| can.phrase());
         field("carries", Some(&format!("{} ({phrase})", item.path)));
     }
+    for message in &task.messages {
+        field(&format!("said {}", message.id), Some(&said_line(message)));
+    }
     let review = task.runs.iter().rev().find_map(|run| run.review.as_ref());
     for line in review.iter().flat_map(|review| review_lines(review)) {
         field("review", Some(&line));
@@ -175,6 +178,19 @@ pub(crate) fn review_lines(review: &Review) -> Vec<String> {
     findings.sort_by_key(|finding| finding.severity);
     out.extend(findings.iter().map(ToString::to_string));
     out
+}
+
+fn said_line(message: &Message) -> String {
+    let how = match (&message.delivery, message.run) {
+        (Some(delivery), Some(run)) => format!("{delivery}, run {run}"),
+        (_, Some(run)) => format!("on its way, run {run}"),
+        (_, None) => message.state.clone(),
+    };
+    let from = match message.from.as_str() {
+        "person" => String::new(),
+        task => format!(", from {task}"),
+    };
+    format!("({how}{from}) {}", message.text)
 }
 
 fn budget_text(budget: Budget) -> String {

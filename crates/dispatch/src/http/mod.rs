@@ -19,7 +19,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     middleware::{Next, from_fn_with_state},
     response::Response,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
@@ -83,7 +83,11 @@ pub(crate) fn app(ctx: Ctx) -> Router {
         .route("/v1/tasks/{id}", get(tasks::one).delete(tasks::remove))
         .route("/v1/tasks/{id}/answer", post(tasks::answer))
         .route("/v1/tasks/{id}/retry", post(tasks::retry))
+        .route("/v1/tasks/{id}/resume", post(tasks::resume))
+        .route("/v1/tasks/{id}/say", post(tasks::say))
+        .route("/v1/tasks/{id}/messages/{message}", delete(tasks::unsay))
         .route("/v1/tasks/{id}/stop", post(tasks::stop))
+        .route("/v1/stop", post(tasks::stop_all))
         .route("/v1/tasks/{id}/undo", post(tasks::undo))
         .route("/v1/tasks/{id}/apply", post(tasks::apply))
         .route("/v1/tasks/{id}/diff", get(tasks::diff))

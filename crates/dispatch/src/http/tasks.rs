@@ -8,7 +8,10 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use dispatch_core::id::TaskId;
+use dispatch_core::{
+    id::TaskId,
+    message::{MessageId, Sender},
+};
 use dispatch_engine::view::Force;
 
 use super::{
@@ -19,6 +22,15 @@ use crate::{
     api::{self, request, task::Task},
     project,
 };
+
+impl From<request::Force> for Force {
+    fn from(force: request::Force) -> Self {
+        match force {
+            request::Force::Ask => Self::Ask,
+            request::Force::Kill => Self::Kill,
+        }
+    }
+}
 
 fn id(text: &str) -> Result<TaskId, Problem> {
     text.parse::<TaskId>()
@@ -89,17 +101,66 @@ pub(crate) async fn retry(
     find(&ctx, task).await
 }
 
+pub(crate) async fn say(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+    Body(asked): Body<request::Say>,
+) -> Result<Json<api::Spoken>, Problem> {
+    let task = id(&task)?;
+    let secrets = asked.secrets.0;
+    let spoken = ctx
+        .engine
+        .say(task, asked.text, Sender::Person, secrets)
+        .await?;
+    let Json(task) = find(&ctx, task).await?;
+    Ok(Json(api::Spoken {
+        message: spoken.message.0,
+        how: spoken.how.word().into(),
+        task,
+    }))
+}
+
+pub(crate) async fn unsay(
+    State(ctx): State<Ctx>,
+    Path((task, message)): Path<(String, String)>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    let message = message.parse::<MessageId>().map_err(|error| {
+        Problem::new(StatusCode::NOT_FOUND, "no_such_message", error.to_string())
+    })?;
+    ctx.engine.unsay(task, message).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn resume(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+    Body(asked): Body<request::Resume>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    let agent = match asked.agent.as_deref() {
+        Some(name) => Some(request::agent(&ctx.config, Some(name))?),
+        None => None,
+    };
+    ctx.engine.resume(task, agent, asked.secrets.0).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn stop_all(
+    State(ctx): State<Ctx>,
+    Body(asked): Body<request::Stop>,
+) -> Result<Json<Vec<String>>, Problem> {
+    let stopped = ctx.engine.stop_all(asked.force.into()).await?;
+    Ok(Json(stopped.iter().map(TaskId::to_string).collect()))
+}
+
 pub(crate) async fn stop(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
     Body(asked): Body<request::Stop>,
 ) -> Result<Json<Task>, Problem> {
     let task = id(&task)?;
-    let force = match asked.force {
-        request::Force::Ask => Force::Ask,
-        request::Force::Kill => Force::Kill,
-    };
-    ctx.engine.stop(task, force).await?;
+    ctx.engine.stop(task, asked.force.into()).await?;
     find(&ctx, task).await
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 43] = [
+const TASK: [(&str, &str); 44] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -44,6 +44,7 @@ const TASK: [(&str, &str); 43] = [
     ("diffstat", "object?"),
     ("notes", "strings"),
     ("carried", "array"),
+    ("messages", "array"),
     ("limits", "object"),
     ("guide", "object"),
     ("removed", "bool"),
@@ -62,6 +63,15 @@ const RUN: [(&str, &str); 13] = [
     ("checks", "array"),
     ("prompt", "object?"),
     ("review", "object?"),
+];
+const MESSAGE: [(&str, &str); 7] = [
+    ("id", "number"),
+    ("from", "string"),
+    ("text", "string"),
+    ("at", "time"),
+    ("state", "string"),
+    ("delivery", "string?"),
+    ("run", "number?"),
 ];
 const WAITING: [(&str, &str); 4] = [
     ("why", "string"),
@@ -156,10 +166,18 @@ pub(crate) fn task(value: &Value) {
     if !value["diffstat"].is_null() {
         object(&value["diffstat"], &DIFFSTAT);
     }
+    for message in value["messages"].as_array().unwrap() {
+        object(message, &MESSAGE);
+        const STATES: [&str; 4] = ["waiting", "on_its_way", "delivered", "cancelled"];
+        word(&message["state"], &STATES);
+    }
     for run in value["runs"].as_array().unwrap() {
         object(run, &RUN);
         word(&run["state"], &STATES);
-        word(&run["cause"], &["dispatched", "answer", "retry"]);
+        word(
+            &run["cause"],
+            &["dispatched", "answer", "retry", "said", "resumed"],
+        );
         exit(&run["exit"]);
         for check in run["checks"].as_array().unwrap() {
             object(check, &CHECK);
@@ -175,6 +193,7 @@ pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
         .iter()
         .chain(&RUN)
         .chain(&CHECK)
+        .chain(&MESSAGE)
         .chain(&WAITING)
         .chain(&DIFFSTAT);
     all.map(|(key, _)| *key)

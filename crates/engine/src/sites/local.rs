@@ -3,6 +3,7 @@
 //! comes over `ctl`, and the end of `ctl` means probe.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::File,
     io::{self, Read, Write},
@@ -187,6 +188,14 @@ impl Site for Local {
     fn enforced<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<Option<Enforced>>> {
         let dir = JobDir::of(&self.data, job);
         Box::pin(async move { dir.enforced() })
+    }
+
+    fn given<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<BTreeSet<u64>>> {
+        let dir = JobDir::of(&self.data, job);
+        Box::pin(async move {
+            let read = tokio::task::spawn_blocking(move || dir.given()).await;
+            read.map_err(io::Error::other)?
+        })
     }
 
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {

@@ -7,7 +7,7 @@ pub mod conformance;
 pub mod fake;
 pub mod local;
 
-use std::{fmt, future::Future, io, path::Path, pin::Pin};
+use std::{collections::BTreeSet, fmt, future::Future, io, path::Path, pin::Pin};
 
 use dispatch_core::job::{ExitReport, Invocation, JobId, Offset, Order};
 
@@ -32,7 +32,8 @@ pub enum Start {
 pub enum JobEvent {
     Out(Vec<u8>),
     Err(Vec<u8>),
-    /// It has a body and lives; told at most once, before a silence.
+    /// It has a body and lives; told once, before the first silence. Nothing new is said to an agent
+    /// before it: all that was there has been heard by then.
     Alive,
     /// After the last byte.
     Exited(ExitReport),
@@ -62,6 +63,13 @@ pub trait Site: Send + Sync + fmt::Debug {
     fn enforced<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<Option<Enforced>>> {
         let _unfenced = job;
         Box::pin(async { Ok(None) })
+    }
+    /// Ids of the [`Order::Say`]s that reached its input, as its keeper wrote them down before they
+    /// did; asked when it has ended. A site without such a record answers none, and what it did not
+    /// confirm is said again.
+    fn given<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<BTreeSet<u64>>> {
+        let _unrecorded = job;
+        Box::pin(async { Ok(BTreeSet::new()) })
     }
     /// An error of kind `NotFound` means that the job has ended.
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>>;

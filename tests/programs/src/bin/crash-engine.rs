@@ -1,12 +1,13 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
 //! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)
-//! [sidecar]` goes on with what the log in HOME holds, dispatches the golden task when there is none,
-//! and leaves when all is done.
+//! [sidecar|running|next]` goes on with what the log in HOME holds, dispatches the golden task when
+//! there is none, and leaves when all is done. With `running` or `next` behind it, messages are said to
+//! that task: to its running agent, or to one that hears them with its next run.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{
@@ -18,7 +19,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use dispatch_core::{
     config::{self, Layer},
+    event::Kind,
     job::{Invocation, JobId, Offset, Order},
+    message::Sender,
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
@@ -29,6 +32,7 @@ use dispatch_engine::{
         BoxFuture, Follow, Site, Start,
         local::{Keeper, Local},
     },
+    view::Told,
 };
 
 fn die() -> ! {
@@ -77,6 +81,11 @@ impl Site for Fused {
         self.site.follow(job, from)
     }
 
+    fn given<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<BTreeSet<u64>>> {
+        self.fuse.burn();
+        self.site.given(job)
+    }
+
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {
         self.fuse.burn();
         self.site.order(job, order)
@@ -88,12 +97,16 @@ const ASK_AGAIN: std::time::Duration = std::time::Duration::from_millis(5);
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let (args, sidecar) = match args.as_slice() {
-        [args @ .., word] if word == "sidecar" => (args, true),
-        args => (args, false),
+    let (args, sidecar, scene) = match args.as_slice() {
+        [args @ .., word] if word == "sidecar" => (args, true, Scene::Golden),
+        [args @ .., word] if word == "running" => (args, false, Scene::Running),
+        [args @ .., word] if word == "next" => (args, false, Scene::Next),
+        args => (args, false, Scene::Golden),
     };
     let [home, agent, which, n, from] = args else {
-        bail!("crash-engine HOME AGENT (event|call|never) N (head|pr|folder) [sidecar]");
+        bail!(
+            "crash-engine HOME AGENT (event|call|never) N (head|pr|folder) [sidecar|running|next]"
+        );
     };
     let home = PathBuf::from(home);
     let n: u64 = n.parse().context("N")?;
@@ -119,7 +132,8 @@ async fn main() -> Result<()> {
     let secrets = Secrets::from([("KEY".to_owned(), "not-a-real-key".into())]);
     let text = format!(
         "[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
-         pool = \"test\"\nplacement = \"host\"\n{broker}"
+         pool = \"test\"\nplacement = \"host\"\n{broker}[agents.talker]\ndriver = \"claude\"\n\
+         program = \"{agent}\"\npool = \"test\"\nplacement = \"host\"\n"
     );
     let layer = Layer {
         source: "test",
@@ -141,10 +155,14 @@ async fn main() -> Result<()> {
     };
     let engine = Engine::with_sites(settings, sites).await?;
     if engine.tasks().await?.is_empty() {
-        engine
-            .dispatch(golden(&home, from)?, secrets.clone())
-            .await?;
+        let spec = match scene {
+            Scene::Golden => golden(&home, from)?,
+            Scene::Running => listening(&home)?,
+            Scene::Next => waiting(&home)?,
+        };
+        engine.dispatch(spec, secrets.clone()).await?;
     }
+    speak(&engine, &home, scene).await?;
     // A run that comes back without its key asks for it at a time that no event tells.
     let provide = async {
         loop {
@@ -164,6 +182,73 @@ async fn main() -> Result<()> {
     }
     engine.shutdown().await?;
     Ok(())
+}
+
+/// What is done beside dispatching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scene {
+    Golden,
+    Running,
+    Next,
+}
+
+/// As a person would who looks at what is there before saying it again.
+async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
+    let heard = home.join("heard").to_string_lossy().into_owned();
+    let messages = match scene {
+        Scene::Golden => return Ok(()),
+        Scene::Running => vec!["one".to_owned(), "two".to_owned()],
+        Scene::Next => vec![
+            format!("@append {heard} one"),
+            format!("@append {heard} two"),
+        ],
+    };
+    let tasks = engine.tasks().await?;
+    let task = tasks.first().context("a task")?.task.id;
+    let mut events = engine.events(0);
+    while let Some(told) = events.next().await {
+        if let Told::Event(event) = told
+            && matches!(event.kind, Kind::Started { .. })
+        {
+            break;
+        }
+    }
+    let known = engine.task(task).await?.task.messages_count as usize;
+    for text in messages.into_iter().skip(known) {
+        engine
+            .say(task, text, Sender::Person, Secrets::new())
+            .await?;
+    }
+    Ok(std::fs::write(home.join("go"), "")?)
+}
+
+/// Writes down what it hears while it runs, and ends when it has heard two messages.
+fn listening(home: &Path) -> Result<TaskSpec> {
+    let (count, heard) = (home.join("count"), home.join("heard"));
+    Ok(TaskSpec {
+        text: format!(
+            "@append {} ran\n@write a.txt one\n@hear {} 2\n",
+            count.display(),
+            heard.display()
+        ),
+        agent: "talker".parse()?,
+        checks: ChecksAsked::None,
+        ..golden(home, "head")?
+    })
+}
+
+/// Hears nothing until its next run.
+fn waiting(home: &Path) -> Result<TaskSpec> {
+    let (count, go) = (home.join("count"), home.join("go"));
+    Ok(TaskSpec {
+        text: format!(
+            "@append {} ran\n@write a.txt one\n@await {}\n@say done\n",
+            count.display(),
+            go.display()
+        ),
+        checks: ChecksAsked::None,
+        ..golden(home, "head")?
+    })
 }
 
 /// Output, a commit of its own, a change beside it, a check; and a count of how often it ran.

@@ -20,6 +20,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+#[path = "fake_agent/talk.rs"]
+mod talk;
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = env::args_os().skip(1).collect();
     match args.first().and_then(|arg| arg.to_str()) {
@@ -29,7 +32,13 @@ fn main() -> ExitCode {
         Some("--grandchild") => return grandchild(&args[1..]),
         _ => {}
     }
-    match follow() {
+    // Spoken to like Claude Code, it answers like Claude Code.
+    let followed = if args.iter().any(|arg| arg == "--input-format") {
+        talk::follow()
+    } else {
+        follow()
+    };
+    match followed {
         Ok(code) => code,
         Err(error) => {
             eprintln!("fake-agent: {error:#}");

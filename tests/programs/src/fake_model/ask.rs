@@ -132,11 +132,17 @@ fn messages(body: &Value) -> &[Value] {
         .map_or(&[], Vec::as_slice)
 }
 
+/// How Claude Code shows the model what was said in the middle of a turn: under a role of its own
+/// instructions.
+const SAID_MEANWHILE: &str = "The user sent a new message while you were working";
+
 fn is_instruction(message: &Value) -> bool {
-    matches!(
-        message.get("role").and_then(Value::as_str),
-        Some("system" | "developer")
-    )
+    let role = message.get("role").and_then(Value::as_str);
+    let mut said = false;
+    visit(message, &mut |_, text| {
+        said |= text.starts_with(SAID_MEANWHILE);
+    });
+    matches!(role, Some("system" | "developer")) && !said
 }
 
 fn instructions(body: &Value) -> String {
@@ -252,6 +258,14 @@ mod tests {
         assert_eq!(asked.prompt, "done");
         assert_eq!(asked.earlier, "<cwd>/w/r</cwd> hi\nI look.");
         assert!(asked.stream);
+    }
+
+    #[test]
+    fn what_is_said_in_the_middle_of_a_turn_is_no_instruction() {
+        let text = format!("{SAID_MEANWHILE}:\nuse UTC");
+        let asked = ask(&json!({"model": "m", "messages": [
+            {"role": "user", "content": "hi"}, {"role": "system", "content": text}]}));
+        assert_eq!((asked.prompt, asked.earlier), (text, "hi".to_owned()));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use dispatch_core::{
-    prompt::{self, Facts, Guide, GuideError, Library, Limits, Section, TextFile, TextKind, Turn},
+    prompt::{
+        self, Facts, Guide, GuideError, Library, Limits, Section, TextFile, TextKind, Told, Turn,
+    },
     task::{Expects, IssueText},
 };
 
@@ -106,6 +108,10 @@ fn made(library: &Library, places: &Places<'_>) -> Result<prompt::Prompt, GuideE
         TextKind::Persona,
         ("path".to_owned(), places.repository.to_owned()),
     )]);
+    let told = Told {
+        before: vec![places.before.to_owned()],
+        now: vec![places.before.to_owned()],
+    };
     let facts = Facts {
         title: places.task,
         text: places.task,
@@ -125,6 +131,7 @@ fn made(library: &Library, places: &Places<'_>) -> Result<prompt::Prompt, GuideE
             answer: places.before,
             remembers: false,
         },
+        told: &told,
         files: "/context",
     };
     prompt::assemble(&facts, library, LIMITS)

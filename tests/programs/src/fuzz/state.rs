@@ -7,6 +7,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Sealed, Subject, Verified},
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
+    message::{Delivery, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
     state::State,
@@ -201,6 +202,42 @@ fn seeds() -> Vec<Vec<u8>> {
             run(1),
             Kind::SessionSeen {
                 session: "s".into(),
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::MessageQueued {
+                message: MessageId(1),
+                text: "m".into(),
+                from: Sender::Person,
+            },
+        ),
+        (
+            run(1),
+            Kind::MessageTaken {
+                message: MessageId(1),
+                out_offset: Some(6),
+            },
+        ),
+        (
+            run(1),
+            Kind::MessageDelivered {
+                message: MessageId(1),
+                delivery: Delivery::Interrupt,
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::MessageQueued {
+                message: MessageId(2),
+                text: "n".into(),
+                from: Sender::Task(task),
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::MessageCancelled {
+                message: MessageId(2),
             },
         ),
         (

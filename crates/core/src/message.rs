@@ -1,0 +1,159 @@
+//! What is said to a task after it was dispatched: who said it, and how far it has come.
+//! Must not decide when it is delivered: the engine does, and the log remembers.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Millis,
+    id::{BadId, TaskId},
+};
+
+/// Settled messages of one task that are remembered; older ones are in the log only.
+pub const SETTLED_MAX: usize = 200;
+
+/// A message of one task: numbers start at 1 and are never used again.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct MessageId(pub u32);
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for MessageId {
+    type Err = BadId;
+
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        let bad = || BadId {
+            what: "a message",
+            text: text.into(),
+            rule: "a number from 1 on; `dispatch show` lists them",
+        };
+        let id = text.parse().map(Self).map_err(|_| bad())?;
+        // `+1` and `01` are numbers too, but no name of ours.
+        if id.0 > 0 && id.to_string() == text {
+            Ok(id)
+        } else {
+            Err(bad())
+        }
+    }
+}
+
+/// Who said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sender {
+    Person,
+    /// The agent of another task.
+    Task(TaskId),
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Person => f.write_str("person"),
+            Self::Task(task) => task.fmt(f),
+        }
+    }
+}
+
+/// How the agent got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// In the middle of a run.
+    Interrupt,
+    /// With the first words of a run.
+    Continuation,
+}
+
+impl Delivery {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Interrupt => "interrupt",
+            Self::Continuation => "continuation",
+        }
+    }
+}
+
+/// A run has it: from here on it can be delivered only there, so that no other run hears it too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub run: u32,
+    /// How much of its output the driver had heard by then, so that a replay says it at the same
+    /// point. `None`: it is one of the first words.
+    pub out_offset: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Waiting,
+    Delivered(Delivery),
+    Cancelled,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    pub id: MessageId,
+    pub text: String,
+    pub from: Sender,
+    pub at: Millis,
+    pub taken: Option<Taken>,
+    /// The run that ended without having taken it up: it never gets it a second time.
+    pub returned: Option<u32>,
+    pub fate: Fate,
+}
+
+impl Message {
+    /// Nobody has it yet.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.fate == Fate::Waiting && self.taken.is_none()
+    }
+
+    /// What an agent reads of it.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self.from {
+            Sender::Person => self.text.clone(),
+            Sender::Task(task) => {
+                format!("A message from the agent of task {task}:\n\n{}", self.text)
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn is_with(&self, run: u32) -> bool {
+        self.taken.is_some_and(|taken| taken.run == run)
+    }
+
+    /// The word used in JSON and on the screen.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.fate, self.taken) {
+            (Fate::Waiting, None) => "waiting",
+            (Fate::Waiting, Some(_)) => "on_its_way",
+            (Fate::Delivered(_), _) => "delivered",
+            (Fate::Cancelled, _) => "cancelled",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_one_name_each() {
+        assert_eq!("7".parse(), Ok(MessageId(7)));
+        for bad in ["0", "07", "+7", "-1", "", "m7", "4294967296"] {
+            assert!(bad.parse::<MessageId>().is_err(), "{bad}");
+        }
+    }
+}
