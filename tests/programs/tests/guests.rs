@@ -362,6 +362,7 @@ async fn a_provider_that_refuses_is_no_success() {
                 (429 | 500, Outcome::Stopped(Stop::Idle { .. })) => true,
                 (429, Outcome::Failed(Failure::RateLimited { .. })) => true,
                 (401, Outcome::Failed(Failure::Auth { .. })) => true,
+                (500, Outcome::Failed(Failure::Unavailable { .. })) => true,
                 (_, Outcome::Failed(Failure::Model { .. } | Failure::NothingChanged { .. })) => {
                     true
                 }
