@@ -405,7 +405,10 @@ async fn a_part_can_be_frozen() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(refused.contains("there are anthropic, "), "{refused}");
+    assert!(
+        refused.contains("there are anthropic, coderabbit"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
