@@ -1211,8 +1211,8 @@ pub(crate) mod tests {
             behind: Some(other.task),
         };
         let first = on_pr(&mut world, 1 << 60, Turn::default());
-        let second = on_pr(&mut world, 2 << 60, behind(Taken::Queue, first));
-        let third = on_pr(&mut world, 3 << 60, behind(Taken::Queue, second));
+        let second = on_pr(&mut world, 2 << 60, behind(task::Taken::Queue, first));
+        let third = on_pr(&mut world, 3 << 60, behind(task::Taken::Queue, second));
         let waits = |world: &World, run: RunId| world.state.waits_behind(run.task).map(|t| t.id);
         assert_eq!(waits(&world, first), None);
         assert_eq!(waits(&world, second), Some(first.task));
@@ -1235,7 +1235,7 @@ pub(crate) mod tests {
             "it waits for an answer"
         );
         // Who supersedes does not wait for an answer that nobody gives, but for those that run.
-        let fourth = on_pr(&mut world, 4 << 60, behind(Taken::Supersede, third));
+        let fourth = on_pr(&mut world, 4 << 60, behind(task::Taken::Supersede, third));
         assert_eq!(waits(&world, fourth), Some(third.task));
         world
             .put(
