@@ -36,6 +36,7 @@ pub mod keeper;
 mod lines;
 pub mod lock;
 pub mod logins;
+mod memo;
 pub mod mirror;
 pub mod pressure;
 pub mod prompts;
