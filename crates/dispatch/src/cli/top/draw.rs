@@ -99,7 +99,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, now: Timestamp, paint: 
     frame.render_widget(head(model, paint), Rect { height: 1, ..area });
     match &model.mode {
         Mode::Details { id, from } => details(frame, body, model, id, *from),
-        Mode::List | Mode::ConfirmStop { .. } | Mode::Answer { .. } => {
+        Mode::List | Mode::ConfirmStop { .. } | Mode::Answer { .. } | Mode::Permit { .. } => {
             list(frame, body, model, now, paint);
         }
     }
@@ -276,6 +276,28 @@ fn foot(model: &Model, width: u16, paint: Paint) -> Vec<Line<'static>> {
             format!("stop {}? its work so far is kept. y/n", short(id)),
             paint.warning(),
         )],
+        Mode::Permit { id, ask } => {
+            let task = model.find(id);
+            let asked = task.and_then(|task| task.open_asks().find(|open| open.id == *ask));
+            let told = asked.map_or_else(String::new, |ask| format!("{}: {}", ask.tool, ask.input));
+            let mut lines: Vec<Line<'_>> = told
+                .lines()
+                .flat_map(|line| folded(&clean_line(line), width))
+                .map(|line| Line::styled(line, paint.warning()))
+                .collect();
+            if lines.len() >= FOOT_LINES_MAX {
+                lines.truncate(FOOT_LINES_MAX - 2);
+                lines.push(Line::styled(
+                    "… (enter in the list shows all)",
+                    Paint::dim(),
+                ));
+            }
+            lines.push(Line::styled(
+                format!("allow {} this once? y/n, esc leaves", short(id)),
+                Paint::bold(),
+            ));
+            lines
+        }
         Mode::Answer { id, text } => {
             let question = model.find(id).and_then(|task| task.question.clone());
             let mut lines: Vec<Line<'_>> = question
@@ -324,6 +346,25 @@ fn foot(model: &Model, width: u16, paint: Paint) -> Vec<Line<'static>> {
 }
 
 const FOOT_LINES_MAX: usize = 8;
+
+/// Cut into lines that fit: what is allowed unread is not allowed by a person.
+fn folded(text: &str, width: u16) -> Vec<String> {
+    let columns = usize::from(width).max(1);
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for c in text.chars() {
+        let wide = Span::raw(c.to_string()).width();
+        if used + wide > columns {
+            lines.push(String::new());
+            used = 0;
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push(c);
+        }
+        used += wide;
+    }
+    lines
+}
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,7 @@ pub(super) enum Act {
     Logs { id: String },
     Stop { id: String },
     Answer { id: String, text: String },
+    Permit { id: String, ask: u32, allow: bool },
     Freeze { frozen: bool },
 }
 
@@ -33,6 +34,7 @@ pub(super) fn press(model: &mut Model, key: KeyEvent) -> Option<Act> {
         Mode::Details { id, from } => details(model, id, from, key.code),
         Mode::ConfirmStop { id } => (key.code == KeyCode::Char('y')).then_some(Act::Stop { id }),
         Mode::Answer { id, text } => answer(model, id, text, key),
+        Mode::Permit { id, ask } => permit(model, id, ask, key.code),
     }
 }
 
@@ -60,11 +62,16 @@ fn of_task(model: &mut Model, code: KeyCode) -> Option<Act> {
     let task = model.selected()?;
     let (id, short) = (task.id.clone(), task.short.clone());
     let (open, blocked) = (task.is_open(), task.state == "blocked");
+    let asked = task.open_asks().next().map(|ask| ask.id);
     match code {
         KeyCode::Enter => model.mode = Mode::Details { id, from: 0 },
         KeyCode::Char('l') => return Some(Act::Logs { id }),
         KeyCode::Char('s') if open => model.mode = Mode::ConfirmStop { id },
         KeyCode::Char('s') => model.message = Some(format!("{short} has ended already")),
+        KeyCode::Char('a') if asked.is_some() => {
+            let ask = asked.unwrap_or_default();
+            model.mode = Mode::Permit { id, ask };
+        }
         KeyCode::Char('a') if blocked => {
             let text = Editor::default();
             model.mode = Mode::Answer { id, text };
@@ -88,6 +95,20 @@ fn details(model: &mut Model, id: String, from: u16, code: KeyCode) -> Option<Ac
     };
     model.mode = Mode::Details { id, from };
     None
+}
+
+/// Only a clear word counts; the ask waits on.
+fn permit(model: &mut Model, id: String, ask: u32, code: KeyCode) -> Option<Act> {
+    let allow = match code {
+        KeyCode::Char('y') => true,
+        KeyCode::Char('n') => false,
+        KeyCode::Esc | KeyCode::Char('q') => return None,
+        _ => {
+            model.mode = Mode::Permit { id, ask };
+            return None;
+        }
+    };
+    Some(Act::Permit { id, ask, allow })
 }
 
 fn answer(model: &mut Model, id: String, mut text: Editor, key: KeyEvent) -> Option<Act> {
