@@ -232,15 +232,15 @@ impl CodexApp {
         } else {
             "danger-full-access"
         };
-        let mut params = json!({
-            "cwd": self.cwd, "sandbox": sandbox, "model": self.model,
-        });
-        params["approvalPolicy"] = json!(match (self.permissions, self.unfenced) {
+        let policy = match (self.permissions, self.unfenced) {
             // Where our fence is there is nothing that it needs to ask for.
             (Permissions::Allow, false) => "never",
             (Permissions::Allow, true) => "on-request",
             // All but what only reads.
             (Permissions::Ask | Permissions::Deny, _) => "untrusted",
+        };
+        let mut params = json!({
+            "cwd": self.cwd, "approvalPolicy": policy, "sandbox": sandbox, "model": self.model,
         });
         Step::Send(match resume {
             Some(thread) => {
