@@ -1373,6 +1373,110 @@ pub(crate) mod tests {
         assert_eq!(world.state, before);
     }
 
+    fn running(world: &mut World) -> RunId {
+        let run = world.task(1, "default");
+        let started = Kind::Started {
+            site: "local".parse().unwrap(),
+            driver: DriverKind::Claude,
+            enforced: String::new(),
+        };
+        world.put(Subject::Run(run), Kind::Admitted).unwrap();
+        world.put(Subject::Run(run), started).unwrap();
+        run
+    }
+
+    fn asked(n: u32) -> Kind {
+        Kind::PermissionAsked {
+            ask: AskId(n),
+            tool: "Bash".into(),
+            input: "make".into(),
+            owner: Sender::Person,
+            until: 605,
+        }
+    }
+
+    fn permitted(n: u32, allow: bool) -> Kind {
+        Kind::PermissionAnswered {
+            ask: AskId(n),
+            allow,
+            by: ask::By::Person,
+            why: None,
+        }
+    }
+
+    fn words(world: &World, run: RunId) -> Vec<&'static str> {
+        let task = world.state.task(run.task).unwrap();
+        task.asks.iter().map(Ask::word).collect()
+    }
+
+    #[test]
+    fn an_ask_is_answered_once_and_ends_with_its_run() {
+        let stop = Kind::StopRequested {
+            why: Stop::ByPerson,
+        };
+        let report = ExitReport {
+            exit: Exit::Code(0),
+            stopped: None,
+            started_at: 1,
+            ended_at: 2,
+            out_bytes: 3,
+            err_bytes: 4,
+            leftovers: 0,
+            problems: Vec::new(),
+        };
+        let ended = Kind::AgentEnded {
+            report,
+            usage: None,
+        };
+        for end in [stop, ended, finished(Outcome::Lost)] {
+            let mut world = World::new();
+            let run = running(&mut world);
+            let about = Subject::Run(run);
+            for wrong in [asked(0), asked(2), permitted(1, true)] {
+                assert!(matches!(
+                    world.put(about, wrong),
+                    Err(ApplyError::Ask { .. })
+                ));
+            }
+            for n in 1..=3 {
+                world.put(about, asked(n)).unwrap();
+            }
+            world.put(about, permitted(2, true)).unwrap();
+            world.put(about, permitted(3, false)).unwrap();
+            assert!(world.put(about, permitted(2, false)).is_err());
+            assert_eq!(words(&world, run), ["waiting", "allowed", "denied"]);
+            let over = matches!(end, Kind::Finished { .. });
+            world.put(about, end.clone()).unwrap();
+            assert_eq!(words(&world, run), ["closed", "allowed", "denied"]);
+            assert!(world.put(about, permitted(1, true)).is_err());
+            // One that is on its way out may ask; nobody is troubled with it.
+            let again = world.put(about, asked(4));
+            assert_eq!(again.is_err(), over, "{end:?}");
+            let task = world.state.task(run.task).unwrap();
+            assert_eq!(task.open_asks().count(), 0);
+        }
+    }
+
+    /// All of an open run's are there for a replay; then only the newest.
+    #[test]
+    fn asks_are_forgotten_when_no_replay_needs_them() {
+        let mut world = World::new();
+        let run = running(&mut world);
+        let all = u32::try_from(ask::SETTLED_MAX).unwrap() + 5;
+        for n in 1..=all {
+            world.put(Subject::Run(run), asked(n)).unwrap();
+            world.put(Subject::Run(run), permitted(n, true)).unwrap();
+        }
+        assert_eq!(words(&world, run).len(), all as usize);
+        world
+            .put(Subject::Run(run), finished(Outcome::Lost))
+            .unwrap();
+        let task = world.state.task(run.task).unwrap();
+        assert_eq!(task.asks.len(), ask::SETTLED_MAX);
+        assert_eq!(task.asks[0].id, AskId(6));
+        assert_eq!(task.asks_count, all);
+    }
+
     #[test]
     fn prefixes_are_as_short_as_they_can_be() {
         let mut world = World::new();

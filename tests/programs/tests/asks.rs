@@ -23,7 +23,7 @@ use dispatch_engine::{
     engine::{Engine, Secrets, Settings},
     view::{Force, TaskView},
 };
-use world::{AGENT, World, finished, outcome, patient, until};
+use world::{AGENT, World, finished, outcome, patient, talk, until};
 
 const NOW: u64 = 1_000_000_000_000;
 
@@ -310,21 +310,15 @@ async fn there_is_an_end_to_asking() {
     let mut orders = vec!["asks ANSWERS Bash x"; ASKS_MAX + more];
     let denied = format!("answers ANSWERS {}", ASKS_MAX + more - OPEN_MAX);
     orders.push(&denied);
-    orders.push("append ANSWERS waiting");
+    let (_home, pipe) = talk::pipe();
+    let waits = format!("append {} x", pipe.display());
+    orders.push(&waits);
     let rest = format!("answers ANSWERS {OPEN_MAX}");
     orders.push(&rest);
     let run = dispatched(&engine, spec(&world, Permissions::Ask, &orders)).await;
     asked(&engine, run.task, u32::try_from(ASKS_MAX).unwrap()).await;
-    let file = path(&world);
-    let waiting = tokio::task::spawn_blocking(move || {
-        while !fs::read_to_string(&file)
-            .unwrap_or_default()
-            .contains("waiting")
-        {
-            std::thread::yield_now();
-        }
-    });
-    patient(waiting).await.unwrap();
+    let waiting = tokio::task::spawn_blocking(move || fs::read_to_string(pipe));
+    patient(waiting).await.unwrap().unwrap();
     let view = engine.task(run.task).await.unwrap();
     assert_eq!(view.task.asks.len(), ASKS_MAX);
     let open: Vec<AskId> = view.task.open_asks().map(|ask| ask.id).collect();

@@ -695,6 +695,10 @@ mod tests {
     const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":1,"agentCapabilities":{"loadSession":true},"authMethods":[{"id":"oauth"},{"id":"api-key"}]}}"#;
 
     fn opened(resume: Option<&str>, unfenced: bool) -> Acp {
+        permitted(resume, unfenced, Permissions::Allow)
+    }
+
+    fn permitted(resume: Option<&str>, unfenced: bool, permissions: Permissions) -> Acp {
         let mut acp = Acp::default();
         let opening = acp.open(&Ask {
             prompt: "short",
@@ -709,7 +713,7 @@ mod tests {
             model: None,
             profile: None,
             unfenced,
-            permissions: Permissions::Allow,
+            permissions,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);
         assert_eq!(opening.stdin, Stdin::Open);
@@ -799,6 +803,77 @@ mod tests {
             assert_eq!(set["params"]["modeId"], mode);
             let refused = r#"{"jsonrpc":"2.0","id":3,"error":{"code":1,"message":"no"}}"#;
             assert_eq!(one(&mut acp, refused)["method"], "session/prompt");
+        }
+    }
+
+    #[test]
+    fn a_permission_is_granted_denied_or_asked_for() {
+        let request = |options: &Value| {
+            let call = json!({"toolCallId": "c-1", "kind": "execute", "title": "make",
+                "rawInput": {"command": "make"}});
+            let params = json!({"sessionId": "s", "toolCall": call, "options": options});
+            json!({"jsonrpc": "2.0", "id": 7, "method": "session/request_permission",
+                "params": params})
+            .to_string()
+        };
+        let option = |id: &str, kind: &str| json!({"optionId": id, "name": id, "kind": kind});
+        let all = json!([
+            option("always", "allow_always"),
+            option("once", "allow_once"),
+            option("never", "reject_always"),
+            option("no", "reject_once"),
+        ]);
+        let chosen = |reply: &Value| {
+            assert_eq!(reply["id"], 7);
+            let outcome = &reply["result"]["outcome"];
+            outcome["optionId"]
+                .as_str()
+                .unwrap_or("cancelled")
+                .to_owned()
+        };
+        let none = json!([]);
+        for (permissions, options, want) in [
+            (Permissions::Allow, &all, "once"),
+            (Permissions::Allow, &none, "cancelled"),
+            (Permissions::Deny, &all, "no"),
+            (Permissions::Deny, &none, "cancelled"),
+            // There is nothing that anybody could allow.
+            (Permissions::Ask, &none, "cancelled"),
+        ] {
+            let mut acp = permitted(None, false, permissions);
+            assert_eq!(chosen(&one(&mut acp, &request(options))), want);
+        }
+        let mut acp = permitted(None, false, Permissions::Ask);
+        let steps = acp.hear(&request(&all));
+        let Some(Step::Ask(asked)) = steps.last() else {
+            panic!("{steps:?}");
+        };
+        assert_eq!(
+            (&asked.tool[..], &asked.input[..]),
+            ("execute", r#"{"command":"make"}"#)
+        );
+        for (allow, want) in [(true, "once"), (false, "no")] {
+            let reply = serde_json::from_slice(&acp.permit(asked, allow, "")).unwrap();
+            assert_eq!(chosen(&reply), want);
+        }
+        let taken_back =
+            r#"{"jsonrpc":"2.0","method":"$/cancel_request","params":{"requestId":7}}"#;
+        assert_eq!(acp.hear(taken_back), [Step::Withdrawn { id: "7".into() }]);
+        // More than this once is said to be more.
+        let steps = acp.hear(&request(&json!([option("always", "allow_always")])));
+        let more =
+            |step: &Step| matches!(step, Step::Ask(asked) if asked.tool.ends_with("(from now on)"));
+        assert!(steps.iter().any(more), "{steps:?}");
+    }
+
+    /// An adapter that may do everything would ask for nothing.
+    #[test]
+    fn whoever_is_to_ask_is_not_opened_wide() {
+        let modes = r#"{"jsonrpc":"2.0","id":2,"result":{"sessionId":"s","modes":{"availableModes":[{"id":"read-only"},{"id":"auto"},{"id":"full-access"}]}}}"#;
+        for permissions in [Permissions::Ask, Permissions::Deny] {
+            let mut acp = permitted(None, false, permissions);
+            sent(&mut acp, HELLO);
+            assert_eq!(one(&mut acp, modes)["params"]["modeId"], "auto");
         }
     }
 

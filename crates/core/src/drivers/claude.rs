@@ -806,6 +806,62 @@ mod tests {
     }
 
     #[test]
+    fn a_permission_is_granted_denied_or_asked_for() {
+        let line = r#"{"type":"control_request","request_id":"r-1","request":{"subtype":"can_use_tool","tool_name":"Bash","input":{"command":"make"},"tool_use_id":"t-1"}}"#;
+        let opened = |permissions| {
+            let mut claude = Claude::default();
+            claude.open(&Ask {
+                permissions,
+                ..ask(&[], None)
+            });
+            claude
+        };
+        let answer = |bytes: &[u8]| {
+            let value: Value = serde_json::from_slice(bytes).unwrap();
+            assert_eq!(value["response"]["request_id"], "r-1");
+            value["response"]["response"].clone()
+        };
+        for (permissions, word) in [(Permissions::Allow, "allow"), (Permissions::Deny, "deny")] {
+            let steps = opened(permissions).hear(line);
+            let [Step::Said(Update::Asked { allowed, .. }), Step::Send(bytes)] = &steps[..] else {
+                panic!("{steps:?}");
+            };
+            assert_eq!(answer(bytes)["behavior"], word);
+            assert_eq!(*allowed, permissions == Permissions::Allow);
+        }
+        let mut claude = opened(Permissions::Ask);
+        let steps = claude.hear(line);
+        let [Step::Ask(request)] = &steps[..] else {
+            panic!("{steps:?}");
+        };
+        assert_eq!(
+            (&request.tool[..], &request.input[..]),
+            ("Bash", r#"{"command":"make"}"#)
+        );
+        let allow = answer(&claude.permit(request, true, "x"));
+        assert_eq!(
+            allow,
+            json!({"behavior": "allow", "updatedInput": {"command": "make"}})
+        );
+        let deny = answer(&claude.permit(request, false, "why not"));
+        assert_eq!(deny, json!({"behavior": "deny", "message": "why not"}));
+        let taken_back = r#"{"type":"control_cancel_request","request_id":"r-1"}"#;
+        let id = request.id.clone();
+        assert_eq!(claude.hear(taken_back), [Step::Withdrawn { id }]);
+        // What was denied by somebody is not told a second time.
+        let end = r#"{"type":"result","subtype":"success","is_error":false,"result":"ok","permission_denials":[{"tool_name":"Bash","tool_use_id":"t-1"}]}"#;
+        let told = |step: &Step| matches!(step, Step::Said(Update::Notice { .. }));
+        assert!(!claude.hear(end).iter().any(told));
+        // A question is none of these: it blocks the task, as it always did.
+        let question = line.replace("Bash", ASK_TOOL);
+        let steps = opened(Permissions::Ask).hear(&question);
+        assert!(
+            matches!(&steps[..], [Step::Said(_), Step::Send(_)]),
+            "{steps:?}"
+        );
+    }
+
+    #[test]
     fn it_goes_on_while_messages_are_queued() {
         let end = r#"{"type":"result","subtype":"success","is_error":false,"queued_turn_count":1}"#;
         assert!(!Claude::default().hear(end).contains(&Step::Done));

@@ -585,6 +585,10 @@ mod tests {
     use super::*;
 
     fn opened(resume: Option<&str>, unfenced: bool) -> CodexApp {
+        permitted(resume, unfenced, Permissions::Allow)
+    }
+
+    fn permitted(resume: Option<&str>, unfenced: bool, permissions: Permissions) -> CodexApp {
         let mut app = CodexApp::default();
         let opening = app.open(&Ask {
             prompt: "short",
@@ -599,7 +603,7 @@ mod tests {
             model: None,
             profile: None,
             unfenced,
-            permissions: Permissions::Allow,
+            permissions,
         });
         assert_eq!(opening.argv, ["codex", "app-server", "-c", "model=x"]);
         app
@@ -651,6 +655,47 @@ mod tests {
                 "params": {"command": "curl x"}});
             let word = if unfenced { "decline" } else { "accept" };
             assert_eq!(sent(&mut app, &ask)[0]["result"]["decision"], word);
+        }
+    }
+
+    #[test]
+    fn a_permission_is_denied_or_asked_for_and_names_what_it_is_about() {
+        let change = json!({"method": "item/started", "params": {"item": {"type": "fileChange",
+            "id": "i-1", "changes": [{"kind": {"type": "update"}, "path": "a.rs"}]}}});
+        let file = json!({"id": 9, "method": "item/fileChange/requestApproval",
+            "params": {"itemId": "i-1", "reason": null}});
+        let command = json!({"id": "x", "method": "item/commandExecution/requestApproval",
+            "params": {"itemId": "i-2", "command": "make"}});
+        for unfenced in [false, true] {
+            let mut app = permitted(None, unfenced, Permissions::Deny);
+            let out = sent(&mut app, &json!({"id": 1, "result": {}}));
+            assert_eq!(out[1]["params"]["approvalPolicy"], "untrusted");
+            assert_eq!(sent(&mut app, &command)[0]["result"]["decision"], "decline");
+            let mut app = permitted(None, unfenced, Permissions::Ask);
+            let out = sent(&mut app, &json!({"id": 1, "result": {}}));
+            assert_eq!(out[1]["params"]["approvalPolicy"], "untrusted");
+            app.hear(&change.to_string());
+            for (line, id, tool, input) in [
+                (&file, json!(9), "file_change", "update a.rs"),
+                (&command, json!("x"), "shell", "make"),
+            ] {
+                let steps = app.hear(&line.to_string());
+                let [Step::Ask(asked)] = &steps[..] else {
+                    panic!("{steps:?}");
+                };
+                assert_eq!((&asked.tool[..], &asked.input[..]), (tool, input));
+                for (allow, word) in [(true, "accept"), (false, "decline")] {
+                    let reply: Value =
+                        serde_json::from_slice(&app.permit(asked, allow, "")).unwrap();
+                    assert_eq!(reply, json!({"id": id, "result": {"decision": word}}));
+                }
+            }
+            let over = json!({"method": "serverRequest/resolved",
+                "params": {"threadId": "t-1", "requestId": 9}});
+            assert_eq!(
+                app.hear(&over.to_string()),
+                [Step::Withdrawn { id: "9".into() }]
+            );
         }
     }
 
