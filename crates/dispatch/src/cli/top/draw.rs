@@ -89,7 +89,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, now: Timestamp, paint: 
         frame.render_widget(Paragraph::new("too small"), area);
         return;
     }
-    let foot = foot(model, area.width, paint);
+    let foot = foot(model, area.width, usize::from(area.height / 2), paint);
     let tall = u16::try_from(foot.len()).unwrap_or(1).min(area.height / 2);
     let body = Rect {
         y: area.y + 1,
@@ -266,7 +266,7 @@ fn details(frame: &mut Frame<'_>, area: Rect, model: &Model, id: &str, from: u16
 }
 
 /// What the keys mean, what went wrong, or what is being asked.
-fn foot(model: &Model, width: u16, paint: Paint) -> Vec<Line<'static>> {
+fn foot(model: &Model, width: u16, room: usize, paint: Paint) -> Vec<Line<'static>> {
     let short = |id: &str| {
         let task = model.find(id);
         task.map_or_else(String::new, |task| task.short.clone())
@@ -285,10 +285,12 @@ fn foot(model: &Model, width: u16, paint: Paint) -> Vec<Line<'static>> {
                 .flat_map(|line| folded(&clean_line(line), width))
                 .map(|line| Line::styled(line, paint.warning()))
                 .collect();
-            if lines.len() >= FOOT_LINES_MAX {
-                lines.truncate(FOOT_LINES_MAX - 2);
+            // The question below it is always seen, and so is that there is more to read.
+            let room = room.min(FOOT_LINES_MAX).saturating_sub(1);
+            if lines.len() > room {
+                lines.truncate(room.saturating_sub(1));
                 lines.push(Line::styled(
-                    "… (enter in the list shows all)",
+                    "… esc, then enter shows all of it",
                     Paint::dim(),
                 ));
             }
@@ -374,7 +376,7 @@ mod tests {
     use super::{
         super::{
             keys::press,
-            model::tests::{blocked, event, task, waiting},
+            model::tests::{asking, blocked, event, task, waiting},
         },
         *,
     };
@@ -482,6 +484,35 @@ enter sends, esc leaves";
         let got = screen(&model, 48, 9);
         let cut: Vec<&str> = want.lines().collect();
         assert_eq!(got.lines().skip(1).collect::<Vec<_>>(), cut[1..]);
+    }
+
+    #[test]
+    fn what_is_asked_is_read_whole_before_it_is_allowed() {
+        use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+        let mut model = Model::new(false);
+        let long = "rm -rf build && make all && make install && \u{1b}[2Jmake clean";
+        model.tasks(vec![asking(5, "5e", &[long])]);
+        let a = KeyEvent::new(KeyCode::Char('a'), KeyModifiers::NONE);
+        press(&mut model, a);
+        let want = "\
+dispatch top  needs you 1  working 0
+needs you (1)
+  5e   running   [host] Fix it
+
+Bash: rm -rf build && make all && ma
+ke install &&  [2Jmake clean
+allow 5e this once? y/n, esc leaves";
+        let got = screen(&model, 36, 7);
+        let (got, want): (Vec<&str>, Vec<&str>) = (got.lines().collect(), want.lines().collect());
+        assert_eq!(got[1..], want[1..]);
+        model.tasks(vec![asking(5, "5e", &["x\n".repeat(99).as_str()])]);
+        let whole = screen(&model, 60, 20);
+        assert!(whole.contains("shows all"), "{whole}");
+        let small = screen(&model, 36, 6);
+        assert!(
+            small.contains("shows all") && small.contains("y/n"),
+            "{small}"
+        );
     }
 
     #[test]

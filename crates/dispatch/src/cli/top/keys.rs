@@ -141,7 +141,7 @@ mod tests {
     use dispatch_core::run::RunState;
 
     use super::{
-        super::model::tests::{blocked, task, waiting},
+        super::model::tests::{asking, blocked, task, waiting},
         *,
     };
 
@@ -220,6 +220,38 @@ mod tests {
         assert_eq!(model.mode, Mode::List);
         letters(&mut model, "ja");
         assert_eq!(model.message.as_deref(), Some("2b has asked nothing"));
+    }
+
+    #[test]
+    fn a_permission_is_given_or_not_by_one_letter() {
+        let mut model = Model::new(false);
+        model.tasks(vec![asking(5, "5e", &["make", "make install"])]);
+        let permit = |allow| {
+            Some(Act::Permit {
+                id: id(5),
+                ask: 1,
+                allow,
+            })
+        };
+        for (letter, act) in [('y', permit(true)), ('n', permit(false))] {
+            letters(&mut model, "ax");
+            assert_eq!(model.mode, Mode::Permit { id: id(5), ask: 1 });
+            assert_eq!(press(&mut model, key(KeyCode::Enter)), None);
+            assert_eq!(press(&mut model, key(KeyCode::Char(letter))), act);
+            assert_eq!(model.mode, Mode::List);
+        }
+        letters(&mut model, "a");
+        assert_eq!(press(&mut model, key(KeyCode::Esc)), None);
+        assert_eq!(model.mode, Mode::List);
+        letters(&mut model, "a");
+        // Answered elsewhere: the letter must not be taken for the next one.
+        let mut answered = asking(5, "5e", &["make", "make install"]);
+        answered.asks[0].state = "denied".into();
+        model.task(answered);
+        assert_eq!(model.mode, Mode::List);
+        letters(&mut model, "y");
+        letters(&mut model, "a");
+        assert_eq!(model.mode, Mode::Permit { id: id(5), ask: 2 });
     }
 
     #[test]

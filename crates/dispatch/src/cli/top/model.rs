@@ -320,7 +320,10 @@ pub(super) mod tests {
     };
 
     use super::*;
-    use crate::api::{event::Live, task::tests::view};
+    use crate::api::{
+        event::Live,
+        task::{Ask, tests::view},
+    };
 
     pub(in crate::cli::top) fn task(id: u64, short: &str, state: RunState) -> Task {
         let mut view = view(id, state);
@@ -346,6 +349,24 @@ pub(super) mod tests {
         });
         view.place = Some(2);
         Task::from(&view)
+    }
+
+    /// Runs, and waits for a permission for each of these.
+    pub(in crate::cli::top) fn asking(id: u64, short: &str, inputs: &[&str]) -> Task {
+        let mut task = task(id, short, RunState::Running);
+        let like = task.asks.remove(0);
+        task.asks = (1..)
+            .zip(inputs)
+            .map(|(id, input)| Ask {
+                id,
+                input: (*input).to_owned(),
+                state: "waiting".into(),
+                by: None,
+                why: None,
+                ..like.clone()
+            })
+            .collect();
+        task
     }
 
     fn stale(heard: &Heard) -> Stale {
