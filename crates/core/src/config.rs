@@ -11,6 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
 use crate::{
+    ask::Permissions,
     checks::Checks,
     container::{Image, RuntimeAsked},
     drivers::DriverKind,
@@ -169,6 +170,9 @@ pub struct AgentProfile {
     pub placement: Option<PlacementName>,
     /// Absent: `task.expects`.
     pub expects: Option<Expects>,
+    /// What becomes of its permission requests, where a task does not say.
+    #[serde(default)]
+    pub permissions: Permissions,
     /// Where a review begins that names no base; absent: the commit before the last.
     pub review_base: Option<String>,
     /// Absolute paths it may read inside a fence, besides the system and its own program.
@@ -695,6 +699,14 @@ impl Typing<'_> {
                 let there = list(placements.keys());
                 let what = format!("placement {asked} is not configured; there are {there}");
                 self.problem(&format!("agents.{name}.placement"), what);
+            }
+            if !agent.driver.asks() && !agent.permissions.is_default() {
+                let what = format!(
+                    "{} asks for no permission, so there is nothing to {}; its fence holds it",
+                    agent.driver.word(),
+                    agent.permissions.word()
+                );
+                self.problem(&place(&["agents", name.as_str(), "permissions"]), what);
             }
             self.absolute(&format!("agents.{name}.paths"), &agent.paths);
             for (word, other) in &agent.variants {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Millis,
+    ask::{AskId, By, Permissions},
     carried::Carried,
     drivers::DriverKind,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
@@ -198,6 +199,9 @@ pub enum Kind {
         profile: Option<ModelName>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         command: Vec<String>,
+        /// Stricter than it was; a looser agent leaves the task as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        permissions: Option<Permissions>,
     },
     /// A task that this one asked for has ended.
     ChildEnded {
@@ -289,6 +293,23 @@ pub enum Kind {
     MessageReturned {
         message: MessageId,
     },
+    /// Its agent waits for a permission, until then: durable before anybody can answer.
+    PermissionAsked {
+        ask: AskId,
+        tool: String,
+        input: String,
+        /// Who is to answer.
+        owner: Sender,
+        until: Millis,
+    },
+    /// Durable before a byte of it is sent, so that a replay gives the same answer.
+    PermissionAnswered {
+        ask: AskId,
+        allow: bool,
+        by: By,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
     StopRequested {
         why: Stop,
     },
@@ -359,6 +380,8 @@ impl Kind {
             Self::Started { .. } => "started",
             Self::Adopted => "adopted",
             Self::SessionSeen { .. } => "session_seen",
+            Self::PermissionAsked { .. } => "permission_asked",
+            Self::PermissionAnswered { .. } => "permission_answered",
             Self::StopRequested { .. } => "stop_requested",
             Self::AgentEnded { .. } => "agent_ended",
             Self::WorkspaceSealed { .. } => "workspace_sealed",
@@ -406,6 +429,8 @@ impl Kind {
             | Self::Started { .. }
             | Self::Adopted
             | Self::SessionSeen { .. }
+            | Self::PermissionAsked { .. }
+            | Self::PermissionAnswered { .. }
             | Self::StopRequested { .. }
             | Self::AgentEnded { .. }
             | Self::WorkspaceSealed { .. }

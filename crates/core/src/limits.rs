@@ -43,6 +43,8 @@ pub struct Limits {
     pub grace_s: u64,
     /// From an agent's last word to the stop ladder.
     pub linger_s: u64,
+    /// From a permission request to its denial.
+    pub ask_wait_s: u64,
     pub check_wall_clock_s: u64,
     pub memory_bytes: u64,
     pub processes_max: u64,
@@ -85,6 +87,7 @@ impl Limits {
             ("wall_clock_s", self.wall_clock_s),
             ("idle_s", self.idle_s),
             ("output_bytes", self.output_bytes),
+            ("ask_wait_s", self.ask_wait_s),
             ("check_wall_clock_s", self.check_wall_clock_s),
             ("upstream_s", self.upstream_s),
             ("queue_max", self.queue_max as u64),
@@ -181,6 +184,16 @@ impl Limits {
         }
     }
 
+    /// How long an ask waits: its agent is silent meanwhile, and must still be there for the answer.
+    #[must_use]
+    pub fn ask_wait_ms(&self) -> u64 {
+        let idle_ms = self.idle_s.saturating_mul(1000);
+        let margin_ms = (idle_ms / 4).min(ASK_MARGIN_MS);
+        self.ask_wait_s
+            .saturating_mul(1000)
+            .min(idle_ms.saturating_sub(margin_ms))
+    }
+
     #[must_use]
     pub fn check_job(&self) -> JobLimits {
         JobLimits {
@@ -190,6 +203,9 @@ impl Limits {
         }
     }
 }
+
+/// From the end of an ask to the idle limit, which would end its run.
+const ASK_MARGIN_MS: u64 = 30_000;
 
 /// 0 means that there is no limit.
 fn bound(value: u64) -> u64 {
@@ -282,6 +298,27 @@ mod tests {
             assert!(why.contains(part), "{why}");
             // The configuration may have been lowered since: then it holds.
             assert_eq!(own.lowered(&asked), own);
+        }
+    }
+
+    #[test]
+    fn an_ask_is_denied_before_its_agent_is_ended_for_its_silence() {
+        let wait = |ask_wait_s, idle_s| {
+            let limits = Limits {
+                ask_wait_s,
+                idle_s,
+                ..Config::defaults().limits
+            };
+            limits.ask_wait_ms()
+        };
+        for (ask_wait_s, idle_s, ms) in [
+            (600, 1800, 600_000),
+            (1800, 1800, 1_770_000),
+            (600, 8, 6_000),
+            (1, 1, 750),
+            (u64::MAX, u64::MAX, u64::MAX - ASK_MARGIN_MS),
+        ] {
+            assert_eq!(wait(ask_wait_s, idle_s), ms, "{ask_wait_s} of {idle_s}");
         }
     }
 

@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::EnvValue, event::Kind, id::AgentName, outcome::Outcome, run::RunCause, state::Task,
+    ask::Ask, config::EnvValue, event::Kind, id::AgentName, outcome::Outcome, run::RunCause,
+    state::Task,
 };
 
 const TITLE_CHARS: usize = 120;
@@ -29,6 +30,8 @@ pub enum Occasion {
     Paused,
     /// Most of a budget is used.
     Budget,
+    /// An agent waits for a permission.
+    Asked,
 }
 
 impl Occasion {
@@ -42,6 +45,7 @@ impl Occasion {
             Self::Lost => "lost",
             Self::Paused => "paused",
             Self::Budget => "budget",
+            Self::Asked => "asked",
         }
     }
 
@@ -58,6 +62,7 @@ impl Occasion {
             }),
             Kind::PoolPaused { .. } => Some(Self::Paused),
             Kind::BudgetWarned { .. } => Some(Self::Budget),
+            Kind::PermissionAsked { .. } => Some(Self::Asked),
             _ => None,
         }
     }
@@ -277,6 +282,18 @@ fn tried_again(task: &Task, run: u32) -> bool {
     })
 }
 
+/// Nothing is left to do about it: it was answered before anybody could be told.
+#[must_use]
+pub fn is_over(kind: &Kind, task: Option<&Task>) -> bool {
+    match kind {
+        Kind::PermissionAsked { ask, .. } => {
+            let found = task.and_then(|task| task.ask(*ask));
+            !found.is_some_and(Ask::is_open)
+        }
+        _ => false,
+    }
+}
+
 /// A notice in words: one line that says what happened, and what there is to read about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words {
@@ -304,6 +321,12 @@ pub fn words(kind: &Kind, task: Option<(&Task, &str)>) -> Option<Words> {
         Kind::PoolPaused { pool, reason, .. } => (
             format!("dispatch: pool {pool} paused"),
             one_line(reason, TEXT_CHARS),
+        ),
+        Kind::PermissionAsked {
+            ask, tool, input, ..
+        } => (
+            of_task("asks for permission"),
+            about(one_line(&format!("{ask}: {tool} {input}"), TEXT_CHARS)),
         ),
         Kind::BudgetWarned { what, spent } => (
             of_task("budget"),

@@ -5,6 +5,7 @@
 use toml::{Table, Value};
 
 use crate::{
+    ask::Permissions,
     id::CheckName,
     limits::{Limit, Lowered},
     task::Expects,
@@ -15,8 +16,8 @@ pub const FILE: &str = "dispatch.toml";
 /// A longer one is an error.
 pub const BYTES_MAX: u64 = 16 << 10;
 
-const ALLOWED: &str = "allowed are task.agent, task.expects and task.checks (names of \
-                       configured checks), and limits of a job to lower; the rest belongs into your own configuration";
+const ALLOWED: &str = "allowed are task.agent, task.expects, task.checks (names of configured \
+                       checks) and task.permissions (only a stricter one counts), and limits of a job to lower; the rest belongs into your own configuration";
 
 /// What a repository asks for where the request says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Project {
     pub agent: Option<String>,
     pub expects: Option<Expects>,
     pub checks: Option<Vec<CheckName>>,
+    /// Counts where it is stricter than the agent's.
+    pub permissions: Option<Permissions>,
     /// As it was written: whether it is lower is for the one who knows the configuration.
     pub limits: Lowered,
 }
@@ -64,6 +67,7 @@ pub fn parse(text: &str) -> Result<Project, BadProject> {
                 "agent" => project.agent = Some(get("task.agent", value)?),
                 "expects" => project.expects = Some(get("task.expects", value)?),
                 "checks" => project.checks = Some(get("task.checks", value)?),
+                "permissions" => project.permissions = Some(get("task.permissions", value)?),
                 _ => {
                     let key = format!("task.{key}");
                     return Err(BadProject::Key { key });
@@ -109,11 +113,12 @@ mod tests {
 
     #[test]
     fn it_chooses_among_names() {
-        let text = "[task]\nagent = \"codex\"\nexpects = \"report\"\nchecks = [\"rust\"]\n";
+        let text = "[task]\nagent = \"codex\"\nexpects = \"report\"\nchecks = [\"rust\"]\npermissions = \"ask\"\n";
         let project = parse(text).unwrap();
         assert_eq!(project.agent.as_deref(), Some("codex"));
         assert_eq!(project.expects, Some(Expects::Report));
         assert_eq!(project.checks, Some(vec!["rust".parse().unwrap()]));
+        assert_eq!(project.permissions, Some(Permissions::Ask));
         assert_eq!(parse("").unwrap(), Project::default());
     }
 
@@ -158,6 +163,7 @@ mod tests {
             "expects = \"x\"",
             "checks = \"none\"",
             "checks = [\"../x\"]",
+            "permissions = \"never\"",
         ] {
             let got = parse(&format!("[task]\n{text}"));
             assert!(

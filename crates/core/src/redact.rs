@@ -590,13 +590,14 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 54] = [
+const NAMES: [&str; 57] = [
     "after",
     "agent",
     "base",
     "base_branch",
     "behind",
     "branch",
+    "by",
     "cause",
     "check",
     "checks",
@@ -615,8 +616,10 @@ const NAMES: [&str; 54] = [
     "model",
     "network",
     "outcome",
+    "owner",
     "parent",
     "path",
+    "permissions",
     "persona",
     "plan",
     "pool",

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     Millis,
+    ask::{self, Ask, AskId, Fate as AskFate},
     carried::Carried,
     drivers::DriverKind,
     event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
@@ -93,6 +94,10 @@ pub struct Task {
     pub messages: Vec<Message>,
     /// How many there were.
     pub messages_count: u32,
+    /// What its agents asked permission for, in order; of earlier runs the newest.
+    pub asks: Vec<Ask>,
+    /// How many there were.
+    pub asks_count: u32,
     /// Runs that messages of agents have started since a person said something.
     pub wakes: u32,
     /// Sessions of runs up to this one belong to an agent it had before.
@@ -237,6 +242,23 @@ impl Task {
         self.messages.iter().filter(|message| message.waits())
     }
 
+    #[must_use]
+    pub fn ask(&self, id: AskId) -> Option<&Ask> {
+        self.asks.iter().find(|ask| ask.id == id)
+    }
+
+    /// Asks that wait for an answer, in order.
+    pub fn open_asks(&self) -> impl Iterator<Item = &Ask> {
+        self.asks.iter().filter(|ask| ask.is_open())
+    }
+
+    /// Nobody is there to hear an answer.
+    fn close_asks(&mut self) {
+        for ask in self.asks.iter_mut().filter(|ask| ask.is_open()) {
+            ask.fate = AskFate::Closed;
+        }
+    }
+
     fn message_mut(&mut self, id: MessageId) -> Option<&mut Message> {
         self.messages.iter_mut().find(|message| message.id == id)
     }
@@ -299,6 +321,13 @@ pub enum ApplyError {
         word: &'static str,
         task: TaskId,
         message: MessageId,
+    },
+    #[error("apply event {seq} ({word}): ask {ask} of task {task} is not where it must be")]
+    Ask {
+        seq: Seq,
+        word: &'static str,
+        task: TaskId,
+        ask: AskId,
     },
     #[error("apply event {seq}: task {task} exists already")]
     Twice { seq: Seq, task: TaskId },
@@ -671,6 +700,8 @@ impl State {
                 carried: Vec::new(),
                 messages: Vec::new(),
                 messages_count: 0,
+                asks: Vec::new(),
+                asks_count: 0,
                 wakes: 0,
                 foreign_runs: 0,
             };
@@ -725,6 +756,7 @@ impl State {
                 model,
                 profile,
                 command,
+                permissions,
             } => {
                 if task.is_open() {
                     return Err(ApplyError::WrongSubject {
@@ -742,6 +774,9 @@ impl State {
                 terms.model.clone_from(model);
                 terms.profile.clone_from(profile);
                 terms.command.clone_from(command);
+                if let Some(permissions) = permissions {
+                    terms.permissions = terms.permissions.stricter(*permissions);
+                }
             }
             Kind::Applied { repo, branch, .. } => {
                 task.applied = Some((repo.clone(), branch.clone()));
@@ -842,7 +877,58 @@ impl State {
             task: id.task,
             message,
         };
+        let unasked = |ask: AskId| ApplyError::Ask {
+            seq,
+            word,
+            task: id.task,
+            ask,
+        };
         match &event.kind {
+            Kind::PermissionAsked {
+                ask,
+                tool,
+                input,
+                owner,
+                until,
+            } => {
+                let last = task.last_run().filter(|run| run.n == id.n);
+                let next = ask.0 == task.asks_count.saturating_add(1);
+                let Some(run) = last.filter(|_| next && task.is_open()) else {
+                    return Err(unasked(*ask));
+                };
+                // One that is being stopped may still ask, and is not answered any more.
+                let hears = run.state == RunState::Running && run.report.is_none();
+                task.asks_count = ask.0;
+                task.asks.push(Ask {
+                    id: *ask,
+                    run: id.n,
+                    tool: tool.clone(),
+                    input: input.clone(),
+                    owner: *owner,
+                    at: event.at,
+                    until: *until,
+                    fate: if hears {
+                        AskFate::Open
+                    } else {
+                        AskFate::Closed
+                    },
+                });
+            }
+            Kind::PermissionAnswered {
+                ask,
+                allow,
+                by,
+                why,
+            } => {
+                let mut asks = task.asks.iter_mut();
+                let found = asks.find(|known| known.id == *ask && known.run == id.n);
+                let found = found.filter(|known| known.is_open());
+                found.ok_or_else(|| unasked(*ask))?.fate = AskFate::Answered {
+                    allow: *allow,
+                    by: *by,
+                    why: why.clone(),
+                };
+            }
             Kind::MessageTaken {
                 message,
                 out_offset,
@@ -943,6 +1029,9 @@ impl State {
                 for message in task.messages.iter_mut().filter(left) {
                     message.taken = None;
                 }
+                // No replay needs them any more.
+                let old = task.asks.len().saturating_sub(ask::SETTLED_MAX);
+                task.asks.drain(..old);
             }
             Kind::WorkspaceReady {
                 path,
@@ -966,6 +1055,8 @@ impl State {
             | Kind::Adopted
             | Kind::SiteRefused { .. }
             | Kind::StopRequested { .. }
+            | Kind::PermissionAsked { .. }
+            | Kind::PermissionAnswered { .. }
             | Kind::Waits { .. }
             | Kind::BudgetWarned { .. }
             | Kind::MessageTaken { .. }
@@ -979,6 +1070,11 @@ impl State {
                     subject: event.subject,
                 });
             }
+        }
+        if let Kind::StopRequested { .. } | Kind::AgentEnded { .. } | Kind::Finished { .. } =
+            event.kind
+        {
+            task.close_asks();
         }
         task.seq = seq;
         if let Some(before) = before {
@@ -1275,6 +1371,110 @@ pub(crate) mod tests {
             "the first run is still open"
         );
         assert_eq!(world.state, before);
+    }
+
+    fn running(world: &mut World) -> RunId {
+        let run = world.task(1, "default");
+        let started = Kind::Started {
+            site: "local".parse().unwrap(),
+            driver: DriverKind::Claude,
+            enforced: String::new(),
+        };
+        world.put(Subject::Run(run), Kind::Admitted).unwrap();
+        world.put(Subject::Run(run), started).unwrap();
+        run
+    }
+
+    fn asked(n: u32) -> Kind {
+        Kind::PermissionAsked {
+            ask: AskId(n),
+            tool: "Bash".into(),
+            input: "make".into(),
+            owner: Sender::Person,
+            until: 605,
+        }
+    }
+
+    fn permitted(n: u32, allow: bool) -> Kind {
+        Kind::PermissionAnswered {
+            ask: AskId(n),
+            allow,
+            by: ask::By::Person,
+            why: None,
+        }
+    }
+
+    fn words(world: &World, run: RunId) -> Vec<&'static str> {
+        let task = world.state.task(run.task).unwrap();
+        task.asks.iter().map(Ask::word).collect()
+    }
+
+    #[test]
+    fn an_ask_is_answered_once_and_ends_with_its_run() {
+        let stop = Kind::StopRequested {
+            why: Stop::ByPerson,
+        };
+        let report = ExitReport {
+            exit: Exit::Code(0),
+            stopped: None,
+            started_at: 1,
+            ended_at: 2,
+            out_bytes: 3,
+            err_bytes: 4,
+            leftovers: 0,
+            problems: Vec::new(),
+        };
+        let ended = Kind::AgentEnded {
+            report,
+            usage: None,
+        };
+        for end in [stop, ended, finished(Outcome::Lost)] {
+            let mut world = World::new();
+            let run = running(&mut world);
+            let about = Subject::Run(run);
+            for wrong in [asked(0), asked(2), permitted(1, true)] {
+                assert!(matches!(
+                    world.put(about, wrong),
+                    Err(ApplyError::Ask { .. })
+                ));
+            }
+            for n in 1..=3 {
+                world.put(about, asked(n)).unwrap();
+            }
+            world.put(about, permitted(2, true)).unwrap();
+            world.put(about, permitted(3, false)).unwrap();
+            assert!(world.put(about, permitted(2, false)).is_err());
+            assert_eq!(words(&world, run), ["waiting", "allowed", "denied"]);
+            let over = matches!(end, Kind::Finished { .. });
+            world.put(about, end.clone()).unwrap();
+            assert_eq!(words(&world, run), ["closed", "allowed", "denied"]);
+            assert!(world.put(about, permitted(1, true)).is_err());
+            // One that is on its way out may ask; nobody is troubled with it.
+            let again = world.put(about, asked(4));
+            assert_eq!(again.is_err(), over, "{end:?}");
+            let task = world.state.task(run.task).unwrap();
+            assert_eq!(task.open_asks().count(), 0);
+        }
+    }
+
+    /// All of an open run's are there for a replay; then only the newest.
+    #[test]
+    fn asks_are_forgotten_when_no_replay_needs_them() {
+        let mut world = World::new();
+        let run = running(&mut world);
+        let all = u32::try_from(ask::SETTLED_MAX).unwrap() + 5;
+        for n in 1..=all {
+            world.put(Subject::Run(run), asked(n)).unwrap();
+            world.put(Subject::Run(run), permitted(n, true)).unwrap();
+        }
+        assert_eq!(words(&world, run).len(), all as usize);
+        world
+            .put(Subject::Run(run), finished(Outcome::Lost))
+            .unwrap();
+        let task = world.state.task(run.task).unwrap();
+        assert_eq!(task.asks.len(), ask::SETTLED_MAX);
+        assert_eq!(task.asks[0].id, AskId(6));
+        assert_eq!(task.asks_count, all);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::naming::Leaf;
 use crate::{
+    ask::Permissions,
     container::Container,
     gate::MicroUsd,
     id::{
@@ -330,6 +331,10 @@ pub struct Terms {
     pub budget_tokens: u64,
     #[serde(default)]
     pub budget_usd: MicroUsd,
+    /// What becomes of its agent's permission requests. Resolved when the task is made: a replay
+    /// must come to the same answers whatever the configuration says by then.
+    #[serde(default, skip_serializing_if = "Permissions::is_default")]
+    pub permissions: Permissions,
 }
 
 /// What a person or an agent asked for.

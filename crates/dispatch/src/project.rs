@@ -67,6 +67,11 @@ pub(crate) fn fill(
         }
         asked.agent = Some(chosen);
     }
+    if let (None, Some(own)) = (asked.permissions, project.permissions) {
+        let name = request::agent(config, asked.agent.as_deref())?.agent;
+        let configured = config.agents.get(&name).map(|agent| agent.permissions);
+        asked.permissions = Some(configured.unwrap_or_default().stricter(own));
+    }
     Ok(())
 }
 

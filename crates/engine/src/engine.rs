@@ -12,6 +12,7 @@ use std::{
 
 use dispatch_core::{
     Millis,
+    ask::{AskId, By, Fate as AskFate},
     config::{Config, EnvValue, Selection},
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
@@ -149,6 +150,19 @@ pub(crate) enum Command {
         task: TaskId,
         message: MessageId,
         reply: Reply<()>,
+    },
+    Permit {
+        task: TaskId,
+        ask: AskId,
+        allow: bool,
+        by: By,
+        why: Option<String>,
+        reply: Reply<()>,
+    },
+    /// From a run: what became of all that its agent has asked.
+    Asks {
+        run: RunId,
+        reply: Reply<Vec<(AskId, AskFate)>>,
     },
     /// From a run: all that waits is said with its first words. Answered with every message of the
     /// task when that is durable.
@@ -462,6 +476,29 @@ impl Engine {
         self.ask(|reply| Command::Unsay {
             task,
             message,
+            reply,
+        })
+        .await
+    }
+
+    /// Answers what the agent of a task asks permission for. Durable when it returns; the agent gets
+    /// it once.
+    ///
+    /// # Errors
+    /// When that is not asked, was answered, or its time is over.
+    pub async fn permit(
+        &self,
+        task: TaskId,
+        ask: AskId,
+        allow: bool,
+        why: Option<String>,
+    ) -> Result<(), VerbError> {
+        self.ask(|reply| Command::Permit {
+            task,
+            ask,
+            allow,
+            by: By::Person,
+            why,
             reply,
         })
         .await
@@ -1049,6 +1086,24 @@ impl Actor {
                 let withdrawn = self.unsay(task, message);
                 self.reply_later(reply, withdrawn);
             }
+            Command::Permit {
+                task,
+                ask,
+                allow,
+                by,
+                why,
+                reply,
+            } => {
+                let answered = self.permit(task, ask, allow, by, why);
+                self.reply_later(reply, answered);
+            }
+            Command::Asks { run, reply } => {
+                let task = self.state.task(run.task);
+                let asks = task.into_iter().flat_map(|task| &task.asks);
+                let asks = asks.filter(|ask| ask.run == run.n);
+                let fates = asks.map(|ask| (ask.id, ask.fate.clone())).collect();
+                self.reply_later(reply, Ok(fates));
+            }
             Command::TakeAll { run, reply } => {
                 let messages = self.take_all(run);
                 self.reply_later(reply, Ok(messages));
@@ -1388,7 +1443,7 @@ impl Actor {
         Ok(message)
     }
 
-    /// Tells the supervisor of a running agent that there is a message.
+    /// Tells the supervisor of a running agent that there is a message or an answer.
     fn ring(&mut self, task: TaskId) {
         self.effects.push(Box::new(move |actor| {
             let run = actor.state.task(task).and_then(|task| task.last_run());
@@ -1468,6 +1523,80 @@ impl Actor {
         }
         self.put(Subject::Task(task), Kind::MessageCancelled { message });
         self.call_off(task);
+        Ok(())
+    }
+
+    /// The first answer counts, whoever's it is.
+    fn permit(
+        &mut self,
+        task: TaskId,
+        ask: AskId,
+        allow: bool,
+        by: By,
+        why: Option<String>,
+    ) -> Result<(), VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let nothing = |hint: String| VerbError::Nothing {
+            verb: "answer what is asked by",
+            task,
+            hint,
+        };
+        let open: Vec<String> = found
+            .open_asks()
+            .map(|ask| format!("{} ({})", ask.id, ask.tool))
+            .collect();
+        let open = match open.len() {
+            0 => "nothing waits for an answer".to_owned(),
+            1 => format!("{} waits for one", open[0]),
+            _ => format!("{} wait for one", open.join(", ")),
+        };
+        let Some(known) = found.ask(ask) else {
+            return Err(nothing(format!("ask {ask} is not known; {open}")));
+        };
+        let (run, late) = (RunId { task, n: known.run }, known.until <= self.now());
+        match &known.fate {
+            AskFate::Open => {}
+            AskFate::Closed => {
+                let hint = format!("ask {ask} is closed, its run was stopped or has ended; {open}");
+                return Err(nothing(hint));
+            }
+            AskFate::Answered { .. } => {
+                let word = known.word();
+                return Err(nothing(format!("ask {ask} is {word} already; {open}")));
+            }
+        }
+        let max = self.ctx.settings.config.limits.task_bytes;
+        if why.as_ref().is_some_and(|why| why.len() > max) {
+            let what = format!("answer task {task}: a reason has {max} bytes (limits.task_bytes)");
+            return Err(VerbError::BadInput { what });
+        }
+        // The engine may have been away when it was.
+        let by_somebody = matches!(by, By::Person | By::Task(_));
+        let (allow, by, why) = if late && by_somebody {
+            (false, By::Deadline, None)
+        } else {
+            (allow, by, why)
+        };
+        let answered = Kind::PermissionAnswered {
+            ask,
+            allow,
+            by,
+            why,
+        };
+        self.put(Subject::Run(run), answered);
+        self.ring(task);
+        if late && by_somebody {
+            let hint = format!("the time of ask {ask} is over (limits.ask_wait_s); it is denied");
+            let error = VerbError::Nothing {
+                verb: "answer what is asked by",
+                task,
+                hint,
+            };
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -1620,6 +1749,7 @@ impl Actor {
                 model: model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
                 profile: own,
                 command,
+                permissions: Some(profile.permissions).filter(|own| !own.is_default()),
             };
             self.put(Subject::Task(task), set);
         }

@@ -11,17 +11,19 @@ use std::{
 };
 
 use dispatch_core::{
+    Millis,
+    ask::{ASKS_MAX, AskId, By, Fate as AskFate, OPEN_MAX},
     cage::{self, Relay},
     checks::{self, Planned},
     config::{AgentProfile, EnvValue, FileText, HomePath, Login},
     container::Wanted,
-    drivers::{Ask, Driver, Step},
+    drivers::{Ask, Driver, Request, Step},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     gate::Budget,
     id::{ModelName, RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     limits::Limits,
-    message::{Delivery, Fate, Message, MessageId},
+    message::{Delivery, Fate, Message, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     prompt,
     redact::Redactor,
@@ -56,6 +58,8 @@ const LIVE_BYTES_MAX: usize = 2048;
 const BUNDLE_MS_MAX: u64 = 120_000;
 /// Orders of a driver itself are counted from 0; those that carry a message from here.
 const MESSAGE_ORDERS: u64 = 1 << 32;
+/// And those that carry an answer to an ask from here.
+const ASK_ORDERS: u64 = 2 << 32;
 
 /// What every supervisor works with.
 #[derive(Clone)]
@@ -693,6 +697,7 @@ impl Walk {
             model: task.spec.terms.model.as_ref().map(ModelName::as_str),
             profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
+            permissions: task.spec.terms.permissions,
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
@@ -1086,6 +1091,9 @@ impl Walk {
             said: Vec::new(),
             on_their_way: self.on_their_way(),
             unsure: Vec::new(),
+            asked: 0,
+            asks_count: self.job.task.asks_count,
+            asks: Vec::new(),
             says: 1,
             recorded: self.job.recorded,
             session: self.run().and_then(|run| run.session.clone()),
@@ -1099,6 +1107,7 @@ impl Walk {
         let mut linger = std::pin::pin!(linger);
         let (mut shown_the_door, mut told_to_save) = (false, false);
         let bell = Arc::clone(&self.job.bell);
+        let clock = self.ctx.settings.clock.clone();
         loop {
             let event = tokio::select! {
                 event = follow.next() => event.map_err(lost)?,
@@ -1107,7 +1116,12 @@ impl Walk {
                     continue;
                 }
                 () = bell.notified(), if ear.live => {
+                    self.look_at_asks(site, driver, &mut ear).await?;
                     self.speak(site, driver, &mut ear).await?;
+                    continue;
+                }
+                () = clock.wait(ear.next_deadline()), if ear.live => {
+                    self.look_at_asks(site, driver, &mut ear).await?;
                     continue;
                 }
                 () = &mut linger, if ear.done && !shown_the_door => {
@@ -1147,6 +1161,7 @@ impl Walk {
                     // What an engine before this one has heard is heard again, and answered alike:
                     // from here on there can be something new.
                     ear.live = true;
+                    self.look_at_asks(site, driver, &mut ear).await?;
                     if ear.awaited {
                         self.speak(site, driver, &mut ear).await?;
                     }
@@ -1247,6 +1262,20 @@ impl Walk {
                         ear.says += 1;
                         self.say(site, id, bytes).await;
                     }
+                    Step::Ask(request) => {
+                        let fact = self.asked(site, driver, ear, request, line.end).await;
+                        facts.push(
+                            fact.filter(|fact| {
+                                fresh || matches!(fact, Kind::PermissionAsked { .. })
+                            }),
+                        );
+                    }
+                    Step::Withdrawn { id } => {
+                        // Two in one piece of output: what it takes back must be in the log first.
+                        let told: Vec<Kind> = facts.drain(..).flatten().collect();
+                        self.record(Subject::Run(self.job.run), told).await?;
+                        self.withdraw(ear, &id).await?;
+                    }
                     Step::CloseInput => self.close_input(site).await,
                     Step::Done => {
                         ear.done = true;
@@ -1260,7 +1289,148 @@ impl Walk {
         if !facts.is_empty() {
             self.record(Subject::Run(self.job.run), facts).await?;
         }
+        // What is too much at once is not kept waiting: it would be kept in memory.
+        if ear.asks.len() > OPEN_MAX {
+            for asking in &ear.asks[OPEN_MAX..] {
+                self.answer_ask(asking.id, By::Limit).await?;
+            }
+            self.look_at_asks(site, driver, ear).await?;
+        }
         Ok(())
+    }
+
+    /// The agent waits for an answer. A replay finds what it asked, by its order, and gives the answers
+    /// that were given; the keeper ignores what it has.
+    async fn asked(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+        request: Request,
+        out_offset: u64,
+    ) -> Option<Kind> {
+        let run = self.job.run.n;
+        let mut known = self.job.task.asks.iter().filter(|ask| ask.run == run);
+        let known = known.nth(ear.asked);
+        ear.asked += 1;
+        if let Some(ask) = known {
+            let (id, until) = (ask.id, ask.until);
+            let asking = Asking { id, until, request };
+            match &ask.fate {
+                AskFate::Open => ear.asks.push(asking),
+                AskFate::Closed => {}
+                fate @ AskFate::Answered { .. } => self.give(site, driver, &asking, fate).await,
+            }
+            return None;
+        }
+        let Request { tool, input, .. } = request.clone();
+        if ear.asked > ASKS_MAX {
+            // By counting, as the driver's own answers are.
+            let id = ear.says;
+            ear.says += 1;
+            let why = format!("This run has asked {ASKS_MAX} times, which is all it may ask.");
+            self.say(site, id, driver.permit(&request, false, &why))
+                .await;
+            let allowed = false;
+            let update = Update::Asked {
+                tool,
+                input,
+                allowed,
+            };
+            return ear.said(update, out_offset);
+        }
+        ear.asks_count = ear.asks_count.saturating_add(1);
+        let ask = AskId(ear.asks_count);
+        let until = self.ctx.settings.clock.now();
+        let until = until.saturating_add(self.limits().ask_wait_ms());
+        ear.asks.push(Asking {
+            id: ask,
+            until,
+            request,
+        });
+        Some(Kind::PermissionAsked {
+            ask,
+            tool,
+            input,
+            owner: match self.job.task.spec.parent {
+                Some(parent) => Sender::Task(parent),
+                None => Sender::Person,
+            },
+            until,
+        })
+    }
+
+    /// Gives the agent what was answered, after what nobody has answered in time was denied.
+    async fn look_at_asks(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+    ) -> Result<(), Cut> {
+        let now = self.ctx.settings.clock.now();
+        for asking in ear.asks.iter().filter(|asking| asking.until <= now) {
+            self.answer_ask(asking.id, By::Deadline).await?;
+        }
+        if ear.asks.is_empty() {
+            return Ok(());
+        }
+        let run = self.job.run;
+        let fates = self.ask(|reply| Command::Asks { run, reply }).await?;
+        let fates: BTreeMap<AskId, AskFate> = fates.into_iter().flatten().collect();
+        for asking in std::mem::take(&mut ear.asks) {
+            match fates.get(&asking.id) {
+                Some(AskFate::Open) => ear.asks.push(asking),
+                Some(fate @ AskFate::Answered { .. }) => {
+                    self.give(site, driver, &asking, fate).await;
+                }
+                // Nobody is there to hear it.
+                Some(AskFate::Closed) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// An answer that is durable, under an id of its own: however often it is given, it is heard once.
+    async fn give(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        asking: &Asking,
+        fate: &AskFate,
+    ) {
+        let AskFate::Answered { allow, by, why } = fate else {
+            return;
+        };
+        if *by == By::Agent {
+            return;
+        }
+        let why = by.refusal(why.as_deref());
+        let bytes = driver.permit(&asking.request, *allow, &why);
+        self.say(site, ASK_ORDERS + u64::from(asking.id.0), bytes)
+            .await;
+    }
+
+    /// The agent does not wait for it any more.
+    async fn withdraw(&self, ear: &mut Ear, id: &str) -> Result<(), Cut> {
+        let at = ear.asks.iter().position(|asking| asking.request.id == id);
+        if let Some(at) = at {
+            let asking = ear.asks.remove(at);
+            self.answer_ask(asking.id, By::Agent).await?;
+        }
+        Ok(())
+    }
+
+    /// A denial that is nobody's. Whoever was first has answered it.
+    async fn answer_ask(&self, ask: AskId, by: By) -> Result<(), Cut> {
+        let answered = self.ask(|reply| Command::Permit {
+            task: self.job.run.task,
+            ask,
+            allow: false,
+            by,
+            why: None,
+            reply,
+        });
+        answered.await.map(|_| ())
     }
 
     /// What an engine before this one has taken for the running agent, in order.
@@ -1772,6 +1942,11 @@ struct Ear {
     on_their_way: VecDeque<(u64, Message)>,
     /// The keeper did not confirm them.
     unsure: Vec<MessageId>,
+    /// How much it has asked, and the number of the task's last ask.
+    asked: usize,
+    asks_count: u32,
+    /// What it waits for, in order.
+    asks: Vec<Asking>,
     says: u64,
     recorded: u64,
     session: Option<String>,
@@ -1784,11 +1959,23 @@ struct Ear {
     over_budget: bool,
 }
 
+/// What the agent waits for.
+struct Asking {
+    id: AskId,
+    until: Millis,
+    request: Request,
+}
+
 fn message_order(message: MessageId) -> u64 {
     MESSAGE_ORDERS + u64::from(message.0)
 }
 
 impl Ear {
+    /// When the next one is denied that nobody answers.
+    fn next_deadline(&self) -> Option<Millis> {
+        self.asks.iter().map(|asking| asking.until).min()
+    }
+
     /// A fact for the log, as long as this run may still say some.
     fn said(&mut self, update: Update, out_offset: u64) -> Option<Kind> {
         if self.bytes_left == 0 {

@@ -201,6 +201,63 @@ fn messages_for_the_next_run_killed_after_every_event() {
     messages_at_every("event", "next", "ran\nran\n");
 }
 
+/// Two permissions in a run's life: each asked once, and answered once with what was answered first.
+fn asks_at_every(which: &str) -> u64 {
+    for n in 1..POINTS_MAX {
+        let world = World::new();
+        let killed = engine(&world, which, n, &["head", "asking"]);
+        if killed {
+            assert!(!engine(&world, "never", 0, &["head", "asking"]), "{n}");
+        }
+        asks_hold(&world, &format!("{which} {n}"));
+        if !killed {
+            return n - 1;
+        }
+    }
+    panic!("more than {POINTS_MAX} points")
+}
+
+fn asks_hold(world: &World, at: &str) {
+    let read = |name: &str| fs::read_to_string(world.home.path().join(name)).unwrap();
+    let answers = "ask-1 allow make\nask-2 deny It was denied by a person: not this\n";
+    assert_eq!(read("answers"), answers, "{at}");
+    assert_eq!(read("count"), "ran\n", "{at}");
+    let reader = Reader::open(&world.data()).unwrap();
+    let task = &reader.tasks().unwrap()[0].task;
+    assert_eq!(task.outcome().unwrap().word(), "completed", "{at}");
+    let words: Vec<_> = task.asks.iter().map(|ask| (ask.id.0, ask.word())).collect();
+    assert_eq!(words, [(1, "allowed"), (2, "denied")], "{at}");
+    let events = reader.events(0, 10_000).unwrap();
+    let bug =
+        |event: &&Event| matches!(&event.kind, Kind::Noted { text } if text.starts_with("bug"));
+    assert_eq!(events.iter().find(bug), None, "{at}");
+    assert_eq!(world.alive(task.id), [""; 0], "{at}");
+}
+
+#[test]
+fn permissions_asked_killed_after_every_event() {
+    assert!(asks_at_every("event") >= 12);
+}
+
+#[test]
+fn permissions_asked_killed_before_every_call_to_a_site() {
+    assert!(asks_at_every("call") >= 6);
+}
+
+/// And twice: once around an ask, once while the next engine replays it.
+#[test]
+fn permissions_asked_killed_again_while_it_recovers() {
+    for (first, second) in [(7, 2), (8, 2), (8, 3), (9, 3), (10, 2), (11, 4), (12, 3)] {
+        let world = World::new();
+        engine(&world, "event", first, &["head", "asking"]);
+        engine(&world, "event", second, &["head", "asking"]);
+        engine(&world, "call", 3, &["head", "asking"]);
+        engine(&world, "call", 5, &["head", "asking"]);
+        assert!(!engine(&world, "never", 0, &["head", "asking"]));
+        asks_hold(&world, &format!("{first}, then {second}"));
+    }
+}
+
 /// And twice: once when something is on its way, once while the next engine replays it.
 #[test]
 fn messages_killed_again_while_it_recovers() {

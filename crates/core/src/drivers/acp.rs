@@ -11,14 +11,15 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Step, Tail,
+    Ask, Driver, Opening, Request, Step, Tail,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, blocks, bounded, epoch_in, has_any,
-        is_away, kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, asked_text, blocks, bounded, epoch_in,
+        has_any, is_away, kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at,
         tool_text,
     },
 };
 use crate::{
+    ask::Permissions,
     job::Stdin,
     update::{LastWord, Said, Update, Usage},
 };
@@ -65,6 +66,7 @@ pub(super) struct Acp {
     whole: String,
     resume: Option<String>,
     unfenced: bool,
+    permissions: Permissions,
     model: Option<String>,
     next_id: u64,
     asked: Option<(u64, Asked)>,
@@ -106,6 +108,7 @@ impl Driver for Acp {
         self.whole = ask.whole.to_owned();
         self.resume = ask.resume.filter(|id| session_ok(id)).map(str::to_owned);
         self.unfenced = ask.unfenced;
+        self.permissions = ask.permissions;
         self.model = ask.model.map(str::to_owned);
         let argv = std::iter::once(ask.program.to_owned());
         let hello = json!({
@@ -138,6 +141,9 @@ impl Driver for Acp {
         match message["method"].as_str() {
             Some(method) if message.get("id").is_some() => self.requested(method, &message),
             Some("session/update") => self.update(&message["params"]),
+            Some("$/cancel_request") => vec![Step::Withdrawn {
+                id: message["params"]["requestId"].to_string(),
+            }],
             Some(_) => Vec::new(),
             None => self.answered(&message),
         }
@@ -370,7 +376,8 @@ impl Acp {
         if !has(READ_ONLY_MODE) {
             return None;
         }
-        let wanted = if self.unfenced {
+        // One that may do everything asks for nothing.
+        let wanted = if self.unfenced || !self.permissions.is_default() {
             FENCED_MODES
         } else {
             OPEN_MODES
@@ -441,23 +448,47 @@ impl Acp {
             let mut options = options.into_iter().flatten();
             options.find(|option| str_at(option, "kind") == kind)
         };
-        let option = of_kind("allow_once").or_else(|| of_kind("allow_always"));
-        let outcome = match option {
-            Some(option) => json!({"outcome": "selected", "optionId": option["optionId"]}),
-            None => json!({"outcome": "cancelled"}),
+        let once = of_kind("allow_once");
+        let allow = once.or_else(|| of_kind("allow_always"));
+        let deny = of_kind("reject_once").or_else(|| of_kind("reject_always"));
+        let answer = |option: Option<&Value>| {
+            let outcome = match option {
+                Some(option) => json!({"outcome": "selected", "optionId": option["optionId"]}),
+                None => json!({"outcome": "cancelled"}),
+            };
+            let result = json!({"outcome": outcome});
+            line(&json!({"jsonrpc": "2.0", "id": id, "result": result}))
         };
         let mut steps = self.flush();
         steps.extend(self.tool(call, true));
         let known = self.calls.get(str_at(call, "toolCallId"));
+        let mut tool = known.map_or_else(|| tool_text(tool_name(call)), |call| call.name.clone());
+        let input = known.map_or_else(String::new, |call| call.input.clone());
+        if self.permissions == Permissions::Ask && allow.is_some() {
+            if once.is_none() {
+                // It offers no less, and whoever answers must know.
+                tool.push_str(" (from now on)");
+            }
+            steps.push(Step::Ask(Request {
+                id: id.to_string(),
+                tool,
+                input: asked_text(&input),
+                allow: answer(allow),
+                deny: answer(deny),
+            }));
+            return steps;
+        }
+        let allowed = self.permissions == Permissions::Allow && allow.is_some();
         steps.push(Step::Said(Update::Asked {
-            tool: known.map_or_else(|| tool_text(tool_name(call)), |call| call.name.clone()),
-            input: known.map_or_else(String::new, |call| call.input.clone()),
-            allowed: option.is_some(),
+            tool,
+            input,
+            allowed,
         }));
-        let result = json!({"outcome": outcome});
-        steps.push(Step::Send(line(
-            &json!({"jsonrpc": "2.0", "id": id, "result": result}),
-        )));
+        let chosen = match self.permissions {
+            Permissions::Allow => allow,
+            Permissions::Ask | Permissions::Deny => deny,
+        };
+        steps.push(Step::Send(answer(chosen)));
         steps
     }
 
@@ -664,6 +695,10 @@ mod tests {
     const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":1,"agentCapabilities":{"loadSession":true},"authMethods":[{"id":"oauth"},{"id":"api-key"}]}}"#;
 
     fn opened(resume: Option<&str>, unfenced: bool) -> Acp {
+        permitted(resume, unfenced, Permissions::Allow)
+    }
+
+    fn permitted(resume: Option<&str>, unfenced: bool, permissions: Permissions) -> Acp {
         let mut acp = Acp::default();
         let opening = acp.open(&Ask {
             prompt: "short",
@@ -678,6 +713,7 @@ mod tests {
             model: None,
             profile: None,
             unfenced,
+            permissions,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);
         assert_eq!(opening.stdin, Stdin::Open);
@@ -767,6 +803,77 @@ mod tests {
             assert_eq!(set["params"]["modeId"], mode);
             let refused = r#"{"jsonrpc":"2.0","id":3,"error":{"code":1,"message":"no"}}"#;
             assert_eq!(one(&mut acp, refused)["method"], "session/prompt");
+        }
+    }
+
+    #[test]
+    fn a_permission_is_granted_denied_or_asked_for() {
+        let request = |options: &Value| {
+            let call = json!({"toolCallId": "c-1", "kind": "execute", "title": "make",
+                "rawInput": {"command": "make"}});
+            let params = json!({"sessionId": "s", "toolCall": call, "options": options});
+            json!({"jsonrpc": "2.0", "id": 7, "method": "session/request_permission",
+                "params": params})
+            .to_string()
+        };
+        let option = |id: &str, kind: &str| json!({"optionId": id, "name": id, "kind": kind});
+        let all = json!([
+            option("always", "allow_always"),
+            option("once", "allow_once"),
+            option("never", "reject_always"),
+            option("no", "reject_once"),
+        ]);
+        let chosen = |reply: &Value| {
+            assert_eq!(reply["id"], 7);
+            let outcome = &reply["result"]["outcome"];
+            outcome["optionId"]
+                .as_str()
+                .unwrap_or("cancelled")
+                .to_owned()
+        };
+        let none = json!([]);
+        for (permissions, options, want) in [
+            (Permissions::Allow, &all, "once"),
+            (Permissions::Allow, &none, "cancelled"),
+            (Permissions::Deny, &all, "no"),
+            (Permissions::Deny, &none, "cancelled"),
+            // There is nothing that anybody could allow.
+            (Permissions::Ask, &none, "cancelled"),
+        ] {
+            let mut acp = permitted(None, false, permissions);
+            assert_eq!(chosen(&one(&mut acp, &request(options))), want);
+        }
+        let mut acp = permitted(None, false, Permissions::Ask);
+        let steps = acp.hear(&request(&all));
+        let Some(Step::Ask(asked)) = steps.last() else {
+            panic!("{steps:?}");
+        };
+        assert_eq!(
+            (&asked.tool[..], &asked.input[..]),
+            ("execute", r#"{"command":"make"}"#)
+        );
+        for (allow, want) in [(true, "once"), (false, "no")] {
+            let reply = serde_json::from_slice(&acp.permit(asked, allow, "")).unwrap();
+            assert_eq!(chosen(&reply), want);
+        }
+        let taken_back =
+            r#"{"jsonrpc":"2.0","method":"$/cancel_request","params":{"requestId":7}}"#;
+        assert_eq!(acp.hear(taken_back), [Step::Withdrawn { id: "7".into() }]);
+        // More than this once is said to be more.
+        let steps = acp.hear(&request(&json!([option("always", "allow_always")])));
+        let more =
+            |step: &Step| matches!(step, Step::Ask(asked) if asked.tool.ends_with("(from now on)"));
+        assert!(steps.iter().any(more), "{steps:?}");
+    }
+
+    /// An adapter that may do everything would ask for nothing.
+    #[test]
+    fn whoever_is_to_ask_is_not_opened_wide() {
+        let modes = r#"{"jsonrpc":"2.0","id":2,"result":{"sessionId":"s","modes":{"availableModes":[{"id":"read-only"},{"id":"auto"},{"id":"full-access"}]}}}"#;
+        for permissions in [Permissions::Ask, Permissions::Deny] {
+            let mut acp = permitted(None, false, permissions);
+            sent(&mut acp, HELLO);
+            assert_eq!(one(&mut acp, modes)["params"]["modeId"], "auto");
         }
     }
 

@@ -6,15 +6,16 @@
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Step, Tail,
+    Ask, Driver, Opening, Request, Step, Tail,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, blocks, epoch_in, epoch_ms, has_any, is_away,
-        kept_text, notice, plain, questions, retry_after_ms, session_ok, status_at, str_at,
-        tool_text, u32_at,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, blocks, epoch_in, epoch_ms, has_any,
+        is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok, status_at,
+        str_at, tool_text, u32_at,
     },
 };
 use crate::{
     Millis,
+    ask::Permissions,
     job::Stdin,
     update::{LastWord, Said, Update, Usage},
 };
@@ -30,10 +31,14 @@ const QUESTIONS_MAX: usize = 16;
 const NOBODY_THERE: &str = "No one can answer while you run; the question has been passed on. \
     Stop here: end your turn now, without assuming an answer. You will be resumed with the answer.";
 
+const DENIED: &str = "Nothing that needs a permission is allowed in this task. Do what can be done \
+    without it; where nothing can, end your turn and say what you need.";
+
 const ASK_TOOL: &str = "AskUserQuestion";
 
 #[derive(Debug, Default)]
 pub(super) struct Claude {
+    permissions: Permissions,
     session: Option<String>,
     /// What it said last itself; its sub-agents do not count.
     text: String,
@@ -101,6 +106,7 @@ impl Driver for Claude {
         }
         argv.extend(ask.args.iter().cloned());
         self.given = 1;
+        self.permissions = ask.permissions;
         // Behind the table's own options: of two, the last one counts.
         if let Some(effort) = ask.effort {
             argv.extend(["--effort", effort.word()].map(str::to_owned));
@@ -143,6 +149,9 @@ impl Driver for Claude {
             }
             "user" => tool_results(&event),
             "control_request" => self.control(&event),
+            "control_cancel_request" => vec![Step::Withdrawn {
+                id: event["request_id"].to_string(),
+            }],
             "rate_limit_event" => self.rate_limit(&event["rate_limit_info"]),
             "result" => self.result(&event),
             _ => Vec::new(),
@@ -167,6 +176,17 @@ impl Driver for Claude {
     fn unheard(&self) -> usize {
         let heard = self.taken.max(self.turns);
         self.given.saturating_sub(heard) as usize
+    }
+
+    fn permit(&self, request: &Request, allow: bool, why: &str) -> Vec<u8> {
+        if allow {
+            return request.allow.clone();
+        }
+        let id = serde_json::from_str(&request.id).unwrap_or_default();
+        line(&permission(
+            &id,
+            &json!({"behavior": "deny", "message": why}),
+        ))
     }
 
     fn close(&mut self) -> Said {
@@ -312,24 +332,37 @@ impl Claude {
         }
         let tool = str_at(request, "tool_name");
         let input = &request["input"];
-        let allowed = tool != ASK_TOOL;
-        let answer = if allowed {
-            json!({"behavior": "allow", "updatedInput": input})
-        } else {
-            if self.questions.len() < QUESTIONS_MAX {
-                self.questions.push(questions(input));
-            }
+        let question = tool == ASK_TOOL;
+        if question && self.questions.len() < QUESTIONS_MAX {
+            self.questions.push(questions(input));
+        }
+        let allow = json!({"behavior": "allow", "updatedInput": input});
+        let deny = |why: &str| json!({"behavior": "deny", "message": why});
+        if self.permissions != Permissions::Allow || question {
+            // It tells every denial again with its result; ours are known.
             self.remember_denied(str_at(request, "tool_use_id"));
-            json!({"behavior": "deny", "message": NOBODY_THERE})
+        }
+        let answer = match self.permissions {
+            _ if question => deny(NOBODY_THERE),
+            Permissions::Allow => allow,
+            Permissions::Deny => deny(DENIED),
+            Permissions::Ask => {
+                return vec![Step::Ask(Request {
+                    id: id.to_string(),
+                    tool: tool_text(tool),
+                    input: asked_text(&plain(input)),
+                    allow: line(&permission(id, &allow)),
+                    deny: line(&permission(id, &deny(DENIED))),
+                })];
+            }
         };
-        let reply = json!({"subtype": "success", "request_id": id, "response": answer});
         vec![
             Step::Said(Update::Asked {
                 tool: tool.to_owned(),
                 input: tool_text(&plain(input)),
-                allowed,
+                allowed: self.permissions == Permissions::Allow && !question,
             }),
-            send(&control_response(&reply)),
+            send(&permission(id, &answer)),
         ]
     }
 
@@ -546,6 +579,10 @@ fn user_message(text: &str) -> Vec<u8> {
     line(&json!({"type": "user", "message": {"role": "user", "content": content}}))
 }
 
+fn permission(id: &Value, answer: &Value) -> Value {
+    control_response(&json!({"subtype": "success", "request_id": id, "response": answer}))
+}
+
 fn control_response(reply: &Value) -> Value {
     json!({"type": "control_response", "response": reply})
 }
@@ -574,6 +611,7 @@ mod tests {
             effort: None,
             review: None,
             unfenced: false,
+            permissions: Permissions::Allow,
             model: None,
             profile: None,
         }
@@ -765,6 +803,62 @@ mod tests {
         // A new turn that does not end is not the end of the one before.
         let (last, _) = last_of(&[init, end, init]);
         assert!(matches!(last, LastWord::Missing { .. }));
+    }
+
+    #[test]
+    fn a_permission_is_granted_denied_or_asked_for() {
+        let line = r#"{"type":"control_request","request_id":"r-1","request":{"subtype":"can_use_tool","tool_name":"Bash","input":{"command":"make"},"tool_use_id":"t-1"}}"#;
+        let opened = |permissions| {
+            let mut claude = Claude::default();
+            claude.open(&Ask {
+                permissions,
+                ..ask(&[], None)
+            });
+            claude
+        };
+        let answer = |bytes: &[u8]| {
+            let value: Value = serde_json::from_slice(bytes).unwrap();
+            assert_eq!(value["response"]["request_id"], "r-1");
+            value["response"]["response"].clone()
+        };
+        for (permissions, word) in [(Permissions::Allow, "allow"), (Permissions::Deny, "deny")] {
+            let steps = opened(permissions).hear(line);
+            let [Step::Said(Update::Asked { allowed, .. }), Step::Send(bytes)] = &steps[..] else {
+                panic!("{steps:?}");
+            };
+            assert_eq!(answer(bytes)["behavior"], word);
+            assert_eq!(*allowed, permissions == Permissions::Allow);
+        }
+        let mut claude = opened(Permissions::Ask);
+        let steps = claude.hear(line);
+        let [Step::Ask(request)] = &steps[..] else {
+            panic!("{steps:?}");
+        };
+        assert_eq!(
+            (&request.tool[..], &request.input[..]),
+            ("Bash", r#"{"command":"make"}"#)
+        );
+        let allow = answer(&claude.permit(request, true, "x"));
+        assert_eq!(
+            allow,
+            json!({"behavior": "allow", "updatedInput": {"command": "make"}})
+        );
+        let deny = answer(&claude.permit(request, false, "why not"));
+        assert_eq!(deny, json!({"behavior": "deny", "message": "why not"}));
+        let taken_back = r#"{"type":"control_cancel_request","request_id":"r-1"}"#;
+        let id = request.id.clone();
+        assert_eq!(claude.hear(taken_back), [Step::Withdrawn { id }]);
+        // What was denied by somebody is not told a second time.
+        let end = r#"{"type":"result","subtype":"success","is_error":false,"result":"ok","permission_denials":[{"tool_name":"Bash","tool_use_id":"t-1"}]}"#;
+        let told = |step: &Step| matches!(step, Step::Said(Update::Notice { .. }));
+        assert!(!claude.hear(end).iter().any(told));
+        // A question is none of these: it blocks the task, as it always did.
+        let question = line.replace("Bash", ASK_TOOL);
+        let steps = opened(Permissions::Ask).hear(&question);
+        assert!(
+            matches!(&steps[..], [Step::Said(_), Step::Send(_)]),
+            "{steps:?}"
+        );
     }
 
     #[test]

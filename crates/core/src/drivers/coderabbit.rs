@@ -193,6 +193,7 @@ fn last_word(event: &Value, message: &str) -> LastWord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::Permissions;
     use crate::review::Range;
 
     fn range() -> Range {
@@ -226,6 +227,7 @@ mod tests {
             model: None,
             profile: None,
             unfenced: false,
+            permissions: Permissions::Allow,
         });
         let want = format!(
             "coderabbit review --agent --committed --base-commit {} --type committed",

@@ -330,6 +330,7 @@ fn output(item: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::Permissions;
 
     fn argv(resume: Option<&str>, unfenced: bool, effort: Option<Effort>) -> String {
         let args = ["-m".to_owned(), "gpt".to_owned()];
@@ -344,6 +345,7 @@ mod tests {
             effort,
             review: None,
             unfenced,
+            permissions: Permissions::Allow,
             model: None,
             profile: None,
         };

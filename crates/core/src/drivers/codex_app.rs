@@ -8,14 +8,16 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Step, Tail, codex,
+    Ask, Driver, Opening, Request, Step, Tail, codex,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, epoch_in, epoch_ms, has_any, is_away, kept_text,
-        notice, plain, questions, retry_after_ms, session_ok, status_in, str_at, tool_text,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, epoch_in, epoch_ms, has_any, is_away,
+        kept_text, notice, plain, questions, retry_after_ms, session_ok, status_in, str_at,
+        tool_text,
     },
 };
 use crate::{
     Millis,
+    ask::Permissions,
     job::Stdin,
     update::{LastWord, Said, Update, Usage},
 };
@@ -24,6 +26,8 @@ const METHOD_NOT_FOUND: i64 = -32601;
 /// How many messages may wait for the end of a turn.
 const WAITING_MAX: usize = 256;
 const FULL: u64 = 100;
+/// How many changes of files may be under way.
+const CHANGES_MAX: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
@@ -40,12 +44,15 @@ pub(super) struct CodexApp {
     whole: String,
     resume: Option<String>,
     unfenced: bool,
+    permissions: Permissions,
     model: Option<String>,
     next_id: u64,
     asked: Option<(u64, Asked)>,
     /// Messages on their way into the turn; refused, they begin the next one.
     steered: BTreeMap<u64, String>,
     waiting: Vec<String>,
+    /// What it is about to change, by its item: a request names the item only.
+    changing: BTreeMap<String, String>,
     thread: Option<String>,
     turn: Option<String>,
     text: String,
@@ -66,6 +73,7 @@ impl Driver for CodexApp {
         self.whole = ask.whole.to_owned();
         self.resume = ask.resume.filter(|id| session_ok(id)).map(str::to_owned);
         self.unfenced = ask.unfenced;
+        self.permissions = ask.permissions;
         self.model = ask.model.map(str::to_owned);
         let argv = [ask.program, "app-server"].map(str::to_owned);
         let effort = ask.effort.map(codex::effort).into_iter().flatten();
@@ -224,13 +232,16 @@ impl CodexApp {
         } else {
             "danger-full-access"
         };
+        let policy = match (self.permissions, self.unfenced) {
+            // Where our fence is there is nothing that it needs to ask for.
+            (Permissions::Allow, false) => "never",
+            (Permissions::Allow, true) => "on-request",
+            // All but what only reads.
+            (Permissions::Ask | Permissions::Deny, _) => "untrusted",
+        };
         let mut params = json!({
-            "cwd": self.cwd, "approvalPolicy": "on-request", "sandbox": sandbox, "model": self.model,
+            "cwd": self.cwd, "approvalPolicy": policy, "sandbox": sandbox, "model": self.model,
         });
-        // Where our fence is there is nothing that it needs to ask for.
-        if !self.unfenced {
-            params["approvalPolicy"] = json!("never");
-        }
         Step::Send(match resume {
             Some(thread) => {
                 params["threadId"] = json!(thread);
@@ -289,6 +300,9 @@ impl CodexApp {
                 Vec::new()
             }
             "error" => self.error(params),
+            "serverRequest/resolved" => vec![Step::Withdrawn {
+                id: params["requestId"].to_string(),
+            }],
             "warning" | "configWarning" | "guardianWarning" | "deprecationNotice" => {
                 let said = ["message", "summary", "details"].map(|name| str_at(params, name));
                 let text = said.into_iter().find(|text| !text.is_empty());
@@ -381,7 +395,15 @@ impl CodexApp {
             }
             "plan" if ended => vec![Step::Said(notice(text))],
             "commandExecution" => tool(item, ended, "shell", str_at(item, "command")),
-            "fileChange" => tool(item, ended, "file_change", &changes(item)),
+            "fileChange" => {
+                let (id, changes) = (str_at(item, "id"), changes(item));
+                if ended {
+                    self.changing.remove(id);
+                } else if self.changing.len() < CHANGES_MAX {
+                    self.changing.insert(tool_text(id), asked_text(&changes));
+                }
+                tool(item, ended, "file_change", &changes)
+            }
             "webSearch" => tool(item, ended, "web_search", str_at(item, "query")),
             "mcpToolCall" => {
                 let name = format!("{}.{}", str_at(item, "server"), str_at(item, "tool"));
@@ -405,17 +427,32 @@ impl CodexApp {
         match method {
             // Its own sandbox is the only fence there is on the host, so it stays closed there.
             "item/commandExecution/requestApproval" | "item/fileChange/requestApproval" => {
-                let allowed = !self.unfenced;
-                let word = if allowed { "accept" } else { "decline" };
-                let what = match &params["command"] {
-                    Value::Null => &params["reason"],
-                    command => command,
-                };
+                let item = self.changing.get(str_at(params, "itemId"));
+                let item = item.cloned().map_or(Value::Null, Value::from);
+                let told = [&params["command"], &item, &params["reason"]];
+                let what = told.into_iter().find(|what| !what.is_null());
+                let what = what.unwrap_or(&Value::Null);
                 let tool = match method {
                     "item/fileChange/requestApproval" => "file_change",
                     _ => "shell",
                 };
-                vec![asked(tool, what, allowed), reply(json!({"decision": word}))]
+                let decide = |word: &str| line(&json!({"id": id, "result": {"decision": word}}));
+                let (accept, decline) = (decide("accept"), decide("decline"));
+                let allowed = match self.permissions {
+                    Permissions::Allow => !self.unfenced,
+                    Permissions::Deny => false,
+                    Permissions::Ask => {
+                        return vec![Step::Ask(Request {
+                            id: id.to_string(),
+                            tool: tool.to_owned(),
+                            input: asked_text(&plain(what)),
+                            allow: accept,
+                            deny: decline,
+                        })];
+                    }
+                };
+                let answer = if allowed { accept } else { decline };
+                vec![asked(tool, what, allowed), Step::Send(answer)]
             }
             "item/permissions/requestApproval" => vec![
                 asked("permissions", &params["permissions"], false),
@@ -548,6 +585,10 @@ mod tests {
     use super::*;
 
     fn opened(resume: Option<&str>, unfenced: bool) -> CodexApp {
+        permitted(resume, unfenced, Permissions::Allow)
+    }
+
+    fn permitted(resume: Option<&str>, unfenced: bool, permissions: Permissions) -> CodexApp {
         let mut app = CodexApp::default();
         let opening = app.open(&Ask {
             prompt: "short",
@@ -562,6 +603,7 @@ mod tests {
             model: None,
             profile: None,
             unfenced,
+            permissions,
         });
         assert_eq!(opening.argv, ["codex", "app-server", "-c", "model=x"]);
         app
@@ -613,6 +655,47 @@ mod tests {
                 "params": {"command": "curl x"}});
             let word = if unfenced { "decline" } else { "accept" };
             assert_eq!(sent(&mut app, &ask)[0]["result"]["decision"], word);
+        }
+    }
+
+    #[test]
+    fn a_permission_is_denied_or_asked_for_and_names_what_it_is_about() {
+        let change = json!({"method": "item/started", "params": {"item": {"type": "fileChange",
+            "id": "i-1", "changes": [{"kind": {"type": "update"}, "path": "a.rs"}]}}});
+        let file = json!({"id": 9, "method": "item/fileChange/requestApproval",
+            "params": {"itemId": "i-1", "reason": null}});
+        let command = json!({"id": "x", "method": "item/commandExecution/requestApproval",
+            "params": {"itemId": "i-2", "command": "make"}});
+        for unfenced in [false, true] {
+            let mut app = permitted(None, unfenced, Permissions::Deny);
+            let out = sent(&mut app, &json!({"id": 1, "result": {}}));
+            assert_eq!(out[1]["params"]["approvalPolicy"], "untrusted");
+            assert_eq!(sent(&mut app, &command)[0]["result"]["decision"], "decline");
+            let mut app = permitted(None, unfenced, Permissions::Ask);
+            let out = sent(&mut app, &json!({"id": 1, "result": {}}));
+            assert_eq!(out[1]["params"]["approvalPolicy"], "untrusted");
+            app.hear(&change.to_string());
+            for (line, id, tool, input) in [
+                (&file, json!(9), "file_change", "update a.rs"),
+                (&command, json!("x"), "shell", "make"),
+            ] {
+                let steps = app.hear(&line.to_string());
+                let [Step::Ask(asked)] = &steps[..] else {
+                    panic!("{steps:?}");
+                };
+                assert_eq!((&asked.tool[..], &asked.input[..]), (tool, input));
+                for (allow, word) in [(true, "accept"), (false, "decline")] {
+                    let reply: Value =
+                        serde_json::from_slice(&app.permit(asked, allow, "")).unwrap();
+                    assert_eq!(reply, json!({"id": id, "result": {"decision": word}}));
+                }
+            }
+            let over = json!({"method": "serverRequest/resolved",
+                "params": {"threadId": "t-1", "requestId": 9}});
+            assert_eq!(
+                app.hear(&over.to_string()),
+                [Step::Withdrawn { id: "9".into() }]
+            );
         }
     }
 

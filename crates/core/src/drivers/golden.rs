@@ -16,7 +16,10 @@ use std::{collections::VecDeque, fmt::Write as _, fs, path::PathBuf};
 use serde_json::{Value, json};
 
 use super::{Ask, Driver, DriverKind, Step};
-use crate::update::{LastWord, Said, Update, Usage};
+use crate::{
+    ask::Permissions,
+    update::{LastWord, Said, Update, Usage},
+};
 
 struct Transcript {
     /// `KIND/NAME.jsonl`
@@ -87,6 +90,7 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         effort: None,
         review: None,
         unfenced: false,
+        permissions: Permissions::Allow,
         model: None,
         profile: None,
     });
@@ -298,6 +302,8 @@ fn step_text(step: &Step) -> String {
         Step::Live(text) => format!("live {text:?}"),
         Step::Spent(usage) => format!("spent so far {}", usage_text(usage)),
         Step::Send(bytes) => format!("-> {}", String::from_utf8_lossy(bytes).trim_end()),
+        Step::Ask(request) => format!("asks {} {}", request.tool, request.input),
+        Step::Withdrawn { id } => format!("withdrawn {id}"),
         Step::CloseInput => "close input".into(),
         Step::Done => "done".into(),
     }

@@ -20,6 +20,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    ask::Permissions,
     job::Stdin,
     review::Range,
     task::Effort,
@@ -51,6 +52,21 @@ pub struct Ask<'a> {
     pub profile: Option<&'a str>,
     /// `true` where no fence of ours stands around the job, so that the CLI's own must.
     pub unfenced: bool,
+    /// What becomes of its permission requests.
+    pub permissions: Permissions,
+}
+
+/// A permission that the agent waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// As the agent names it, while it is open.
+    pub id: String,
+    pub tool: String,
+    pub input: String,
+    /// The answers, for its standard input. They need nothing of the driver's state, so it is the
+    /// same whenever they are given.
+    pub allow: Vec<u8>,
+    pub deny: Vec<u8>,
 }
 
 /// How to start it.
@@ -73,6 +89,12 @@ pub enum Step {
     Spent(Usage),
     /// For its standard input.
     Send(Vec<u8>),
+    /// It waits for an answer, which is the supervisor's to give: by [`Driver::permit`].
+    Ask(Request),
+    /// It does not wait for that one any more; unknown ones are nobody's business.
+    Withdrawn {
+        id: String,
+    },
     CloseInput,
     /// It has said its last word. The supervisor closes the input and sees that it leaves.
     Done,
@@ -93,6 +115,15 @@ pub trait Driver: Send + fmt::Debug {
     /// How many of the messages that were said to it, the last ones, it has not taken up so far.
     fn unheard(&self) -> usize {
         0
+    }
+    /// The answer to a request, for its standard input. `why` of a denial is told where the protocol
+    /// has room for it.
+    fn permit(&self, request: &Request, allow: bool, _why: &str) -> Vec<u8> {
+        if allow {
+            request.allow.clone()
+        } else {
+            request.deny.clone()
+        }
     }
     /// Its last word: the second witness. Called once, after the exit.
     fn close(&mut self) -> Said;
@@ -119,6 +150,28 @@ impl DriverKind {
             Self::Acp => Box::<acp::Acp>::default(),
             Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
             Self::CodexApp => Box::<codex_app::CodexApp>::default(),
+        }
+    }
+
+    /// The word of the configuration.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Claude => "claude",
+            Self::Codex => "codex",
+            Self::Acp => "acp",
+            Self::Coderabbit => "coderabbit",
+            Self::CodexApp => "codex_app",
+        }
+    }
+
+    /// Whether this kind of agent asks for permissions in a way that can be answered.
+    #[must_use]
+    pub fn asks(self) -> bool {
+        match self {
+            Self::Claude | Self::Acp | Self::CodexApp => true,
+            Self::Plain | Self::Codex | Self::Coderabbit => false,
         }
     }
 

@@ -52,6 +52,7 @@ impl Driver for Plain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::Permissions;
 
     #[test]
     fn the_prompt_travels_by_stdin_and_never_in_argv() {
@@ -67,6 +68,7 @@ mod tests {
             effort: None,
             review: None,
             unfenced: true,
+            permissions: Permissions::Allow,
             model: None,
             profile: None,
         };

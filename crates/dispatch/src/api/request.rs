@@ -8,6 +8,7 @@ use std::{
 };
 
 use dispatch_core::{
+    ask::Permissions,
     config::{AgentProfile, Config, SelectError, Selection, list},
     container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
@@ -79,6 +80,9 @@ pub(crate) struct Dispatch {
     /// auto, apple, docker or podman.
     pub(crate) runtime: Option<String>,
     pub(crate) expects: Option<Expects>,
+    /// What becomes of the agent's permission requests, instead of what its table says.
+    #[serde(default)]
+    pub(crate) permissions: Option<Permissions>,
     pub(crate) checks: Option<ChecksWanted>,
     /// Where the commits under review begin; makes it a review.
     #[serde(default)]
@@ -113,6 +117,15 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     #[serde(default)]
     pub(crate) secrets: Secrets,
+}
+
+/// An answer to what an agent asks permission for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Permit {
+    pub(crate) allow: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -257,6 +270,16 @@ pub(crate) enum BadRequest {
         agent: AgentName,
         effort: Effort,
         takes: String,
+    },
+    #[error(
+        "use permissions {}: agent {agent} asks for none ({driver}), its fence holds it; there are \
+         {there}", asked.word()
+    )]
+    Permissions {
+        agent: AgentName,
+        driver: &'static str,
+        asked: Permissions,
+        there: String,
     },
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
@@ -471,6 +494,29 @@ fn guide(
     Ok(guide)
 }
 
+/// Asked of an agent that never asks, it would be a promise that nobody keeps.
+fn permissions(
+    config: &Config,
+    asked: Option<Permissions>,
+    agent: &AgentName,
+    profile: &AgentProfile,
+) -> Result<Permissions, BadRequest> {
+    let permissions = asked.unwrap_or(profile.permissions);
+    if permissions.is_default() || profile.driver.asks() {
+        return Ok(permissions);
+    }
+    let can = config
+        .agents
+        .iter()
+        .filter(|(_, agent)| agent.driver.asks());
+    Err(BadRequest::Permissions {
+        agent: agent.clone(),
+        driver: profile.driver.word(),
+        asked: permissions,
+        there: list(can.map(|(name, _)| name)),
+    })
+}
+
 impl Dispatch {
     /// The first two of these that exclude each other.
     fn alone(&self) -> Result<(), BadRequest> {
@@ -601,6 +647,7 @@ impl Dispatch {
                 ChecksAsked::Named(names)
             }
         };
+        let permissions = permissions(config, self.permissions, &name, profile)?;
         let container = Asked {
             image: self.image.map(|image| image.parse()).transpose()?,
             runtime: self.runtime.map(|word| word.parse()).transpose()?,
@@ -653,6 +700,7 @@ impl Dispatch {
                     .collect::<Result<_, _>>()?,
                 budget_tokens: least(self.budget_tokens, config.gate.task_tokens),
                 budget_usd: least(self.budget_usd, config.gate.task_usd),
+                permissions,
             },
             limits: self.limits,
             guide,

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
+    ask::{Ask as CoreAsk, Fate as AskFate},
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
@@ -82,6 +83,12 @@ pub(crate) struct Task {
     /// What was said to it since; of settled messages the newest.
     #[serde(default)]
     pub(crate) messages: Vec<Message>,
+    /// What becomes of its agent's permission requests: `allow`, `ask` or `deny`.
+    #[serde(default)]
+    pub(crate) permissions: String,
+    /// What its agents asked permission for; of earlier runs the newest.
+    #[serde(default)]
+    pub(crate) asks: Vec<Ask>,
     /// Those it has lower than the configuration.
     #[serde(default)]
     pub(crate) limits: Lowered,
@@ -89,6 +96,50 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) guide: Guide,
     pub(crate) removed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ask {
+    pub(crate) id: u32,
+    pub(crate) run: u32,
+    pub(crate) tool: String,
+    pub(crate) input: String,
+    /// Who is to answer: `person`, or the whole id of a task.
+    pub(crate) owner: String,
+    pub(crate) at: String,
+    /// Denied from then on.
+    pub(crate) until: String,
+    pub(crate) state: String,
+    /// Who answered: `person`, a task's id, `deadline`, `limit` or `agent`.
+    pub(crate) by: Option<String>,
+    pub(crate) why: Option<String>,
+}
+
+impl Ask {
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == "waiting"
+    }
+}
+
+impl From<&CoreAsk> for Ask {
+    fn from(ask: &CoreAsk) -> Self {
+        let (by, why) = match &ask.fate {
+            AskFate::Answered { by, why, .. } => (Some(by.to_string()), why.clone()),
+            AskFate::Open | AskFate::Closed => (None, None),
+        };
+        Self {
+            id: ask.id.0,
+            run: ask.run,
+            tool: ask.tool.clone(),
+            input: ask.input.clone(),
+            owner: ask.owner.to_string(),
+            at: time(ask.at),
+            until: time(ask.until),
+            state: ask.word().into(),
+            by,
+            why,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +256,11 @@ pub(crate) struct Diffstat {
 }
 
 impl Task {
+    /// What waits for an answer.
+    pub(crate) fn open_asks(&self) -> impl Iterator<Item = &Ask> {
+        self.asks.iter().filter(|ask| ask.is_open())
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !matches!(
             self.state.as_str(),
@@ -292,6 +348,14 @@ fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
         RunState::Stopping { why } => why.to_string(),
         RunState::Finished(outcome) => outcome.reason(),
         RunState::Preparing | RunState::Running | RunState::Checking => {
+            let mut asks = task.open_asks();
+            if let Some(ask) = asks.next() {
+                let more = match asks.count() {
+                    0 => String::new(),
+                    n => format!(", and {n} more"),
+                };
+                return Some(format!("asks {}: {} {}{more}", ask.id, ask.tool, ask.input));
+            }
             if let Some(waiting) = &view.waits {
                 return Some(waiting.text.clone());
             }
@@ -392,6 +456,8 @@ impl From<&TaskView> for Task {
                 })
                 .collect(),
             messages: task.messages.iter().map(Message::from).collect(),
+            permissions: spec.terms.permissions.word().into(),
+            asks: task.asks.iter().map(Ask::from).collect(),
             limits: task.spec.limits.clone(),
             guide: Guide::from(&spec.guide),
             removed: task.removed,
@@ -403,6 +469,7 @@ impl From<&TaskView> for Task {
 pub(crate) mod tests {
     use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
+        ask::{AskId, By},
         event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
         message::{Delivery, MessageId, Sender, Taken},
@@ -531,6 +598,21 @@ pub(crate) mod tests {
                 fate: Fate::Delivered(Delivery::Interrupt),
             }],
             messages_count: 1,
+            asks: vec![CoreAsk {
+                id: AskId(1),
+                run: 1,
+                tool: "Bash".into(),
+                input: "ls".into(),
+                owner: Sender::Person,
+                at: 800,
+                until: 1_800,
+                fate: AskFate::Answered {
+                    allow: false,
+                    by: By::Person,
+                    why: Some("no".into()),
+                },
+            }],
+            asks_count: 1,
             wakes: 0,
             foreign_runs: 0,
         };
@@ -595,6 +677,12 @@ pub(crate) mod tests {
             "messages": [{
                 "id": 1, "from": "person", "text": "and UTC", "at": "1970-01-01T00:00:00.700Z",
                 "state": "delivered", "delivery": "interrupt", "run": 1
+            }],
+            "permissions": "allow",
+            "asks": [{
+                "id": 1, "run": 1, "tool": "Bash", "input": "ls", "owner": "person",
+                "at": "1970-01-01T00:00:00.800Z", "until": "1970-01-01T00:00:01.800Z",
+                "state": "denied", "by": "person", "why": "no"
             }],
             "limits": {},
             "guide": {

@@ -128,6 +128,7 @@ fn plan(settings: &Settings, spec: &TaskSpec, profile: &AgentProfile) -> Result<
         model: spec.terms.model.as_ref().map(ModelName::as_str),
         profile: spec.terms.profile.as_ref().map(ModelName::as_str),
         unfenced: spec.placement.wrap == Wrap::Host,
+        permissions: spec.terms.permissions,
     });
     let takes = profile.env.iter().filter_map(|(name, value)| match value {
         EnvValue::Taken { .. } => value.key(&spec.agent, name),

@@ -83,7 +83,7 @@ pub(super) fn group_of(task: &Task) -> &'static str {
         .is_some_and(|waiting| waiting.why == "needs_you");
     match task.state.as_str() {
         _ if task.removed => "done",
-        _ if lacks => "needs you",
+        _ if lacks || task.open_asks().next().is_some() => "needs you",
         "blocked" | "failed" | "lost" => "needs you",
         "queued" => "waiting",
         "completed" | "stopped" => "done",

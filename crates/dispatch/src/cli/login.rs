@@ -10,6 +10,7 @@ use std::{
 };
 
 use dispatch_core::{
+    ask::Permissions,
     config::{AgentProfile, Login},
     drivers::Ask,
     id::{AccountName, AgentName},
@@ -250,6 +251,7 @@ fn in_home(
         home: &home_text,
         resume: None,
         unfenced: true,
+        permissions: Permissions::Allow,
     });
     let mut command = Command::new(program);
     command

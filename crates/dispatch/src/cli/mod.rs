@@ -2,6 +2,7 @@
 //! Must not reach around the API: a verb that changes something is a client, like any other.
 
 mod agents;
+mod allow;
 mod answer;
 mod apply;
 mod clean;
@@ -80,6 +81,8 @@ enum Verb {
     Logs(logs::Args),
     Diff(diff::Args),
     Answer(answer::Args),
+    Allow(allow::Args),
+    Deny(allow::DenyArgs),
     Say(say::Args),
     Unsay(say::UnsayArgs),
     Retry(retry::Args),
@@ -194,6 +197,8 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Logs(args) => logs::run(ctx, &args).await,
         Verb::Diff(args) => diff::run(ctx, &args).await,
         Verb::Answer(args) => Box::pin(answer::run(ctx, args)).await,
+        Verb::Allow(args) => allow::allow(ctx, &args).await,
+        Verb::Deny(args) => allow::deny(ctx, &args).await,
         Verb::Say(args) => Box::pin(say::run(ctx, args)).await,
         Verb::Unsay(args) => say::unsay(ctx, &args).await,
         Verb::Resume(args) => Box::pin(resume::run(ctx, args)).await,

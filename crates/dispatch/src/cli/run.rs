@@ -9,6 +9,7 @@ use std::{
 };
 
 use dispatch_core::{
+    ask::Permissions,
     config::{AgentProfile, list},
     gate::BadMoney,
     limits::{Limit, Lowered},
@@ -132,6 +133,9 @@ pub(crate) struct Args {
     /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it
     #[arg(long, value_name = "LEVEL", value_parser = effort)]
     effort: Option<Effort>,
+    /// What becomes of the agent's permission requests, instead of what its table says
+    #[arg(long, value_parser = ["allow", "ask", "deny"])]
+    permissions: Option<String>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -385,6 +389,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
             None if args.base.is_some() => Some(Expects::Review),
             None => None,
         },
+        permissions: args.permissions.as_deref().map(permissions),
         review_base: args.base.clone(),
         checks,
         workspace: args.workspace,
@@ -479,6 +484,12 @@ async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<
             Ok(None)
         }
     }
+}
+
+/// Clap has looked at the word.
+fn permissions(word: &str) -> Permissions {
+    let known = Permissions::ALL.into_iter().find(|one| one.word() == word);
+    known.unwrap_or_default()
 }
 
 /// Clap has looked at the word.

@@ -256,6 +256,21 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         }
         "site_refused" => format!("site {} refused: {}", text("site"), text("reason")),
         "started" => format!("agent started on {} ({})", text("site"), text("enforced")),
+        "permission_asked" => format!(
+            "asks {} for {}: {} (`dispatch allow` or `deny`)",
+            number("ask"),
+            text("tool"),
+            text("input")
+        ),
+        "permission_answered" => {
+            let allowed = event.body.get("allow") == Some(&true.into());
+            let word = if allowed { "allowed" } else { "denied" };
+            let by = match event.body.get("by")? {
+                serde_json::Value::Object(by) => clean_line(by.values().next()?.as_str()?),
+                by => clean_line(by.as_str()?),
+            };
+            format!("ask {} {word} by {by}", number("ask"))
+        }
         "stop_requested" => "stopping".into(),
         "agent_ended" => "agent ended; looking at what it did".into(),
         "workspace_sealed" => {
@@ -368,6 +383,7 @@ pub(crate) fn checks_line(task: &Task) -> String {
 pub(crate) fn next_lines(task: &Task) -> Vec<String> {
     let short = &task.short;
     let verbs: &[&str] = match (task.state.as_str(), task.changed) {
+        _ if task.open_asks().next().is_some() => &["show", "allow", "deny"],
         ("blocked", _) => &["answer"],
         ("completed", true) => &["diff", "apply"],
         ("failed" | "stopped" | "lost", true) => &["diff", "logs", "retry"],

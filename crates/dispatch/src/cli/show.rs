@@ -12,7 +12,7 @@ use super::{
 use dispatch_core::{carried::Can, review::Review};
 use dispatch_engine::prompts::sha256;
 
-use crate::api::task::{Budget, Exit as JobExit, Message, Run, Task};
+use crate::api::task::{Ask, Budget, Exit as JobExit, Message, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
@@ -148,6 +148,12 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
         let phrase = known.map_or(item.can.as_str(), |can| can.phrase());
         field("carries", Some(&format!("{} ({phrase})", item.path)));
     }
+    if task.permissions != "allow" {
+        field("permits", Some(&task.permissions));
+    }
+    for ask in &task.asks {
+        field(&format!("asked {}", ask.id), Some(&asked_line(ask)));
+    }
     for message in &task.messages {
         field(&format!("said {}", message.id), Some(&said_line(message)));
     }
@@ -178,6 +184,24 @@ pub(crate) fn review_lines(review: &Review) -> Vec<String> {
     findings.sort_by_key(|finding| finding.severity);
     out.extend(findings.iter().map(ToString::to_string));
     out
+}
+
+/// What is asked stands alone at the end, so that all of it is read as that.
+fn asked_line(ask: &Ask) -> String {
+    let how = match (&ask.by, &ask.why) {
+        _ if ask.is_open() => format!("waits until {}", ask.until),
+        (Some(by), Some(why)) => format!("{} by {by}: {why}", ask.state),
+        (Some(by), None) => format!("{} by {by}", ask.state),
+        (None, _) => ask.state.clone(),
+    };
+    let owner = match ask.owner.as_str() {
+        "person" => String::new(),
+        task => format!(", task {task} is to answer"),
+    };
+    format!(
+        "({how}{owner}, run {}) {}: {}",
+        ask.run, ask.tool, ask.input
+    )
 }
 
 fn said_line(message: &Message) -> String {

@@ -73,6 +73,7 @@ impl From<BadRequest> for Problem {
             | BadRequest::NoPlace
             | BadRequest::Number
             | BadRequest::TwoScopes
+            | BadRequest::Permissions { .. }
             | BadRequest::Name(_) => "bad_input",
             BadRequest::Guide(GuideError::Unknown { .. }) => "unknown_text",
             BadRequest::Guide(_) | BadRequest::Effort { .. } => "bad_guide",

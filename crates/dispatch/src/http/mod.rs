@@ -86,6 +86,7 @@ pub(crate) fn app(ctx: Ctx) -> Router {
         .route("/v1/tasks/{id}/resume", post(tasks::resume))
         .route("/v1/tasks/{id}/say", post(tasks::say))
         .route("/v1/tasks/{id}/messages/{message}", delete(tasks::unsay))
+        .route("/v1/tasks/{id}/asks/{ask}", post(tasks::permit))
         .route("/v1/tasks/{id}/stop", post(tasks::stop))
         .route("/v1/stop", post(tasks::stop_all))
         .route("/v1/tasks/{id}/undo", post(tasks::undo))

@@ -9,6 +9,7 @@ use axum::{
     http::StatusCode,
 };
 use dispatch_core::{
+    ask::AskId,
     id::TaskId,
     message::{MessageId, Sender},
 };
@@ -129,6 +130,19 @@ pub(crate) async fn unsay(
         Problem::new(StatusCode::NOT_FOUND, "no_such_message", error.to_string())
     })?;
     ctx.engine.unsay(task, message).await?;
+    find(&ctx, task).await
+}
+
+pub(crate) async fn permit(
+    State(ctx): State<Ctx>,
+    Path((task, ask)): Path<(String, String)>,
+    Body(asked): Body<request::Permit>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    let ask = ask
+        .parse::<AskId>()
+        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no_such_ask", error.to_string()))?;
+    ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
     find(&ctx, task).await
 }
 

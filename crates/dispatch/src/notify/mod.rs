@@ -10,7 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use dispatch_core::{
     event::Event,
     id::{HookName, Seq},
-    notify::{Hook, Occasion, pause_ms},
+    notify::{Hook, Occasion, is_over, pause_ms},
 };
 use dispatch_engine::{
     clock::Clock,
@@ -253,7 +253,7 @@ impl Follower {
         };
         let task = view.as_ref().map(|view| &view.task);
         let run = event.subject.run().map(|run| run.n);
-        if !self.hook.wants(occasion, task, run) {
+        if !self.hook.wants(occasion, task, run) || is_over(&event.kind, task) {
             return Ok(None);
         }
         Ok(Notice::of(&self.name, event, view.as_ref()))

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 44] = [
+const TASK: [(&str, &str); 46] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -45,6 +45,8 @@ const TASK: [(&str, &str); 44] = [
     ("notes", "strings"),
     ("carried", "array"),
     ("messages", "array"),
+    ("permissions", "string"),
+    ("asks", "array"),
     ("limits", "object"),
     ("guide", "object"),
     ("removed", "bool"),
@@ -72,6 +74,18 @@ const MESSAGE: [(&str, &str); 7] = [
     ("state", "string"),
     ("delivery", "string?"),
     ("run", "number?"),
+];
+const ASK: [(&str, &str); 10] = [
+    ("id", "number"),
+    ("run", "number"),
+    ("tool", "string"),
+    ("input", "string"),
+    ("owner", "string"),
+    ("at", "time"),
+    ("until", "time"),
+    ("state", "string"),
+    ("by", "string?"),
+    ("why", "string?"),
 ];
 const WAITING: [(&str, &str); 4] = [
     ("why", "string"),
@@ -171,6 +185,11 @@ pub(crate) fn task(value: &Value) {
         const STATES: [&str; 4] = ["waiting", "on_its_way", "delivered", "cancelled"];
         word(&message["state"], &STATES);
     }
+    word(&value["permissions"], &["allow", "ask", "deny"]);
+    for ask in value["asks"].as_array().unwrap() {
+        object(ask, &ASK);
+        word(&ask["state"], &["waiting", "allowed", "denied", "closed"]);
+    }
     for run in value["runs"].as_array().unwrap() {
         object(run, &RUN);
         word(&run["state"], &STATES);
@@ -194,6 +213,7 @@ pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
         .chain(&RUN)
         .chain(&CHECK)
         .chain(&MESSAGE)
+        .chain(&ASK)
         .chain(&WAITING)
         .chain(&DIFFSTAT);
     all.map(|(key, _)| *key)

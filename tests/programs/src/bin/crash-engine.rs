@@ -1,8 +1,9 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
 //! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)
-//! [sidecar|running|next]` goes on with what the log in HOME holds, dispatches the golden task when
+//! [sidecar|running|next|asking]` goes on with what the log in HOME holds, dispatches the golden task when
 //! there is none, and leaves when all is done. With `running` or `next` behind it, messages are said to
-//! that task: to its running agent, or to one that hears them with its next run.
+//! that task: to its running agent, or to one that hears them with its next run. With `asking` its agent
+//! asks for two permissions, and is given one.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
 
@@ -18,6 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use dispatch_core::{
+    ask::Permissions,
     config::{self, Layer},
     event::Kind,
     job::{Invocation, JobId, Offset, Order},
@@ -101,11 +103,13 @@ async fn main() -> Result<()> {
         [args @ .., word] if word == "sidecar" => (args, true, Scene::Golden),
         [args @ .., word] if word == "running" => (args, false, Scene::Running),
         [args @ .., word] if word == "next" => (args, false, Scene::Next),
+        [args @ .., word] if word == "asking" => (args, false, Scene::Asking),
         args => (args, false, Scene::Golden),
     };
     let [home, agent, which, n, from] = args else {
         bail!(
-            "crash-engine HOME AGENT (event|call|never) N (head|pr|folder) [sidecar|running|next]"
+            "crash-engine HOME AGENT (event|call|never) N (head|pr|folder) \
+             [sidecar|running|next|asking]"
         );
     };
     let home = PathBuf::from(home);
@@ -159,8 +163,12 @@ async fn main() -> Result<()> {
             Scene::Golden => golden(&home, from)?,
             Scene::Running => listening(&home)?,
             Scene::Next => waiting(&home)?,
+            Scene::Asking => asking(&home)?,
         };
         engine.dispatch(spec, secrets.clone()).await?;
+    }
+    if scene == Scene::Asking {
+        permit(&engine).await?;
     }
     speak(&engine, &home, scene).await?;
     // A run that comes back without its key asks for it at a time that no event tells.
@@ -190,13 +198,14 @@ enum Scene {
     Golden,
     Running,
     Next,
+    Asking,
 }
 
 /// As a person would who looks at what is there before saying it again.
 async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
     let heard = home.join("heard").to_string_lossy().into_owned();
     let messages = match scene {
-        Scene::Golden => return Ok(()),
+        Scene::Golden | Scene::Asking => return Ok(()),
         Scene::Running => vec!["one".to_owned(), "two".to_owned()],
         Scene::Next => vec![
             format!("@append {heard} one"),
@@ -220,6 +229,46 @@ async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
             .await?;
     }
     Ok(std::fs::write(home.join("go"), "")?)
+}
+
+/// Answers what waits, until nothing can: the first ask is allowed, the second denied.
+async fn permit(engine: &Engine) -> Result<()> {
+    let tasks = engine.tasks().await?;
+    let task = tasks.first().context("a task")?.task.id;
+    let mut events = engine.events(0);
+    loop {
+        let view = engine.task(task).await?;
+        if !view.task.is_open() {
+            return Ok(());
+        }
+        for ask in view.task.open_asks() {
+            let allow = ask.id.0 == 1;
+            let why = (!allow).then(|| "not this".to_owned());
+            engine.permit(task, ask.id, allow, why).await?;
+        }
+        if events.next().await.is_none() {
+            bail!("the engine has ended");
+        }
+    }
+}
+
+/// Asks twice, and writes down what it was answered.
+fn asking(home: &Path) -> Result<TaskSpec> {
+    let (count, answers) = (home.join("count"), home.join("answers"));
+    let (count, answers) = (count.display(), answers.display());
+    Ok(TaskSpec {
+        text: format!(
+            "@append {count} ran\n@write a.txt one\n@ask {answers} Bash make\n@say between\n\
+             @ask {answers} Write b.txt\n"
+        ),
+        agent: "talker".parse()?,
+        checks: ChecksAsked::None,
+        terms: Terms {
+            permissions: Permissions::Ask,
+            ..Terms::default()
+        },
+        ..golden(home, "head")?
+    })
 }
 
 /// Writes down what it hears while it runs, and ends when it has heard two messages.

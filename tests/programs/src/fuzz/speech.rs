@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use dispatch_core::{
+    ask::{INPUT_BYTES_MAX, Permissions},
     drivers::{Ask, Driver, DriverKind, Step},
     update::{LastWord, Said, Update},
 };
@@ -129,6 +130,8 @@ const ACP_WORDS: &[&str] = &[
     "usage_update",
     "options",
     "allow_once",
+    "reject_once",
+    "$/cancel_request",
     "stopReason",
     "end_turn",
 ];
@@ -144,6 +147,7 @@ const CLAUDE_WORDS: &[&str] = &[
     "user",
     "control_request",
     "can_use_tool",
+    "control_cancel_request",
     "rate_limit_event",
     "rejected",
     "result",
@@ -247,7 +251,7 @@ fn transcripts(folders: &[&str]) -> Vec<Vec<u8>> {
     seeds
 }
 
-fn opened(kind: DriverKind) -> Box<dyn Driver> {
+fn opened(kind: DriverKind, permissions: Permissions) -> Box<dyn Driver> {
     let mut driver = kind.driver();
     driver.open(&Ask {
         prompt: "x",
@@ -260,6 +264,7 @@ fn opened(kind: DriverKind) -> Box<dyn Driver> {
         effort: None,
         review: None,
         unfenced: false,
+        permissions,
         model: None,
         profile: None,
     });
@@ -270,8 +275,10 @@ fn driver(kind: DriverKind, bytes: &[u8]) -> Result<Shape, String> {
     let whole = fuzzing::lines(LINE_BYTES_MAX, &[bytes]);
     let cut = fuzzing::lines(LINE_BYTES_MAX, &pieces(bytes, 97));
     holds(whole == cut, || "the cutting changes the lines".into())?;
-    let (steps, said, answer) = heard(kind, &whole);
-    let again = heard(kind, &cut);
+    // All of them in turns, and the same for the same bytes.
+    let permissions = Permissions::ALL[bytes.len() % Permissions::ALL.len()];
+    let (steps, said, answer) = heard(kind, permissions, &whole);
+    let again = heard(kind, permissions, &cut);
     holds(
         (&steps, &said, &answer) == (&again.0, &again.1, &again.2),
         || "a replay comes to other steps".into(),
@@ -306,9 +313,10 @@ fn driver(kind: DriverKind, bytes: &[u8]) -> Result<Shape, String> {
 
 fn heard(
     kind: DriverKind,
+    permissions: Permissions,
     lines: &[(String, u64, bool)],
 ) -> (Vec<Vec<Step>>, Said, Option<Vec<u8>>) {
-    let mut driver = opened(kind);
+    let mut driver = opened(kind, permissions);
     let steps = lines.iter().map(|(line, ..)| driver.hear(line)).collect();
     let answer = driver.say(lines.last().map_or("", |(line, ..)| line));
     (steps, driver.close(), answer)
@@ -340,6 +348,16 @@ fn line_holds(line: &str, steps: &[Step]) -> Result<(), String> {
                 weight += bytes.len();
                 one_line_of_json(bytes)?;
             }
+            Step::Ask(request) => {
+                weight += request.allow.len() + request.deny.len();
+                weight += request.tool.len() + request.id.len();
+                holds(request.input.len() <= INPUT_BYTES_MAX + 64, || {
+                    format!("{} bytes to read", request.input.len())
+                })?;
+                one_line_of_json(&request.allow)?;
+                one_line_of_json(&request.deny)?;
+            }
+            Step::Withdrawn { id } => weight += id.len(),
             Step::Spent(_) | Step::CloseInput | Step::Done => {}
         }
     }
@@ -374,6 +392,8 @@ fn word(step: &Step) -> &'static str {
         Step::Live(_) => "live",
         Step::Spent(_) => "spent",
         Step::Send(_) => "send",
+        Step::Ask(_) => "ask",
+        Step::Withdrawn { .. } => "withdrawn",
         Step::CloseInput => "close",
         Step::Done => "done",
     }

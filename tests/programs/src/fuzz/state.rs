@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use dispatch_core::{
+    ask::{AskId, By},
     event::{Event, Kind, Scope, Sealed, Subject, Verified},
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
@@ -45,6 +46,8 @@ pub(super) const TARGETS: &[Target] = &[Target {
         "started",
         "adopted",
         "session_seen",
+        "permission_asked",
+        "permission_answered",
         "stop_requested",
         "agent_ended",
         "workspace_sealed",
@@ -238,6 +241,35 @@ fn seeds() -> Vec<Vec<u8>> {
             Subject::Task(task),
             Kind::MessageCancelled {
                 message: MessageId(2),
+            },
+        ),
+        (
+            run(1),
+            Kind::PermissionAsked {
+                ask: AskId(1),
+                tool: "t".into(),
+                input: "i".into(),
+                owner: Sender::Person,
+                until: 9,
+            },
+        ),
+        (
+            run(1),
+            Kind::PermissionAnswered {
+                ask: AskId(1),
+                allow: false,
+                by: By::Person,
+                why: Some("w".into()),
+            },
+        ),
+        (
+            run(1),
+            Kind::PermissionAsked {
+                ask: AskId(2),
+                tool: "t".into(),
+                input: "i".into(),
+                owner: Sender::Task(task),
+                until: 9,
             },
         ),
         (

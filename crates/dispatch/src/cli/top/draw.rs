@@ -89,7 +89,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, now: Timestamp, paint: 
         frame.render_widget(Paragraph::new("too small"), area);
         return;
     }
-    let foot = foot(model, area.width, paint);
+    let foot = foot(model, area.width, usize::from(area.height / 2), paint);
     let tall = u16::try_from(foot.len()).unwrap_or(1).min(area.height / 2);
     let body = Rect {
         y: area.y + 1,
@@ -99,7 +99,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, now: Timestamp, paint: 
     frame.render_widget(head(model, paint), Rect { height: 1, ..area });
     match &model.mode {
         Mode::Details { id, from } => details(frame, body, model, id, *from),
-        Mode::List | Mode::ConfirmStop { .. } | Mode::Answer { .. } => {
+        Mode::List | Mode::ConfirmStop { .. } | Mode::Answer { .. } | Mode::Permit { .. } => {
             list(frame, body, model, now, paint);
         }
     }
@@ -266,7 +266,7 @@ fn details(frame: &mut Frame<'_>, area: Rect, model: &Model, id: &str, from: u16
 }
 
 /// What the keys mean, what went wrong, or what is being asked.
-fn foot(model: &Model, width: u16, paint: Paint) -> Vec<Line<'static>> {
+fn foot(model: &Model, width: u16, room: usize, paint: Paint) -> Vec<Line<'static>> {
     let short = |id: &str| {
         let task = model.find(id);
         task.map_or_else(String::new, |task| task.short.clone())
@@ -276,6 +276,30 @@ fn foot(model: &Model, width: u16, paint: Paint) -> Vec<Line<'static>> {
             format!("stop {}? its work so far is kept. y/n", short(id)),
             paint.warning(),
         )],
+        Mode::Permit { id, ask } => {
+            let task = model.find(id);
+            let asked = task.and_then(|task| task.open_asks().find(|open| open.id == *ask));
+            let told = asked.map_or_else(String::new, |ask| format!("{}: {}", ask.tool, ask.input));
+            let mut lines: Vec<Line<'_>> = told
+                .lines()
+                .flat_map(|line| folded(&clean_line(line), width))
+                .map(|line| Line::styled(line, paint.warning()))
+                .collect();
+            // The question below it is always seen, and so is that there is more to read.
+            let room = room.min(FOOT_LINES_MAX).saturating_sub(1);
+            if lines.len() > room {
+                lines.truncate(room.saturating_sub(1));
+                lines.push(Line::styled(
+                    "… esc, then enter shows all of it",
+                    Paint::dim(),
+                ));
+            }
+            lines.push(Line::styled(
+                format!("allow {} this once? y/n, esc leaves", short(id)),
+                Paint::bold(),
+            ));
+            lines
+        }
         Mode::Answer { id, text } => {
             let question = model.find(id).and_then(|task| task.question.clone());
             let mut lines: Vec<Line<'_>> = question
@@ -325,6 +349,25 @@ fn foot(model: &Model, width: u16, paint: Paint) -> Vec<Line<'static>> {
 
 const FOOT_LINES_MAX: usize = 8;
 
+/// Cut into lines that fit: what is allowed unread is not allowed by a person.
+fn folded(text: &str, width: u16) -> Vec<String> {
+    let columns = usize::from(width).max(1);
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for c in text.chars() {
+        let wide = Span::raw(c.to_string()).width();
+        if used + wide > columns {
+            lines.push(String::new());
+            used = 0;
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push(c);
+        }
+        used += wide;
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use dispatch_core::{outcome::Outcome, run::RunState};
@@ -333,7 +376,7 @@ mod tests {
     use super::{
         super::{
             keys::press,
-            model::tests::{blocked, event, task, waiting},
+            model::tests::{asking, blocked, event, task, waiting},
         },
         *,
     };
@@ -441,6 +484,35 @@ enter sends, esc leaves";
         let got = screen(&model, 48, 9);
         let cut: Vec<&str> = want.lines().collect();
         assert_eq!(got.lines().skip(1).collect::<Vec<_>>(), cut[1..]);
+    }
+
+    #[test]
+    fn what_is_asked_is_read_whole_before_it_is_allowed() {
+        use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+        let mut model = Model::new(false);
+        let long = "rm -rf build && make all && make install && \u{1b}[2Jmake clean";
+        model.tasks(vec![asking(5, "5e", &[long])]);
+        let a = KeyEvent::new(KeyCode::Char('a'), KeyModifiers::NONE);
+        press(&mut model, a);
+        let want = "\
+dispatch top  needs you 1  working 0
+needs you (1)
+  5e   running   [host] Fix it
+
+Bash: rm -rf build && make all && ma
+ke install &&  [2Jmake clean
+allow 5e this once? y/n, esc leaves";
+        let got = screen(&model, 36, 7);
+        let (got, want): (Vec<&str>, Vec<&str>) = (got.lines().collect(), want.lines().collect());
+        assert_eq!(got[1..], want[1..]);
+        model.tasks(vec![asking(5, "5e", &["x\n".repeat(99).as_str()])]);
+        let whole = screen(&model, 60, 20);
+        assert!(whole.contains("shows all"), "{whole}");
+        let small = screen(&model, 36, 6);
+        assert!(
+            small.contains("shows all") && small.contains("y/n"),
+            "{small}"
+        );
     }
 
     #[test]

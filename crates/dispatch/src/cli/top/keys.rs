@@ -17,6 +17,7 @@ pub(super) enum Act {
     Logs { id: String },
     Stop { id: String },
     Answer { id: String, text: String },
+    Permit { id: String, ask: u32, allow: bool },
     Freeze { frozen: bool },
 }
 
@@ -33,6 +34,7 @@ pub(super) fn press(model: &mut Model, key: KeyEvent) -> Option<Act> {
         Mode::Details { id, from } => details(model, id, from, key.code),
         Mode::ConfirmStop { id } => (key.code == KeyCode::Char('y')).then_some(Act::Stop { id }),
         Mode::Answer { id, text } => answer(model, id, text, key),
+        Mode::Permit { id, ask } => permit(model, id, ask, key.code),
     }
 }
 
@@ -60,11 +62,16 @@ fn of_task(model: &mut Model, code: KeyCode) -> Option<Act> {
     let task = model.selected()?;
     let (id, short) = (task.id.clone(), task.short.clone());
     let (open, blocked) = (task.is_open(), task.state == "blocked");
+    let asked = task.open_asks().next().map(|ask| ask.id);
     match code {
         KeyCode::Enter => model.mode = Mode::Details { id, from: 0 },
         KeyCode::Char('l') => return Some(Act::Logs { id }),
         KeyCode::Char('s') if open => model.mode = Mode::ConfirmStop { id },
         KeyCode::Char('s') => model.message = Some(format!("{short} has ended already")),
+        KeyCode::Char('a') if asked.is_some() => {
+            let ask = asked.unwrap_or_default();
+            model.mode = Mode::Permit { id, ask };
+        }
         KeyCode::Char('a') if blocked => {
             let text = Editor::default();
             model.mode = Mode::Answer { id, text };
@@ -88,6 +95,20 @@ fn details(model: &mut Model, id: String, from: u16, code: KeyCode) -> Option<Ac
     };
     model.mode = Mode::Details { id, from };
     None
+}
+
+/// Only a clear word counts; the ask waits on.
+fn permit(model: &mut Model, id: String, ask: u32, code: KeyCode) -> Option<Act> {
+    let allow = match code {
+        KeyCode::Char('y') => true,
+        KeyCode::Char('n') => false,
+        KeyCode::Esc | KeyCode::Char('q') => return None,
+        _ => {
+            model.mode = Mode::Permit { id, ask };
+            return None;
+        }
+    };
+    Some(Act::Permit { id, ask, allow })
 }
 
 fn answer(model: &mut Model, id: String, mut text: Editor, key: KeyEvent) -> Option<Act> {
@@ -120,7 +141,7 @@ mod tests {
     use dispatch_core::run::RunState;
 
     use super::{
-        super::model::tests::{blocked, task, waiting},
+        super::model::tests::{asking, blocked, task, waiting},
         *,
     };
 
@@ -199,6 +220,38 @@ mod tests {
         assert_eq!(model.mode, Mode::List);
         letters(&mut model, "ja");
         assert_eq!(model.message.as_deref(), Some("2b has asked nothing"));
+    }
+
+    #[test]
+    fn a_permission_is_given_or_not_by_one_letter() {
+        let mut model = Model::new(false);
+        model.tasks(vec![asking(5, "5e", &["make", "make install"])]);
+        let permit = |allow| {
+            Some(Act::Permit {
+                id: id(5),
+                ask: 1,
+                allow,
+            })
+        };
+        for (letter, act) in [('y', permit(true)), ('n', permit(false))] {
+            letters(&mut model, "ax");
+            assert_eq!(model.mode, Mode::Permit { id: id(5), ask: 1 });
+            assert_eq!(press(&mut model, key(KeyCode::Enter)), None);
+            assert_eq!(press(&mut model, key(KeyCode::Char(letter))), act);
+            assert_eq!(model.mode, Mode::List);
+        }
+        letters(&mut model, "a");
+        assert_eq!(press(&mut model, key(KeyCode::Esc)), None);
+        assert_eq!(model.mode, Mode::List);
+        letters(&mut model, "a");
+        // Answered elsewhere: the letter must not be taken for the next one.
+        let mut answered = asking(5, "5e", &["make", "make install"]);
+        answered.asks[0].state = "denied".into();
+        model.task(answered);
+        assert_eq!(model.mode, Mode::List);
+        letters(&mut model, "y");
+        letters(&mut model, "a");
+        assert_eq!(model.mode, Mode::Permit { id: id(5), ask: 2 });
     }
 
     #[test]

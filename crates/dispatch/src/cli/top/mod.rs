@@ -53,7 +53,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Watch all tasks, live, and act on them.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch top\n\nKeys: up and down select, enter shows, l follows the output, s stops, a answers, f freezes or thaws,\nq quits. Without a terminal use `dispatch list` and `dispatch events -f`."
+    after_help = "Examples:\n  dispatch top\n\nKeys: up and down select, enter shows, l follows the output, s stops, a answers or permits, f freezes or thaws,\nq quits. Without a terminal use `dispatch list` and `dispatch events -f`."
 )]
 pub(crate) struct Args {}
 
@@ -205,6 +205,14 @@ impl Top<'_> {
                 let ask = async |client: &Client| client.post::<_, Task>(&path, &asked).await;
                 let (_, task) = start::ask(&settings, ask).await?;
                 Ok(format!("{}: {}", task.short, task.state))
+            }),
+            Act::Permit { id, ask, allow } => self.ask("answer", move |settings| async move {
+                let path = format!("/v1/tasks/{id}/asks/{ask}");
+                let asked = request::Permit { allow, why: None };
+                let send = async |client: &Client| client.post::<_, Task>(&path, &asked).await;
+                let (_, task) = start::ask(&settings, send).await?;
+                let word = if allow { "allowed" } else { "denied" };
+                Ok(format!("{}: ask {ask} {word}", task.short))
             }),
             Act::Freeze { frozen } => self.ask("freeze", move |settings| async move {
                 let asked = request::Freeze {

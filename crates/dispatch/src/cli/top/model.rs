@@ -26,6 +26,7 @@ pub(super) enum Mode {
     Details { id: String, from: u16 },
     ConfirmStop { id: String },
     Answer { id: String, text: Editor },
+    Permit { id: String, ask: u32 },
 }
 
 /// What was heard of a task since its last run began.
@@ -146,9 +147,15 @@ impl Model {
         }
         let about = match &self.mode {
             Mode::List => return,
-            Mode::Details { id, .. } | Mode::ConfirmStop { id } | Mode::Answer { id, .. } => id,
+            Mode::Details { id, .. } | Mode::ConfirmStop { id } | Mode::Answer { id, .. } => {
+                self.find(id).is_some()
+            }
+            // Whoever would answer now would answer something else.
+            Mode::Permit { id, ask } => self
+                .find(id)
+                .is_some_and(|task| task.open_asks().any(|open| open.id == *ask)),
         };
-        if self.find(about).is_none() {
+        if !about {
             self.mode = Mode::List;
         }
     }
@@ -253,7 +260,10 @@ impl Model {
         }
         let run = task.runs.last().map_or(0, |run| run.n);
         let said = self.said.get(&task.id).filter(|said| said.run == run);
+        // That it waits for an answer counts more than what it said before.
+        let asks = task.open_asks().next().is_some();
         if task.is_open()
+            && !asks
             && let Some(said) = said.filter(|said| !said.line.is_empty())
         {
             return said.line.clone();
@@ -310,7 +320,10 @@ pub(super) mod tests {
     };
 
     use super::*;
-    use crate::api::{event::Live, task::tests::view};
+    use crate::api::{
+        event::Live,
+        task::{Ask, tests::view},
+    };
 
     pub(in crate::cli::top) fn task(id: u64, short: &str, state: RunState) -> Task {
         let mut view = view(id, state);
@@ -336,6 +349,24 @@ pub(super) mod tests {
         });
         view.place = Some(2);
         Task::from(&view)
+    }
+
+    /// Runs, and waits for a permission for each of these.
+    pub(in crate::cli::top) fn asking(id: u64, short: &str, inputs: &[&str]) -> Task {
+        let mut task = task(id, short, RunState::Running);
+        let like = task.asks.remove(0);
+        task.asks = (1..)
+            .zip(inputs)
+            .map(|(id, input)| Ask {
+                id,
+                input: (*input).to_owned(),
+                state: "waiting".into(),
+                by: None,
+                why: None,
+                ..like.clone()
+            })
+            .collect();
+        task
     }
 
     fn stale(heard: &Heard) -> Stale {
