@@ -4,6 +4,7 @@
 mod agents;
 mod answer;
 mod apply;
+mod attach;
 mod clean;
 mod completions;
 mod config;

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 44] = [
+const TASK: [(&str, &str); 46] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -45,6 +45,8 @@ const TASK: [(&str, &str); 44] = [
     ("notes", "strings"),
     ("carried", "array"),
     ("messages", "array"),
+    ("attachments", "array"),
+    ("next_run", "object?"),
     ("limits", "object"),
     ("guide", "object"),
     ("removed", "bool"),
@@ -73,6 +75,14 @@ const MESSAGE: [(&str, &str); 7] = [
     ("delivery", "string?"),
     ("run", "number?"),
 ];
+const ATTACHMENT: [(&str, &str); 5] = [
+    ("name", "string"),
+    ("bytes", "number"),
+    ("sha256", "string"),
+    ("path", "string"),
+    ("message", "number?"),
+];
+const NEXT_RUN: [(&str, &str); 2] = [("model", "string?"), ("effort", "string?")];
 const WAITING: [(&str, &str); 4] = [
     ("why", "string"),
     ("text", "string"),
@@ -171,6 +181,12 @@ pub(crate) fn task(value: &Value) {
         const STATES: [&str; 4] = ["waiting", "on_its_way", "delivered", "cancelled"];
         word(&message["state"], &STATES);
     }
+    for attachment in value["attachments"].as_array().unwrap() {
+        object(attachment, &ATTACHMENT);
+    }
+    if !value["next_run"].is_null() {
+        object(&value["next_run"], &NEXT_RUN);
+    }
     for run in value["runs"].as_array().unwrap() {
         object(run, &RUN);
         word(&run["state"], &STATES);
@@ -194,6 +210,8 @@ pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
         .chain(&RUN)
         .chain(&CHECK)
         .chain(&MESSAGE)
+        .chain(&ATTACHMENT)
+        .chain(&NEXT_RUN)
         .chain(&WAITING)
         .chain(&DIFFSTAT);
     all.map(|(key, _)| *key)
