@@ -7,6 +7,8 @@
     reason = "what a test's world lacks ends the test, and the place is what one wants to know"
 )]
 
+#[path = "runner/attach.rs"]
+mod attach;
 #[path = "runner/away.rs"]
 mod away;
 #[path = "runner/bases.rs"]

@@ -77,6 +77,8 @@ fn turn(prompt: &str, messages: &Receiver<String>, heard: &mut Option<String>) -
                 note(path, &text)?;
                 say_back(&text)?;
             }
+        } else if order == "attached" {
+            super::read_attached(prompt, rest).with_context(done)?;
         } else if let Some(code) = super::obey(order, rest).with_context(done)? {
             anyhow::ensure!(code == ExitCode::SUCCESS, "it is told to fail");
         }
