@@ -14,13 +14,14 @@
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
 //!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
-//!   an agent is given
+//!   an agent is given, [`attachments`] the files that come with it
 
 #[cfg(windows)]
 compile_error!(
     "Dispatch runs on Linux; Windows has no process groups, flock or unix sockets as it needs them"
 );
 
+pub mod attachments;
 pub mod clock;
 pub mod containers;
 pub mod engine;
