@@ -1277,6 +1277,30 @@ mod tests {
     }
 
     #[test]
+    fn only_one_that_asks_can_be_asked_for() {
+        let agent = |driver: &str, word: &str| {
+            problems(&format!(
+                "[agents.x]\ndriver = \"{driver}\"\nprogram = \"x\"\npool = \"default\"\n\
+                 permissions = \"{word}\"\n"
+            ))
+            .join("\n")
+        };
+        for driver in ["acp", "claude", "codex_app", "codex", "plain", "coderabbit"] {
+            assert_eq!(agent(driver, "allow"), "");
+            for word in ["ask", "deny"] {
+                let got = agent(driver, word);
+                let asks = ["acp", "claude", "codex_app"].contains(&driver);
+                assert_eq!(got.is_empty(), asks, "{driver} {word}: {got}");
+                let named = format!("agents.x.permissions: {driver} asks for no permission");
+                assert!(asks || got.contains(&named), "{got}");
+            }
+        }
+        assert!(agent("acp", "never").contains("expected one of `allow`, `ask`, `deny`"));
+        let zero = problems("[limits]\nask_wait_s = 0\n");
+        assert!(zero[0].contains("limits.ask_wait_s is 0"), "{zero:?}");
+    }
+
+    #[test]
     fn images_are_parsed_where_they_are_written() {
         let got = problems(
             "[container]\nimage = \"-v\"\n[placements.c]\nwrap = \"container\"\nimage = \"a b\"\n\

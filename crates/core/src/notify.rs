@@ -466,6 +466,51 @@ mod tests {
     }
 
     #[test]
+    fn an_ask_is_told_while_it_waits() {
+        use crate::{
+            ask::{AskId, By},
+            drivers::DriverKind,
+            message::Sender,
+        };
+        let asked = Kind::PermissionAsked {
+            ask: AskId(1),
+            tool: "Bash".into(),
+            input: "make\u{1b}[2J".into(),
+            owner: Sender::Person,
+            until: 9,
+        };
+        let cause = RunCause::Said { by_person: true };
+        let started = Kind::Started {
+            site: "local".parse().unwrap(),
+            driver: DriverKind::Claude,
+            enforced: String::new(),
+        };
+        let mut kinds = vec![
+            (2, Kind::RunQueued { cause }),
+            (2, Kind::Admitted),
+            (2, started),
+            (2, asked.clone()),
+        ];
+        let state = ended(Outcome::Lost, kinds.clone());
+        let task = only(&state);
+        assert!(!is_over(&asked, Some(task)));
+        assert_eq!(Occasion::of(&asked), Some(Occasion::Asked));
+        let words = words(&asked, Some((task, "3f"))).unwrap();
+        assert_eq!(words.title, "dispatch: 3f asks for permission");
+        assert!(words.text.ends_with("1: Bash make [2J"), "{}", words.text);
+        let answered = Kind::PermissionAnswered {
+            ask: AskId(1),
+            allow: true,
+            by: By::Person,
+            why: None,
+        };
+        kinds.push((2, answered));
+        let state = ended(Outcome::Lost, kinds);
+        assert!(is_over(&asked, Some(only(&state))));
+        assert!(!is_over(&Kind::Admitted, None));
+    }
+
+    #[test]
     fn an_end_that_is_tried_again_by_itself_is_nobodys_business() {
         let retry = |by_person| {
             let cause = RunCause::RetryOf { n: 1, by_person };

@@ -40,7 +40,7 @@ use rustix::{
     process::{Pid, Signal},
 };
 use serde_json::{Value, json};
-use world::{World, finished, model::Model, outcome, patient, reason, talk, until};
+use world::{World, finished, model::Model, outcome, patient, permit, reason, talk, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
@@ -607,6 +607,31 @@ async fn claude_is_given_the_permission_it_asks_for() {
 }
 
 /// A message reaches it in the middle of a turn, and an engine that comes then says nothing twice.
+/// Each by way of another engine than the one that heard it ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_asks_and_a_person_answers() {
+    both(|wrap| async move {
+        let Some(stage) = Stage::within(wrap, Cli::Claude, permit::steps()).await else {
+            return;
+        };
+        let settings = || Settings {
+            bwrap: match wrap {
+                Wrap::Cage => bwrap(),
+                Wrap::Host | Wrap::Container => None,
+            },
+            ..stage.world.settings()
+        };
+        let (spec, engine) = (stage.spec(), stage.engine.clone());
+        let (engine, view) = permit::answered(engine, settings, spec).await;
+        permit::holds(&engine, &view, wrap.word()).await;
+        assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+        let asked = stage.model.asked();
+        let told = asked.last().unwrap().to_string();
+        assert!(told.contains("It was denied by a person"), "{told}");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_hears_what_is_said_while_it_works() {
     let (_home, pipe) = talk::pipe();

@@ -29,7 +29,7 @@ use dispatch_engine::{
     view::{Force, TaskView, Told},
 };
 use serde_json::{Value, json};
-use world::{World, finished, model::Model, outcome, patient, reason, talk, until};
+use world::{World, finished, model::Model, outcome, patient, permit, reason, talk, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
@@ -104,6 +104,13 @@ impl Guest {
             "arm64" => "aarch64",
             _ => "x86_64",
         };
+        // Its own sandbox cannot be made inside ours.
+        let asks = match self {
+            Self::CodexAcp => {
+                "\"-c\", \"approval_policy=untrusted\", \"-c\", \"sandbox_mode=danger-full-access\", "
+            }
+            _ => "",
+        };
         let codex = match self {
             Self::CodexApp => {
                 format!("@openai/codex-linux-{arch}/vendor/{triple}-unknown-linux-musl/bin/codex")
@@ -150,7 +157,7 @@ impl Guest {
                 at("@agentclientprotocol/claude-agent-acp/dist/index.js"),
             ),
             Self::CodexAcp | Self::CodexApp => format!(
-                "[agents.{name}]\npool = \"test\"\nprogram = {:?}\nargs = [\"-c\", \"model=any\", \"-c\", \
+                "[agents.{name}]\npool = \"test\"\nprogram = {:?}\nargs = [{asks}\"-c\", \"model=any\", \"-c\", \
                  \"model_provider=fake\", \"-c\", '''model_providers.fake={{name=\"Fake\",\
                  base_url=\"{url}/v1\",wire_api=\"responses\",env_key=\"FAKE_KEY\",\
                  request_max_retries=0,stream_max_retries=0}}''']\n\
@@ -344,6 +351,30 @@ async fn codex_app_hears_what_is_said_while_it_works() {
     assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
     talk::shown_once(&stage.model.asked());
     stage.nothing_is_left(&view);
+}
+
+/// What each asks is answered by a person. opencode and the adapter of Codex end their turn at a
+/// denial; the others go on without.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_asks_a_person_answers() {
+    each(|guest| async move {
+        let Some(stage) = Stage::set(guest, &permit::steps()).await else {
+            return;
+        };
+        let settings = || Settings {
+            bwrap: bwrap(),
+            ..stage.world.settings()
+        };
+        let (spec, engine) = (stage.spec(), stage.engine.clone());
+        let (engine, view) = permit::answered(engine, settings, spec).await;
+        let at = format!("{guest:?} {:?}", outcome(&view));
+        permit::holds(&engine, &view, &at).await;
+        if !matches!(guest, Guest::Opencode | Guest::CodexAcp) {
+            assert_eq!(outcome(&view).word(), "completed", "{at}");
+        }
+        stage.nothing_is_left(&view);
+    })
+    .await;
 }
 
 /// What each makes of a provider that refuses: none is taken for a success.

@@ -45,6 +45,9 @@ const READ_ONLY_MODE: &str = "read-only";
 const OPEN_MODES: [&str; 2] = ["agent-full-access", "full-access"];
 const FENCED_MODES: [&str; 2] = ["workspace-write", "auto"];
 
+const OPENCODE_ASKS: &str =
+    r#"{"edit":"ask","bash":"ask","webfetch":"ask","external_directory":"ask"}"#;
+
 /// What was asked of it and is not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
@@ -121,7 +124,7 @@ impl Driver for Acp {
         });
         Opening {
             argv: argv.chain(ask.args.iter().cloned()).collect(),
-            env: Vec::new(),
+            env: self.environment(),
             stdin: Stdin::Open,
             first: Some(self.request(Asked::Initialize, "initialize", &hello)),
         }
@@ -179,6 +182,16 @@ impl Driver for Acp {
 }
 
 impl Acp {
+    /// For opencode, which asks for nothing unless it is told to, and nothing to others.
+    fn environment(&self) -> Vec<(String, String)> {
+        match self.permissions {
+            Permissions::Allow => Vec::new(),
+            Permissions::Ask | Permissions::Deny => {
+                vec![("OPENCODE_PERMISSION".into(), OPENCODE_ASKS.into())]
+            }
+        }
+    }
+
     fn request(&mut self, what: Asked, method: &str, params: &Value) -> Vec<u8> {
         self.next_id += 1;
         self.asked = Some((self.next_id, what));
@@ -376,11 +389,12 @@ impl Acp {
         if !has(READ_ONLY_MODE) {
             return None;
         }
-        // One that may do everything asks for nothing.
-        let wanted = if self.unfenced || !self.permissions.is_default() {
-            FENCED_MODES
-        } else {
-            OPEN_MODES
+        let wanted = match (self.unfenced, self.permissions) {
+            (true, _) => FENCED_MODES,
+            (false, Permissions::Allow) => OPEN_MODES,
+            // One that may do everything asks for nothing, and the others begin with a sandbox that
+            // cannot be made here: what it is configured to do is what it does.
+            (false, Permissions::Ask | Permissions::Deny) => return None,
         };
         wanted.into_iter().find(|id| has(id))
     }
@@ -873,8 +887,17 @@ mod tests {
         for permissions in [Permissions::Ask, Permissions::Deny] {
             let mut acp = permitted(None, false, permissions);
             sent(&mut acp, HELLO);
+            assert_eq!(one(&mut acp, modes)["method"], "session/prompt");
+            let mut acp = permitted(None, true, permissions);
+            sent(&mut acp, HELLO);
             assert_eq!(one(&mut acp, modes)["params"]["modeId"], "auto");
+            let variables = Acp {
+                permissions,
+                ..Acp::default()
+            };
+            assert_eq!(variables.environment()[0].0, "OPENCODE_PERMISSION");
         }
+        assert_eq!(Acp::default().environment(), []);
     }
 
     #[test]

@@ -859,6 +859,49 @@ mod tests {
     }
 
     #[test]
+    fn permissions_are_the_tasks_or_the_agents() {
+        let text = "[agents.claude]\npermissions = \"ask\"\n";
+        let layer = dispatch_core::config::Layer {
+            source: "mine",
+            text,
+        };
+        let config = dispatch_core::config::load(&[layer]).unwrap().0;
+        let resolved = |json: &str| {
+            let request: Dispatch = serde_json::from_str(json).unwrap();
+            request.spec(&config).map(|spec| spec.terms.permissions)
+        };
+        let task = |more: &str| format!(r#"{{"task": "x", "repo": "/r", {more}}}"#);
+        for (more, wanted) in [
+            (r#""agent": "codex""#, Permissions::Allow),
+            (r#""agent": "claude""#, Permissions::Ask),
+            (
+                r#""agent": "claude", "permissions": "allow""#,
+                Permissions::Allow,
+            ),
+            (
+                r#""agent": "claude", "permissions": "deny""#,
+                Permissions::Deny,
+            ),
+            (
+                r#""agent": "gemini", "permissions": "ask""#,
+                Permissions::Ask,
+            ),
+        ] {
+            assert_eq!(resolved(&task(more)), Ok(wanted), "{more}");
+        }
+        let error = resolved(&task(r#""agent": "codex", "permissions": "ask""#)).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("agent codex asks for none (codex)"),
+            "{error}"
+        );
+        assert!(
+            error.contains("there are acp, claude, claude-acp"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_and_names_what_exists() {
         let error = spec(r#"{"task": "x", "repo": "/r", "agent": "gpt"}"#).unwrap_err();
         assert!(

@@ -127,6 +127,46 @@ fn what_is_asked_is_shown_everywhere_and_answered_once() {
     world.dispatch(&["list"]).exits(0).says(&["done (1)"]);
 }
 
+/// A hook is told what waits, and not of what was answered before it could be told.
+#[test]
+fn a_hook_is_told_of_what_waits() {
+    let world = world("");
+    let notices = world.path("notices");
+    let config = world.home().join("dispatch.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let line = format!(
+        "cat >> {}; echo >> {}",
+        notices.display(),
+        notices.display()
+    );
+    let hook = format!(
+        "[notify.me]\nkind = \"command\"\non = [\"asked\", \"completed\"]\n\
+         command = [\"sh\", \"-c\", {line:?}]\n"
+    );
+    fs::write(&config, format!("{hook}{text}")).unwrap();
+    let id = asking(&world, &[]);
+    for ask in ["1", "2"] {
+        world.dispatch(&["allow", &id, ask]).exits(0);
+    }
+    world.dispatch(&["wait", &id]).exits(0);
+    // The engine leaves when all has been told.
+    world.dispatch(&["serve", "--until-idle"]);
+    let told = fs::read_to_string(&notices).unwrap();
+    let told: Vec<Value> = told
+        .lines()
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(told.last().unwrap()["on"], "completed");
+    for notice in &told[..told.len() - 1] {
+        assert_eq!(notice["on"], "asked");
+        assert!(
+            notice["text"].as_str().unwrap().contains(": Bash {"),
+            "{notice}"
+        );
+    }
+}
+
 /// Nobody is there: the run ends by itself all the same, in whatever way it was started.
 #[test]
 fn a_headless_run_never_hangs() {

@@ -8,6 +8,7 @@
 
 pub mod model;
 pub mod net;
+pub mod permit;
 pub mod talk;
 
 use std::{
