@@ -168,7 +168,8 @@ async fn a_short_idle_limit_shortens_the_wait() {
     let orders = ["ask ANSWERS Bash make", "say on"];
     let run = dispatched(&engine, spec(&world, Permissions::Ask, &orders)).await;
     let ask = asked(&engine, run.task, 1).await;
-    assert_eq!(ask.until - ask.at, 1500);
+    let wait_ms = ask.until - ask.at;
+    assert!((1000..=1500).contains(&wait_ms), "{wait_ms}");
     let view = finished(&engine, run).await;
     assert_eq!(outcome(&view).word(), "completed");
     assert_eq!(fates(&view), [&answered(false, By::Deadline)]);
