@@ -237,6 +237,12 @@ impl Task {
         told
     }
 
+    /// Its workspace is gone and nothing is left to bring it back from.
+    #[must_use]
+    pub fn is_beyond_recall(&self) -> bool {
+        self.snapshots.is_empty() && self.workspace.as_ref().is_some_and(|w| w.removed)
+    }
+
     /// The files that run `n` is given, and whether they are new to it: an earlier one had the rest.
     pub fn attached_for(&self, n: u32) -> impl Iterator<Item = (&Attached, bool)> {
         self.attached.iter().filter_map(move |attached| {
@@ -841,6 +847,10 @@ impl State {
             Kind::SnapshotDropped { refname } => {
                 task.snapshots
                     .retain(|snapshot| snapshot.refname != *refname);
+                // It cannot run again, and nobody will read them.
+                if task.is_beyond_recall() {
+                    task.attached.clear();
+                }
             }
             Kind::WorkspaceRemoved => {
                 if let Some(workspace) = &mut task.workspace {

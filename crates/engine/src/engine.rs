@@ -114,12 +114,6 @@ pub enum OpenError {
     Fold(#[from] dispatch_core::state::ApplyError),
     #[error("set up the workspaces: {what}")]
     Trees { what: String },
-    #[error("sweep attachments of {}: {source}", data.display())]
-    Sweep {
-        data: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
@@ -299,10 +293,8 @@ impl Engine {
             .ok_or(OpenError::Busy { data: data.clone() })?;
         let store = Store::open(&data)?;
         let state = fold(&store)?;
-        attachments::sweep(&data, &state).map_err(|source| OpenError::Sweep {
-            data: data.clone(),
-            source,
-        })?;
+        // Before anybody can hand something over; what stays is no reason to serve nobody.
+        let swept = attachments::sweep(&data, &state);
         if let Ok(name) = "local".parse::<SiteName>() {
             let local = Local::new(data.clone(), settings.keeper.clone());
             sites.entry(name).or_insert_with(|| Arc::new(local));
@@ -343,6 +335,7 @@ impl Engine {
             host: Host::default(),
             wake_at: None,
             turns_changed: false,
+            swept,
             _lock: lock,
         };
         spawn_actor(actor);
@@ -808,6 +801,8 @@ struct Actor {
     wake_at: Option<Millis>,
     /// Who has a workspace has changed since those that wait for one were looked at.
     turns_changed: bool,
+    /// Whether what a crash left of attachments is gone.
+    swept: std::io::Result<()>,
     _lock: EngineLock,
 }
 
@@ -819,6 +814,10 @@ impl Actor {
                 version: self.ctx.settings.version.clone(),
             },
         );
+        if let Err(error) = &self.swept {
+            let text = format!("attachments that no task has stay on the disk: {error}");
+            self.put(Subject::Engine, Kind::Noted { text });
+        }
         let live: Vec<RunId> = self.state.live().collect();
         for run in live {
             self.effects

@@ -12,6 +12,7 @@ use dispatch_core::{
 use tokio::sync::oneshot;
 
 use crate::{
+    attachments,
     engine::{Command, Engine, now},
     run::Ctx,
     trees::{TreeError, Trees},
@@ -428,6 +429,24 @@ pub(crate) async fn forget(ctx: &Ctx, task: &Task, now: u64) {
             let text = format!("an old snapshot stays: {error}");
             record(ctx, task.id, vec![Kind::Noted { text }]).await;
         }
+    }
+    let mut left = task.clone();
+    left.snapshots.retain(|snapshot| {
+        let mut same = task
+            .snapshots
+            .iter()
+            .filter(|other| other.refname == snapshot.refname);
+        same.all(|other| other.keep_until >= now)
+    });
+    if left.is_beyond_recall() {
+        let data = ctx.settings.data.clone();
+        let remove = move || {
+            for attached in &left.attached {
+                attachments::remove(&data, left.id, attached);
+            }
+        };
+        // What stays is swept when the next engine begins.
+        drop(tokio::task::spawn_blocking(remove).await);
     }
 }
 

@@ -33,9 +33,10 @@ use dispatch_core::{
     task::{ChecksAsked, Expects, Network, Placement, TaskSpec, Wrap},
 };
 use dispatch_engine::{
+    attachments::NewFile,
     engine::{Engine, Secrets},
     jobdir::{JobDir, Probe},
-    view::{Force, TaskView, VerbError},
+    view::{Force, Given, TaskView, VerbError},
 };
 use dispatch_test_programs::{
     escape,
@@ -563,6 +564,30 @@ async fn commits_checks_and_results_come_out_of_the_container() {
     let sealed = view.task.runs[0].sealed.clone().unwrap();
     assert_eq!(sealed.notes, [""; 0], "{text}");
     assert_eq!(view.task.runs[0].checks.len(), 1, "{text}");
+    nothing_left(&world, view.task.id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_attached_is_read_in_a_container_and_not_changed() {
+    let world = World::new();
+    let Some(engine) = engine(&world).await else {
+        return;
+    };
+    let given = Given {
+        files: vec![NewFile {
+            name: "a b.txt".into(),
+            bytes: b"attached".to_vec(),
+        }],
+        ..Given::default()
+    };
+    let spec = contained(&world, &["attached got.txt", "spoil-attached"]);
+    let begun = engine.dispatch(spec, given).await.unwrap();
+    let view = finished(&engine, begun).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let workspace = view.task.workspace.clone().unwrap().path;
+    let got = fs::read_to_string(workspace.join("got.txt")).unwrap();
+    assert_eq!(got, "attached\n");
+    assert!(output(&world, &view).contains("spoiled: false"));
     nothing_left(&world, view.task.id);
 }
 

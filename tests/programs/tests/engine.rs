@@ -15,8 +15,9 @@ use dispatch_core::{
     task::{ChecksAsked, Expects},
 };
 use dispatch_engine::{
+    attachments::NewFile,
     engine::{Engine, OpenError, Secrets},
-    view::{Force, TaskView, VerbError},
+    view::{Force, Given, TaskView, VerbError},
 };
 use world::{World, finished, git, outcome, patient, reason, run, until};
 
@@ -382,8 +383,18 @@ async fn a_hostile_workspace_loses_nothing_and_reaches_nothing() {
 async fn old_snapshots_are_dropped_when_their_time_is_over_and_not_before() {
     let world = World::new();
     let engine = world.engine().await;
-    let task = run(&engine, world.spec(&["write kept yes"])).await.task.id;
+    let given = Given {
+        files: vec![NewFile {
+            name: "a.txt".into(),
+            bytes: b"a".to_vec(),
+        }],
+        ..Given::default()
+    };
+    let begun = engine.dispatch(world.spec(&["write kept yes"]), given);
+    let view = finished(&engine, begun.await.unwrap()).await;
+    let (task, attached) = (view.task.id, view.attached[0].2.clone());
     engine.remove(task).await.unwrap();
+    assert_eq!(fs::read(&attached).unwrap(), b"a");
     let snapshot = engine.task(task).await.unwrap().task.snapshots[0].clone();
     engine.shutdown().await.unwrap();
 
@@ -412,11 +423,16 @@ async fn old_snapshots_are_dropped_when_their_time_is_over_and_not_before() {
     })
     .await;
     assert!(engine.undo(task).await.is_err());
-    let left = engine.task(task).await.unwrap().task.snapshots;
+    let view = engine.task(task).await.unwrap();
+    assert_eq!(view.attached, []);
+    let left = view.task.snapshots;
     assert!(
         left.iter().all(|left| left.refname != snapshot.refname),
         "{left:?}"
     );
+    engine.shutdown().await.unwrap();
+    world.engine().await.shutdown().await.unwrap();
+    assert!(!attached.exists(), "nobody can read it any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,6 +143,47 @@ async fn what_needs_a_fresh_start_is_not_said_in_the_middle_of_a_run() {
     assert_eq!(read(&world, "read"), "new\n");
 }
 
+/// One that waits for the gate has not begun: it takes files and model along.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_waits_takes_files_and_model_along() {
+    let world = world();
+    let engine = world.engine().await;
+    engine.set_frozen(true, Default::default()).await.unwrap();
+    let task = spec(
+        &world,
+        "fake",
+        &[order(&world, "attached", "read", "").trim().to_owned()],
+    );
+    let run = engine.dispatch(task, Secrets::new()).await.unwrap();
+    let given = Given {
+        files: vec![NewFile {
+            name: "a.txt".into(),
+            bytes: b"new".to_vec(),
+        }],
+        tuning: Tuning {
+            model: "m".parse().ok(),
+            effort: None,
+        },
+        ..Given::default()
+    };
+    let said = engine.say(
+        run.task,
+        "@env DISPATCH_MODEL".into(),
+        Sender::Person,
+        given,
+    );
+    assert_eq!(patient(said).await.unwrap().how, Heard::Queued);
+    engine.set_frozen(false, Default::default()).await.unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(
+        (fates(&view), view.task.runs.len()),
+        (vec![CONTINUATION], 1)
+    );
+    assert_eq!(read(&world, "read"), "new\n");
+    let out = fs::read_to_string(&view.jobs[0].log).unwrap();
+    assert!(out.contains("DISPATCH_MODEL=m"), "{out}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_cannot_be_spoken_to_hears_it_with_its_next_run() {
     let world = world();

@@ -11,7 +11,7 @@ use dispatch_core::task::Effort;
 
 use super::{
     error::{CliError, Result},
-    run::effort,
+    run::{agent_of, effort},
 };
 use crate::{
     api::request::{self, Attach, Content},
@@ -35,7 +35,7 @@ impl Tune {
         if self.model.is_none() && self.effort.is_none() {
             return Ok(());
         }
-        let agent = request::agent(&settings.config, Some(agent))?.agent;
+        let agent = agent_of(settings, agent)?;
         request::tuning(&settings.config, &agent, self.model.as_deref(), self.effort)?;
         Ok(())
     }

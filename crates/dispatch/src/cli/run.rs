@@ -12,6 +12,7 @@ use dispatch_core::{
     ask::Permissions,
     config::{AgentProfile, list},
     gate::BadMoney,
+    id::AgentName,
     limits::{Limit, Lowered},
     task::{Effort, Expects, IssueText, Priority, Taken, Wrap},
 };
@@ -237,9 +238,19 @@ fn profile<'a>(
     })
 }
 
+/// The agent that a task has, or that a person names with a word behind its colon. The name alone of
+/// an agent that needs such a word (`acp`) is one that a task has.
+pub(super) fn agent_of(settings: &Settings, agent: &str) -> Result<AgentName> {
+    let mut known = settings.config.agents.keys();
+    match known.find(|known| known.as_str() == agent) {
+        Some(name) => Ok(name.clone()),
+        None => Ok(request::agent(&settings.config, Some(agent))?.agent),
+    }
+}
+
 /// What an agent's table takes from us.
 pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
-    let name = request::agent(&settings.config, Some(agent))?.agent;
+    let name = agent_of(settings, agent)?;
     let taken = settings.secrets_of(&name, profile(settings, &name)?);
     let (found, missing) = taken.map_err(|error| {
         let told = CliError::usage(chain(&error));

@@ -9,7 +9,7 @@ use super::{
     error::{CliError, Result},
     exit::Exit,
     follow, out,
-    run::{agent_secrets, read_text},
+    run::{agent_of, agent_secrets, read_text},
     screen::Screen,
     tasks,
 };
@@ -46,7 +46,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let text = read_text(Some(&args.text), None)?;
     let attachments = attach::read(&ctx.settings, &args.attach)?;
     let task = tasks::one(&ctx.settings, &args.id).await?;
-    let agent = request::agent(&ctx.settings.config, Some(&task.agent))?.agent;
+    let agent = agent_of(&ctx.settings, &task.agent)?;
     request::check_attachments(&ctx.settings.config, &agent, &attachments)?;
     args.tune.check(&ctx.settings, &task.agent)?;
     let secrets = agent_secrets(&ctx.settings, &task.agent)?;

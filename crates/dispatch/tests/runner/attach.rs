@@ -26,10 +26,10 @@ sed -n 's/^- \(\/.*\) ([0-9]* bytes)$/\1/p' prompt.txt > list.txt
 echo "model:$DISPATCH_MODEL" >> models.txt
 while read file; do
   cat "$file" >> got.txt; echo >> got.txt
+  chmod u+w "$file" "$(dirname "$file")" 2> /dev/null
   if (echo x >> "$file") 2> /dev/null; then echo "$file" >> changed.txt; fi
   if (echo x > "$(dirname "$file")/new") 2> /dev/null; then echo "$file" >> made.txt; fi
   if rm -f "$file" 2> /dev/null; then echo "$file" >> gone.txt; fi
-  ls "$(dirname "$file")/.." > beside.txt
 done < list.txt
 echo done
 ''']
@@ -362,6 +362,22 @@ fn an_ended_task_goes_on_with_another_model_and_more_files() {
     fs::remove_file(&first).unwrap();
     let failed = world.dispatch(&["resume", id, "--follow"]).exits(1);
     failed.says(&["look at what is attached", "/attachments/1/one"]);
+}
+
+/// The name of an agent that takes a command does not choose one again.
+#[test]
+fn a_task_of_any_acp_agent_can_be_tuned() {
+    let world = TestWorld::with_config(AGENTS);
+    let run = ["run", "--json", "--no-checks", "--agent", "acp:false", "x"];
+    let id = world.dispatch(&run).exits(1).json()["id"].clone();
+    let resume = ["resume", id.as_str().unwrap(), "--model", "m", "--json"];
+    let task = world.dispatch(&resume).exits(0).json();
+    assert_eq!(
+        (&task["agent"], &task["model"]),
+        (&json!("acp"), &json!("m"))
+    );
+    let wait = ["wait", id.as_str().unwrap()];
+    world.dispatch(&wait).exits(1);
 }
 
 #[test]

@@ -78,6 +78,10 @@ fn follow() -> Result<ExitCode> {
             read_attached(&prompt, rest).with_context(|| format!("obey @{line}"))?;
             continue;
         }
+        if order == "spoil-attached" {
+            println!("spoiled: {}", attached(&prompt).any(|file| spoil(&file)));
+            continue;
+        }
         if let Some(code) = obey(order, rest).with_context(|| format!("obey @{line}"))? {
             return Ok(code);
         }
@@ -201,14 +205,23 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
     Ok(None)
 }
 
-/// What is in the files that the prompt lists, in order, behind what is in `path`.
+/// The files that the prompt lists.
+fn attached(prompt: &str) -> impl Iterator<Item = String> {
+    let listed = prompt.lines().filter(|line| line.starts_with("- /"));
+    listed.filter_map(|line| Some(line[2..].split_once(" (")?.0.to_owned()))
+}
+
+/// What is in them, in order, behind what is in `path`.
 fn read_attached(prompt: &str, path: &str) -> Result<()> {
-    for line in prompt.lines().filter_map(|line| line.strip_prefix("- /")) {
-        if let Some((file, _)) = line.split_once(" (") {
-            append(path, &fs::read_to_string(Path::new("/").join(file))?)?;
-        }
-    }
-    Ok(())
+    attached(prompt).try_for_each(|file| append(path, &fs::read_to_string(file)?))
+}
+
+/// Whether it can be written, its modes notwithstanding.
+fn spoil(file: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    // Refused or not: the second step tells.
+    drop(fs::set_permissions(file, fs::Permissions::from_mode(0o600)));
+    OpenOptions::new().append(true).open(file).is_ok() || fs::remove_file(file).is_ok()
 }
 
 fn append(path: &str, text: &str) -> Result<()> {
