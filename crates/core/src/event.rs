@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Millis,
     ask::{AskId, By, Permissions},
+    attach::Attached,
     carried::Carried,
     drivers::DriverKind,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
@@ -19,7 +20,7 @@ use crate::{
     outcome::{Outcome, Stop},
     review::{Range, Review},
     run::RunCause,
-    task::TaskSpec,
+    task::{TaskSpec, Tuning},
     update::{Update, Usage},
 };
 
@@ -185,6 +186,17 @@ pub enum Kind {
         message: MessageId,
         text: String,
         from: Sender,
+        /// It brings something along that a run has from its start only: not for one that has begun.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        fresh: bool,
+    },
+    /// Files were handed over, and are on the disk. Said before anybody is told of them.
+    Attached {
+        attached: Attached,
+    },
+    /// From the next run on.
+    TuningSet {
+        tuning: Tuning,
     },
     /// Withdrawn before a run had it.
     MessageCancelled {
@@ -357,6 +369,8 @@ impl Kind {
             Self::Answered { .. } => "answered",
             Self::MessageQueued { .. } => "message_queued",
             Self::MessageCancelled { .. } => "message_cancelled",
+            Self::Attached { .. } => "attached",
+            Self::TuningSet { .. } => "tuning_set",
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
             Self::MessageReturned { .. } => "message_returned",
@@ -406,6 +420,8 @@ impl Kind {
             | Self::Answered { .. }
             | Self::MessageQueued { .. }
             | Self::MessageCancelled { .. }
+            | Self::Attached { .. }
+            | Self::TuningSet { .. }
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
             | Self::MessageReturned { .. }

@@ -209,6 +209,21 @@ impl Ledger {
         Some(base)
     }
 
+    /// A run that waits asks for another model, and keeps its turn.
+    pub(crate) fn tuned(
+        &mut self,
+        run: RunId,
+        before: &Option<ModelName>,
+        now: &Option<ModelName>,
+    ) {
+        let Some((turn, base)) = self.waiting.get(&run).copied() else {
+            return;
+        };
+        self.leave(run, before);
+        self.waiting.insert(run, (turn, base));
+        self.queues.entry(now.clone()).or_default().insert(turn);
+    }
+
     pub(crate) fn withdrawn(&mut self, run: RunId, spec: &TaskSpec) {
         self.leave(run, &spec.terms.model);
     }

@@ -2,7 +2,7 @@
 //! Same input, same output. Read the modules in this order.
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
-//! * [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it
+//! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
@@ -15,6 +15,7 @@
 //! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
 
 pub mod ask;
+pub mod attach;
 pub mod cage;
 pub mod cargo_config;
 pub mod carried;

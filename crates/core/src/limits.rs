@@ -60,6 +60,9 @@ pub struct Limits {
     /// Runs that messages of other tasks' agents may start before a person says something.
     pub wakes_max: u32,
     pub task_bytes: usize,
+    /// The files that are handed over with a task and its messages, together.
+    pub attach_bytes: u64,
+    pub attach_files_max: usize,
     pub prompt_bytes: usize,
     pub template_bytes: usize,
     pub variables_bytes: usize,

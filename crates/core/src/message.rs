@@ -105,8 +105,9 @@ pub struct Message {
     pub from: Sender,
     pub at: Millis,
     pub taken: Option<Taken>,
-    /// The run that ended without having taken it up: it never gets it a second time.
-    pub returned: Option<u32>,
+    /// The run that does not get it: one that ended without having taken it up, or that had begun
+    /// when this was said and needs a fresh start.
+    pub barred: Option<u32>,
     pub fate: Fate,
 }
 
@@ -115,6 +116,11 @@ impl Message {
     #[must_use]
     pub fn waits(&self) -> bool {
         self.fate == Fate::Waiting && self.taken.is_none()
+    }
+
+    #[must_use]
+    pub fn is_barred_from(&self, run: u32) -> bool {
+        self.barred == Some(run)
     }
 
     /// What an agent reads of it.

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     Millis,
     ask::{self, Ask, AskId, Fate as AskFate},
+    attach::Attached,
     carried::Carried,
     drivers::DriverKind,
     event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
@@ -22,7 +23,7 @@ use crate::{
     prompt::Told,
     review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
-    task::{self, TaskSpec},
+    task::{self, TaskSpec, Tuning},
     update::Usage,
 };
 
@@ -98,6 +99,10 @@ pub struct Task {
     pub asks: Vec<Ask>,
     /// How many there were.
     pub asks_count: u32,
+    /// Files that were handed over with it and with what was said to it.
+    pub attached: Vec<Attached>,
+    /// For the next run, while one goes on.
+    pub tuning: Tuning,
     /// Runs that messages of agents have started since a person said something.
     pub wakes: u32,
     /// Sessions of runs up to this one belong to an agent it had before.
@@ -230,6 +235,20 @@ impl Task {
             }
         }
         told
+    }
+
+    /// The files that run `n` is given, and whether they are new to it: an earlier one had the rest.
+    pub fn attached_for(&self, n: u32) -> impl Iterator<Item = (&Attached, bool)> {
+        self.attached.iter().filter_map(move |attached| {
+            // Of messages those that are forgotten here were settled long ago.
+            let message = attached.message.and_then(|id| self.message(id));
+            let run = match (attached.message, message) {
+                (None, _) => 1,
+                (Some(_), None) => 0,
+                (Some(_), Some(message)) => message.taken?.run,
+            };
+            (run <= n).then_some((attached, run == n))
+        })
     }
 
     #[must_use]
@@ -702,6 +721,8 @@ impl State {
                 messages_count: 0,
                 asks: Vec::new(),
                 asks_count: 0,
+                attached: Vec::new(),
+                tuning: Tuning::default(),
                 wakes: 0,
                 foreign_runs: 0,
             };
@@ -727,6 +748,7 @@ impl State {
                 message,
                 text,
                 from,
+                fresh,
             } => {
                 if message.0 != task.messages_count.saturating_add(1) {
                     return Err(refused(*message));
@@ -735,13 +757,15 @@ impl State {
                 if *from == Sender::Person {
                     task.wakes = 0;
                 }
+                let begun = task.last_run().filter(|run| run.state.holds_slot());
+                let barred = begun.map(|run| run.n).filter(|_| *fresh);
                 task.messages.push(Message {
                     id: *message,
                     text: text.clone(),
                     from: *from,
                     at: event.at,
                     taken: None,
-                    returned: None,
+                    barred,
                     fate: Fate::Waiting,
                 });
                 task.forget_messages();
@@ -749,6 +773,30 @@ impl State {
             Kind::MessageCancelled { message } => {
                 let found = task.message_mut(*message).filter(|found| found.waits());
                 found.ok_or_else(|| refused(*message))?.fate = Fate::Cancelled;
+                task.attached
+                    .retain(|attached| attached.message != Some(*message));
+            }
+            Kind::Attached { attached } => {
+                if let Some(message) = attached.message {
+                    let waits = task.message(message).is_some_and(Message::waits);
+                    waits.then_some(()).ok_or_else(|| refused(message))?;
+                }
+                task.attached.push(attached.clone());
+            }
+            Kind::TuningSet { tuning } => {
+                let waits = task.last_run().filter(|run| run.state == RunState::Queued);
+                let waits = waits.map(|run| run.n);
+                if task.is_open() && waits.is_none() {
+                    task.tuning = std::mem::take(&mut task.tuning).then(tuning);
+                } else {
+                    let before = task.spec.terms.model.clone();
+                    task.spec.tune(tuning.clone());
+                    let now = &task.spec.terms.model;
+                    let ledger = self.pools.get_mut(&task.spec.pool);
+                    if let (Some(n), Some(ledger)) = (waits, ledger) {
+                        ledger.tuned(RunId { task: id, n }, &before, now);
+                    }
+                }
             }
             Kind::AgentSet {
                 agent,
@@ -951,7 +999,7 @@ impl State {
                 };
                 let found = task.message_mut(*message).filter(delivered);
                 let found = found.ok_or_else(|| refused(*message))?;
-                (found.taken, found.returned) = (None, Some(id.n));
+                (found.taken, found.barred) = (None, Some(id.n));
                 found.fate = Fate::Waiting;
             }
             _ => {}
@@ -1032,6 +1080,7 @@ impl State {
                 // No replay needs them any more.
                 let old = task.asks.len().saturating_sub(ask::SETTLED_MAX);
                 task.asks.drain(..old);
+                task.spec.tune(std::mem::take(&mut task.tuning));
             }
             Kind::WorkspaceReady {
                 path,
@@ -1347,6 +1396,113 @@ pub(crate) mod tests {
         let spec = world.state.task(fourth.task).unwrap().spec.clone();
         let holders: Vec<TaskId> = world.state.holders(&spec).map(|t| t.id).collect();
         assert_eq!(holders, [fourth.task]);
+    }
+
+    fn said(world: &mut World, run: RunId, n: u32, fresh: bool) -> Result<(), ApplyError> {
+        let queued = Kind::MessageQueued {
+            message: MessageId(n),
+            text: "m".into(),
+            from: Sender::Person,
+            fresh,
+        };
+        world.put(Subject::Task(run.task), queued)
+    }
+
+    fn attached(message: Option<u32>, folder: u32) -> Kind {
+        let attached = Attached {
+            folder,
+            files: Vec::new(),
+            message: message.map(MessageId),
+        };
+        Kind::Attached { attached }
+    }
+
+    /// Each run is given what came with its task and with what was said to it so far.
+    #[test]
+    fn files_go_with_what_they_came_with() {
+        let mut world = World::new();
+        let run = world.task(1, "default");
+        let about = Subject::Task(run.task);
+        world.put(about, attached(None, 1)).unwrap();
+        world.put(Subject::Run(run), Kind::Admitted).unwrap();
+        for (n, fresh) in [(1, true), (2, true), (3, false)] {
+            said(&mut world, run, n, fresh).unwrap();
+        }
+        world.put(about, attached(Some(1), 2)).unwrap();
+        world.put(about, attached(Some(2), 3)).unwrap();
+        assert!(world.put(about, attached(Some(4), 4)).is_err(), "no such");
+        let task = |world: &World| world.state.task(run.task).unwrap().clone();
+        let barred = |m: &Message| m.is_barred_from(1);
+        let all: Vec<bool> = task(&world).messages.iter().map(barred).collect();
+        assert_eq!(all, [true, true, false]);
+        let message = MessageId(2);
+        world
+            .put(about, Kind::MessageCancelled { message })
+            .unwrap();
+        world
+            .put(Subject::Run(run), finished(Outcome::Lost))
+            .unwrap();
+        let next = RunId { n: 2, ..run };
+        let cause = RunCause::Said { by_person: true };
+        world
+            .put(Subject::Run(next), Kind::RunQueued { cause })
+            .unwrap();
+        let taken = Kind::MessageTaken {
+            message: MessageId(1),
+            out_offset: None,
+        };
+        world.put(Subject::Run(next), taken).unwrap();
+        let given = |n: u32| {
+            let task = task(&world);
+            let given = task.attached_for(n).map(|(a, new)| (a.folder, new));
+            given.collect::<Vec<_>>()
+        };
+        assert_eq!(given(1), [(1, true)]);
+        assert_eq!(given(2), [(1, false), (2, true)]);
+        assert_eq!(given(3), [(1, false), (2, false)]);
+        // What is for this run is withdrawn no more.
+        assert!(world.put(about, attached(Some(1), 9)).is_err());
+    }
+
+    /// A run that waits for the gate changes its model; one that was let in keeps it to its end.
+    #[test]
+    fn another_model_holds_from_the_next_run_on() {
+        let mut world = World::new();
+        let (config, none) = (Config::defaults(), Held::new());
+        let run = world.task(1, "default");
+        let about = Subject::Task(run.task);
+        let set = |model: &str, effort| Kind::TuningSet {
+            tuning: Tuning {
+                model: model.parse().ok(),
+                effort,
+            },
+        };
+        let has = |world: &World| {
+            let task = world.state.task(run.task).unwrap();
+            let model = task.spec.terms.model.as_ref().map(ToString::to_string);
+            (model, task.spec.guide.effort)
+        };
+        world.put(about, set("one", None)).unwrap();
+        assert_eq!(has(&world), (Some("one".into()), None));
+        assert_eq!(admit(&mut world, &config, &none), [run]);
+        world.put(about, set("two", None)).unwrap();
+        let high = Some(task::Effort::High);
+        world.put(about, set("", high)).unwrap();
+        assert_eq!(has(&world), (Some("one".into()), None));
+        world
+            .put(Subject::Run(run), finished(Outcome::Lost))
+            .unwrap();
+        assert_eq!(has(&world), (Some("two".into()), high));
+        world.put(about, set("three", None)).unwrap();
+        assert_eq!(has(&world), (Some("three".into()), high));
+        let next = RunId { n: 2, ..run };
+        let cause = RunCause::Said { by_person: true };
+        world
+            .put(Subject::Run(next), Kind::RunQueued { cause })
+            .unwrap();
+        world.put(about, set("four", None)).unwrap();
+        assert_eq!(admit(&mut world, &config, &none), [next]);
+        assert_eq!(has(&world), (Some("four".into()), high));
     }
 
     #[test]

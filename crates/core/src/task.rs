@@ -250,6 +250,31 @@ impl Effort {
     }
 }
 
+/// What a person wants to be different from the next run on; `None` leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effort: Option<Effort>,
+}
+
+impl Tuning {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What was asked for later counts.
+    #[must_use]
+    pub fn then(self, later: &Self) -> Self {
+        Self {
+            model: later.model.clone().or(self.model),
+            effort: later.effort.or(self.effort),
+        }
+    }
+}
+
 /// What an issue says. Somebody outside wrote it: it is never an instruction of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssueText {
@@ -417,6 +442,12 @@ impl TaskSpec {
         self.repo == other.repo
             && self.base.is_repository() == other.base.is_repository()
             && self.leaf().is_some_and(|leaf| other.leaf() == Some(leaf))
+    }
+
+    pub fn tune(&mut self, tuning: Tuning) {
+        let Tuning { model, effort } = tuning;
+        self.terms.model = model.or_else(|| self.terms.model.take());
+        self.guide.effort = effort.or(self.guide.effort);
     }
 
     /// A short name of the repository for people.

@@ -9,6 +9,8 @@
 
 #[path = "runner/asks.rs"]
 mod asks;
+#[path = "runner/attach.rs"]
+mod attach;
 #[path = "runner/away.rs"]
 mod away;
 #[path = "runner/bases.rs"]

@@ -13,10 +13,12 @@ use std::{
 use dispatch_core::{
     Millis,
     ask::{AskId, By, Fate as AskFate},
+    attach,
     config::{Config, EnvValue, Selection},
+    drivers::DriverKind,
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
-    id::{RunId, Seq, SiteName, TaskId},
+    id::{AgentName, RunId, Seq, SiteName, TaskId},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
@@ -25,7 +27,7 @@ use dispatch_core::{
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
     state::State,
-    task::{AFTER_MAX, Base, Taken, TaskSpec},
+    task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
     update::Usage,
 };
 use tokio::{
@@ -34,6 +36,7 @@ use tokio::{
 };
 
 use crate::{
+    attachments::{self, Kept, NewFile},
     clock::Clock,
     containers::Runtimes,
     events::EventStream,
@@ -49,7 +52,7 @@ use crate::{
     },
     store::{Store, StoreError},
     trees::Trees,
-    view::{Force, Heard, Spoken, TaskView, Told, VerbError},
+    view::{Force, Given, Heard, Spoken, TaskView, Told, VerbError},
 };
 
 /// By name; held in memory only.
@@ -111,6 +114,12 @@ pub enum OpenError {
     Fold(#[from] dispatch_core::state::ApplyError),
     #[error("set up the workspaces: {what}")]
     Trees { what: String },
+    #[error("sweep attachments of {}: {source}", data.display())]
+    Sweep {
+        data: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
@@ -119,23 +128,28 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
 pub(crate) enum Command {
     Dispatch {
         spec: Box<TaskSpec>,
+        /// Under the id that its files lie under already.
+        kept: Option<(TaskId, Kept)>,
         secrets: Secrets,
         reply: Reply<RunId>,
     },
     Answer {
         task: TaskId,
         text: String,
+        tuning: Tuning,
         secrets: Secrets,
         reply: Reply<RunId>,
     },
     Retry {
         task: TaskId,
+        tuning: Tuning,
         secrets: Secrets,
         reply: Reply<RunId>,
     },
     Resume {
         task: TaskId,
         agent: Option<Selection>,
+        tuning: Tuning,
         secrets: Secrets,
         reply: Reply<RunId>,
     },
@@ -143,6 +157,8 @@ pub(crate) enum Command {
         task: TaskId,
         text: String,
         from: Sender,
+        kept: Option<Kept>,
+        tuning: Tuning,
         secrets: Secrets,
         reply: Reply<Spoken>,
     },
@@ -283,6 +299,10 @@ impl Engine {
             .ok_or(OpenError::Busy { data: data.clone() })?;
         let store = Store::open(&data)?;
         let state = fold(&store)?;
+        attachments::sweep(&data, &state).map_err(|source| OpenError::Sweep {
+            data: data.clone(),
+            source,
+        })?;
         if let Ok(name) = "local".parse::<SiteName>() {
             let local = Local::new(data.clone(), settings.keeper.clone());
             sites.entry(name).or_insert_with(|| Arc::new(local));
@@ -355,14 +375,55 @@ impl Engine {
     ///
     /// # Errors
     /// See [`VerbError`]; nothing has changed then.
-    pub async fn dispatch(&self, spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
-        let spec = self.resolved(spec).await?;
+    pub async fn dispatch(
+        &self,
+        spec: TaskSpec,
+        given: impl Into<Given>,
+    ) -> Result<RunId, VerbError> {
+        let Given {
+            secrets,
+            files,
+            tuning,
+        } = given.into();
+        let mut spec = self.resolved(spec).await?;
+        spec.tune(tuning);
+        let kept = if files.is_empty() {
+            None
+        } else {
+            can_attach(self.config(), &spec, &[], &files)?;
+            let id = self.unused_id()?;
+            Some((id, self.keep(id, files).await?))
+        };
         self.ask(|reply| Command::Dispatch {
             spec: Box::new(spec),
+            kept,
             secrets,
             reply,
         })
         .await
+    }
+
+    /// For a task whose files come before itself: nothing on the disk has that name either.
+    fn unused_id(&self) -> Result<TaskId, VerbError> {
+        let tasks = self.shared.settings.data.join("tasks");
+        loop {
+            let id = random_id()?;
+            if !tasks.join(id.to_string()).exists() {
+                return Ok(id);
+            }
+        }
+    }
+
+    /// Off the runtime: what is handed over is durable before the log tells of it.
+    async fn keep(&self, task: TaskId, files: Vec<NewFile>) -> Result<Kept, VerbError> {
+        let data = self.shared.settings.data.clone();
+        let keep = move || attachments::keep(&data, task, &files);
+        let kept = tokio::task::spawn_blocking(keep).await;
+        let kept = kept.map_err(|_| VerbError::Gone)?;
+        kept.map_err(|source| VerbError::Failed {
+            doing: format!("keep what is attached to task {task}"),
+            source: Box::new(source),
+        })
     }
 
     /// A task says which container engine it goes to, and is refused while none answers.
@@ -386,12 +447,14 @@ impl Engine {
         &self,
         task: TaskId,
         text: String,
-        secrets: Secrets,
+        given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
+        let (secrets, tuning) = without_files("answer", given)?;
         let _busy = self.hold("answer", task)?;
         self.ask(|reply| Command::Answer {
             task,
             text,
+            tuning,
             secrets,
             reply,
         })
@@ -403,10 +466,12 @@ impl Engine {
     ///
     /// # Errors
     /// When it has not ended so, or cannot run again.
-    pub async fn retry(&self, task: TaskId, secrets: Secrets) -> Result<RunId, VerbError> {
+    pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
+        let (secrets, tuning) = without_files("retry", given)?;
         let _busy = self.hold("retry", task)?;
         self.ask(|reply| Command::Retry {
             task,
+            tuning,
             secrets,
             reply,
         })
@@ -422,13 +487,15 @@ impl Engine {
         &self,
         task: TaskId,
         agent: Option<Selection>,
-        secrets: Secrets,
+        given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
+        let (secrets, tuning) = without_files("resume", given)?;
         let _busy = self.hold("resume", task)?;
         self.bring_back("resume", task).await?;
         self.ask(|reply| Command::Resume {
             task,
             agent,
+            tuning,
             secrets,
             reply,
         })
@@ -437,7 +504,8 @@ impl Engine {
 
     /// Says something to a task. Durable when it returns; each message is heard once, in order: by
     /// the running agent if it can be spoken to, else with the first words of the next run, which an
-    /// ended task is given for it.
+    /// ended task is given for it. With files, another model or another effort it is for a run that
+    /// has not begun.
     ///
     /// # Errors
     /// When the task was put away or cannot run again, or too much waits for it already.
@@ -446,20 +514,34 @@ impl Engine {
         task: TaskId,
         text: String,
         from: Sender,
-        secrets: Secrets,
+        given: impl Into<Given>,
     ) -> Result<Spoken, VerbError> {
-        let busy = if self.task(task).await?.task.is_open() {
+        let Given {
+            secrets,
+            files,
+            tuning,
+        } = given.into();
+        let found = self.task(task).await?.task;
+        let busy = if found.is_open() {
             None
         } else {
             let busy = self.hold("say to", task)?;
             self.bring_back("say to", task).await?;
             Some(busy)
         };
+        let kept = if files.is_empty() {
+            None
+        } else {
+            can_attach(self.config(), &found.spec, &found.attached, &files)?;
+            Some(self.keep(task, files).await?)
+        };
         let spoken = self
             .ask(|reply| Command::Say {
                 task,
                 text,
                 from,
+                kept,
+                tuning,
                 secrets,
                 reply,
             })
@@ -1031,49 +1113,55 @@ impl Actor {
         match command {
             Command::Dispatch {
                 spec,
+                kept,
                 secrets,
                 reply,
             } => {
-                let made = self.dispatch(*spec, secrets);
+                let made = self.dispatch(*spec, kept, secrets);
                 self.reply_later(reply, made);
             }
             Command::Answer {
                 task,
                 text,
+                tuning,
                 secrets,
                 reply,
             } => {
-                let queued = self.answer(task, text, secrets);
+                let queued = self.answer(task, text, tuning, secrets);
                 self.reply_later(reply, queued);
             }
             Command::Retry {
                 task,
+                tuning,
                 secrets,
                 reply,
             } => {
-                let queued = self.retry(task, secrets);
+                let queued = self.retry(task, tuning, secrets);
                 self.reply_later(reply, queued);
             }
             Command::Resume {
                 task,
                 agent,
+                tuning,
                 secrets,
                 reply,
             } => {
-                let queued = self.resume(task, agent, secrets);
+                let queued = self.resume(task, agent, tuning, secrets);
                 self.reply_later(reply, queued);
             }
             Command::Say {
                 task,
                 text,
                 from,
+                kept,
+                tuning,
                 secrets,
                 reply,
-            } => match self.say(task, text, from, secrets) {
+            } => match self.say(task, text, from, (kept, tuning), secrets) {
                 Ok(message) => self.sayers.push(Sayer {
                     task,
                     message,
-                    deaf: false,
+                    deaf: self.is_barred(task, message),
                     reply,
                 }),
                 Err(error) => self.reply_later(reply, Err(error)),
@@ -1220,7 +1308,12 @@ impl Actor {
         Ok(view)
     }
 
-    fn dispatch(&mut self, mut spec: TaskSpec, secrets: Secrets) -> Result<RunId, VerbError> {
+    fn dispatch(
+        &mut self,
+        mut spec: TaskSpec,
+        kept: Option<(TaskId, Kept)>,
+        secrets: Secrets,
+    ) -> Result<RunId, VerbError> {
         let limits = &self.ctx.settings.config.limits;
         if self.state.queue().len() >= limits.queue_max {
             return Err(VerbError::QueueFull {
@@ -1241,6 +1334,9 @@ impl Actor {
                 .to_owned();
             return Err(VerbError::BadInput { what });
         }
+        if let Some((_, kept)) = &kept {
+            names_no_secret(kept, &secrets)?;
+        }
         Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
             what: error.to_string(),
         })?;
@@ -1252,13 +1348,23 @@ impl Actor {
         }
         self.can_follow(&spec)?;
         spec.turn.behind = older.last().copied();
-        let task = self.fresh_id()?;
+        let task = match &kept {
+            Some((id, _)) => *id,
+            None => self.fresh_id()?,
+        };
+        if self.state.task(task).is_some() {
+            let what = "take the task: its id is another one's; try again".to_owned();
+            return Err(VerbError::BadInput { what });
+        }
         let short = self.state.short(task);
         let supersedes = spec.turn.taken == Taken::Supersede;
         let spec = Box::new(spec);
         // Before the first event, so that they are masked in it.
         self.secrets.insert(task, secrets);
         self.put(Subject::Task(task), Kind::TaskCreated { spec, short });
+        if let Some((_, kept)) = kept {
+            self.attach(task, kept, None);
+        }
         let run = RunId { task, n: 1 };
         self.queue(run, RunCause::Dispatched);
         if supersedes {
@@ -1332,25 +1438,45 @@ impl Actor {
         Ok(())
     }
 
+    fn attach(&mut self, task: TaskId, kept: Kept, message: Option<MessageId>) {
+        let attached = kept.attached(message);
+        if self.put(Subject::Task(task), Kind::Attached { attached }) {
+            kept.told();
+        }
+    }
+
+    fn tune(&mut self, task: TaskId, tuning: Tuning) {
+        if !tuning.is_empty() {
+            self.put(Subject::Task(task), Kind::TuningSet { tuning });
+        }
+    }
+
+    /// Whether it waits for a later run than the one that goes on.
+    fn is_barred(&self, task: TaskId, message: MessageId) -> bool {
+        let task = self.state.task(task);
+        let barred = |task: &dispatch_core::state::Task| {
+            let last = task.last_run()?.n;
+            Some(task.message(message)?.is_barred_from(last))
+        };
+        task.and_then(barred).unwrap_or(false)
+    }
+
     fn fresh_id(&self) -> Result<TaskId, VerbError> {
         loop {
-            let mut bits = [0; 8];
-            let n = rustix::rand::getrandom(&mut bits, rustix::rand::GetRandomFlags::empty());
-            if let Err(error) = n {
-                let doing = "make a task id".to_owned();
-                return Err(VerbError::Failed {
-                    doing,
-                    source: Box::new(error),
-                });
-            }
-            let id = TaskId::from_bits(u64::from_ne_bytes(bits));
+            let id = random_id()?;
             if self.state.task(id).is_none() {
                 return Ok(id);
             }
         }
     }
 
-    fn answer(&mut self, task: TaskId, text: String, secrets: Secrets) -> Result<RunId, VerbError> {
+    fn answer(
+        &mut self,
+        task: TaskId,
+        text: String,
+        tuning: Tuning,
+        secrets: Secrets,
+    ) -> Result<RunId, VerbError> {
         let limits = &self.ctx.settings.config.limits;
         let found = self
             .state
@@ -1379,7 +1505,9 @@ impl Actor {
         }
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
+        self.tunes_no_secret(task, &tuning, &secrets)?;
         self.secrets.entry(task).or_default().extend(secrets);
+        self.tune(task, tuning);
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
         self.queue(run, RunCause::Answer { text });
         Ok(run)
@@ -1390,6 +1518,7 @@ impl Actor {
         task: TaskId,
         text: String,
         from: Sender,
+        (kept, tuning): (Option<Kept>, Tuning),
         secrets: Secrets,
     ) -> Result<MessageId, VerbError> {
         let limits = &self.ctx.settings.config.limits;
@@ -1428,13 +1557,27 @@ impl Actor {
             self.can_run_again("say to", found)?;
         }
         let message = MessageId(found.messages_count.saturating_add(1));
+        if let Some(kept) = &kept {
+            let sizes = kept.files().iter().map(|file| file.bytes);
+            let agent = takes_files(&self.ctx.settings.config, &found.spec)?;
+            attach::allowed(limits, agent, &found.attached, sizes)?;
+            let known = self.secrets.get(&task);
+            names_no_secret(kept, known.unwrap_or(&secrets))?;
+            names_no_secret(kept, &secrets)?;
+        }
+        self.tunes_no_secret(task, &tuning, &secrets)?;
         self.secrets.entry(task).or_default().extend(secrets);
         let queued = Kind::MessageQueued {
             message,
             text,
             from,
+            fresh: kept.is_some() || !tuning.is_empty(),
         };
         self.put(Subject::Task(task), queued);
+        if let Some(kept) = kept {
+            self.attach(task, kept, Some(message));
+        }
+        self.tune(task, tuning);
         if starts {
             self.start_for_messages(task);
         } else {
@@ -1521,7 +1664,15 @@ impl Actor {
             };
             return Err(nothing(format!("message {message} is {word} already")));
         }
+        let with = |attached: &&attach::Attached| attached.message == Some(message);
+        let files: Vec<_> = found.attached.iter().filter(with).cloned().collect();
         self.put(Subject::Task(task), Kind::MessageCancelled { message });
+        // After the commit: what the log tells of is there.
+        self.effects.push(Box::new(move |actor| {
+            for attached in &files {
+                attachments::remove(&actor.ctx.settings.data, task, attached);
+            }
+        }));
         self.call_off(task);
         Ok(())
     }
@@ -1625,8 +1776,9 @@ impl Actor {
 
     fn take_all(&mut self, run: RunId) -> Vec<Message> {
         let waiting = |task: &dispatch_core::state::Task| {
-            let ids = task.waiting().map(|message| message.id);
-            ids.collect::<Vec<_>>()
+            // In order: what was said later waits behind what is for another run.
+            let ids = task.waiting().take_while(|m| !m.is_barred_from(run.n));
+            ids.map(|message| message.id).collect::<Vec<_>>()
         };
         let out_offset = None;
         for message in self.state.task(run.task).map(waiting).unwrap_or_default() {
@@ -1648,7 +1800,7 @@ impl Actor {
         let heard = task.messages.iter().filter(|m| m.is_with(run.n)).count();
         let hears = running && heard < SETTLED_MAX;
         let next = task.waiting().next().filter(|_| hears)?;
-        let message = Some(next).filter(|m| m.returned != Some(run.n))?.id;
+        let message = Some(next).filter(|m| !m.is_barred_from(run.n))?.id;
         let taken = Kind::MessageTaken {
             message,
             out_offset: Some(out_offset),
@@ -1706,6 +1858,7 @@ impl Actor {
         &mut self,
         task: TaskId,
         agent: Option<Selection>,
+        tuning: Tuning,
         secrets: Secrets,
     ) -> Result<RunId, VerbError> {
         let found = self
@@ -1730,6 +1883,7 @@ impl Actor {
             task,
             n: last.n.saturating_add(1),
         };
+        self.tunes_no_secret(task, &tuning, &secrets)?;
         if let Some(Selection {
             agent,
             model,
@@ -1753,6 +1907,14 @@ impl Actor {
                 );
                 return Err(VerbError::BadInput { what });
             }
+            if !found.attached.is_empty() {
+                attach::allowed(
+                    &self.ctx.settings.config.limits,
+                    (&agent, profile.driver),
+                    &found.attached,
+                    [],
+                )?;
+            }
             let set = Kind::AgentSet {
                 agent,
                 pool: profile.pool.clone(),
@@ -1763,9 +1925,29 @@ impl Actor {
             };
             self.put(Subject::Task(task), set);
         }
+        self.tune(task, tuning);
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
         Ok(run)
+    }
+
+    /// A model's name goes where nothing can mask it.
+    fn tunes_no_secret(
+        &self,
+        task: TaskId,
+        tuning: &Tuning,
+        secrets: &Secrets,
+    ) -> Result<(), VerbError> {
+        let known = self.secrets.get(&task).into_iter().flatten();
+        let values = known.chain(secrets).map(|(_, value)| value.expose());
+        let redactor = Redactor::new(values);
+        match &tuning.model {
+            Some(model) if redactor.redact(model.as_str()) != model.as_str() => {
+                let what = "use that model: its name holds a secret".to_owned();
+                Err(VerbError::BadInput { what })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// What holds for every further run of a task, whoever wants it.
@@ -1812,7 +1994,12 @@ impl Actor {
         Ok(())
     }
 
-    fn retry(&mut self, task: TaskId, secrets: Secrets) -> Result<RunId, VerbError> {
+    fn retry(
+        &mut self,
+        task: TaskId,
+        tuning: Tuning,
+        secrets: Secrets,
+    ) -> Result<RunId, VerbError> {
         let found = self
             .state
             .task(task)
@@ -1842,6 +2029,8 @@ impl Actor {
             task,
             n: n.saturating_add(1),
         };
+        self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.tune(task, tuning);
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
         Ok(run)
@@ -2189,6 +2378,59 @@ fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
             .workspace
             .as_ref()
             .is_some_and(|name| shows(&name.to_string()))
+}
+
+/// The names of files are in the log and in paths.
+fn names_no_secret(kept: &Kept, secrets: &Secrets) -> Result<(), VerbError> {
+    let redactor = Redactor::new(secrets.values().map(Secret::expose));
+    let shows = |name: &str| redactor.redact(name) != name;
+    if kept.files().iter().any(|file| shows(file.name.as_str())) {
+        let what = "attach a file: its name holds a secret; rename it".to_owned();
+        return Err(VerbError::BadInput { what });
+    }
+    Ok(())
+}
+
+/// Of which kind the agent is that is to read what is attached.
+fn takes_files<'a>(
+    config: &'a Config,
+    spec: &'a TaskSpec,
+) -> Result<(&'a AgentName, DriverKind), VerbError> {
+    let (agent, agents) = (&spec.agent, &config.agents);
+    let profile = agents.get(agent).ok_or_else(|| VerbError::BadInput {
+        what: format!("attach files: agent {agent} is not configured any more"),
+    })?;
+    Ok((agent, profile.driver))
+}
+
+fn can_attach(
+    config: &Config,
+    spec: &TaskSpec,
+    there: &[attach::Attached],
+    files: &[NewFile],
+) -> Result<(), VerbError> {
+    let sizes = files.iter().map(|file| file.bytes.len() as u64);
+    let agent = takes_files(config, spec)?;
+    Ok(attach::allowed(&config.limits, agent, there, sizes)?)
+}
+
+fn without_files(verb: &str, given: impl Into<Given>) -> Result<(Secrets, Tuning), VerbError> {
+    let given = given.into();
+    if given.files.is_empty() {
+        return Ok((given.secrets, given.tuning));
+    }
+    let what = format!("{verb} with files: they come with a task or a message");
+    Err(VerbError::BadInput { what })
+}
+
+fn random_id() -> Result<TaskId, VerbError> {
+    let mut bits = [0; 8];
+    let n = rustix::rand::getrandom(&mut bits, rustix::rand::GetRandomFlags::empty());
+    n.map_err(|error| VerbError::Failed {
+        doing: "make a task id".to_owned(),
+        source: Box::new(error),
+    })?;
+    Ok(TaskId::from_bits(u64::from_ne_bytes(bits)))
 }
 
 fn answer<T>(reply: Reply<T>, value: Result<T, VerbError>) {

@@ -13,6 +13,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::memo::Memo;
+
 /// What one git command may print before it is stopped, unless the caller says otherwise.
 pub const STDOUT_MAX_BYTES: usize = 256 << 20;
 /// How much of git's own words an error carries.
@@ -267,6 +269,7 @@ pub struct Git {
     extra_env: Vec<(OsString, OsString)>,
     /// The largest file that a fetch may write; 0 means no limit.
     pub(crate) fetch_bytes: u64,
+    pub(crate) memo: Memo,
 }
 
 impl Git {
@@ -286,6 +289,7 @@ impl Git {
             protocols: "file:https:ssh".to_owned(),
             extra_env: Vec::new(),
             fetch_bytes: 0,
+            memo: Memo::default(),
         })
     }
 

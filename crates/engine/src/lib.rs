@@ -14,13 +14,14 @@
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
 //!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
-//!   an agent is given
+//!   an agent is given, [`attachments`] the files that come with it
 
 #[cfg(windows)]
 compile_error!(
     "Dispatch runs on Linux; Windows has no process groups, flock or unix sockets as it needs them"
 );
 
+pub mod attachments;
 pub mod clock;
 pub mod containers;
 pub mod engine;
@@ -36,6 +37,7 @@ pub mod keeper;
 mod lines;
 pub mod lock;
 pub mod logins;
+mod memo;
 pub mod mirror;
 pub mod pressure;
 pub mod prompts;

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dispatch_core::task;
@@ -676,25 +677,25 @@ impl Mirror {
         if path.is_empty() || path.contains(['\n', '\0']) {
             return Ok(None);
         }
-        let out = self
-            .cmd("cat-file")
-            .arg("--batch")
-            .stdin_bytes(format!("{commit}:{path}\n"))
-            .limit(SHOW_MAX_BYTES)
-            .run()
-            .map_err(|e| self.git_error(e))?;
-        let blobs = git::parse_batch(&out.stdout).map_err(|e| self.git_error(e))?;
+        let printed = self.fixed(commit, format!("show {path}"), || {
+            self.cmd("cat-file")
+                .arg("--batch")
+                .stdin_bytes(format!("{commit}:{path}\n"))
+                .limit(SHOW_MAX_BYTES)
+                .run()
+        })?;
+        let blobs = git::parse_batch(&printed).map_err(|e| self.git_error(e))?;
         Ok(blobs.into_iter().next().flatten())
     }
 
     /// The names in the top directory of a commit.
     pub fn ls_tree_root(&self, commit: &CommitId) -> Result<Vec<String>, MirrorError> {
-        let out = self
-            .cmd("ls-tree")
-            .args(["--name-only", "-z", "--end-of-options", commit.as_str()])
-            .run()
-            .map_err(|e| self.git_error(e))?;
-        Ok(git::records(&out.stdout)
+        let printed = self.fixed(commit, "root".to_owned(), || {
+            self.cmd("ls-tree")
+                .args(["--name-only", "-z", "--end-of-options", commit.as_str()])
+                .run()
+        })?;
+        Ok(git::records(&printed)
             .map(|n| String::from_utf8_lossy(n).into_owned())
             .collect())
     }
@@ -705,13 +706,13 @@ impl Mirror {
         commit: &CommitId,
         folders: &[&str],
     ) -> Result<Vec<String>, MirrorError> {
-        let out = self
-            .cmd("ls-tree")
-            .args(["--name-only", "-z", "--end-of-options", commit.as_str()])
-            .args(folders.iter().map(|folder| format!("{folder}/")))
-            .run()
-            .map_err(|e| self.git_error(e))?;
-        Ok(git::records(&out.stdout)
+        let printed = self.fixed(commit, format!("in {}", folders.join(" ")), || {
+            self.cmd("ls-tree")
+                .args(["--name-only", "-z", "--end-of-options", commit.as_str()])
+                .args(folders.iter().map(|folder| format!("{folder}/")))
+                .run()
+        })?;
+        Ok(git::records(&printed)
             .map(|n| String::from_utf8_lossy(n).into_owned())
             .collect())
     }
@@ -724,15 +725,15 @@ impl Mirror {
         paths: &[&str],
         bytes_max: usize,
     ) -> Result<Vec<(String, Vec<u8>)>, MirrorError> {
-        let out = self
-            .cmd("ls-tree")
-            .args(["-z", "--format=%(objectmode) %(objectsize) %(path)"])
-            .args(["--end-of-options", commit.as_str()])
-            .args(paths)
-            .run()
-            .map_err(|e| self.git_error(e))?;
+        let printed = self.fixed(commit, format!("texts {}", paths.join("\0")), || {
+            self.cmd("ls-tree")
+                .args(["-z", "--format=%(objectmode) %(objectsize) %(path)"])
+                .args(["--end-of-options", commit.as_str()])
+                .args(paths)
+                .run()
+        })?;
         let mut found = Vec::new();
-        for record in git::records(&out.stdout) {
+        for record in git::records(&printed) {
             let record = String::from_utf8_lossy(record);
             let mut words = record.splitn(3, ' ');
             let (Some(mode), Some(size), Some(path)) = (words.next(), words.next(), words.next())
@@ -759,26 +760,42 @@ impl Mirror {
 
     /// First lines of the messages of the last commits, the newest first.
     pub fn subjects(&self, commit: &CommitId, count: usize) -> Result<Vec<String>, MirrorError> {
-        let out = self
-            .cmd("log")
-            .args(["-z", "--format=%s", "--no-color", "--no-decorate"])
-            // A repository's own settings could ask for it, with a program of theirs.
-            .arg("--no-show-signature")
-            .args([
-                &format!("--max-count={count}"),
-                "--end-of-options",
-                commit.as_str(),
-            ])
-            .limit(SUBJECTS_BYTES_MAX)
-            .cut()
-            .run()
-            .map_err(|e| self.git_error(e))?;
-        let subjects = git::records(&out.stdout).map(String::from_utf8_lossy);
+        let printed = self.fixed(commit, format!("subjects {count}"), || {
+            self.cmd("log")
+                .args(["-z", "--format=%s", "--no-color", "--no-decorate"])
+                // A repository's own settings could ask for it, with a program of theirs.
+                .arg("--no-show-signature")
+                .args([
+                    &format!("--max-count={count}"),
+                    "--end-of-options",
+                    commit.as_str(),
+                ])
+                .limit(SUBJECTS_BYTES_MAX)
+                .cut()
+                .run()
+        })?;
+        let subjects = git::records(&printed).map(String::from_utf8_lossy);
         Ok(subjects.map(|subject| subject.trim().to_owned()).collect())
     }
 
     pub(crate) fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
         self.git.cmd(verb).git_dir(&self.dir)
+    }
+
+    /// What git prints of a commit that is there, asked for once.
+    fn fixed(
+        &self,
+        commit: &CommitId,
+        question: String,
+        ask: impl FnOnce() -> Result<git::Output, GitError>,
+    ) -> Result<Arc<[u8]>, MirrorError> {
+        let memo = &self.git.memo;
+        // `cat-file --batch` says so of what a repository lacks, which may be the whole commit. A file
+        // that ends like this has one more line end.
+        let is_answer = |printed: &[u8]| !printed.ends_with(b" missing\n");
+        let ask = || Ok(ask()?.stdout);
+        let answer = memo.get(&self.dir, commit.as_str(), question, ask, is_answer);
+        answer.map_err(|e| self.git_error(e))
     }
 
     fn lock_path(&self) -> PathBuf {

@@ -16,7 +16,7 @@ use dispatch_core::{
     event::PromptMade,
     id::{RunId, TaskId},
     outcome::Outcome,
-    prompt::{self, Facts, GuideError, Prompt, TextKind, Told, Turn},
+    prompt::{self, Facts, GuideError, Prompt, TextKind, Told, ToldFile, Turn},
     redact::Redactor,
     review::Range,
     run::{RunCause, RunState},
@@ -26,7 +26,7 @@ use dispatch_core::{
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    files,
+    attachments, files,
     git::{CommitId, Git},
     mirror::Mirror,
     trees::{Project, REVIEW_BASE, TreeError, Trees},
@@ -42,6 +42,8 @@ const CONTEXT_NOT_YET: &str = "/the/context/of/the/run";
 pub(crate) enum PromptError {
     #[error(transparent)]
     Tree(#[from] TreeError),
+    #[error("look at what is attached to the task: {0}; dispatch the task again with it")]
+    Attached(#[source] io::Error),
     #[error("make the prompt: {0}")]
     Guide(#[from] GuideError),
     #[error("keep the prompt in {}: {source}", path.display())]
@@ -166,12 +168,18 @@ pub fn preview(
     config: &Config,
     spec: &TaskSpec,
     known: Known<'_>,
+    files: Vec<ToldFile>,
 ) -> Result<Preview, PreviewError> {
-    let made = previewed(config, spec, known);
+    let made = previewed(config, spec, known, files);
     Ok(made?)
 }
 
-fn previewed(config: &Config, spec: &TaskSpec, known: Known<'_>) -> Result<Preview, PromptError> {
+fn previewed(
+    config: &Config,
+    spec: &TaskSpec,
+    known: Known<'_>,
+    files: Vec<ToldFile>,
+) -> Result<Preview, PromptError> {
     let asked = spec.review_base.as_deref().unwrap_or(REVIEW_BASE);
     let reviews = spec.expects == Expects::Review;
     let (project, branch, review) = match known {
@@ -198,7 +206,10 @@ fn previewed(config: &Config, spec: &TaskSpec, known: Known<'_>) -> Result<Previ
     let review = reviews
         .then(|| review.unwrap_or_else(|| (asked.to_owned(), "HEAD".to_owned())))
         .map(|(base, head)| Range { base, head });
-    let told = Told::default();
+    let told = Told {
+        files,
+        ..Told::default()
+    };
     let occasion = (Turn::First, &told);
     let context = Path::new(CONTEXT_NOT_YET);
     let made = compose(
@@ -254,7 +265,11 @@ pub(crate) fn make(
         .as_ref()
         .and_then(|w| w.base_branch.as_deref());
     let folder = context(data, run);
-    let told = task.told(n);
+    attachments::check(data, task, n).map_err(PromptError::Attached)?;
+    let told = Told {
+        files: attachments::told(data, task, n),
+        ..task.told(n)
+    };
     let composed = |remembers| {
         let turn = Turn::of(&cause, question(task, n), remembers);
         let occasion = (turn, &told);

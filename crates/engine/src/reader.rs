@@ -14,6 +14,7 @@ use dispatch_core::{
 };
 
 use crate::{
+    attachments,
     engine::{OpenError, agent_dir, fold},
     jobdir::Probe,
     prompts,
@@ -160,6 +161,7 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         waits: None,
         place: None,
         jobs: found.runs.iter().map(job).collect(),
+        attached: attachments::listed(data, found),
         vault: trees::vault_of(data, &found.spec),
         task: found.clone(),
     })

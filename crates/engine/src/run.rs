@@ -39,7 +39,7 @@ use dispatch_core::{
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::{
-    containers,
+    attachments, containers,
     engine::{Command, Secrets, Settings, Sites, StopOrder},
     fence::{self, Fences, Needs},
     files,
@@ -807,6 +807,10 @@ impl Walk {
         let mut read = vec![objects.map_err(|error| error.to_string())?];
         let context = prompts::context(&self.ctx.settings.data, self.job.run);
         read.extend(agent.map(|_| context).filter(|dir| dir.is_dir()));
+        if agent.is_some() {
+            let (data, task) = (&self.ctx.settings.data, &self.job.task);
+            read.extend(attachments::folders(data, task, self.job.run.n));
+        }
         let paths = agent.map_or(&[][..], |agent| &agent.paths);
         read.extend(toolchains.paths.iter().chain(paths).map(PathBuf::from));
         let mut seen = toolchains.pass_env.clone();

@@ -4,12 +4,16 @@
 use std::path::PathBuf;
 
 use dispatch_core::{
+    attach::{Attachment, BadAttachment},
     event::Event,
     id::{RunId, Seq, TaskId},
     message::MessageId,
     schedule::Waiting,
     state::Task,
+    task::Tuning,
 };
+
+use crate::{attachments::NewFile, engine::Secrets};
 
 /// One task, true at `seq`.
 #[derive(Clone, Debug)]
@@ -24,6 +28,8 @@ pub struct TaskView {
     pub place: Option<usize>,
     /// Per run, by index: what the job directory says.
     pub jobs: Vec<JobView>,
+    /// What is attached, what it came with, and where it lies.
+    pub attached: Vec<(Attachment, Option<MessageId>, PathBuf)>,
     /// The vault that holds its results.
     pub vault: Option<PathBuf>,
 }
@@ -94,6 +100,24 @@ impl Heard {
     }
 }
 
+/// What whoever asks gives along.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    pub secrets: Secrets,
+    /// With a task or a message.
+    pub files: Vec<NewFile>,
+    pub tuning: Tuning,
+}
+
+impl From<Secrets> for Given {
+    fn from(secrets: Secrets) -> Self {
+        Self {
+            secrets,
+            ..Self::default()
+        }
+    }
+}
+
 /// How hard to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Force {
@@ -128,6 +152,8 @@ pub enum VerbError {
     },
     #[error("{what}")]
     BadInput { what: String },
+    #[error(transparent)]
+    Attachment(#[from] BadAttachment),
     #[error("start: less than {min_bytes} bytes are free on the disk of the data directory")]
     DiskFull { min_bytes: u64 },
     #[error("{doing}")]

@@ -97,7 +97,9 @@ async fn a_person_allows_and_denies_in_any_order() {
     assert_eq!(open[0].tool, "Bash");
     assert_eq!(open[0].input, "{\"command\":\"make all\"}");
     assert_eq!((open[0].owner, open[0].run), (Sender::Person, 1));
-    assert_eq!(open[0].until - open[0].at, 600_000);
+    // It counts from when the agent was heard, and the log's time is that of writing it down.
+    let wait_ms = open[0].until - open[0].at;
+    assert!((540_000..=600_000).contains(&wait_ms), "{wait_ms}");
     let why = Some("not that file".to_owned());
     engine
         .permit(run.task, AskId(2), false, why.clone())
@@ -167,7 +169,8 @@ async fn a_short_idle_limit_shortens_the_wait() {
     let orders = ["ask ANSWERS Bash make", "say on"];
     let run = dispatched(&engine, spec(&world, Permissions::Ask, &orders)).await;
     let ask = asked(&engine, run.task, 1).await;
-    assert_eq!(ask.until - ask.at, 1500);
+    let wait_ms = ask.until - ask.at;
+    assert!((1000..=1500).contains(&wait_ms), "{wait_ms}");
     let view = finished(&engine, run).await;
     assert_eq!(outcome(&view).word(), "completed");
     assert_eq!(fates(&view), [&answered(false, By::Deadline)]);

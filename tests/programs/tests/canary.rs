@@ -18,7 +18,10 @@ use std::{
 };
 
 use dispatch_core::task::ChecksAsked;
-use dispatch_engine::{engine::Engine, view::TaskView};
+use dispatch_engine::{
+    engine::{Engine, Secrets},
+    view::TaskView,
+};
 use world::{World, finished, git, outcome, reason};
 
 /// How a vector is planted. `{F}` is the command that leaves the canary, `{BAIT}` the directory
@@ -444,7 +447,7 @@ async fn nasty(world: &World, engine: &Engine, trap: &Trap, more: &str) -> TaskV
     let order = format!("sh {}", script.display());
     let mut spec = world.spec(&[&order, "say done"]);
     spec.checks = ChecksAsked::Detect;
-    let run = engine.dispatch(spec, Default::default()).await.unwrap();
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
     let view = finished(engine, run).await;
     trap.is_silent("the run");
     view

@@ -217,6 +217,37 @@ fn asks_at_every(which: &str) -> u64 {
     panic!("more than {POINTS_MAX} points")
 }
 
+/// A file with the task, another one with a message: each is there for the runs it is for, and nothing
+/// of a start that was cut short is.
+fn attachments_at_every(which: &str) {
+    for n in 1..POINTS_MAX {
+        let world = World::new();
+        let killed = engine(&world, which, n, &["head", "attached"]);
+        if killed {
+            let went = engine(&world, "never", 0, &["head", "attached"]);
+            assert!(!went, "{which} {n}");
+        }
+        let at = format!("{which} {n}");
+        let read = |name: &str| fs::read_to_string(world.home.path().join(name)).unwrap();
+        assert_eq!(read("heard"), "one\none\ntwo\n", "{at}");
+        assert_eq!(read("count"), "ran\nran\n", "{at}");
+        let reader = Reader::open(&world.data()).unwrap();
+        let task = &reader.tasks().unwrap()[0];
+        let told = task.attached.iter().map(|(file, ..)| file.name.as_str());
+        assert_eq!(told.collect::<Vec<_>>(), ["one.txt", "two.txt"], "{at}");
+        let tasks = fs::read_dir(world.data().join("tasks")).unwrap();
+        let kept = tasks.flat_map(|own| {
+            let folders = fs::read_dir(own.unwrap().path().join("attachments"));
+            folders.into_iter().flatten()
+        });
+        assert_eq!(kept.count(), 2, "{at}");
+        if !killed {
+            return;
+        }
+    }
+    panic!("more than {POINTS_MAX} points")
+}
+
 fn asks_hold(world: &World, at: &str) {
     let read = |name: &str| fs::read_to_string(world.home.path().join(name)).unwrap();
     let answers = "ask-1 allow make\nask-2 deny It was denied by a person: not this\n";
@@ -256,6 +287,16 @@ fn permissions_asked_killed_again_while_it_recovers() {
         assert!(!engine(&world, "never", 0, &["head", "asking"]));
         asks_hold(&world, &format!("{first}, then {second}"));
     }
+}
+
+#[test]
+fn attachments_killed_after_every_event() {
+    attachments_at_every("event");
+}
+
+#[test]
+fn attachments_killed_before_every_call_to_a_site() {
+    attachments_at_every("call");
 }
 
 /// And twice: once when something is on its way, once while the next engine replays it.

@@ -18,12 +18,13 @@ use dispatch_core::{
     message::{Delivery, Fate, MessageId, Sender},
     outcome::Outcome,
     run::RunCause,
-    task::{Expects, TaskSpec},
+    task::{Expects, TaskSpec, Tuning},
 };
 use dispatch_engine::{
+    attachments::NewFile,
     clock::{Clock, SetClock},
     engine::{Engine, Secrets, Settings},
-    view::{Force, Heard, Spoken, TaskView, VerbError},
+    view::{Force, Given, Heard, Spoken, TaskView, VerbError},
 };
 use world::{AGENT, World, finished, outcome, patient, talk, until};
 
@@ -98,6 +99,48 @@ async fn a_running_agent_hears_what_is_said() {
     assert_eq!(read(&world, "heard"), "use UTC\nplease\n");
     assert_eq!(fates(&view), [INTERRUPT, INTERRUPT]);
     assert_eq!(view.task.runs.len(), 1);
+}
+
+/// A run has files and a model from its start only. What is said after that waits too: in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_a_fresh_start_is_not_said_in_the_middle_of_a_run() {
+    let world = world();
+    let engine = world.engine().await;
+    let run = started(&engine, spec(&world, "talker", &["hang".to_owned()])).await;
+    assert_eq!(say(&engine, run.task, "before").await, Heard::Delivered);
+    let attached = format!("@attached {}", path(&world, "read").display());
+    let with_file = Given {
+        files: vec![NewFile {
+            name: "a.txt".into(),
+            bytes: b"new".to_vec(),
+        }],
+        ..Given::default()
+    };
+    let with_model = Given {
+        tuning: Tuning {
+            model: "m".parse().ok(),
+            effort: None,
+        },
+        ..Given::default()
+    };
+    for (text, given) in [
+        (&*attached, with_file),
+        ("and think", with_model),
+        ("and now", Given::default()),
+    ] {
+        let said = engine.say(run.task, text.into(), Sender::Person, given);
+        assert_eq!(patient(said).await.unwrap().how, Heard::Queued, "{text}");
+    }
+    let view = engine.task(run.task).await.unwrap();
+    assert_eq!(fates(&view)[1..], [Fate::Waiting; 3]);
+    assert_eq!(view.task.spec.terms.model, None);
+    engine.stop(run.task, Force::Kill).await.unwrap();
+    let view = finished(&engine, run).await;
+    assert_eq!(view.task.spec.terms.model, "m".parse().ok());
+    let next = engine.resume(run.task, None, Secrets::new()).await.unwrap();
+    let view = finished(&engine, next).await;
+    assert_eq!(fates(&view)[1..], [CONTINUATION; 3]);
+    assert_eq!(read(&world, "read"), "new\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,23 +7,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use dispatch_core::{
     ask::Permissions,
+    attach::{self, BadAttachment},
     config::{AgentProfile, Config, SelectError, Selection, list},
     container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
     gate::MicroUsd,
-    id::{AgentName, CheckName, PlacementName},
+    id::{AgentName, CheckName, ModelName, PlacementName},
     limits::Lowered,
     prompt::{Guide, GuideError, TextKind},
     redact::Redactor,
     secret::{Secret, travel},
     task::{
         Base, ChecksAsked, Effort, Expects, IssueText, Labels, Network, Placement, Priority, Taken,
-        TaskSpec, Terms, Turn, Wrap, title_of,
+        TaskSpec, Terms, Tuning, Turn, Wrap, title_of,
     },
 };
-use serde::{Deserialize, Serialize};
+use dispatch_engine::{attachments::NewFile, view::Given};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Values of variables by name; never printed.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,51 @@ pub(crate) struct Secrets(#[serde(with = "travel")] pub(crate) BTreeMap<String, 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// What a file holds; never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Content(pub(crate) Vec<u8>);
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64_STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = BASE64_STANDARD.decode(text);
+        bytes.map(Self).map_err(|error| {
+            de::Error::custom(format!(
+                "the content of an attachment is no base64: {error}"
+            ))
+        })
+    }
+}
+
+/// A file that comes along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Attach {
+    pub(crate) name: String,
+    pub(crate) base64: Content,
+}
+
+impl From<Attach> for NewFile {
+    fn from(attach: Attach) -> Self {
+        Self {
+            name: attach.name,
+            bytes: attach.base64.0,
+        }
     }
 }
 
@@ -108,13 +156,7 @@ pub(crate) struct Dispatch {
     #[serde(default)]
     pub(crate) issue_text: Option<IssueText>,
     #[serde(default)]
-    pub(crate) secrets: Secrets,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Answer {
-    pub(crate) text: String,
+    pub(crate) attachments: Vec<Attach>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -128,10 +170,30 @@ pub(crate) struct Permit {
     pub(crate) why: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// From the next run on.
+    #[serde(default)]
+    pub(crate) model: Option<String>,
+    #[serde(default)]
+    pub(crate) effort: Option<Effort>,
+    #[serde(default)]
+    pub(crate) secrets: Secrets,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Say {
     pub(crate) text: String,
+    #[serde(default)]
+    pub(crate) attachments: Vec<Attach>,
+    /// From the next run on.
+    #[serde(default)]
+    pub(crate) model: Option<String>,
+    #[serde(default)]
+    pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -142,6 +204,11 @@ pub(crate) struct Resume {
     /// Another agent than the one it has.
     #[serde(default)]
     pub(crate) agent: Option<String>,
+    /// From the next run on.
+    #[serde(default)]
+    pub(crate) model: Option<String>,
+    #[serde(default)]
+    pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -202,6 +269,11 @@ impl Freeze {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Retry {
+    /// From the next run on.
+    #[serde(default)]
+    pub(crate) model: Option<String>,
+    #[serde(default)]
+    pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -281,6 +353,8 @@ pub(crate) enum BadRequest {
         asked: Permissions,
         there: String,
     },
+    #[error(transparent)]
+    Attach(#[from] BadAttachment),
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
 }
@@ -475,22 +549,7 @@ fn guide(
     };
     let limits = &config.limits;
     library.check(&guide, limits.template_bytes, limits.variables_bytes)?;
-    let takes = config
-        .agents
-        .get(agent)
-        .map_or(&[][..], |a| a.driver.efforts());
-    if let Some(effort) = asked.effort.filter(|effort| !takes.contains(effort)) {
-        let takes = if takes.is_empty() {
-            "cannot be told how hard to think".to_owned()
-        } else {
-            format!("takes {}", list(takes.iter().map(|effort| effort.word())))
-        };
-        return Err(BadRequest::Effort {
-            agent: agent.clone(),
-            effort,
-            takes,
-        });
-    }
+    check_effort(config, agent, asked.effort)?;
     Ok(guide)
 }
 
@@ -515,6 +574,72 @@ fn permissions(
         asked: permissions,
         there: list(can.map(|(name, _)| name)),
     })
+}
+
+fn check_effort(
+    config: &Config,
+    agent: &AgentName,
+    asked: Option<Effort>,
+) -> Result<(), BadRequest> {
+    let profile = config.agents.get(agent);
+    let takes = profile.map_or(&[][..], |profile| profile.driver.efforts());
+    let Some(effort) = asked.filter(|effort| !takes.contains(effort)) else {
+        return Ok(());
+    };
+    let takes = if takes.is_empty() {
+        "cannot be told how hard to think".to_owned()
+    } else {
+        format!("takes {}", list(takes.iter().map(|effort| effort.word())))
+    };
+    Err(BadRequest::Effort {
+        agent: agent.clone(),
+        effort,
+        takes,
+    })
+}
+
+/// As the agent's program calls it, or a short name of the agent's table.
+fn model(profile: Option<&AgentProfile>, asked: &str) -> Result<ModelName, BadRequest> {
+    let known = profile.and_then(|profile| profile.models.get(asked));
+    Ok(known.map_or_else(|| asked.parse(), |model| Ok(model.clone()))?)
+}
+
+/// What an agent's next run is to have, checked as it is for its first one.
+pub(crate) fn tuning(
+    config: &Config,
+    agent: &AgentName,
+    asked_model: Option<&str>,
+    effort: Option<Effort>,
+) -> Result<Tuning, BadRequest> {
+    check_effort(config, agent, effort)?;
+    let profile = config.agents.get(agent);
+    let model = asked_model.map(|asked| model(profile, asked)).transpose()?;
+    Ok(Tuning { model, effort })
+}
+
+/// What the engine would refuse, before it is sent there.
+pub(crate) fn check_attachments(
+    config: &Config,
+    agent: &AgentName,
+    files: &[Attach],
+) -> Result<(), BadRequest> {
+    let sizes = files.iter().map(|file| file.base64.0.len() as u64);
+    match config.agents.get(agent) {
+        Some(profile) if !files.is_empty() => {
+            let agent = (agent, profile.driver);
+            Ok(attach::allowed(&config.limits, agent, &[], sizes)?)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What the engine is given along with a task or a message.
+pub(crate) fn given(secrets: Secrets, files: Vec<Attach>, tuning: Tuning) -> Given {
+    Given {
+        secrets: secrets.0,
+        files: files.into_iter().map(NewFile::from).collect(),
+        tuning,
+    }
 }
 
 impl Dispatch {
@@ -634,6 +759,7 @@ impl Dispatch {
             return Err(BadRequest::Limit(what));
         }
         let guide = guide(config, &self, &name, expects)?;
+        check_attachments(config, &name, &self.attachments)?;
         let checks = match self.checks {
             None | Some(ChecksWanted::Word(ChecksWord::Detect)) => ChecksAsked::Detect,
             Some(ChecksWanted::Word(ChecksWord::None)) => ChecksAsked::None,
@@ -687,7 +813,7 @@ impl Dispatch {
             },
             terms: Terms {
                 model: match self.model {
-                    Some(name) => Some(name.parse()?),
+                    Some(asked) => Some(self::model(Some(profile), &asked)?),
                     None => model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
                 },
                 profile: own,

@@ -89,6 +89,12 @@ pub(crate) struct Task {
     /// What its agents asked permission for; of earlier runs the newest.
     #[serde(default)]
     pub(crate) asks: Vec<Ask>,
+    /// Files that came with it and with what was said to it.
+    #[serde(default)]
+    pub(crate) attachments: Vec<Attachment>,
+    /// What its next run has otherwise, while one goes on.
+    #[serde(default)]
+    pub(crate) next_run: Option<NextRun>,
     /// Those it has lower than the configuration.
     #[serde(default)]
     pub(crate) limits: Lowered,
@@ -140,6 +146,23 @@ impl From<&CoreAsk> for Ask {
             why,
         }
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attachment {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+    pub(crate) path: PathBuf,
+    /// Which one it came with; null: the task itself.
+    pub(crate) message: Option<u32>,
+}
+
+/// Null: as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NextRun {
+    pub(crate) model: Option<String>,
+    pub(crate) effort: Option<Effort>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -458,6 +481,21 @@ impl From<&TaskView> for Task {
             messages: task.messages.iter().map(Message::from).collect(),
             permissions: spec.terms.permissions.word().into(),
             asks: task.asks.iter().map(Ask::from).collect(),
+            attachments: view
+                .attached
+                .iter()
+                .map(|(file, message, path)| Attachment {
+                    name: file.name.to_string(),
+                    bytes: file.bytes,
+                    sha256: file.sha256.clone(),
+                    path: path.clone(),
+                    message: message.map(|message| message.0),
+                })
+                .collect(),
+            next_run: (!task.tuning.is_empty()).then(|| NextRun {
+                model: task.tuning.model.as_ref().map(ToString::to_string),
+                effort: task.tuning.effort,
+            }),
             limits: task.spec.limits.clone(),
             guide: Guide::from(&spec.guide),
             removed: task.removed,
@@ -470,12 +508,15 @@ pub(crate) mod tests {
     use dispatch_core::review::{Finding, Range, Severity, Verdict};
     use dispatch_core::{
         ask::{AskId, By},
+        attach::{Attachment as CoreAttachment, FileName},
         event::{CheckState, PromptMade, Sealed, Verified},
         job::ExitReport,
         message::{Delivery, MessageId, Sender, Taken},
         run::RunCause,
         state::Workspace,
-        task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
+        task::{
+            Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Tuning, Turn, Wrap,
+        },
     };
 
     use super::*;
@@ -594,7 +635,7 @@ pub(crate) mod tests {
                     run: 1,
                     out_offset: Some(4),
                 }),
-                returned: None,
+                barred: None,
                 fate: Fate::Delivered(Delivery::Interrupt),
             }],
             messages_count: 1,
@@ -613,6 +654,11 @@ pub(crate) mod tests {
                 },
             }],
             asks_count: 1,
+            attached: vec![],
+            tuning: Tuning {
+                model: None,
+                effort: Some(Effort::Low),
+            },
             wakes: 0,
             foreign_runs: 0,
         };
@@ -628,6 +674,15 @@ pub(crate) mod tests {
                 prompt: Some("/d/tasks/x/prompts/1.md".into()),
                 ended_not_judged: true,
             }],
+            attached: vec![(
+                CoreAttachment {
+                    name: FileName::of("log.txt"),
+                    bytes: 7,
+                    sha256: "b2".into(),
+                },
+                Some(MessageId(1)),
+                "/d/tasks/x/attachments/1/log.txt".into(),
+            )],
             vault: None,
         }
     }
@@ -684,6 +739,11 @@ pub(crate) mod tests {
                 "at": "1970-01-01T00:00:00.800Z", "until": "1970-01-01T00:00:01.800Z",
                 "state": "denied", "by": "person", "why": "no"
             }],
+            "attachments": [{
+                "name": "log.txt", "bytes": 7, "sha256": "b2",
+                "path": "/d/tasks/x/attachments/1/log.txt", "message": 1
+            }],
+            "next_run": {"model": null, "effort": "low"},
             "limits": {},
             "guide": {
                 "template": "review", "persona": null, "plan": null, "variables": {"a": "b"},

@@ -2,6 +2,7 @@
 
 use super::{
     Ctx,
+    attach::Tune,
     error::Result,
     exit::Exit,
     follow, out,
@@ -25,6 +26,8 @@ pub(crate) struct Args {
     id: String,
     /// The answer; `-` reads it from standard input
     text: String,
+    #[command(flatten)]
+    tune: Tune,
     /// Watch the run to its end, as `run` does
     #[arg(short, long)]
     follow: bool,
@@ -36,8 +39,14 @@ pub(crate) struct Args {
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let text = read_text(Some(&args.text), None)?;
     let task = tasks::one(&ctx.settings, &args.id).await?;
+    args.tune.check(&ctx.settings, &task.agent)?;
     let secrets = agent_secrets(&ctx.settings, &task.agent)?;
-    let asked = request::Answer { text, secrets };
+    let asked = request::Answer {
+        text,
+        model: args.tune.model,
+        effort: args.tune.effort,
+        secrets,
+    };
     let path = format!("/v1/tasks/{}/answer", task.id);
     let ask = async |client: &Client| client.post(&path, &asked).await;
     let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;

@@ -12,12 +12,14 @@ use std::{
 };
 
 use dispatch_core::{
+    attach::{self, FileName},
     cage,
     config::{AgentProfile, EnvValue},
     drivers::Ask,
     id::ModelName,
     limits::JobLimits,
     naming,
+    prompt::ToldFile,
     task::{Base, Expects, TaskSpec, Wrap},
 };
 use dispatch_engine::{
@@ -36,11 +38,12 @@ use super::{
     out,
     style::clean_text,
 };
-use crate::settings::Settings;
+use crate::{api::request::Attach, settings::Settings};
 
 /// Stands for what only a real task has.
 const NOT_YET: &str = "new";
 const HOME: &str = "/the/private/home/of/the/task";
+const ATTACHMENTS: &str = "/the/attachments/of/the/task";
 const WORKSPACE: &str = "/the/workspace/of/the/task";
 
 #[derive(Debug, Serialize)]
@@ -66,8 +69,14 @@ struct Plan {
     takes: Vec<String>,
 }
 
-pub(crate) fn run(ctx: &Ctx, spec: &TaskSpec, profile: &AgentProfile, json: bool) -> Result<Exit> {
-    let plan = plan(&ctx.settings, spec, profile)?;
+pub(crate) fn run(
+    ctx: &Ctx,
+    spec: &TaskSpec,
+    profile: &AgentProfile,
+    files: &[Attach],
+    json: bool,
+) -> Result<Exit> {
+    let plan = plan(&ctx.settings, spec, profile, files)?;
     if json {
         out::json(&plan)?;
         return Ok(Exit::Completed);
@@ -100,14 +109,19 @@ pub(crate) fn run(ctx: &Ctx, spec: &TaskSpec, profile: &AgentProfile, json: bool
     Ok(Exit::Completed)
 }
 
-fn plan(settings: &Settings, spec: &TaskSpec, profile: &AgentProfile) -> Result<Plan> {
+fn plan(
+    settings: &Settings,
+    spec: &TaskSpec,
+    profile: &AgentProfile,
+    files: &[Attach],
+) -> Result<Plan> {
     let wanted = Wanted::of(&spec.base)
         .map_err(|error| CliError::usage(format!("start a task: {error}")))?;
     // Git and the fence want a place of their own, and that must lie somewhere.
     let scratch = Scratch::new(&std::env::temp_dir())
         .map_err(|error| CliError::failed("make a directory for a dry run", &error))?;
     let base = known_base(settings, spec, &wanted);
-    let preview = preview(settings, spec, base.as_ref(), &scratch)?;
+    let preview = preview(settings, spec, base.as_ref(), files, &scratch)?;
     let (program, args) = match spec.terms.command.split_first() {
         Some((program, args)) => (program, args),
         None => (&profile.program, &profile.args[..]),
@@ -224,6 +238,7 @@ fn preview(
     settings: &Settings,
     spec: &TaskSpec,
     base: Option<&Found>,
+    files: &[Attach],
     scratch: &Scratch,
 ) -> Result<Preview> {
     let failed = |error: &dyn std::error::Error| CliError::failed("make the prompt", error);
@@ -241,7 +256,14 @@ fn preview(
         },
         (_, None) => Known::Nothing,
     };
-    prompts::preview(&settings.config, spec, known).map_err(|error| failed(&error))
+    let names = attach::names(files.iter().map(|file| file.name.as_str()));
+    let told = |(name, file): (FileName, &Attach)| ToldFile {
+        path: format!("{ATTACHMENTS}/{name}"),
+        bytes: file.base64.0.len() as u64,
+        new: true,
+    };
+    let files = names.into_iter().zip(files).map(told).collect();
+    prompts::preview(&settings.config, spec, known, files).map_err(|error| failed(&error))
 }
 
 fn would_enforce(settings: &Settings, spec: &TaskSpec, scratch: &Scratch) -> String {

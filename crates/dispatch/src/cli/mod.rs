@@ -5,6 +5,7 @@ mod agents;
 mod allow;
 mod answer;
 mod apply;
+mod attach;
 mod clean;
 mod completions;
 mod config;

@@ -3,6 +3,7 @@
 
 use super::{
     Ctx,
+    attach::Tune,
     error::Result,
     exit::Exit,
     follow, out,
@@ -27,6 +28,8 @@ pub(crate) struct Args {
     /// Another agent goes on: without the session, with everything that was said
     #[arg(long)]
     agent: Option<String>,
+    #[command(flatten)]
+    tune: Tune,
     /// Watch the run to its end, as `run` does
     #[arg(short, long)]
     follow: bool,
@@ -37,9 +40,13 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
-    let secrets = agent_secrets(&ctx.settings, args.agent.as_deref().unwrap_or(&task.agent))?;
+    let agent = args.agent.as_deref().unwrap_or(&task.agent);
+    args.tune.check(&ctx.settings, agent)?;
+    let secrets = agent_secrets(&ctx.settings, agent)?;
     let asked = request::Resume {
         agent: args.agent.clone(),
+        model: args.tune.model,
+        effort: args.tune.effort,
         secrets,
     };
     let path = format!("/v1/tasks/{}/resume", task.id);

@@ -2,6 +2,7 @@
 
 use super::{
     Ctx,
+    attach::Tune,
     error::Result,
     exit::Exit,
     follow, out,
@@ -21,6 +22,8 @@ use crate::{
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,
+    #[command(flatten)]
+    tune: Tune,
     /// Watch the run to its end, as `run` does
     #[arg(short, long)]
     follow: bool,
@@ -31,8 +34,13 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
+    args.tune.check(&ctx.settings, &task.agent)?;
     let secrets = agent_secrets(&ctx.settings, &task.agent)?;
-    let asked = request::Retry { secrets };
+    let asked = request::Retry {
+        model: args.tune.model,
+        effort: args.tune.effort,
+        secrets,
+    };
     let path = format!("/v1/tasks/{}/retry", task.id);
     let ask = async |client: &Client| client.post(&path, &asked).await;
     let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;

@@ -17,7 +17,7 @@ use dispatch_core::{
 };
 
 use super::{
-    Ctx, agents, dry_run,
+    Ctx, agents, attach, dry_run,
     error::{CliError, Result, chain},
     exit::Exit,
     follow, ids, out, repo,
@@ -130,6 +130,9 @@ pub(crate) struct Args {
     /// A variable of the template, persona or plan (may be given several times)
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     var: Vec<(String, String)>,
+    /// A file that the agent is given to read (may be given several times)
+    #[arg(long, value_name = "FILE")]
+    attach: Vec<PathBuf>,
     /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it
     #[arg(long, value_name = "LEVEL", value_parser = effort)]
     effort: Option<Effort>,
@@ -197,7 +200,7 @@ fn variable(text: &str) -> std::result::Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-fn effort(text: &str) -> std::result::Result<Effort, String> {
+pub(super) fn effort(text: &str) -> std::result::Result<Effort, String> {
     let found = Effort::ALL.into_iter().find(|effort| effort.word() == text);
     found.ok_or_else(|| {
         let there = list(Effort::ALL.iter().map(|effort| effort.word()));
@@ -263,9 +266,10 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let after = ids_of(settings, &args.after).await?;
     let asked = Box::pin(request_of(ctx, args, after)).await?;
     if dry {
+        let files = asked.attachments.clone();
         let spec = asked.spec(&settings.config)?;
         let profile = profile(settings, &spec.agent)?;
-        return dry_run::run(ctx, &spec, profile, json);
+        return dry_run::run(ctx, &spec, profile, &files, json);
     }
     let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
     let left_out = match &asked.repo {
@@ -358,6 +362,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
             )));
         }
     }
+    let attachments = attach::read(settings, &args.attach)?;
     let mut asked = Dispatch {
         task: text,
         repo,
@@ -410,6 +415,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
         plan: args.plan,
         variables,
         effort: args.effort,
+        attachments,
     };
     // The engine does it, too; here it says whose keys are needed.
     project::fill(&mut asked, &settings.config, &settings.paths.config)?;

@@ -1,8 +1,11 @@
 //! `dispatch say` and `unsay`: a message for a task, to its running agent or its next run, and a
 //! message taken back.
 
+use std::path::PathBuf;
+
 use super::{
     Ctx,
+    attach::{self, Tune},
     error::{CliError, Result},
     exit::Exit,
     follow, out,
@@ -19,13 +22,18 @@ use dispatch_core::message::MessageId;
 /// Say something to a task: to its agent while it runs, else with its next run.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch say 3f \"leave the tests alone\"\n  dispatch say 3f --follow - < more.txt"
+    after_help = "Examples:\n  dispatch say 3f \"leave the tests alone\"\n  dispatch say 3f --follow - < more.txt\n  dispatch say 3f --attach trace.log \"it still fails\"\n  dispatch say 3f --model opus --effort high \"try harder\""
 )]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,
     /// The message; `-` reads it from standard input
     text: String,
+    /// A file that comes with it, to a run that has not begun (may be given several times)
+    #[arg(long, value_name = "FILE")]
+    attach: Vec<PathBuf>,
+    #[command(flatten)]
+    tune: Tune,
     /// Watch the task to its end, as `run` does
     #[arg(short, long)]
     follow: bool,
@@ -36,9 +44,19 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let text = read_text(Some(&args.text), None)?;
+    let attachments = attach::read(&ctx.settings, &args.attach)?;
     let task = tasks::one(&ctx.settings, &args.id).await?;
+    let agent = request::agent(&ctx.settings.config, Some(&task.agent))?.agent;
+    request::check_attachments(&ctx.settings.config, &agent, &attachments)?;
+    args.tune.check(&ctx.settings, &task.agent)?;
     let secrets = agent_secrets(&ctx.settings, &task.agent)?;
-    let asked = request::Say { text, secrets };
+    let asked = request::Say {
+        text,
+        attachments,
+        model: args.tune.model,
+        effort: args.tune.effort,
+        secrets,
+    };
     let path = format!("/v1/tasks/{}/say", task.id);
     let ask = async |client: &Client| client.post(&path, &asked).await;
     let (client, spoken): (_, Spoken) = start::ask(&ctx.settings, ask).await?;

@@ -288,6 +288,18 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         "answered" => format!("answered: {}", text("text")),
         "applied" if text("branch").is_empty() => format!("written into {}", text("repo")),
         "message_queued" => format!("message {}: {}", number("message"), text("text")),
+        "attached" => {
+            let files = event.body.get("attached")?.get("files")?.as_array()?;
+            let names = files.iter().filter_map(|file| file.get("name")?.as_str());
+            format!("attached: {}", names.collect::<Vec<_>>().join(", "))
+        }
+        "tuning_set" => {
+            let tuning = event.body.get("tuning")?;
+            let word = |name: &str| Some(format!("{name} {}", tuning.get(name)?.as_str()?));
+            let words = ["model", "effort"].into_iter().filter_map(word);
+            let words = words.collect::<Vec<_>>().join(", ");
+            format!("from the next run on: {words}")
+        }
         "message_cancelled" => format!("message {} taken back", number("message")),
         "message_delivered" => {
             format!(

@@ -12,7 +12,7 @@ use super::{
 use dispatch_core::{carried::Can, review::Review};
 use dispatch_engine::prompts::sha256;
 
-use crate::api::task::{Ask, Budget, Exit as JobExit, Message, Run, Task};
+use crate::api::task::{Ask, Attachment, Budget, Exit as JobExit, Message, NextRun, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
@@ -109,6 +109,10 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
     let model = task.model.as_ref().map(|model| format!(", model {model}"));
     let agent = format!("{}{}", task.agent, model.unwrap_or_default());
     field("agent", Some(&agent));
+    field(
+        "next run",
+        task.next_run.as_ref().map(next_run_line).as_deref(),
+    );
     field("pool", Some(&task.pool));
     if task.priority != "normal" {
         field("priority", Some(&task.priority));
@@ -157,6 +161,9 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
     for message in &task.messages {
         field(&format!("said {}", message.id), Some(&said_line(message)));
     }
+    for file in &task.attachments {
+        field("attached", Some(&attached_line(file)));
+    }
     let review = task.runs.iter().rev().find_map(|run| run.review.as_ref());
     for line in review.iter().flat_map(|review| review_lines(review)) {
         field("review", Some(&line));
@@ -202,6 +209,26 @@ fn asked_line(ask: &Ask) -> String {
         "({how}{owner}, run {}) {}: {}",
         ask.run, ask.tool, ask.input
     )
+}
+
+fn attached_line(file: &Attachment) -> String {
+    let with = file.message.map(|n| format!(", with message {n}"));
+    let with = with.unwrap_or_default();
+    format!(
+        "{} ({} bytes{with})\n{}",
+        file.name,
+        file.bytes,
+        file.path.display()
+    )
+}
+
+fn next_run_line(next: &NextRun) -> String {
+    let model = next.model.as_ref().map(|model| format!("model {model}"));
+    let effort = next
+        .effort
+        .map(|effort| format!("effort {}", effort.word()));
+    let words: Vec<String> = model.into_iter().chain(effort).collect();
+    words.join(", ")
 }
 
 fn said_line(message: &Message) -> String {

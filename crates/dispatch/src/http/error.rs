@@ -41,6 +41,7 @@ impl From<VerbError> for Problem {
             VerbError::WorkspaceTaken { .. } => (StatusCode::CONFLICT, "workspace_taken"),
             VerbError::WrongState { .. } => (StatusCode::CONFLICT, "wrong_state"),
             VerbError::Nothing { .. } => (StatusCode::CONFLICT, "nothing_to_do"),
+            VerbError::Attachment(_) => (StatusCode::BAD_REQUEST, "bad_attachment"),
             VerbError::BadInput { .. } => (StatusCode::BAD_REQUEST, "bad_input"),
             VerbError::DiskFull { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             VerbError::Failed { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
@@ -77,6 +78,7 @@ impl From<BadRequest> for Problem {
             | BadRequest::Name(_) => "bad_input",
             BadRequest::Guide(GuideError::Unknown { .. }) => "unknown_text",
             BadRequest::Guide(_) | BadRequest::Effort { .. } => "bad_guide",
+            BadRequest::Attach(_) => "bad_attachment",
             BadRequest::Project(_) => "bad_project",
             BadRequest::Limit(_) => "limit_too_high",
             BadRequest::Image(_) | BadRequest::NoImage(_) | BadRequest::NoContainer(_) => {

@@ -28,7 +28,8 @@ use tokio::sync::{Notify, watch};
 use crate::api::{Health, request};
 use error::{Body, Problem};
 
-/// Texts are limited by `limits.task_bytes`; secrets and JSON quoting come on top.
+/// Texts are limited by `limits.task_bytes`; secrets and JSON quoting come on top, and so do files
+/// where they can be attached.
 const BODY_BYTES_MAX: usize = 4 << 20;
 
 /// Requests and followers that are being served, so that an idle engine does not leave under them.
@@ -78,13 +79,17 @@ pub(crate) struct Ctx {
 }
 
 pub(crate) fn app(ctx: Ctx) -> Router {
+    let with_files = DefaultBodyLimit::max(body_bytes_max(ctx.config.limits.attach_bytes));
     Router::new()
-        .route("/v1/tasks", post(tasks::dispatch).get(tasks::all))
+        .route(
+            "/v1/tasks",
+            post(tasks::dispatch).layer(with_files).get(tasks::all),
+        )
         .route("/v1/tasks/{id}", get(tasks::one).delete(tasks::remove))
         .route("/v1/tasks/{id}/answer", post(tasks::answer))
         .route("/v1/tasks/{id}/retry", post(tasks::retry))
         .route("/v1/tasks/{id}/resume", post(tasks::resume))
-        .route("/v1/tasks/{id}/say", post(tasks::say))
+        .route("/v1/tasks/{id}/say", post(tasks::say).layer(with_files))
         .route("/v1/tasks/{id}/messages/{message}", delete(tasks::unsay))
         .route("/v1/tasks/{id}/asks/{ask}", post(tasks::permit))
         .route("/v1/tasks/{id}/stop", post(tasks::stop))
@@ -103,6 +108,13 @@ pub(crate) fn app(ctx: Ctx) -> Router {
         .layer(from_fn_with_state(ctx.clone(), count))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(ctx)
+}
+
+/// Base64 has four characters for three bytes. One file too many is told by its own error, so there is
+/// room for more than is allowed.
+fn body_bytes_max(attach_bytes: u64) -> usize {
+    let files = usize::try_from(attach_bytes).unwrap_or(usize::MAX);
+    BODY_BYTES_MAX.saturating_add(files.saturating_mul(2))
 }
 
 async fn count(State(ctx): State<Ctx>, request: Request, next: Next) -> Response {

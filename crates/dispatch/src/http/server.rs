@@ -246,14 +246,20 @@ mod tests {
         let unknown = serde_json::json!({"task": "x", "repo": "/r", "agent": "nope"});
         let refused = client.post::<_, Task>("/v1/tasks", &unknown).await;
         assert_eq!(code(refused), (400, "unknown_agent".into()));
-        let long = serde_json::json!({"task": "x".repeat(5 << 20), "repo": "/r"});
-        let refused = client.post::<_, Task>("/v1/tasks", &long).await;
-        // A body that is refused half-way may also be seen as a cut connection.
-        assert!(
-            matches!(&refused, Err(ClientError::Refused(p)) if p.status == 413)
-                || matches!(&refused, Err(ClientError::Lost(_))),
-            "{refused:?}"
-        );
+        // Where files can come along there is room for them, and no more.
+        for (path, bytes) in [
+            ("/v1/tasks", 40 << 20),
+            ("/v1/tasks/00000000000000aa/answer", 5 << 20),
+        ] {
+            let long = serde_json::json!({"task": "x".repeat(bytes), "repo": "/r"});
+            let refused = client.post::<_, Task>(path, &long).await;
+            // A body that is refused half-way may also be seen as a cut connection.
+            assert!(
+                matches!(&refused, Err(ClientError::Refused(p)) if p.status == 413)
+                    || matches!(&refused, Err(ClientError::Lost(_))),
+                "{refused:?}"
+            );
+        }
 
         let freeze = request::Freeze {
             frozen: true,

@@ -12,6 +12,7 @@ use dispatch_core::{
     ask::AskId,
     id::TaskId,
     message::{MessageId, Sender},
+    task::{Effort, Tuning},
 };
 use dispatch_engine::view::Force;
 
@@ -48,17 +49,34 @@ pub(crate) async fn dispatch(
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, Json<Task>), Problem> {
     let secrets = asked.secrets.clone();
+    let tuning = Tuning::default();
     let (config, own) = (std::sync::Arc::clone(&ctx.config), ctx.config_file.clone());
     // A repository may lie on a disk that does not answer.
     let spec = tokio::task::spawn_blocking(move || {
         project::fill(&mut asked, &config, &own)?;
-        asked.spec(&config)
+        let files = asked.attachments.clone();
+        asked.spec(&config).map(|spec| (spec, files))
     });
-    let spec = spec
+    let (spec, files) = spec
         .await
         .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
-    let run = ctx.engine.dispatch(spec, secrets.0).await?;
+    let given = request::given(secrets, files, tuning);
+    let run = ctx.engine.dispatch(spec, given).await?;
     Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))
+}
+
+/// Checked with the agent that the task has now.
+async fn tuning(
+    ctx: &Ctx,
+    task: TaskId,
+    model: Option<&str>,
+    effort: Option<Effort>,
+) -> Result<Tuning, Problem> {
+    if model.is_none() && effort.is_none() {
+        return Ok(Tuning::default());
+    }
+    let agent = ctx.engine.task(task).await?.task.spec.agent;
+    Ok(request::tuning(&ctx.config, &agent, model, effort)?)
 }
 
 pub(crate) async fn all(State(ctx): State<Ctx>) -> Result<Json<Vec<Task>>, Problem> {
@@ -88,7 +106,9 @@ pub(crate) async fn answer(
     Body(asked): Body<request::Answer>,
 ) -> Result<Json<Task>, Problem> {
     let task = id(&task)?;
-    ctx.engine.answer(task, asked.text, asked.secrets.0).await?;
+    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let given = request::given(asked.secrets, Vec::new(), tuning);
+    ctx.engine.answer(task, asked.text, given).await?;
     find(&ctx, task).await
 }
 
@@ -98,7 +118,9 @@ pub(crate) async fn retry(
     Body(asked): Body<request::Retry>,
 ) -> Result<Json<Task>, Problem> {
     let task = id(&task)?;
-    ctx.engine.retry(task, asked.secrets.0).await?;
+    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let given = request::given(asked.secrets, Vec::new(), tuning);
+    ctx.engine.retry(task, given).await?;
     find(&ctx, task).await
 }
 
@@ -108,10 +130,11 @@ pub(crate) async fn say(
     Body(asked): Body<request::Say>,
 ) -> Result<Json<api::Spoken>, Problem> {
     let task = id(&task)?;
-    let secrets = asked.secrets.0;
+    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let given = request::given(asked.secrets, asked.attachments, tuning);
     let spoken = ctx
         .engine
-        .say(task, asked.text, Sender::Person, secrets)
+        .say(task, asked.text, Sender::Person, given)
         .await?;
     let Json(task) = find(&ctx, task).await?;
     Ok(Json(api::Spoken {
@@ -156,7 +179,16 @@ pub(crate) async fn resume(
         Some(name) => Some(request::agent(&ctx.config, Some(name))?),
         None => None,
     };
-    ctx.engine.resume(task, agent, asked.secrets.0).await?;
+    let (model, effort) = (asked.model.as_deref(), asked.effort);
+    let tuning = match &agent {
+        Some(selection) if selection.model.is_some() && model.is_some() => {
+            return Err(request::BadRequest::TwoModels.into());
+        }
+        Some(selection) => request::tuning(&ctx.config, &selection.agent, model, effort)?,
+        None => tuning(&ctx, task, model, effort).await?,
+    };
+    let given = request::given(asked.secrets, Vec::new(), tuning);
+    ctx.engine.resume(task, agent, given).await?;
     find(&ctx, task).await
 }
 

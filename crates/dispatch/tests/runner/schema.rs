@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 46] = [
+const TASK: [(&str, &str); 48] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -47,6 +47,8 @@ const TASK: [(&str, &str); 46] = [
     ("messages", "array"),
     ("permissions", "string"),
     ("asks", "array"),
+    ("attachments", "array"),
+    ("next_run", "object?"),
     ("limits", "object"),
     ("guide", "object"),
     ("removed", "bool"),
@@ -87,6 +89,14 @@ const ASK: [(&str, &str); 10] = [
     ("by", "string?"),
     ("why", "string?"),
 ];
+const ATTACHMENT: [(&str, &str); 5] = [
+    ("name", "string"),
+    ("bytes", "number"),
+    ("sha256", "string"),
+    ("path", "string"),
+    ("message", "number?"),
+];
+const NEXT_RUN: [(&str, &str); 2] = [("model", "string?"), ("effort", "string?")];
 const WAITING: [(&str, &str); 4] = [
     ("why", "string"),
     ("text", "string"),
@@ -190,6 +200,12 @@ pub(crate) fn task(value: &Value) {
         object(ask, &ASK);
         word(&ask["state"], &["waiting", "allowed", "denied", "closed"]);
     }
+    for attachment in value["attachments"].as_array().unwrap() {
+        object(attachment, &ATTACHMENT);
+    }
+    if !value["next_run"].is_null() {
+        object(&value["next_run"], &NEXT_RUN);
+    }
     for run in value["runs"].as_array().unwrap() {
         object(run, &RUN);
         word(&run["state"], &STATES);
@@ -214,6 +230,8 @@ pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
         .chain(&CHECK)
         .chain(&MESSAGE)
         .chain(&ASK)
+        .chain(&ATTACHMENT)
+        .chain(&NEXT_RUN)
         .chain(&WAITING)
         .chain(&DIFFSTAT);
     all.map(|(key, _)| *key)

@@ -1,9 +1,10 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
 //! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)
-//! [sidecar|running|next|asking]` goes on with what the log in HOME holds, dispatches the golden task when
-//! there is none, and leaves when all is done. With `running` or `next` behind it, messages are said to
-//! that task: to its running agent, or to one that hears them with its next run. With `asking` its agent
-//! asks for two permissions, and is given one.
+//! [sidecar|running|next|asking|attached]` goes on with what the log in HOME holds, dispatches the golden
+//! task when there is none, and leaves when all is done. With `running` or `next` behind it, messages are
+//! said to that task: to its running agent, or to one that hears them with its next run. With `asking` its
+//! agent asks for two permissions, and is given one. With `attached` a file comes with the task, and
+//! another one with a message.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
 
@@ -27,6 +28,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
+    attachments::NewFile,
     clock::Clock,
     containers::Runtimes,
     engine::{Engine, Observer, Secrets, Settings, Sites},
@@ -34,7 +36,7 @@ use dispatch_engine::{
         BoxFuture, Follow, Site, Start,
         local::{Keeper, Local},
     },
-    view::Told,
+    view::{Given, Told},
 };
 
 fn die() -> ! {
@@ -104,12 +106,13 @@ async fn main() -> Result<()> {
         [args @ .., word] if word == "running" => (args, false, Scene::Running),
         [args @ .., word] if word == "next" => (args, false, Scene::Next),
         [args @ .., word] if word == "asking" => (args, false, Scene::Asking),
+        [args @ .., word] if word == "attached" => (args, false, Scene::Attached),
         args => (args, false, Scene::Golden),
     };
     let [home, agent, which, n, from] = args else {
         bail!(
             "crash-engine HOME AGENT (event|call|never) N (head|pr|folder) \
-             [sidecar|running|next|asking]"
+             [sidecar|running|next|asking|attached]"
         );
     };
     let home = PathBuf::from(home);
@@ -162,10 +165,15 @@ async fn main() -> Result<()> {
         let spec = match scene {
             Scene::Golden => golden(&home, from)?,
             Scene::Running => listening(&home)?,
-            Scene::Next => waiting(&home)?,
+            Scene::Next => waiting(&home, "")?,
+            Scene::Attached => waiting(&home, &home.join("heard").to_string_lossy())?,
             Scene::Asking => asking(&home)?,
         };
-        engine.dispatch(spec, secrets.clone()).await?;
+        let given = Given {
+            files: scene.files("one"),
+            ..secrets.clone().into()
+        };
+        engine.dispatch(spec, given).await?;
     }
     if scene == Scene::Asking {
         permit(&engine).await?;
@@ -199,6 +207,20 @@ enum Scene {
     Running,
     Next,
     Asking,
+    Attached,
+}
+
+impl Scene {
+    fn files(self, content: &str) -> Vec<NewFile> {
+        let file = NewFile {
+            name: format!("{content}.txt"),
+            bytes: content.into(),
+        };
+        (self == Self::Attached)
+            .then_some(file)
+            .into_iter()
+            .collect()
+    }
 }
 
 /// As a person would who looks at what is there before saying it again.
@@ -211,6 +233,7 @@ async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
             format!("@append {heard} one"),
             format!("@append {heard} two"),
         ],
+        Scene::Attached => vec!["look at this".to_owned()],
     };
     let tasks = engine.tasks().await?;
     let task = tasks.first().context("a task")?.task.id;
@@ -224,9 +247,11 @@ async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
     }
     let known = engine.task(task).await?.task.messages_count as usize;
     for text in messages.into_iter().skip(known) {
-        engine
-            .say(task, text, Sender::Person, Secrets::new())
-            .await?;
+        let given = Given {
+            files: scene.files("two"),
+            ..Given::default()
+        };
+        engine.say(task, text, Sender::Person, given).await?;
     }
     Ok(std::fs::write(home.join("go"), "")?)
 }
@@ -286,12 +311,16 @@ fn listening(home: &Path) -> Result<TaskSpec> {
     })
 }
 
-/// Hears nothing until its next run.
-fn waiting(home: &Path) -> Result<TaskSpec> {
+/// Hears nothing until its next run; what is attached it writes into `attached`.
+fn waiting(home: &Path, attached: &str) -> Result<TaskSpec> {
     let (count, go) = (home.join("count"), home.join("go"));
+    let attached = match attached {
+        "" => String::new(),
+        path => format!("@attached {path}\n"),
+    };
     Ok(TaskSpec {
         text: format!(
-            "@append {} ran\n@write a.txt one\n@await {}\n@say done\n",
+            "@append {} ran\n@write a.txt one\n{attached}@await {}\n@say done\n",
             count.display(),
             go.display()
         ),

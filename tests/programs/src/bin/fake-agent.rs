@@ -74,6 +74,10 @@ fn follow() -> Result<ExitCode> {
         .context("read the prompt")?;
     for line in prompt.lines().filter_map(|line| line.strip_prefix('@')) {
         let (order, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if order == "attached" {
+            read_attached(&prompt, rest).with_context(|| format!("obey @{line}"))?;
+            continue;
+        }
         if let Some(code) = obey(order, rest).with_context(|| format!("obey @{line}"))? {
             return Ok(code);
         }
@@ -195,6 +199,16 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
     }
     io::stdout().flush()?;
     Ok(None)
+}
+
+/// What is in the files that the prompt lists, in order, behind what is in `path`.
+fn read_attached(prompt: &str, path: &str) -> Result<()> {
+    for line in prompt.lines().filter_map(|line| line.strip_prefix("- /")) {
+        if let Some((file, _)) = line.split_once(" (") {
+            append(path, &fs::read_to_string(Path::new("/").join(file))?)?;
+        }
+    }
+    Ok(())
 }
 
 fn append(path: &str, text: &str) -> Result<()> {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use dispatch_core::{
     prompt::{
-        self, Facts, Guide, GuideError, Library, Limits, Section, TextFile, TextKind, Told, Turn,
+        self, Facts, Guide, GuideError, Library, Limits, Section, TextFile, TextKind, Told,
+        ToldFile, Turn,
     },
     task::{Expects, IssueText},
 };
@@ -111,6 +112,11 @@ fn made(library: &Library, places: &Places<'_>) -> Result<prompt::Prompt, GuideE
     let told = Told {
         before: vec![places.before.to_owned()],
         now: vec![places.before.to_owned()],
+        files: vec![ToldFile {
+            path: places.before.to_owned(),
+            bytes: 1,
+            new: true,
+        }],
     };
     let facts = Facts {
         title: places.task,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use dispatch_core::{
     ask::{AskId, By},
+    attach::Attached,
     event::{Event, Kind, Scope, Sealed, Subject, Verified},
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
@@ -12,7 +13,10 @@ use dispatch_core::{
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
     state::State,
-    task::{Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Turn, Wrap},
+    task::{
+        Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Tuning, Turn,
+        Wrap,
+    },
     update::{Update, Usage},
 };
 
@@ -213,6 +217,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 message: MessageId(1),
                 text: "m".into(),
                 from: Sender::Person,
+                fresh: false,
             },
         ),
         (
@@ -235,6 +240,26 @@ fn seeds() -> Vec<Vec<u8>> {
                 message: MessageId(2),
                 text: "n".into(),
                 from: Sender::Task(task),
+                fresh: true,
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::Attached {
+                attached: Attached {
+                    folder: 1,
+                    files: Vec::new(),
+                    message: Some(MessageId(2)),
+                },
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::TuningSet {
+                tuning: Tuning {
+                    model: "m".parse().ok(),
+                    effort: None,
+                },
             },
         ),
         (

@@ -303,7 +303,11 @@ async fn answer(settings: Settings, id: &str, agent: &str, text: String) -> Resu
     let taken = tokio::task::spawn_blocking(move || agent_secrets(&given, &name)).await;
     let secrets =
         taken.map_err(|error| CliError::failed("take the secrets of the agent", &error))??;
-    let asked = request::Answer { text, secrets };
+    let asked = request::Answer {
+        text,
+        secrets,
+        ..request::Answer::default()
+    };
     let path = format!("/v1/tasks/{id}/answer");
     let ask = async |client: &Client| client.post::<_, Task>(&path, &asked).await;
     let (_, task) = start::ask(&settings, ask).await?;

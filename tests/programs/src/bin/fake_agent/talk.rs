@@ -121,6 +121,8 @@ impl Ears {
             } else if order == "unask" {
                 let id = format!("ask-{}", self.asks);
                 tell(&json!({"type": "control_cancel_request", "request_id": id}))?;
+            } else if order == "attached" {
+                super::read_attached(prompt, rest).with_context(done)?;
             } else if let Some(code) = super::obey(order, rest).with_context(done)? {
                 anyhow::ensure!(code == ExitCode::SUCCESS, "it is told to fail");
             }
