@@ -1896,6 +1896,16 @@ impl Actor {
                 let what = format!("use agent {agent}: it is not configured; there are {there}");
                 return Err(VerbError::BadInput { what });
             };
+            let permissions = found.spec.terms.permissions;
+            if !permissions.is_default() && !profile.driver.asks() {
+                let what = format!(
+                    "use agent {agent}: it asks for no permission ({}), and the task says \
+                     permissions = \"{}\"; take one that asks, or dispatch another task",
+                    profile.driver.word(),
+                    permissions.word()
+                );
+                return Err(VerbError::BadInput { what });
+            }
             if !found.attached.is_empty() {
                 attach::allowed(
                     &self.ctx.settings.config.limits,

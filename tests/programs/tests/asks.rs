@@ -13,6 +13,7 @@ use std::{fs, path::PathBuf};
 
 use dispatch_core::{
     ask::{ASKS_MAX, Ask, AskId, By, Fate, OPEN_MAX, Permissions},
+    config::AgentProfile,
     event::Kind,
     id::{RunId, TaskId},
     message::Sender,
@@ -285,6 +286,41 @@ async fn without_asking_anybody_it_is_allowed_or_denied_at_once() {
         let answers = answers(&world);
         assert!(answers.starts_with(&format!("ask-1 {word} ")), "{answers}");
     }
+}
+
+/// What a task was to be asked for, it is asked for by whoever goes on with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_agent_is_not_looser() {
+    let mut world = world();
+    let name = |name: &str| name.parse::<dispatch_core::id::AgentName>().unwrap();
+    let talker = world.config.agents[&name("talker")].clone();
+    for (other, permissions) in [("loose", Permissions::Allow), ("strict", Permissions::Ask)] {
+        let profile = AgentProfile {
+            permissions,
+            ..talker.clone()
+        };
+        world.config.agents.insert(name(other), profile);
+    }
+    let engine = world.engine().await;
+    let go_on = async |task, agent: &str| {
+        let agent = world.config.select(agent).unwrap();
+        engine.resume(task, Some(agent), Secrets::new()).await
+    };
+    for (first, agent, then) in [
+        (Permissions::Allow, "strict", Permissions::Ask),
+        (Permissions::Allow, "loose", Permissions::Allow),
+        (Permissions::Deny, "strict", Permissions::Deny),
+        (Permissions::Ask, "loose", Permissions::Ask),
+    ] {
+        let run = dispatched(&engine, spec(&world, first, &["say hello"])).await;
+        finished(&engine, run).await;
+        let view = finished(&engine, go_on(run.task, agent).await.unwrap()).await;
+        assert_eq!(view.task.spec.terms.permissions, then, "{first:?} {agent}");
+    }
+    let run = dispatched(&engine, spec(&world, Permissions::Ask, &["say hello"])).await;
+    finished(&engine, run).await;
+    let error = go_on(run.task, "fake").await.unwrap_err().to_string();
+    assert!(error.contains("asks for no permission (plain)"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

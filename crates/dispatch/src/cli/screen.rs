@@ -256,8 +256,9 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         }
         "site_refused" => format!("site {} refused: {}", text("site"), text("reason")),
         "started" => format!("agent started on {} ({})", text("site"), text("enforced")),
+        // What is long is cut at its end, and what can be done about it must be seen.
         "permission_asked" => format!(
-            "asks {} for {}: {} (`dispatch allow` or `deny`)",
+            "asks {} for {} (`dispatch allow`, `deny`): {}",
             number("ask"),
             text("tool"),
             text("input")
@@ -445,6 +446,18 @@ mod tests {
             (
                 r#""kind":"said","update":{"session":{"id":"x"}},"out_offset":1}"#,
                 None,
+            ),
+            (
+                r#""kind":"permission_asked","ask":2,"tool":"Bash","input":"ls\u001b[2J","owner":"person","until":9}"#,
+                Some("asks 2 for Bash (`dispatch allow`, `deny`): ls [2J"),
+            ),
+            (
+                r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"why":"no"}"#,
+                Some("ask 2 denied by 3f"),
+            ),
+            (
+                r#""kind":"permission_answered","ask":2,"allow":true,"by":"person"}"#,
+                Some("ask 2 allowed by person"),
             ),
             (
                 r#""kind":"finished","outcome":{"completed":{"summary":"x"}},"verified":"yes"}"#,
