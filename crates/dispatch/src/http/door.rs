@@ -4,6 +4,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use axum::{
@@ -11,7 +12,7 @@ use axum::{
     http::{
         HeaderMap, HeaderName,
         header::{AUTHORIZATION, HOST, ORIGIN},
-        uri::{Authority, Scheme, Uri},
+        uri::{Authority, Uri},
     },
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -113,8 +114,8 @@ impl Keys {
         {
             return Ok(Caller::Run(run));
         }
-        let place = Place::new(peer, tokens::id_of(text));
-        if let Some(left) = self.guesses.locked(&place) {
+        let (place, now) = (Place::new(peer, tokens::id_of(text)), Instant::now());
+        if let Some(left) = self.guesses.locked(&place, now) {
             let seconds = left.as_secs() + 1;
             let detail = format!("look at the token: too many wrong ones came; wait {seconds} s");
             return Err(Problem::new(Code::TooManyGuesses, detail).retry_after(seconds));
@@ -132,7 +133,7 @@ impl Keys {
                 Err(Problem::new(Code::TokenExpired, detail))
             }
             Found::Unknown => {
-                self.guesses.wrong(place);
+                self.guesses.wrong(place, now);
                 let detail = "use that token: nobody has it, or its run is over; \
                               `dispatch token list` shows which there are";
                 Err(Problem::new(Code::BadToken, detail))
@@ -168,10 +169,13 @@ pub(crate) async fn guard(
 
 impl Guard {
     fn caller(&self, uri: &Uri, headers: &HeaderMap) -> Result<Caller, Problem> {
-        let bad_head = |what: &str| Problem::new(Code::BadHead, format!("take the request: {what}"));
+        let bad_head =
+            |what: &str| Problem::new(Code::BadHead, format!("take the request: {what}"));
         // `GET http://elsewhere/` names two hosts, and proxies disagree about which one counts.
         if uri.scheme().is_some() || uri.authority().is_some() || !uri.path().starts_with('/') {
-            return Err(bad_head("its first line has to name a path and nothing else"));
+            return Err(bad_head(
+                "its first line has to name a path and nothing else",
+            ));
         }
         let host = one(headers, &HOST)
             .map_err(bad_head)?
@@ -233,15 +237,11 @@ fn bearer(header: &str) -> Result<&str, Problem> {
     let token = header.split_once(' ').filter(|(scheme, token)| {
         scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains(' ')
     });
-    let none = || Problem::new(Code::NoToken, "read the Authorization: it is no `Bearer TOKEN`");
-    token.map(|(_, token)| token).ok_or_else(none)
-}
-
-/// Whether an origin is written as browsers send it.
-pub(crate) fn is_origin(text: &str) -> bool {
-    let Ok(uri) = text.parse::<Uri>() else {
-        return false;
+    let none = || {
+        Problem::new(
+            Code::NoToken,
+            "read the Authorization: it is no `Bearer TOKEN`",
+        )
     };
-    let web = uri.scheme() == Some(&Scheme::HTTP) || uri.scheme() == Some(&Scheme::HTTPS);
-    web && uri.authority().is_some() && !text.ends_with('/') && uri.path() == "/"
+    token.map(|(_, token)| token).ok_or_else(none)
 }

@@ -6,10 +6,8 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-use tokio::time::Instant;
 
 /// Wrong tokens that are only refused, within [`WINDOW`].
 const FREE: u32 = 10;
@@ -77,15 +75,14 @@ impl Guesses {
     }
 
     /// For how long this one is not heard.
-    pub(crate) fn locked(&self, place: &Place) -> Option<Duration> {
+    pub(crate) fn locked(&self, place: &Place, now: Instant) -> Option<Duration> {
         let places = self.places();
         let (until, _) = places.get(place)?.locked?;
-        let left = until.saturating_duration_since(Instant::now());
+        let left = until.saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
     }
 
-    pub(crate) fn wrong(&self, place: Place) {
-        let now = Instant::now();
+    pub(crate) fn wrong(&self, place: Place, now: Instant) {
         let mut places = self.places();
         if places.len() >= PLACES_MAX && !places.contains_key(&place) {
             let oldest = places.iter().min_by_key(|(_, count)| count.last);
@@ -99,7 +96,7 @@ impl Guesses {
             last: now,
             locked: None,
         });
-        if now.duration_since(count.since) > WINDOW {
+        if now.saturating_duration_since(count.since) > WINDOW {
             (count.wrong, count.since) = (0, now);
         }
         count.wrong += 1;
@@ -126,45 +123,46 @@ mod tests {
         Peer::Net(IpAddr::from([10, 0, 0, last]))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_guesses_is_not_heard_for_longer_and_longer() {
-        let guesses = Guesses::default();
+    #[test]
+    fn who_guesses_is_not_heard_for_longer_and_longer() {
+        let (guesses, now) = (Guesses::default(), Instant::now());
         let place = Place::new(peer(1), None);
         for _ in 0..FREE {
-            guesses.wrong(place.clone());
+            guesses.wrong(place.clone(), now);
         }
-        assert_eq!(guesses.locked(&place), None);
-        guesses.wrong(place.clone());
-        assert_eq!(guesses.locked(&place), Some(LOCKED_FIRST));
+        assert_eq!(guesses.locked(&place, now), None);
+        guesses.wrong(place.clone(), now);
+        assert_eq!(guesses.locked(&place, now), Some(LOCKED_FIRST));
         // Somebody else, and somebody there with another token.
-        assert_eq!(guesses.locked(&Place::new(peer(2), None)), None);
-        assert_eq!(guesses.locked(&Place::new(peer(1), Some("1a2b3c4d"))), None);
-        tokio::time::advance(LOCKED_FIRST).await;
-        assert_eq!(guesses.locked(&place), None);
+        assert_eq!(guesses.locked(&Place::new(peer(2), None), now), None);
+        let other = Place::new(peer(1), Some("1a2b3c4d"));
+        assert_eq!(guesses.locked(&other, now), None);
+        let later = now + LOCKED_FIRST;
+        assert_eq!(guesses.locked(&place, later), None);
         for _ in 0..=FREE {
-            guesses.wrong(place.clone());
+            guesses.wrong(place.clone(), later);
         }
-        assert_eq!(guesses.locked(&place), Some(LOCKED_FIRST * 2));
+        assert_eq!(guesses.locked(&place, later), Some(LOCKED_FIRST * 2));
         guesses.right(&place);
-        assert_eq!(guesses.locked(&place), None);
+        assert_eq!(guesses.locked(&place, later), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_mistake_now_and_then_is_no_guessing() {
-        let guesses = Guesses::default();
+    #[test]
+    fn a_mistake_now_and_then_is_no_guessing() {
+        let (guesses, mut now) = (Guesses::default(), Instant::now());
         let place = Place::new(Peer::Socket, None);
         for _ in 0..5 * FREE {
-            guesses.wrong(place.clone());
-            tokio::time::advance(WINDOW / 4).await;
+            guesses.wrong(place.clone(), now);
+            now += WINDOW / 4;
         }
-        assert_eq!(guesses.locked(&place), None);
+        assert_eq!(guesses.locked(&place, now), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn memory_is_bounded_and_a_network_counts_once() {
-        let guesses = Guesses::default();
-        for n in 0..2 * PLACES_MAX {
-            guesses.wrong(Place::new(peer(1), Some(&format!("{n:08x}"))));
+    #[test]
+    fn memory_is_bounded_and_a_network_counts_once() {
+        let (guesses, now) = (Guesses::default(), Instant::now());
+        for n in 0..PLACES_MAX + 10 {
+            guesses.wrong(Place::new(peer(1), Some(&format!("{n:08x}"))), now);
         }
         assert_eq!(guesses.places().len(), PLACES_MAX);
         let one: Ipv6Addr = "2001:db8::1".parse().unwrap();

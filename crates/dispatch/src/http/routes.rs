@@ -1,6 +1,7 @@
 //! The table of routes: method, path, who may, what it is, and the types that go in and come out.
 //! Nothing is served that is not a row here, and a row does not compile without saying who may.
 //! Must not decide anything about tasks: handlers do, through the engine.
+#![allow(dead_code, reason = "read by the document of the routes")]
 
 use std::{convert::Infallible, future::Future};
 
@@ -198,7 +199,7 @@ impl Route {
     }
 
     /// A protocol of its own at one path, all methods.
-    #[expect(dead_code, reason = "the row of MCP")]
+    #[allow(dead_code, reason = "the row of MCP")]
     pub(crate) fn service<S>(
         path: &'static str,
         access: Access,

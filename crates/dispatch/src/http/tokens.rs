@@ -77,7 +77,9 @@ pub(crate) enum TokenError {
         path.display()
     )]
     Open { path: PathBuf },
-    #[error("name a token {name:?}: a name has 1 to {NAME_BYTES_MAX} letters, digits, '.', '_', '-'")]
+    #[error(
+        "name a token {name:?}: a name has 1 to {NAME_BYTES_MAX} letters, digits, '.', '_', '-'"
+    )]
     Name { name: String },
     #[error("name a token {name:?}: there is one; revoke it first or take another name")]
     Taken { name: String },
@@ -370,7 +372,9 @@ mod tests {
         let taken = tokens.make(Some(&first.id), read_only(), None, 0);
         assert!(matches!(taken, Err(TokenError::Taken { .. })));
         for n in 1..TOKENS_MAX {
-            tokens.make(Some(&format!("t{n}")), read_only(), Some(1), 0).unwrap();
+            tokens
+                .make(Some(&format!("t{n}")), read_only(), Some(1), 0)
+                .unwrap();
         }
         let more = || tokens.make(None, read_only(), None, EXPIRED_KEPT_MS + 1);
         assert!(matches!(
