@@ -3,6 +3,7 @@
 
 pub(crate) mod event;
 pub(crate) mod notice;
+pub(crate) mod overview;
 pub(crate) mod request;
 mod shapes;
 pub(crate) mod task;

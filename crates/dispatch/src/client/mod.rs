@@ -1,6 +1,7 @@
 //! The client of our own API, over the unix socket.
 //! Must not print and must not start an engine by itself; `start` does, when a verb asks for it.
 
+mod pages;
 pub(crate) mod start;
 mod stream;
 
