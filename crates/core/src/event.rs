@@ -16,6 +16,7 @@ use crate::{
     drivers::DriverKind,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
@@ -220,6 +221,13 @@ pub enum Kind {
         child: TaskId,
         state: String,
     },
+    /// This was made by a request that its sender may repeat. In the same commit as what it made.
+    Keyed {
+        #[serde(flatten)]
+        key: RequestKey,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<MessageId>,
+    },
     /// The result was brought into a person's repository.
     Applied {
         repo: PathBuf,
@@ -376,6 +384,7 @@ impl Kind {
             Self::MessageReturned { .. } => "message_returned",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
+            Self::Keyed { .. } => "keyed",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
@@ -427,6 +436,7 @@ impl Kind {
             | Self::MessageReturned { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
+            | Self::Keyed { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }

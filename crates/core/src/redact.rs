@@ -598,7 +598,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 57] = [
+const NAMES: [&str; 59] = [
     "after",
     "agent",
     "base",
@@ -620,6 +620,7 @@ const NAMES: [&str; 57] = [
     "head",
     "id",
     "image",
+    "key",
     "named",
     "model",
     "network",
@@ -634,6 +635,7 @@ const NAMES: [&str; 57] = [
     "priority",
     "profile",
     "refname",
+    "request",
     "repo",
     "review_base",
     "runtime",

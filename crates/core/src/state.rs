@@ -17,6 +17,7 @@ use crate::{
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::{Keys, Made},
     ledger::Ledger,
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
     outcome::{Again, Outcome},
@@ -394,9 +395,16 @@ pub struct State {
     waited_for: BTreeMap<TaskId, BTreeSet<RunId>>,
     /// Those of them that will not complete any more.
     hopeless: BTreeSet<TaskId>,
+    keys: Keys,
 }
 
 impl State {
+    /// What requests that may come again have made.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// The last event applied or stepped over.
     #[must_use]
     pub fn seq(&self) -> Seq {
@@ -762,6 +770,15 @@ impl State {
         };
         match &event.kind {
             Kind::ChildEnded { .. } => {}
+            Kind::Keyed {
+                key,
+                message: Some(message),
+            } => {
+                let message = *message;
+                task.message(message).ok_or_else(|| refused(message))?;
+                let made = Made::Message { task: id, message };
+                self.keys.keep(key, made, event.at);
+            }
             Kind::Answered { .. } => task.wakes = 0,
             Kind::MessageQueued {
                 message,
@@ -940,6 +957,13 @@ impl State {
             });
             task.seq = seq;
             self.enqueue(seq, id);
+            return Ok(());
+        }
+        if let Kind::Keyed { key, message: None } = &event.kind
+            && task.last_run().is_some_and(|run| run.n == id.n)
+        {
+            self.keys.keep(key, Made::Run(id), event.at);
+            task.seq = seq;
             return Ok(());
         }
         let refused = |message: MessageId| ApplyError::Message {

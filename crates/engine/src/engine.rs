@@ -19,6 +19,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
+    keys::{Made, RequestKey},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
@@ -134,6 +135,7 @@ pub(crate) enum Command {
         /// Under the id that its files lie under already.
         kept: Option<(TaskId, Kept)>,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Answer {
@@ -141,12 +143,14 @@ pub(crate) enum Command {
         text: String,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Retry {
         task: TaskId,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Resume {
@@ -154,6 +158,7 @@ pub(crate) enum Command {
         agent: Option<Selection>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Say {
@@ -163,6 +168,7 @@ pub(crate) enum Command {
         kept: Option<Kept>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<Spoken>,
     },
     Unsay {
@@ -411,6 +417,7 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
@@ -425,6 +432,7 @@ impl Engine {
             spec: Box::new(spec),
             kept,
             secrets,
+            key,
             reply,
         })
         .await
@@ -476,13 +484,14 @@ impl Engine {
         text: String,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("answer", given)?;
+        let (secrets, tuning, key) = without_files("answer", given)?;
         let _busy = self.hold("answer", task)?;
         self.ask(|reply| Command::Answer {
             task,
             text,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -494,12 +503,13 @@ impl Engine {
     /// # Errors
     /// When it has not ended so, or cannot run again.
     pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("retry", given)?;
+        let (secrets, tuning, key) = without_files("retry", given)?;
         let _busy = self.hold("retry", task)?;
         self.ask(|reply| Command::Retry {
             task,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -516,7 +526,7 @@ impl Engine {
         agent: Option<Selection>,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("resume", given)?;
+        let (secrets, tuning, key) = without_files("resume", given)?;
         let _busy = self.hold("resume", task)?;
         self.bring_back("resume", task).await?;
         self.ask(|reply| Command::Resume {
@@ -524,6 +534,7 @@ impl Engine {
             agent,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -547,6 +558,7 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
         let found = self.task(task).await?.task;
         let busy = if found.is_open() {
@@ -570,6 +582,7 @@ impl Engine {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
             })
             .await;
@@ -1212,39 +1225,52 @@ impl Actor {
                 spec,
                 kept,
                 secrets,
+                key,
                 reply,
             } => {
-                let made = self.dispatch(*spec, kept, secrets);
-                self.reply_later(reply, made);
+                let made = self.once(key, secrets, |actor, secrets| {
+                    actor.dispatch(*spec, kept, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, made.and_then(a_run));
             }
             Command::Answer {
                 task,
                 text,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.answer(task, text, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.answer(task, text, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Retry {
                 task,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.retry(task, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.retry(task, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Resume {
                 task,
                 agent,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.resume(task, agent, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let queued = actor.resume(task, agent, tuning, secrets);
+                    queued.map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Say {
                 task,
@@ -1253,16 +1279,23 @@ impl Actor {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
-            } => match self.say(task, text, from, (kept, tuning), secrets) {
-                Ok(message) => self.sayers.push(Sayer {
-                    task,
-                    message,
-                    deaf: self.is_barred(task, message),
-                    reply,
-                }),
-                Err(error) => self.reply_later(reply, Err(error)),
-            },
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let message = actor.say(task, text, from, (kept, tuning), secrets)?;
+                    Ok(Made::Message { task, message })
+                });
+                match queued.and_then(a_message) {
+                    Ok((task, message)) => self.sayers.push(Sayer {
+                        task,
+                        message,
+                        deaf: self.is_barred(task, message),
+                        reply,
+                    }),
+                    Err(error) => self.reply_later(reply, Err(error)),
+                }
+            }
             Command::Unsay {
                 task,
                 message,
@@ -1434,6 +1467,39 @@ impl Actor {
             }
         }
         Ok(view)
+    }
+
+    /// Does what is asked, or says what came of it when it came before: what is made and the key that
+    /// it came with are one commit, so there is no crash between them.
+    fn once(
+        &mut self,
+        key: Option<RequestKey>,
+        secrets: Secrets,
+        work: impl FnOnce(&mut Self, Secrets) -> Result<Made, VerbError>,
+    ) -> Result<Made, VerbError> {
+        let Some(key) = key else {
+            return work(self, secrets);
+        };
+        let known = self.state.keys().find(&key, self.now());
+        if let Some(made) = known.map_err(|_| VerbError::KeyUsed)? {
+            // The engine that had them may be gone.
+            let task = made.task();
+            let queued = self.state.queue().find(|run| run.task == task);
+            if let Some(run) = queued {
+                self.secrets.entry(task).or_default().extend(secrets);
+                self.look_for_secrets(run);
+            }
+            // A supervisor that took the run over since has been asked about it by nobody.
+            self.ring(task);
+            return Ok(made);
+        }
+        let made = work(self, secrets)?;
+        let (subject, message) = match made {
+            Made::Run(run) => (Subject::Run(run), None),
+            Made::Message { task, message } => (Subject::Task(task), Some(message)),
+        };
+        self.put(subject, Kind::Keyed { key, message });
+        Ok(made)
     }
 
     fn dispatch(
@@ -2542,13 +2608,30 @@ fn can_attach(
     Ok(attach::allowed(&config.limits, agent, there, sizes)?)
 }
 
-fn without_files(verb: &str, given: impl Into<Given>) -> Result<(Secrets, Tuning), VerbError> {
+type WithoutFiles = (Secrets, Tuning, Option<RequestKey>);
+
+fn without_files(verb: &str, given: impl Into<Given>) -> Result<WithoutFiles, VerbError> {
     let given = given.into();
     if given.files.is_empty() {
-        return Ok((given.secrets, given.tuning));
+        return Ok((given.secrets, given.tuning, given.key));
     }
     let what = format!("{verb} with files: they come with a task or a message");
     Err(VerbError::BadInput { what })
+}
+
+/// A key says which verb it came with, so neither of these can be another's.
+fn a_run(made: Made) -> Result<RunId, VerbError> {
+    match made {
+        Made::Run(run) => Ok(run),
+        Made::Message { .. } => Err(VerbError::KeyUsed),
+    }
+}
+
+fn a_message(made: Made) -> Result<(TaskId, MessageId), VerbError> {
+    match made {
+        Made::Message { task, message } => Ok((task, message)),
+        Made::Run(_) => Err(VerbError::KeyUsed),
+    }
 }
 
 fn random_id() -> Result<TaskId, VerbError> {

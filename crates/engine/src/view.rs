@@ -7,6 +7,7 @@ use dispatch_core::{
     attach::{Attachment, BadAttachment},
     event::Event,
     id::{RunId, Seq, TaskId},
+    keys::RequestKey,
     message::MessageId,
     schedule::Waiting,
     state::Task,
@@ -107,6 +108,8 @@ pub struct Given {
     /// With a task or a message.
     pub files: Vec<NewFile>,
     pub tuning: Tuning,
+    /// It may come again, and is done once.
+    pub key: Option<RequestKey>,
 }
 
 impl From<Secrets> for Given {
@@ -152,6 +155,10 @@ pub enum VerbError {
     },
     #[error("{what}")]
     BadInput { what: String },
+    #[error(
+        "take the request: its key came with another one before; make a new key for each request"
+    )]
+    KeyUsed,
     #[error(transparent)]
     Attachment(#[from] BadAttachment),
     #[error("start: less than {min_bytes} bytes are free on the disk of the data directory")]

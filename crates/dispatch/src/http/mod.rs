@@ -10,6 +10,7 @@ mod listen;
 mod metrics;
 mod own;
 mod reads;
+mod repeats;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod tasks;
@@ -75,6 +76,7 @@ pub(crate) struct Ctx {
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
     pub(crate) meter: Arc<metrics::Meter>,
+    pub(crate) repeats: Arc<repeats::Repeats>,
 }
 
 /// How often a silent stream says that it lives.

@@ -179,6 +179,7 @@ impl Server {
             closing: closing.clone(),
             busy: busy.clone(),
             meter: Arc::clone(&meter),
+            repeats: Arc::default(),
         });
         let tokens = Tokens::of(&settings.paths.data);
         let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));

@@ -9,6 +9,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Sealed, Subject, Verified},
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
     message::{Delivery, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
@@ -173,6 +174,16 @@ fn seeds() -> Vec<Vec<u8>> {
                 spent: "1 of 2 tokens".into(),
             },
         ),
+        (
+            run(1),
+            Kind::Keyed {
+                key: RequestKey {
+                    key: "l".into(),
+                    request: "r".into(),
+                },
+                message: None,
+            },
+        ),
         (run(1), Kind::Admitted),
         (
             run(1),
@@ -260,6 +271,16 @@ fn seeds() -> Vec<Vec<u8>> {
                     model: "m".parse().ok(),
                     effort: None,
                 },
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::Keyed {
+                key: RequestKey {
+                    key: "k".into(),
+                    request: "r".into(),
+                },
+                message: Some(MessageId(2)),
             },
         ),
         (
