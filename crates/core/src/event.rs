@@ -16,6 +16,7 @@ use crate::{
     drivers::DriverKind,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -202,6 +203,16 @@ pub enum Kind {
     MessageCancelled {
         message: MessageId,
     },
+    /// An agent left something for another under the name of this task's workspace.
+    LetterSent {
+        letter: LetterId,
+        written: Written,
+        from: Sender,
+    },
+    /// They were handed out. What was not is still to be read.
+    LettersRead {
+        letters: Vec<LetterId>,
+    },
     /// Its next runs are another agent's.
     AgentSet {
         agent: AgentName,
@@ -374,6 +385,8 @@ impl Kind {
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
             Self::MessageReturned { .. } => "message_returned",
+            Self::LetterSent { .. } => "letter_sent",
+            Self::LettersRead { .. } => "letters_read",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
             Self::Applied { .. } => "applied",
@@ -425,6 +438,8 @@ impl Kind {
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
             | Self::MessageReturned { .. }
+            | Self::LetterSent { .. }
+            | Self::LettersRead { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
             | Self::Applied { .. }

@@ -28,6 +28,7 @@ pub mod gate;
 pub mod id;
 pub mod job;
 pub mod ledger;
+pub mod letter;
 pub mod limits;
 pub mod message;
 pub mod naming;

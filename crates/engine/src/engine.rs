@@ -19,6 +19,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
+    letter::{Letter, Written},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
@@ -42,6 +43,7 @@ use crate::{
     events::EventStream,
     fence::Fences,
     jobdir::JobDir,
+    letters::{self, Post},
     lock::{self, EngineLock},
     mirror::Wanted,
     pressure,
@@ -52,7 +54,7 @@ use crate::{
     },
     store::{Store, StoreError},
     trees::Trees,
-    view::{Force, Given, Heard, Spoken, TaskView, Told, VerbError},
+    view::{Force, Given, Heard, Inbox, Spoken, TaskView, Told, VerbError},
 };
 
 /// By name; held in memory only.
@@ -191,6 +193,7 @@ pub(crate) enum Command {
         run: RunId,
         reply: Reply<()>,
     },
+    Letters(Post),
     Stop {
         task: TaskId,
         force: Force,
@@ -354,7 +357,10 @@ impl Engine {
         })
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, VerbError> {
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, VerbError> {
         let (reply, answer) = oneshot::channel();
         self.shared
             .commands
@@ -1210,6 +1216,7 @@ impl Actor {
                 self.deaf(run.task);
                 self.reply_later(reply, Ok(()));
             }
+            Command::Letters(post) => self.post(post),
             Command::Stop { task, force, reply } => {
                 let stopped = self.stop(task, force);
                 self.reply_later(reply, stopped);
@@ -1278,6 +1285,77 @@ impl Actor {
             }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
         }
+    }
+
+    fn post(&mut self, post: Post) {
+        match post {
+            Post::Send {
+                workspace,
+                written,
+                from,
+                reply,
+            } => {
+                let sent = self.send_letter(&workspace, written, from);
+                self.reply_later(reply, sent);
+            }
+            Post::Fetch {
+                workspace,
+                reader,
+                limit,
+                reply,
+            } => {
+                let inbox = self.fetch_letters(&workspace, &reader, limit);
+                self.reply_later(reply, inbox);
+            }
+            Post::Between {
+                workspace,
+                names,
+                limit,
+                reply,
+            } => {
+                let found = letters::between(&self.state, &workspace, &names, limit);
+                self.reply_later(reply, found);
+            }
+        }
+    }
+
+    fn send_letter(
+        &mut self,
+        workspace: &str,
+        written: Written,
+        from: Sender,
+    ) -> Result<Letter, VerbError> {
+        let config = &self.ctx.settings.config;
+        let (task, letter) = letters::address(&self.state, config, workspace, &written)?;
+        let sent = Kind::LetterSent {
+            letter,
+            written,
+            from,
+        };
+        self.put(Subject::Task(task), sent);
+        // As it was kept, with what was masked in it.
+        let kept = self.state.letterbox(workspace);
+        let kept = kept.and_then(|post| post.letters().find(|kept| kept.id == letter));
+        kept.cloned().ok_or_else(|| VerbError::BadInput {
+            what: "send a letter: it could not be kept; see the log's last note".to_owned(),
+        })
+    }
+
+    fn fetch_letters(
+        &mut self,
+        workspace: &str,
+        reader: &str,
+        limit: usize,
+    ) -> Result<Inbox, VerbError> {
+        let (subject, read, handed) = letters::fetched(&self.state, workspace, reader, limit)?;
+        let new = match &read {
+            Some(Kind::LettersRead { letters }) => letters.len(),
+            Some(_) | None => 0,
+        };
+        if let Some(read) = read {
+            self.put(subject, read);
+        }
+        Ok(letters::inbox(&self.state, workspace, reader, &handed, new))
     }
 
     fn view(

@@ -14,7 +14,8 @@
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
 //!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
-//!   an agent is given, [`attachments`] the files that come with it
+//!   an agent is given, [`attachments`] the files that come with it; [`letters`] what agents leave
+//!   for each other
 
 #[cfg(windows)]
 compile_error!(
@@ -34,6 +35,7 @@ pub mod fuzzing;
 pub mod git;
 pub mod jobdir;
 pub mod keeper;
+pub mod letters;
 mod lines;
 pub mod lock;
 pub mod logins;

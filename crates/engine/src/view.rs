@@ -7,6 +7,7 @@ use dispatch_core::{
     attach::{Attachment, BadAttachment},
     event::Event,
     id::{RunId, Seq, TaskId},
+    letter::Letter,
     message::MessageId,
     schedule::Waiting,
     state::Task,
@@ -98,6 +99,17 @@ impl Heard {
             Self::Held => "held",
         }
     }
+}
+
+/// What lies at a workspace for one reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbox {
+    /// Handed out, oldest first.
+    pub letters: Vec<Letter>,
+    /// How many of them had not been read before.
+    pub new: usize,
+    /// How many still wait for it.
+    pub unread: usize,
 }
 
 /// What whoever asks gives along.
