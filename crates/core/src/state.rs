@@ -61,6 +61,19 @@ pub struct Run {
     pub review: Option<Review>,
 }
 
+impl Run {
+    /// Whether its agent can be at work: started or about to be, and not seen to have ended.
+    #[must_use]
+    pub fn may_knock(&self) -> bool {
+        match self.state {
+            RunState::Preparing | RunState::Running | RunState::Stopping { .. } => {
+                self.report.is_none()
+            }
+            RunState::Queued | RunState::Checking | RunState::Finished(_) => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workspace {
     pub path: PathBuf,

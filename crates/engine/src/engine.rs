@@ -27,7 +27,7 @@ use dispatch_core::{
     run::{RunCause, RunState},
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
-    state::State,
+    state::{Run, State},
     task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
     update::Usage,
 };
@@ -40,6 +40,7 @@ use crate::{
     attachments::{self, Kept, NewFile},
     clock::Clock,
     containers::Runtimes,
+    doorkeys::DoorKey,
     events::EventStream,
     fence::Fences,
     jobdir::JobDir,
@@ -116,6 +117,12 @@ pub enum OpenError {
     Fold(#[from] dispatch_core::state::ApplyError),
     #[error("set up the workspaces: {what}")]
     Trees { what: String },
+    #[error("get the key of the agents' tokens in {}: {source}", data.display())]
+    DoorKey {
+        data: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
@@ -253,6 +260,9 @@ struct Shared {
     told: broadcast::Sender<Told>,
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
+    /// Runs whose agent may come to our door.
+    working: watch::Receiver<BTreeSet<RunId>>,
+    door_key: Arc<DoorKey>,
     trees: Arc<Trees>,
     fences: Arc<Fences>,
     busy: Mutex<BTreeSet<TaskId>>,
@@ -296,6 +306,10 @@ impl Engine {
             .ok_or(OpenError::Busy { data: data.clone() })?;
         let store = Store::open(&data)?;
         let state = fold(&store)?;
+        let door_key = DoorKey::of(&data).map_err(|source| OpenError::DoorKey {
+            data: data.clone(),
+            source,
+        })?;
         // Before anybody can hand something over; what stays is no reason to serve nobody.
         let swept = attachments::sweep(&data, &state);
         if let Ok(name) = "local".parse::<SiteName>() {
@@ -310,6 +324,7 @@ impl Engine {
         let (told, _) = broadcast::channel(TOLD_MAX);
         let (open_now, open) = watch::channel(usize::MAX);
         let (failed_now, failed) = watch::channel(None);
+        let (working_now, working) = watch::channel(who_works(&state));
         let ctx = Ctx {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
@@ -325,6 +340,7 @@ impl Engine {
             inbox,
             open_now,
             failed_now,
+            working_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
             bells: HashMap::new(),
@@ -348,6 +364,8 @@ impl Engine {
             told,
             open,
             failed,
+            working,
+            door_key: Arc::new(door_key),
             trees,
             fences,
             busy: Mutex::new(BTreeSet::new()),
@@ -695,6 +713,19 @@ impl Engine {
         .await
     }
 
+    /// What the agent of a run shows at our door. The same whenever it is asked.
+    #[must_use]
+    pub fn run_token(&self, run: RunId) -> String {
+        self.shared.door_key.token(run)
+    }
+
+    /// Whose token this is, as long as that run's agent can be at work.
+    #[must_use]
+    pub fn whose(&self, token: &str) -> Option<RunId> {
+        let run = self.shared.door_key.whose(token)?;
+        self.shared.working.borrow().contains(&run).then_some(run)
+    }
+
     pub(crate) fn trees(&self) -> Arc<Trees> {
         Arc::clone(&self.shared.trees)
     }
@@ -766,6 +797,12 @@ pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
     }
 }
 
+/// Runs whose agent may come to our door.
+fn who_works(state: &State) -> BTreeSet<RunId> {
+    let works = |run: &RunId| state.run(*run).is_some_and(Run::may_knock);
+    state.live().filter(works).collect()
+}
+
 pub(crate) fn now() -> Millis {
     Clock::System.now()
 }
@@ -787,6 +824,7 @@ struct Actor {
     inbox: mpsc::Receiver<Command>,
     open_now: watch::Sender<usize>,
     failed_now: watch::Sender<Option<String>>,
+    working_now: watch::Sender<BTreeSet<RunId>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
     bells: HashMap<RunId, Arc<Notify>>,
@@ -914,6 +952,7 @@ impl Actor {
             let open = self.state.live().len() + self.state.queue().len();
             self.open_now
                 .send_if_modified(|now| std::mem::replace(now, open) != open);
+            self.tell_who_works();
             if self.effects.is_empty() {
                 return true;
             }
@@ -921,6 +960,16 @@ impl Actor {
                 effect(self);
             }
         }
+    }
+
+    /// Before any effect: an agent whose start is on its way must not find the door closed.
+    fn tell_who_works(&self) {
+        let working = who_works(&self.state);
+        self.working_now.send_if_modified(|now| {
+            let changed = *now != working;
+            *now = working;
+            changed
+        });
     }
 
     /// Those that wait for a workspace look again whether it is free.

@@ -9,6 +9,7 @@
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
 //!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
 //!   tasks share
+//! * [`doorkeys`] what a run's agent shows at our door
 //! * `sidecar` what a run's proxy and broker are asked to be, and what they say
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
@@ -25,6 +26,7 @@ compile_error!(
 pub mod attachments;
 pub mod clock;
 pub mod containers;
+pub mod doorkeys;
 pub mod engine;
 pub mod events;
 pub mod fence;
