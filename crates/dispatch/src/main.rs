@@ -11,6 +11,7 @@ mod client;
 mod forge;
 mod http;
 mod import;
+mod mcp;
 mod notify;
 mod project;
 mod secrets;

@@ -53,7 +53,7 @@ pub mod snapshot;
 pub mod store;
 #[cfg(test)]
 mod testing;
-mod trees;
+pub mod trees;
 pub mod vault;
 mod verbs;
 pub mod view;

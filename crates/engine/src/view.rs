@@ -31,6 +31,8 @@ pub struct TaskView {
     pub jobs: Vec<JobView>,
     /// What is attached, what it came with, and where it lies.
     pub attached: Vec<(Attachment, Option<MessageId>, PathBuf)>,
+    /// Where its workspace is, or will be.
+    pub workspace: PathBuf,
     /// The vault that holds its results.
     pub vault: Option<PathBuf>,
 }

@@ -59,6 +59,9 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) from: String,
     pub(crate) workspace: Option<PathBuf>,
+    /// Where that is, or will be.
+    #[serde(default)]
+    pub(crate) workspace_dir: PathBuf,
     #[serde(default)]
     pub(crate) workspace_name: String,
     /// The task that it was queued behind, or that it supersedes.
@@ -451,6 +454,7 @@ impl From<&TaskView> for Task {
                 .as_ref()
                 .filter(|w| !w.removed)
                 .map(|w| w.path.clone()),
+            workspace_dir: view.workspace.clone(),
             task: spec.text.clone(),
             org: spec.labels.org.clone(),
             issue: spec.labels.issue,
@@ -690,6 +694,7 @@ pub(crate) mod tests {
                 "/d/tasks/x/attachments/1/log.txt".into(),
             )],
             vault: None,
+            workspace: "/d/workspaces/k/fix-it-3f".into(),
         }
     }
 
@@ -727,6 +732,7 @@ pub(crate) mod tests {
             "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
+            "workspace_dir": "/d/workspaces/k/fix-it-3f",
             "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,

@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use dispatch_core::{
@@ -28,8 +29,8 @@ use dispatch_engine::{
     mirror::{Wanted, place_of},
     prompts::{self, Known, Preview},
     sites::local::Keeper,
+    trees::workspace_of,
 };
-use serde::Serialize;
 
 use super::{
     Ctx,
@@ -38,36 +39,16 @@ use super::{
     out,
     style::clean_text,
 };
-use crate::{api::request::Attach, settings::Settings};
+use crate::{
+    api::{plan::Plan, request::Attach},
+    settings::Settings,
+};
 
 /// Stands for what only a real task has.
 const NOT_YET: &str = "new";
 const HOME: &str = "/the/private/home/of/the/task";
 const ATTACHMENTS: &str = "/the/attachments/of/the/task";
 const WORKSPACE: &str = "/the/workspace/of/the/task";
-
-#[derive(Debug, Serialize)]
-struct Plan {
-    title: String,
-    agent: String,
-    argv: Vec<String>,
-    prompt: String,
-    repo: String,
-    from: String,
-    /// As far as it is known here, without asking upstream.
-    base: Option<String>,
-    branch: String,
-    workspace_name: String,
-    expects: Expects,
-    placement: String,
-    /// What the fence of this machine would be made of, tried out.
-    would_enforce: String,
-    limits: JobLimits,
-    pool: String,
-    slots: usize,
-    /// Variables that it takes from whoever dispatches.
-    takes: Vec<String>,
-}
 
 pub(crate) fn run(
     ctx: &Ctx,
@@ -92,6 +73,7 @@ pub(crate) fn run(
         ("from", &base),
         ("branch", &plan.branch),
         ("workspace", &plan.workspace_name),
+        ("directory", &plan.workspace_dir.to_string_lossy()),
         ("agent", &plan.agent),
         ("argv", &plan.argv.join(" ")),
         ("takes", &takes),
@@ -109,7 +91,8 @@ pub(crate) fn run(
     Ok(Exit::Completed)
 }
 
-fn plan(
+/// Looks at files, asks git and tries out a fence: it takes a while.
+pub(crate) fn plan(
     settings: &Settings,
     spec: &TaskSpec,
     profile: &AgentProfile,
@@ -158,6 +141,7 @@ fn plan(
         base: base.map(|base| base.commit),
         branch: spec.branch(NOT_YET),
         workspace_name: naming::workspace_name(spec, NOT_YET),
+        workspace_dir: workspace_of(&settings.paths.data, spec, NOT_YET),
         expects: spec.expects,
         placement: spec.placement.word().to_owned(),
         would_enforce: would_enforce(settings, spec, &scratch),
@@ -301,7 +285,10 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(below: &Path) -> io::Result<Self> {
-        let dir = below.join(format!("dispatch-dry-run-{}", std::process::id()));
+        // An engine may be asked for several at once.
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let (us, n) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let dir = below.join(format!("dispatch-dry-run-{us}-{n}"));
         // One that is there already is somebody else's, whoever made it.
         DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(Self(dir))

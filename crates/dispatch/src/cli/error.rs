@@ -82,7 +82,9 @@ impl From<BadRequest> for CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
-            ClientError::Unreachable(_) | ClientError::Lost(_) => Exit::Unreachable,
+            ClientError::Unreachable(_) | ClientError::Lost(_) | ClientError::Token(_) => {
+                Exit::Unreachable
+            }
             ClientError::Refused(problem) if problem.code == "engine_gone" => Exit::Unreachable,
             ClientError::Refused(problem) if problem.code == "queue_full" => Exit::Failed,
             ClientError::Refused(problem) if problem.status < 500 => Exit::Usage,

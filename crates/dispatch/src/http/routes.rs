@@ -23,6 +23,7 @@ use super::{
     error::{self, Body, Params, Problem},
     events, own, tasks,
 };
+use crate::mcp;
 
 /// Texts are limited by `limits.task_bytes`; secrets and JSON quoting come on top.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -199,7 +200,6 @@ impl Route {
     }
 
     /// A protocol of its own at one path, all methods.
-    #[allow(dead_code, reason = "the row of MCP")]
     pub(crate) fn service<S>(
         path: &'static str,
         access: Access,
@@ -267,7 +267,12 @@ pub(crate) fn table() -> Vec<Route> {
 /// The table as a service. Whoever calls it says who calls: without a [`Caller`] everything is
 /// refused, what is not there too.
 pub(crate) fn app(ctx: Ctx) -> Router {
-    serve(ctx, table())
+    let inside = serve(ctx.clone(), table());
+    let mut table = table();
+    let mcp = mcp::http::service(inside, ctx.closing.clone());
+    let summary = "The tools of MCP, as streamable HTTP";
+    table.push(Route::service("/mcp", Access::Known, summary, mcp));
+    serve(ctx, table)
 }
 
 fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
