@@ -3,7 +3,8 @@
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it
-//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
+//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
+//!   [`spending`] sums of it
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`notify`] who is told of what
@@ -46,6 +47,7 @@ pub mod seatbelt;
 pub mod secret;
 pub mod server;
 pub mod sidecar;
+pub mod spending;
 pub mod state;
 pub mod task;
 pub mod update;

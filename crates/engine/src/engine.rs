@@ -27,6 +27,7 @@ use dispatch_core::{
     run::{RunCause, RunState},
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
+    spending::Spending,
     state::{Run, State},
     task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
     update::Usage,
@@ -48,6 +49,7 @@ use crate::{
     lock::{self, EngineLock},
     mirror::Wanted,
     pressure,
+    reads::{self, Listed, Listing, Overview},
     run::{self, Ctx, Ended},
     sites::{
         Site,
@@ -225,6 +227,16 @@ pub(crate) enum Command {
     Tasks {
         reply: Reply<Vec<TaskView>>,
     },
+    List {
+        listing: Listing,
+        reply: Reply<Listed>,
+    },
+    Overview {
+        reply: Reply<Overview>,
+    },
+    Spending {
+        reply: Reply<(Seq, Spending)>,
+    },
     Task {
         task: TaskId,
         reply: Reply<TaskView>,
@@ -260,6 +272,7 @@ struct Shared {
     told: broadcast::Sender<Told>,
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
+    seq: watch::Receiver<Seq>,
     /// Runs whose agent may come to our door.
     working: watch::Receiver<BTreeSet<RunId>>,
     door_key: Arc<DoorKey>,
@@ -324,6 +337,7 @@ impl Engine {
         let (told, _) = broadcast::channel(TOLD_MAX);
         let (open_now, open) = watch::channel(usize::MAX);
         let (failed_now, failed) = watch::channel(None);
+        let (seq_now, seq) = watch::channel(store.last());
         let (working_now, working) = watch::channel(who_works(&state));
         let ctx = Ctx {
             settings: Arc::new(settings.clone()),
@@ -340,6 +354,7 @@ impl Engine {
             inbox,
             open_now,
             failed_now,
+            seq_now,
             working_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
@@ -364,6 +379,7 @@ impl Engine {
             told,
             open,
             failed,
+            seq,
             working,
             door_key: Arc::new(door_key),
             trees,
@@ -657,6 +673,30 @@ impl Engine {
         self.ask(|reply| Command::Tasks { reply }).await
     }
 
+    /// A page of tasks, all true at one position of the log.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn list(&self, listing: Listing) -> Result<Listed, VerbError> {
+        self.ask(|reply| Command::List { listing, reply }).await
+    }
+
+    /// How many tasks are in which state, and how the pools do.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn overview(&self) -> Result<Overview, VerbError> {
+        self.ask(|reply| Command::Overview { reply }).await
+    }
+
+    /// What runs have spent, and the position of the log at which that is true.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn spending(&self) -> Result<(Seq, Spending), VerbError> {
+        self.ask(|reply| Command::Spending { reply }).await
+    }
+
     /// # Errors
     /// When there is no such task.
     pub async fn task(&self, task: TaskId) -> Result<TaskView, VerbError> {
@@ -671,6 +711,12 @@ impl Engine {
             after,
             self.shared.told.subscribe(),
         )
+    }
+
+    /// The position of the last durable event: whatever is asked from now on is at least as new.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        *self.shared.seq.borrow()
     }
 
     /// Resolves when nothing is live, queued or waiting, or the engine has ended.
@@ -824,6 +870,8 @@ struct Actor {
     inbox: mpsc::Receiver<Command>,
     open_now: watch::Sender<usize>,
     failed_now: watch::Sender<Option<String>>,
+    /// The last one that is durable.
+    seq_now: watch::Sender<Seq>,
     working_now: watch::Sender<BTreeSet<RunId>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
@@ -941,6 +989,7 @@ impl Actor {
                 if let Some(observe) = &self.ctx.settings.observer.0 {
                     observe(self.store.last());
                 }
+                self.seq_now.send_replace(self.store.last());
                 for event in events {
                     match self.ctx.told.send(Told::Event(Arc::new(event))) {
                         // Nobody listens.
@@ -1291,12 +1340,18 @@ impl Actor {
                 self.reply_later(reply, Ok(needs));
             }
             Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
-                // All places at once: each on its own counts those before it.
-                let pools = actor.state.pools().map(|(_, ledger)| ledger.places());
-                let places: HashMap<RunId, usize> = pools.flatten().collect();
-                let place = |run: RunId| places.get(&run).copied();
-                let views = actor.state.tasks().map(|task| actor.view(task.id, place));
-                answer(reply, views.collect());
+                let ids: Vec<TaskId> = actor.state.tasks().map(|task| task.id).collect();
+                answer(reply, actor.views(&ids));
+            })),
+            Command::List { listing, reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, actor.list(&listing));
+            })),
+            Command::Overview { reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, Ok(reads::overview(&actor.gate())));
+            })),
+            Command::Spending { reply } => self.effects.push(Box::new(move |actor| {
+                let spending = Spending::of(&actor.state);
+                answer(reply, Ok((actor.state.seq(), spending)));
             })),
             Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
                 let view = actor.view(task, |run| {
@@ -1405,6 +1460,31 @@ impl Actor {
             self.put(subject, read);
         }
         Ok(letters::inbox(&self.state, workspace, reader, &handed, new))
+    }
+
+    fn list(&self, listing: &Listing) -> Result<Listed, VerbError> {
+        let (page, next) = reads::page(&self.gate(), listing);
+        Ok(Listed {
+            seq: self.state.seq(),
+            tasks: self.views(&page)?,
+            next,
+        })
+    }
+
+    fn views(&self, tasks: &[TaskId]) -> Result<Vec<TaskView>, VerbError> {
+        let queued = |id: &TaskId| {
+            let last = self.state.task(*id).and_then(|task| task.last_run());
+            last.is_some_and(|run| run.state == RunState::Queued)
+        };
+        // All places at once, where somebody waits: each on its own counts those before it.
+        let places: HashMap<RunId, usize> = if tasks.iter().any(queued) {
+            let pools = self.state.pools().map(|(_, ledger)| ledger.places());
+            pools.flatten().collect()
+        } else {
+            HashMap::new()
+        };
+        let place = |run: RunId| places.get(&run).copied();
+        tasks.iter().map(|task| self.view(*task, place)).collect()
     }
 
     fn view(

@@ -4,7 +4,7 @@
 //! * [`engine`] commands in, events out; `run` one run, top to bottom; `verbs` what is done to a
 //!   finished one
 //! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
-//!   [`lock`] who is the engine; [`view`] what a reader sees
+//!   [`lock`] who is the engine; [`view`] what a reader sees; [`reads`] pages and pools
 //! * [`clock`] what time it is; [`pressure`] what the machine has left
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
 //!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
@@ -46,6 +46,7 @@ pub mod mirror;
 pub mod pressure;
 pub mod prompts;
 pub mod reader;
+pub mod reads;
 mod run;
 mod sidecar;
 pub mod sites;

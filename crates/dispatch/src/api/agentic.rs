@@ -275,7 +275,12 @@ pub(crate) struct PrepOutput {
 }
 
 impl PrepOutput {
-    pub(crate) fn planned(plan: Plan, prompt_version: String, resumed: bool, ignored: &[&str]) -> Self {
+    pub(crate) fn planned(
+        plan: Plan,
+        prompt_version: String,
+        resumed: bool,
+        ignored: &[&str],
+    ) -> Self {
         Self {
             success: true,
             repo_dir: plan.workspace_dir.clone(),
@@ -617,14 +622,24 @@ mod tests {
         let told = |name: &str, base: &str, ignored: &[&'static str]| {
             (name.to_owned(), base.to_owned(), ignored.to_vec())
         };
-        assert_eq!(made(all), told("core/go-io/pr-7", "pr 7", &["branch", "tag"]));
+        assert_eq!(
+            made(all),
+            told("core/go-io/pr-7", "pr 7", &["branch", "tag"])
+        );
         let three = json!({"issue": 5, "branch": "dev", "tag": "v1"});
-        assert_eq!(made(three), told("core/go-io/task-5", "branch dev", &["tag"]));
+        assert_eq!(
+            made(three),
+            told("core/go-io/task-5", "branch dev", &["tag"])
+        );
         let two = json!({"branch": "dev", "tag": "v1"});
         assert_eq!(made(two), told("core/go-io/dev", "branch dev", &["tag"]));
-        assert_eq!(made(json!({"tag": "v1"})), told("core/go-io/v1", "tag v1", &[]));
+        assert_eq!(
+            made(json!({"tag": "v1"})),
+            told("core/go-io/v1", "tag v1", &[])
+        );
         // What clients in Go send for what they do not mean.
-        let zero = json!({"pr": 0, "issue": 5, "branch": "", "tag": " ", "agent": "", "persona": ""});
+        let zero =
+            json!({"pr": 0, "issue": 5, "branch": "", "tag": " ", "agent": "", "persona": ""});
         assert_eq!(made(zero), told("core/go-io/task-5", "head", &[]));
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod event;
 pub(crate) mod letter;
 pub(crate) mod mcp;
 pub(crate) mod notice;
+pub(crate) mod overview;
 pub(crate) mod plan;
 pub(crate) mod request;
 mod shapes;

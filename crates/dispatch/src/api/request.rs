@@ -25,11 +25,11 @@ use dispatch_core::{
         TaskSpec, Terms, Tuning, Turn, Wrap, title_of,
     },
 };
-use dispatch_engine::{attachments::NewFile, view::Given};
+use dispatch_engine::{attachments::NewFile, reads::Listing, view::Given};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::shapes;
+use super::{shapes, task::STATES};
 
 /// Values of variables by name; never printed.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -299,6 +299,85 @@ pub(crate) struct Retry {
     pub(crate) secrets: Secrets,
 }
 
+/// Which tasks; without any of it the first thousand.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct List {
+    /// In one of these states, with commas between.
+    #[serde(default)]
+    pub(crate) state: Option<String>,
+    /// A configured name, an absolute path or a URL.
+    #[serde(default)]
+    pub(crate) repo: Option<String>,
+    /// Whole id of the task that asked for them.
+    #[serde(default)]
+    pub(crate) parent: Option<String>,
+    /// How their ids begin.
+    #[serde(default)]
+    pub(crate) prefix: Option<String>,
+    /// Whole id of the last task of the page before: `dispatch-next`.
+    #[serde(default)]
+    pub(crate) after: Option<String>,
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) limit: Option<usize>,
+}
+
+/// Tasks of one page.
+pub(crate) const PAGE_MAX: usize = 1000;
+
+impl List {
+    pub(crate) fn listing(self, config: &Config) -> Result<Listing, BadRequest> {
+        let limit = self.limit.unwrap_or(PAGE_MAX);
+        if !(1..=PAGE_MAX).contains(&limit) {
+            return Err(BadRequest::Page(limit));
+        }
+        let words = self.state.iter().flat_map(|words| words.split(','));
+        let states: Vec<String> = words.map(str::to_owned).collect();
+        if let Some(unknown) = states.iter().find(|word| !STATES.contains(&word.as_str())) {
+            let state = unknown.clone();
+            return Err(BadRequest::State { state });
+        }
+        let id = |text: Option<String>| text.map(|id| id.parse()).transpose();
+        Ok(Listing {
+            states,
+            repo: self.repo.map(|repo| place(config, &repo).to_owned()),
+            parent: id(self.parent)?,
+            prefix: self.prefix,
+            after: id(self.after)?,
+            limit,
+        })
+    }
+}
+
+/// Which part of what a job wrote.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogPart {
+    /// The first byte.
+    #[serde(default)]
+    pub(crate) from: u64,
+    /// How many bytes at most.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 8_388_608))]
+    pub(crate) limit: Option<u64>,
+    /// Standard error instead of output.
+    #[serde(default)]
+    pub(crate) err: bool,
+    /// Of a check, by its name, instead of the agent.
+    #[serde(default)]
+    pub(crate) check: Option<String>,
+}
+
+/// Of which run.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfRun {
+    /// Its number; without it, the last one.
+    #[serde(default)]
+    pub(crate) run: Option<u32>,
+}
+
 /// Why a request is refused before the engine hears of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadRequest {
@@ -335,6 +414,10 @@ pub(crate) enum BadRequest {
     TwoScopes,
     #[error("read the task: {0}")]
     Text(String),
+    #[error("list {0} tasks: a page has 1 to {PAGE_MAX}")]
+    Page(usize),
+    #[error("list tasks in state {state:?}: there are {}", STATES.join(", "))]
+    State { state: String },
     #[error(
         "use repository {name:?}: it is neither configured, nor an absolute path, nor a URL; \
          configured are {there}"

@@ -18,12 +18,28 @@ use dispatch_core::{
     task::{Effort, Network},
     update::Usage,
 };
-use dispatch_engine::view::{JobView, TaskView};
+use dispatch_engine::{
+    reads::state_of,
+    view::{JobView, TaskView},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{shapes, time};
 
+/// Every state, in the order of a task's life.
+pub(crate) const STATES: [&str; 10] = [
+    "queued",
+    "preparing",
+    "running",
+    "stopping",
+    "checking",
+    "completed",
+    "blocked",
+    "failed",
+    "stopped",
+    "lost",
+];
 pub(crate) const NOT_JUDGED: &str = "ended, not yet judged";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -320,22 +336,11 @@ impl From<&CoreCheck> for Check {
     }
 }
 
-fn state_word(state: &RunState) -> &'static str {
-    match state {
-        RunState::Queued => "queued",
-        RunState::Preparing => "preparing",
-        RunState::Running => "running",
-        RunState::Stopping { .. } => "stopping",
-        RunState::Checking => "checking",
-        RunState::Finished(outcome) => outcome.word(),
-    }
-}
-
 fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
     Run {
         n: run.n,
         cause: run.cause.word().into(),
-        state: state_word(&run.state).into(),
+        state: run.state.word().into(),
         exit: run.report.as_ref().map(|report| report.exit.into()),
         pid: job.and_then(|job| job.keeper_pid),
         log: job.map(|job| job.log.clone()),
@@ -435,7 +440,7 @@ impl From<&TaskView> for Task {
                 Network::Allow(list) => Some(list.clone().into()),
                 Network::Full | Network::None => None,
             },
-            state: last.map_or("queued", |run| state_word(&run.state)).into(),
+            state: state_of(task).into(),
             reason: reason(task, view),
             waiting: view.waits.as_ref().map(|waiting| Waiting {
                 why: waiting.why.word().into(),

@@ -130,7 +130,6 @@ impl Problem {
         self
     }
 
-    #[cfg(test)]
     pub(crate) fn code(&self) -> Code {
         self.code
     }
@@ -177,6 +176,8 @@ impl From<BadRequest> for Problem {
             | BadRequest::NoPlace
             | BadRequest::Number
             | BadRequest::TwoScopes
+            | BadRequest::Page(_)
+            | BadRequest::State { .. }
             | BadRequest::Permissions { .. }
             | BadRequest::Name(_) => Code::BadInput,
             BadRequest::Guide(GuideError::Unknown { .. }) => Code::UnknownText,

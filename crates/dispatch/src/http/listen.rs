@@ -132,8 +132,9 @@ impl Listener {
             };
             let (routes, closing) = (routes.clone(), closing.clone());
             connections.spawn(async move {
+                let counted = guard.keys.connected(&guard.door);
                 connection(raw, guard, routes, closing).await;
-                drop(place);
+                drop((place, counted));
             });
         }
         drop(self);

@@ -7,7 +7,9 @@ mod error;
 mod events;
 mod guesses;
 mod listen;
+mod metrics;
 mod own;
+mod reads;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod tasks;
@@ -24,6 +26,8 @@ use std::{
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
 use tokio::sync::{Notify, watch};
+
+use crate::settings::Settings;
 
 /// Requests and followers that are being served, so that an idle engine does not leave under them.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +66,7 @@ impl Drop for BusyGuard {
 #[derive(Clone, Debug)]
 pub(crate) struct Ctx {
     pub(crate) engine: Engine,
+    pub(crate) settings: Arc<Settings>,
     pub(crate) config: Arc<Config>,
     /// Where that was read from.
     pub(crate) config_file: std::path::PathBuf,
@@ -69,6 +74,7 @@ pub(crate) struct Ctx {
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
+    pub(crate) meter: Arc<metrics::Meter>,
 }
 
 /// How often a silent stream says that it lives.

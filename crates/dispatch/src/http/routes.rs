@@ -3,13 +3,13 @@
 //! Must not decide anything about tasks: handlers do, through the engine.
 #![allow(dead_code, reason = "read by the document of the routes")]
 
-use std::{convert::Infallible, future::Future};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, Request, State},
     handler::Handler,
-    http::StatusCode,
+    http::{HeaderValue, Method, StatusCode},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodRouter, on},
@@ -21,9 +21,11 @@ use super::{
     Ctx,
     caller::{Access, Caller, Scope},
     error::{self, Body, Params, Problem},
-    events, own, tasks,
+    events,
+    metrics::{self, RowMeter},
+    own, reads, tasks,
 };
-use crate::mcp;
+use crate::{api::task::Task, mcp};
 
 /// Texts are limited by `limits.task_bytes`; secrets and JSON quoting come on top.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -36,6 +38,17 @@ pub(crate) enum Verb {
     Delete,
     /// A protocol of its own, which looks at the method itself.
     Any,
+}
+
+impl Verb {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            Self::Any => "ANY",
+        }
+    }
 }
 
 /// What kind of body an answer has.
@@ -102,10 +115,36 @@ impl<T: JsonSchema> Gives for Json<T> {
 }
 
 /// A new task: it is queued, and the rest comes later.
-impl<T: JsonSchema> Gives for (StatusCode, Json<T>) {
+impl<T: Gives> Gives for (StatusCode, T) {
     fn describe(sheet: &mut Sheet) {
-        let schema: MakeSchema = |made| made.subschema_for::<T>();
-        sheet.answer = Some((Answer::Json, 202, Some(schema)));
+        T::describe(sheet);
+        if let Some((_, status, _)) = &mut sheet.answer {
+            *status = StatusCode::ACCEPTED.as_u16();
+        }
+    }
+}
+
+impl Gives for tasks::Page {
+    fn describe(sheet: &mut Sheet) {
+        Json::<Vec<Task>>::describe(sheet);
+    }
+}
+
+impl Gives for metrics::Metrics {
+    fn describe(sheet: &mut Sheet) {
+        String::describe(sheet);
+    }
+}
+
+impl Gives for reads::Piece {
+    fn describe(sheet: &mut Sheet) {
+        sheet.answer = Some((Answer::Bytes, 200, None));
+    }
+}
+
+impl<T: Gives> Gives for reads::At<T> {
+    fn describe(sheet: &mut Sheet) {
+        T::describe(sheet);
     }
 }
 
@@ -253,6 +292,13 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Post, "/v1/tasks/{id}/undo", Needs(Admin), "Bring back what was put away", tasks::undo),
         Route::new(Post, "/v1/tasks/{id}/apply", Needs(Admin), "Bring its result into a repository", tasks::apply),
         Route::new(Get, "/v1/tasks/{id}/diff", Needs(Read), "Its result as a patch", tasks::diff),
+        Route::new(Get, "/v1/tasks/{id}/prompt", Needs(Read), "What its agent was given to read", reads::prompt),
+        Route::new(Get, "/v1/tasks/{id}/runs/{n}/log", Needs(Read), "A piece of what a job wrote", reads::log),
+        Route::new(Get, "/v1/pools", Needs(Read), "How the pools do", reads::pools),
+        Route::new(Get, "/v1/usage", Needs(Read), "What runs have spent", reads::usage),
+        Route::new(Get, "/v1/metrics", Needs(Read), "Numbers for Prometheus", metrics::metrics),
+        Route::new(Get, "/v1/agents", Needs(Read), "Which agents are configured", reads::agents),
+        Route::new(Get, "/v1/config", Needs(Admin), "What is in force, and where it comes from", reads::config),
         Route::new(Post, "/v1/clean", Needs(Admin), "Put old tasks away", tasks::clean),
         Route::new(Get, "/v1/events", Needs(Read), "The log from a position on, then live", events::follow),
         Route::new(Post, "/v1/secrets", Needs(Admin), "Hand over what queued runs lack", own::secrets),
@@ -285,14 +331,20 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
             BODY_BYTES_MAX
         };
         let access = route.access;
+        let meter = ctx.meter.row(route.verb.word(), route.path);
         // Nearest to the handler, so that whatever is laid around it later cannot come between.
         let serve = route
             .serve
             .layer(DefaultBodyLimit::max(bytes))
-            .layer(from_fn(move |request, next| admit(access, request, next)));
+            .layer(from_fn(move |request, next| admit(access, request, next)))
+            .layer(from_fn(move |request, next| {
+                measure(Arc::clone(&meter), request, next)
+            }));
         router = router.route(route.path, serve);
     }
+    let seq = from_fn_with_state(ctx.clone(), at_least);
     router
+        .layer(seq)
         .method_not_allowed_fallback(error::no_method)
         .fallback(error::no_route)
         .layer(from_fn(known))
@@ -314,11 +366,30 @@ async fn admit(access: Access, request: Request, next: Next) -> Result<Response,
     Ok(next.run(Request::from_parts(parts, body)).await)
 }
 
+/// What is read has a position that it is true at: exactly, where its handler says so, else everything
+/// up to this is in it.
+async fn at_least(State(ctx): State<Ctx>, request: Request, next: Next) -> Response {
+    let (seq, read) = (ctx.engine.seq(), request.method() == Method::GET);
+    let mut response = next.run(request).await;
+    if read && response.status().is_success() {
+        let headers = response.headers_mut();
+        headers.entry(reads::SEQ).or_insert(HeaderValue::from(seq));
+    }
+    response
+}
+
 /// Also where there is no route: which paths there are is nobody's business who is not known.
 async fn known(request: Request, next: Next) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     super::caller::of(&parts)?;
     Ok(next.run(Request::from_parts(parts, body)).await)
+}
+
+async fn measure(meter: Arc<RowMeter>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let response = next.run(request).await;
+    meter.count(response.status(), begun.elapsed());
+    response
 }
 
 async fn count(State(ctx): State<Ctx>, request: Request, next: Next) -> Response {

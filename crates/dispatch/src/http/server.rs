@@ -19,6 +19,7 @@ use super::{
     Busy, Ctx,
     door::{Door, Keys, Names},
     listen::{self, Listener},
+    metrics::Meter,
     routes::app,
     tokens::Tokens,
 };
@@ -166,17 +167,21 @@ impl Server {
         };
         let [own, agents] = sockets(&settings.paths)?;
         let (stop, busy) = (Arc::default(), Busy::default());
+        let meter: Arc<Meter> = Arc::default();
         let (close, closing) = watch::channel(false);
         let routes = app(Ctx {
             engine: engine.clone(),
+            settings: Arc::new(settings.clone()),
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
             stop: Arc::clone(&stop),
             closing: closing.clone(),
             busy: busy.clone(),
+            meter: Arc::clone(&meter),
         });
-        let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), engine.clone()));
+        let tokens = Tokens::of(&settings.paths.data);
+        let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));
         let mut serving = JoinSet::new();
         let mut serve = |listener: Listener, door: Door| {
             let (keys, routes, closing) = (Arc::clone(&keys), routes.clone(), closing.clone());
