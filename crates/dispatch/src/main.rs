@@ -13,6 +13,7 @@ mod http;
 mod import;
 mod mcp;
 mod notify;
+mod plan;
 mod project;
 mod secrets;
 mod settings;

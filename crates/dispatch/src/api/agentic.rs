@@ -2,10 +2,7 @@
 //! where an old one misled, an honest one stands beside it.
 //! Must not drop or rename a field: prompts and clients written for it depend on them.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -102,6 +99,7 @@ pub(crate) struct PrepInput {
     pub(crate) tag: Option<String>,
     /// Without meaning: nothing is ever written.
     #[serde(default)]
+    #[expect(dead_code, reason = "clients of the Go dispatcher send it")]
     pub(crate) dry_run: bool,
 }
 
@@ -429,6 +427,7 @@ pub(crate) struct WatchInput {
     pub(crate) workspaces: Vec<String>,
     /// Without meaning: nothing is polled.
     #[serde(default)]
+    #[expect(dead_code, reason = "clients of the Go dispatcher send it")]
     pub(crate) poll_interval: u64,
     /// Seconds: 600 unless said, 3600 at most.
     #[serde(default, deserialize_with = "absent")]
@@ -530,6 +529,7 @@ pub(crate) struct SendInput {
     pub(crate) content: String,
     /// Without meaning here.
     #[serde(default)]
+    #[expect(dead_code, reason = "clients of the Go dispatcher send it")]
     pub(crate) workspace_id: Option<i64>,
 }
 
@@ -589,14 +589,6 @@ pub(crate) struct MessagesOutput {
     pub(crate) unread: usize,
 }
 
-/// Whether a name, a directory or an id means this task.
-pub(crate) fn names(task: &Task, wanted: &str) -> bool {
-    let path = Path::new(wanted);
-    task.workspace_name == wanted
-        || task.id == wanted
-        || (path.is_absolute() && task.workspace_dir == path)
-}
-
 #[cfg(test)]
 mod tests {
     use dispatch_core::{config::Config, naming};
@@ -604,7 +596,7 @@ mod tests {
 
     use super::*;
 
-    fn made(more: serde_json::Value) -> (String, String, Vec<&'static str>) {
+    fn made(more: &serde_json::Value) -> (String, String, Vec<&'static str>) {
         let mut input = json!({"repo": "/src/go-io", "task": "Fix it", "org": "core"});
         let members = more.as_object().unwrap().clone();
         input.as_object_mut().unwrap().extend(members);
@@ -623,23 +615,23 @@ mod tests {
             (name.to_owned(), base.to_owned(), ignored.to_vec())
         };
         assert_eq!(
-            made(all),
+            made(&all),
             told("core/go-io/pr-7", "pr 7", &["branch", "tag"])
         );
         let three = json!({"issue": 5, "branch": "dev", "tag": "v1"});
         assert_eq!(
-            made(three),
+            made(&three),
             told("core/go-io/task-5", "branch dev", &["tag"])
         );
         let two = json!({"branch": "dev", "tag": "v1"});
-        assert_eq!(made(two), told("core/go-io/dev", "branch dev", &["tag"]));
+        assert_eq!(made(&two), told("core/go-io/dev", "branch dev", &["tag"]));
         assert_eq!(
-            made(json!({"tag": "v1"})),
+            made(&json!({"tag": "v1"})),
             told("core/go-io/v1", "tag v1", &[])
         );
         // What clients in Go send for what they do not mean.
         let zero =
             json!({"pr": 0, "issue": 5, "branch": "", "tag": " ", "agent": "", "persona": ""});
-        assert_eq!(made(zero), told("core/go-io/task-5", "head", &[]));
+        assert_eq!(made(&zero), told("core/go-io/task-5", "head", &[]));
     }
 }

@@ -396,10 +396,10 @@ pub(crate) struct ListInput {
     pub(crate) limit: Option<usize>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ListOutput {
-    /// How many there are, with those that are not listed.
-    pub(crate) total: usize,
     /// The newest, newest first.
     pub(crate) tasks: Vec<Handle>,
+    /// Whether there are older ones.
+    pub(crate) more: bool,
 }

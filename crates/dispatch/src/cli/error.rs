@@ -8,6 +8,7 @@ use crate::{
     api::request::BadRequest,
     client::{ClientError, start::StartError},
     http::server::ServeError,
+    plan::PlanError,
     settings::SettingsError,
 };
 
@@ -107,6 +108,16 @@ impl From<StartError> for CliError {
             other => Self::new(Exit::Unreachable, chain(&other))
                 .hint("`dispatch serve` in another terminal shows what is wrong"),
         }
+    }
+}
+
+impl From<PlanError> for CliError {
+    fn from(error: PlanError) -> Self {
+        let exit = match error {
+            PlanError::Agent(_) | PlanError::Base(_) => Exit::Usage,
+            PlanError::Scratch(_) | PlanError::Prompt(_) => Exit::Failed,
+        };
+        Self::new(exit, chain(&error))
     }
 }
 

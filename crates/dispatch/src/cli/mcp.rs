@@ -31,11 +31,20 @@ pub(crate) struct Args {
     /// token in the file that DISPATCH_TOKEN_FILE names
     #[arg(long)]
     pub(crate) run: bool,
+    /// Tell of starts and ends on Claude's channel, to a client that does not ask for it
+    #[arg(long, conflicts_with = "run")]
+    pub(crate) channel: bool,
 }
 
 /// Of whoever is at this machine.
-pub(crate) async fn run(settings: &Settings) -> Result<Exit> {
-    serve(Door::own(settings.clone())).await
+pub(crate) async fn run(settings: &Settings, args: &Args) -> Result<Exit> {
+    let server = Mcp::new(Door::own(settings.clone()));
+    serve(if args.channel {
+        server.with_channel()
+    } else {
+        server
+    })
+    .await
 }
 
 /// Of a run's agent: nothing of the person's settings is there, and nothing of them counts.
@@ -49,11 +58,11 @@ pub(crate) async fn of_run(env: &Env) -> Result<Exit> {
     };
     let (socket, token) = (path(DOOR)?, path(TOKEN_FILE)?);
     let told = |refusal: Refusal| CliError::usage(refusal.what);
-    serve(Door::fence(&socket, token).map_err(told)?).await
+    serve(Mcp::new(Door::fence(&socket, token).map_err(told)?)).await
 }
 
-async fn serve(door: Door) -> Result<Exit> {
-    let serving = match serve_server(Mcp::new(door), stdio_pipes()).await {
+async fn serve(server: Mcp) -> Result<Exit> {
+    let serving = match serve_server(server, stdio_pipes()).await {
         Ok(serving) => serving,
         // Whoever started us has thought better of it.
         Err(ServerInitializeError::ConnectionClosed(_)) => return Ok(Exit::Completed),

@@ -230,7 +230,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Notify(args) => notify::run(ctx, &args).await,
         Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
         Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
-        Verb::Mcp(_) => mcp::run(&ctx.settings).await,
+        Verb::Mcp(args) => mcp::run(&ctx.settings, &args).await,
         Verb::Serve(args) => serve::run(ctx, &args).await,
         Verb::Token(args) => token::run(ctx, args),
         Verb::Doctor(args) => doctor::run(ctx, &args).await,

@@ -279,8 +279,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     if dry {
         let files = asked.attachments.clone();
         let spec = asked.spec(&settings.config)?;
-        let profile = profile(settings, &spec.agent)?;
-        return dry_run::run(ctx, &spec, profile, &files, json);
+        return dry_run::run(ctx, &spec, &files, json);
     }
     let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
     let left_out = match &asked.repo {

@@ -21,7 +21,7 @@ use dispatch_engine::jobdir::socket_path;
 use http_body_util::{BodyExt, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
@@ -30,9 +30,13 @@ use tower::ServiceExt as _;
 
 use crate::{
     api::{Problem, task::Task},
-    http::caller::Caller,
+    http::{
+        caller::Caller,
+        reads::{END, NEXT},
+    },
     settings::Paths,
 };
+pub(crate) use pages::Page;
 pub(crate) use stream::{Events, Heard};
 
 /// A list of all tasks with their texts is the longest answer.
@@ -105,6 +109,16 @@ impl fmt::Debug for Client {
             Way::Inside { caller, .. } => f.debug_tuple("Client").field(caller).finish(),
         }
     }
+}
+
+/// A piece of what a job wrote.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) bytes: Bytes,
+    /// The byte behind it.
+    pub(crate) next: u64,
+    /// Nothing comes after it any more.
+    pub(crate) end: bool,
 }
 
 /// One request, before it is known how it travels.
@@ -213,6 +227,19 @@ impl Client {
         decode(&collect(response).await?)
     }
 
+    pub(crate) async fn piece(&self, path: &str) -> Result<Piece, ClientError> {
+        let response = self.send(Asked::new(Method::GET, path)).await?;
+        let next = header(&response, &NEXT).and_then(|next| next.parse().ok());
+        let end = header(&response, &END) == Some("true");
+        let bytes = collect(response).await?;
+        let missing = || ClientError::Lost("it does not say where the next piece begins".into());
+        Ok(Piece {
+            bytes,
+            next: next.ok_or_else(missing)?,
+            end,
+        })
+    }
+
     pub(crate) async fn text(&self, path: &str) -> Result<String, ClientError> {
         let response = self.send(Asked::new(Method::GET, path)).await?;
         let bytes = collect(response).await?;
@@ -255,12 +282,6 @@ impl Client {
     pub(crate) async fn delete(&self, path: &str) -> Result<Task, ClientError> {
         let response = self.send(Asked::new(Method::DELETE, path)).await?;
         decode(&collect(response).await?)
-    }
-
-    /// The position of the log that is now.
-    pub(crate) async fn seq(&self) -> Result<u64, ClientError> {
-        let tasks: Vec<Task> = self.get("/v1/tasks").await?;
-        Ok(tasks.iter().map(|task| task.seq).max().unwrap_or(0))
     }
 
     /// The log from `after` on, then what happens.
@@ -315,6 +336,10 @@ async fn collect(response: Response<Body>) -> Result<Bytes, ClientError> {
         Ok(whole) => Ok(whole.to_bytes()),
         Err(error) => Err(ClientError::Lost(error.to_string())),
     }
+}
+
+fn header<'a>(response: &'a Response<Body>, name: &HeaderName) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {

@@ -19,7 +19,10 @@ use dispatch_core::{config::SelectError, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 
-use crate::api::{self, request::BadRequest};
+use crate::{
+    api::{self, request::BadRequest},
+    plan::PlanError,
+};
 
 /// Every code that an answer of ours can carry, with its status and what it means: one table, for
 /// programs to rely on and for the documents. A row never changes its word.
@@ -149,13 +152,29 @@ impl From<VerbError> for Problem {
             VerbError::Failed { .. } => Code::Failed,
             VerbError::Gone => Code::EngineGone,
         };
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            detail = format!("{detail}: {inner}");
-            cause = inner.source();
-        }
-        Self::new(code, detail)
+        Self::new(code, chain(&error))
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut detail = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        detail = format!("{detail}: {inner}");
+        cause = inner.source();
+    }
+    detail
+}
+
+impl From<PlanError> for Problem {
+    fn from(error: PlanError) -> Self {
+        let code = match error {
+            PlanError::Agent(_) => Code::UnknownAgent,
+            PlanError::Base(_) => Code::BadInput,
+            PlanError::Scratch(_) | PlanError::Prompt(_) => Code::Failed,
+        };
+        Self::new(code, chain(&error))
     }
 }
 

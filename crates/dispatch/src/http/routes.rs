@@ -21,11 +21,14 @@ use super::{
     Ctx,
     caller::{Access, Caller, Scope},
     error::{self, Body, Params, Problem},
-    events,
+    events, letters,
     metrics::{self, RowMeter},
     own, reads, tasks,
 };
-use crate::{api::task::Task, mcp};
+use crate::{
+    api::task::Task,
+    mcp::{self, server::Tables},
+};
 
 /// Texts are limited by `limits.task_bytes`; secrets and JSON quoting come on top.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -299,6 +302,10 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Get, "/v1/metrics", Needs(Read), "Numbers for Prometheus", metrics::metrics),
         Route::new(Get, "/v1/agents", Needs(Read), "Which agents are configured", reads::agents),
         Route::new(Get, "/v1/config", Needs(Admin), "What is in force, and where it comes from", reads::config),
+        Route::new(Post, "/v1/plan", Needs(Read), "What a task would be, without one", letters::planned),
+        Route::new(Post, "/v1/letters", Needs(Dispatch), "Leave a letter for an agent", letters::send),
+        Route::new(Post, "/v1/letters/fetch", Needs(Dispatch), "Hand out letters, which then count as read", letters::fetch),
+        Route::new(Post, "/v1/letters/between", Needs(Read), "Look up letters", letters::between),
         Route::new(Post, "/v1/clean", Needs(Admin), "Put old tasks away", tasks::clean),
         Route::new(Get, "/v1/events", Needs(Read), "The log from a position on, then live", events::follow),
         Route::new(Post, "/v1/secrets", Needs(Admin), "Hand over what queued runs lack", own::secrets),
@@ -311,14 +318,15 @@ pub(crate) fn table() -> Vec<Route> {
 }
 
 /// The table as a service. Whoever calls it says who calls: without a [`Caller`] everything is
-/// refused, what is not there too.
-pub(crate) fn app(ctx: Ctx) -> Router {
+/// refused, what is not there too. The tools of MCP are requests to the rows of the table, so their
+/// row comes on top of it.
+pub(crate) fn with_mcp(ctx: Ctx, tables: &'static Tables) -> Router {
     let inside = serve(ctx.clone(), table());
-    let mut table = table();
-    let mcp = mcp::http::service(inside, ctx.closing.clone());
+    let mcp = mcp::http::service(inside, ctx.closing.clone(), tables);
+    let mut all = table();
     let summary = "The tools of MCP, as streamable HTTP";
-    table.push(Route::service("/mcp", Access::Known, summary, mcp));
-    serve(ctx, table)
+    all.push(Route::service("/mcp", Access::Known, summary, mcp));
+    serve(ctx, all)
 }
 
 fn serve(ctx: Ctx, table: Vec<Route>) -> Router {

@@ -20,11 +20,12 @@ use super::{
     door::{Door, Keys, Names},
     listen::{self, Listener},
     metrics::Meter,
-    routes::app,
+    routes::with_mcp,
     tokens::Tokens,
 };
 use crate::{
     cli::{error::chain, out::aside},
+    mcp::server::{PRODUCT, Tables},
     notify::{self, Hooks},
     settings::{Paths, Settings},
 };
@@ -155,6 +156,15 @@ fn sockets(paths: &Paths) -> Result<[(Listener, Door, PathBuf); 2], ServeError> 
 impl Server {
     /// Takes the data directory and serves it.
     pub(crate) async fn open(settings: &Settings, net: Net) -> Result<Self, ServeError> {
+        Self::open_with(settings, net, PRODUCT).await
+    }
+
+    /// The same with other tables of MCP.
+    pub(crate) async fn open_with(
+        settings: &Settings,
+        net: Net,
+        tables: &'static Tables,
+    ) -> Result<Self, ServeError> {
         let before = notify::before(settings);
         let engine = Engine::open(settings.engine()).await?;
         let hooks = Hooks::start(settings, &engine, before);
@@ -169,7 +179,7 @@ impl Server {
         let (stop, busy) = (Arc::default(), Busy::default());
         let meter: Arc<Meter> = Arc::default();
         let (close, closing) = watch::channel(false);
-        let routes = app(Ctx {
+        let ctx = Ctx {
             engine: engine.clone(),
             settings: Arc::new(settings.clone()),
             config: Arc::new(settings.config.clone()),
@@ -179,7 +189,8 @@ impl Server {
             closing: closing.clone(),
             busy: busy.clone(),
             meter: Arc::clone(&meter),
-        });
+        };
+        let routes = with_mcp(ctx, tables);
         let tokens = Tokens::of(&settings.paths.data);
         let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));
         let mut serving = JoinSet::new();

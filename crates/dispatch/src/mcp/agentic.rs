@@ -7,6 +7,7 @@ use dispatch_engine::prompts::sha256;
 
 use super::{
     door::Refusal,
+    find,
     needs::Asking,
     own,
     table::{Call, Reply, Row, row},
@@ -17,7 +18,7 @@ use crate::api::{
     agentic::{
         BlockedInfo, CompleteInput, CompleteOutput, DispatchInput, DispatchOutput, GateOutput,
         Nothing, PrepInput, PrepOutput, ResumeInput, ResumeOutput, StatusInput, StatusOutput,
-        WATCH_S, WATCH_S_MAX, WatchInput, WatchOutput, WatchResult, names,
+        WATCH_S, WATCH_S_MAX, WatchInput, WatchOutput, WatchResult,
     },
     mcp::Until,
     plan::Plan,
@@ -27,6 +28,8 @@ use crate::api::{
 
 /// What stands for a task that was not given where nothing is started.
 const NO_TASK: &str = "(the task)";
+/// Tasks that one answer counts.
+const COUNTED_MAX: usize = 10_000;
 
 pub(crate) const TOOLS: &[Row] = &[
     row!(
@@ -74,19 +77,8 @@ pub(crate) const TOOLS: &[Row] = &[
     ),
 ];
 
-/// The newest task that a name, a directory or an id means; else a prefix of an id.
-pub(crate) async fn find(call: &Call, workspace: &str) -> Result<Task, Refusal> {
-    let workspace = workspace.trim();
-    let all: Vec<Task> = call.door.get("/v1/tasks").await?;
-    let named = all.into_iter().rev().find(|task| names(task, workspace));
-    match named {
-        Some(task) => Ok(task),
-        None => own::find(call, workspace).await.map_err(|_| {
-            Refusal::new(format!(
-                "find workspace {workspace:?}: there is none; agentic_status lists those there are"
-            ))
-        }),
-    }
+pub(super) async fn find(call: &Call, workspace: &str) -> Result<Task, Refusal> {
+    find::by_workspace(&call.door, workspace).await
 }
 
 async fn dispatch(call: &Call, input: DispatchInput) -> Result<Reply<DispatchOutput>, Refusal> {
@@ -100,10 +92,7 @@ async fn dispatch(call: &Call, input: DispatchInput) -> Result<Reply<DispatchOut
     Ok(DispatchOutput::of(&task, &ignored).into())
 }
 
-async fn plan(
-    call: &Call,
-    input: DispatchInput,
-) -> Result<(Plan, Vec<&'static str>), Refusal> {
+async fn plan(call: &Call, input: DispatchInput) -> Result<(Plan, Vec<&'static str>), Refusal> {
     let (mut asked, ignored) = input.request();
     call.door.complete(&mut asked).await?;
     // A plan needs no key, and is not given one.
@@ -116,27 +105,30 @@ async fn plan(
 async fn prep(call: &Call, mut input: PrepInput) -> Result<Reply<PrepOutput>, Refusal> {
     input.task.get_or_insert_with(|| NO_TASK.to_owned());
     let (plan, ignored) = plan(call, input.into()).await?;
-    let all: Vec<Task> = call.door.get("/v1/tasks").await?;
-    let same = |task: &Task| task.workspace_name == plan.workspace_name && !task.removed;
-    let resumed = all.iter().any(same);
+    let same = find(call, &plan.workspace_name).await;
+    let resumed = same.is_ok_and(|task| task.workspace_name == plan.workspace_name);
     let version = sha256(plan.prompt.as_bytes());
     Ok(PrepOutput::planned(plan, version, resumed, &ignored).into())
 }
 
 async fn status(call: &Call, input: StatusInput) -> Result<Reply<StatusOutput>, Refusal> {
-    let all: Vec<Task> = call.door.get("/v1/tasks").await?;
-    let wanted = |task: &&Task| {
-        let named = input.workspace.as_ref();
-        let named = named.is_none_or(|workspace| names(task, workspace));
-        let state = input.status.as_ref();
-        named && !task.removed && state.is_none_or(|state| *state == task.state)
-    };
     let limit = match input.limit {
-        0 => usize::MAX,
-        limit => limit,
+        0 => COUNTED_MAX,
+        limit => limit.min(COUNTED_MAX),
+    };
+    let all = match &input.workspace {
+        Some(workspace) => vec![find(call, workspace).await?],
+        None => match &input.status {
+            Some(status) => call.door.tasks(&format!("&state={status}"), limit).await?.0,
+            None => call.door.tasks("", limit).await?.0,
+        },
+    };
+    let wanted = |task: &&Task| {
+        let state = input.status.as_ref();
+        !task.removed && state.is_none_or(|state| *state == task.state)
     };
     let mut out = StatusOutput::default();
-    for task in all.iter().rev().filter(wanted).take(limit) {
+    for task in all.iter().filter(wanted) {
         out.total += 1;
         match task.state.as_str() {
             "queued" => out.queued += 1,
@@ -165,7 +157,9 @@ async fn resume(call: &Call, input: ResumeInput) -> Result<Reply<ResumeOutput>, 
         return Ok(out.into());
     }
     let task = match (input.answer, input.agent) {
-        (Some(text), None) if task.state == "blocked" => own::give_answer(call, &task, text).await?,
+        (Some(text), None) if task.state == "blocked" => {
+            own::give_answer(call, &task, text).await?
+        }
         (Some(text), None) => say(call, &task, text, &task.agent).await?,
         (text, agent) => {
             let task = again(call, &task, agent).await?;
@@ -203,8 +197,17 @@ async fn again(call: &Call, task: &Task, agent: Option<String>) -> Result<Task, 
 
 async fn watch(call: &Call, input: WatchInput) -> Result<Reply<WatchOutput>, Refusal> {
     let begun = Instant::now();
-    let all: Vec<Task> = call.door.get("/v1/tasks").await?;
-    let tasks = watched(all, &input.workspaces)?;
+    let mut tasks: Vec<Task> = Vec::new();
+    for wanted in &input.workspaces {
+        for task in find::watched(&call.door, wanted).await? {
+            if tasks.iter().all(|known| known.id != task.id) {
+                tasks.push(task);
+            }
+        }
+    }
+    if input.workspaces.is_empty() {
+        tasks = find::open(&call.door).await?;
+    }
     let limit = input.timeout.unwrap_or(WATCH_S).min(WATCH_S_MAX);
     let watch = Watch {
         tasks,
@@ -227,36 +230,6 @@ async fn watch(call: &Call, input: WatchInput) -> Result<Reply<WatchOutput>, Ref
         duration: format!("{}s", begun.elapsed().as_secs()),
     }
     .into())
-}
-
-/// Of each name the newest task; a beginning of a name means all that begin so.
-fn watched(all: Vec<Task>, workspaces: &[String]) -> Result<Vec<Task>, Refusal> {
-    if workspaces.is_empty() {
-        return Ok(all.into_iter().filter(Task::is_open).collect());
-    }
-    let mut found: Vec<Task> = Vec::new();
-    for wanted in workspaces.iter().map(|wanted| wanted.trim()) {
-        let exact = all.iter().rev().find(|task| names(task, wanted));
-        let begins = |task: &&Task| {
-            let beginning = !wanted.is_empty() && task.workspace_name.starts_with(wanted);
-            (beginning || task.id.starts_with(wanted)) && task.is_open()
-        };
-        let several: Vec<&Task> = match exact {
-            Some(task) => vec![task],
-            None => all.iter().filter(begins).collect(),
-        };
-        // Watched until the time was over, once: nothing could ever have come of it.
-        if several.is_empty() {
-            let what = format!("watch workspace {wanted:?}: there is none, and none that begins so");
-            return Err(Refusal::new(what));
-        }
-        for task in several {
-            if found.iter().all(|known| known.id != task.id) {
-                found.push(task.clone());
-            }
-        }
-    }
-    Ok(found)
 }
 
 async fn complete(call: &Call, input: CompleteInput) -> Result<Reply<CompleteOutput>, Refusal> {
@@ -287,8 +260,7 @@ async fn freeze(call: &Call, frozen: bool) -> Result<(), Refusal> {
 }
 
 async fn gate(call: &Call, message: &str, stopped: usize) -> Result<GateOutput, Refusal> {
-    let all: Vec<Task> = call.door.get("/v1/tasks").await?;
-    let open: Vec<&Task> = all.iter().filter(|task| task.is_open()).collect();
+    let open = find::open(&call.door).await?;
     let queued = open.iter().filter(|task| task.state == "queued").count();
     Ok(GateOutput {
         success: true,

@@ -4,7 +4,10 @@
 use rmcp::model::{CompleteResult, CompletionInfo};
 
 use super::door::{Door, Refusal};
-use crate::api::task::Task;
+use crate::api::{overview::Agent, task::Task};
+
+/// Tasks whose names are offered.
+const LOOKED_MAX: usize = 1_000;
 
 /// What an argument is a name of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +23,14 @@ pub(crate) enum Of {
 pub(crate) async fn complete(door: &Door, of: Of, typed: &str) -> Result<CompleteResult, Refusal> {
     let all = match of {
         Of::Nothing => Vec::new(),
-        Of::Agents => super::agents(door).await?,
-        Of::Tasks | Of::Repos | Of::Branches => names(&super::newest(door).await?, of),
+        Of::Agents => {
+            let agents: Vec<Agent> = door.get("/v1/agents").await?;
+            agents.into_iter().map(|agent| agent.name).collect()
+        }
+        Of::Tasks | Of::Repos | Of::Branches => {
+            let (newest, _) = door.tasks("", LOOKED_MAX).await?;
+            names(&newest, of)
+        }
     };
     let fitting = fitting(all, typed);
     let (total, most) = (fitting.len(), CompletionInfo::MAX_VALUES);

@@ -11,9 +11,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    api::request::{Dispatch, Secrets},
+    api::{
+        request::{Dispatch, PAGE_MAX, Secrets},
+        task::Task,
+    },
     cli::{error::CliError, run},
-    client::{Client, ClientError, Events, start},
+    client::{Client, ClientError, Events, Page, Piece, start},
     http::caller::Caller,
     settings::Settings,
 };
@@ -136,6 +139,32 @@ impl Door {
             .await
     }
 
+    /// The newest tasks that fit, newest first, and whether there are more.
+    pub(crate) async fn tasks(
+        &self,
+        query: &str,
+        most: usize,
+    ) -> Result<(Vec<Task>, bool), Refusal> {
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let limit = (most - found.len()).clamp(1, PAGE_MAX);
+            let path = format!("/v1/tasks?order=newest&limit={limit}{query}{after}");
+            let path = path.as_str();
+            let page = |client: Client| async move { client.page(path).await }.boxed();
+            let Page { tasks, next, .. } = self.tried(page).await?;
+            found.extend(tasks);
+            match next {
+                Some(next) if found.len() < most => after = format!("&after={next}"),
+                next => return Ok((found, next.is_some())),
+            }
+        }
+    }
+
+    pub(crate) async fn piece(&self, path: &str) -> Result<Piece, Refusal> {
+        self.tried(|client| async move { client.piece(path).await }.boxed())
+            .await
+    }
+
     pub(crate) async fn post<B: Serialize + Sync, T: DeserializeOwned + Send>(
         &self,
         path: &str,
@@ -157,10 +186,9 @@ impl Door {
     pub(crate) async fn follow(&self, after: Option<u64>) -> (Events, u64) {
         let mut pause = TRY_AGAIN_FIRST;
         loop {
-            match self.follow_once(after).await {
-                Ok(Some(found)) => return found,
-                // None serves, or it is on its way out.
-                Ok(None) | Err(_) => {}
+            // Else none serves, or it is on its way out.
+            if let Ok(Some(found)) = self.follow_once(after).await {
+                return found;
             }
             sleep(pause).await;
             pause = (pause * 2).min(TRY_AGAIN_MAX);
@@ -177,7 +205,7 @@ impl Door {
         };
         let after = match after {
             Some(after) => after,
-            None => client.seq().await?,
+            None => client.page("/v1/tasks?limit=1").await?.seq,
         };
         let events = client.events(after, None).await?;
         Ok(Some((events, after)))

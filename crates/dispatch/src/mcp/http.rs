@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, service_fn};
 
-use super::server::Mcp;
+use super::server::{Mcp, Tables};
 use crate::http::caller::Caller;
 
 /// Sessions of the older generation that live at once, of all callers and of one.
@@ -78,6 +78,7 @@ impl Owners {
 pub(crate) fn service(
     routes: Router,
     mut closing: watch::Receiver<bool>,
+    tables: &'static Tables,
 ) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync
 {
     let ended = CancellationToken::new();
@@ -100,8 +101,8 @@ pub(crate) fn service(
         .disable_allowed_origins()
         .with_max_request_body_bytes(BODY_BYTES_MAX)
         .with_cancellation_token(ended);
-    let server = Mcp::of_callers(routes);
-    let inner: Inner = StreamableHttpService::new(move || Ok(server.clone()), sessions, config);
+    let server = move || Ok(Mcp::of_callers(routes.clone(), tables));
+    let inner: Inner = StreamableHttpService::new(server, sessions, config);
     service_fn(move |request| {
         let (inner, owners) = (inner.clone(), Arc::clone(&owners));
         async move { Ok(serve(&inner, &owners, request).await) }
@@ -109,6 +110,14 @@ pub(crate) fn service(
 }
 
 async fn serve(inner: &Inner, owners: &Owners, request: Request) -> Response {
+    // For what the conformance suite does to a stream.
+    #[cfg(test)]
+    let request = {
+        let mut request = request;
+        let sessions = Arc::clone(&owners.sessions);
+        request.extensions_mut().insert(sessions);
+        request
+    };
     let Some(caller) = request.extensions().get::<Caller>().cloned() else {
         return StatusCode::UNAUTHORIZED.into_response();
     };

@@ -2,6 +2,10 @@
 //! and Claude's channel. One follower of the log for each connection that wants any of it.
 //! Must not keep an engine alive that nobody needs, must not start one, and must not let a client that
 //! does not read hold anything up.
+#![allow(
+    deprecated,
+    reason = "the older generation is told of ends as log messages, which the newer one has no more"
+)]
 
 use std::{
     collections::BTreeSet,
@@ -41,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a connection wants to be told.
 #[derive(Debug, Default)]
-struct Wants {
+pub(super) struct Wants {
     addresses: BTreeSet<String>,
     level: Option<LoggingLevel>,
     channel: bool,
@@ -92,10 +96,17 @@ impl Notifier {
         self.wants().channel = true;
     }
 
+    pub(crate) fn has_channel(&self) -> bool {
+        self.wants().channel
+    }
+
     /// From now on, if nobody does yet.
     pub(crate) fn follow(&self, door: Door, peer: Peer<RoleServer>) {
         let mut wants = self.wants();
-        let running = wants.following.as_ref().is_some_and(|task| !task.is_finished());
+        let running = wants
+            .following
+            .as_ref()
+            .is_some_and(|task| !task.is_finished());
         if running {
             return;
         }
@@ -109,7 +120,7 @@ impl Notifier {
 }
 
 /// Whom a follower tells.
-pub(crate) enum Ear {
+pub(super) enum Ear {
     Connection {
         peer: Peer<RoleServer>,
         wants: std::sync::Weak<Mutex<Wants>>,
@@ -212,7 +223,7 @@ async fn within(told: impl Future<Output = bool>) -> Result<(), Gone> {
 }
 
 /// Until the client has gone, or does not listen.
-pub(crate) async fn follow(door: &Door, ear: &Ear) {
+pub(super) async fn follow(door: &Door, ear: &Ear) {
     let mut after = None;
     loop {
         let (events, from) = door.follow(after).await;
@@ -297,7 +308,10 @@ impl Changed {
                 self.add(uri);
             }
         }
-        if matches!(event.kind.as_str(), "task_created" | "task_removed" | "task_restored") {
+        if matches!(
+            event.kind.as_str(),
+            "task_created" | "task_removed" | "task_restored"
+        ) {
             self.list = true;
             self.due.get_or_insert_with(|| Instant::now() + GATHER);
         }
@@ -343,7 +357,10 @@ fn changes(part: Part) -> &'static str {
 
 /// What a person is told of in words.
 fn matters(event: &Event) -> bool {
-    matches!(event.kind.as_str(), "started" | "finished" | "permission_asked")
+    matches!(
+        event.kind.as_str(),
+        "started" | "finished" | "permission_asked"
+    )
 }
 
 async fn speak(door: &Door, ear: &Ear, event: &Event) -> Result<(), Gone> {
@@ -385,13 +402,19 @@ fn message(task: &Task, level: LoggingLevel) -> ServerNotification {
 
 /// As Claude Code reads it, and the fields that the Go dispatcher pushes.
 fn channel(task: &Task, ended: bool) -> ServerNotification {
-    let what = if ended { "agent.complete" } else { "agent.status" };
+    let what = if ended {
+        "agent.complete"
+    } else {
+        "agent.status"
+    };
     let status = match task.open_asks().next() {
         Some(_) if !ended => "asks",
         Some(_) | None => &task.state,
     };
     let reason = task.question.as_deref().or(task.reason.as_deref());
-    let more = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+    let more = reason
+        .map(|reason| format!(": {reason}"))
+        .unwrap_or_default();
     let content = format!(
         "{} ({}) in {}: {status}{more}",
         task.title, task.short, task.workspace_name

@@ -5,23 +5,21 @@ use std::time::Duration;
 
 use super::{
     door::Refusal,
+    find, logs,
     needs::Asking,
     table::{Call, Reply, Row, row},
     tasks,
-    watch::{Waited, Watch},
+    watch::{Tell, Waited, Watch},
 };
-use crate::{
-    api::{
-        Spoken,
-        mcp::{
-            AnswerInput, DispatchInput, Handle, LISTED, LISTED_MAX, ListInput, ListOutput,
-            LogsInput, LogsOutput, OneTask, SayInput, SayOutput, StopInput, WAIT_S, WAIT_S_MAX,
-            WaitInput, WaitOutput,
-        },
-        request,
-        task::Task,
+use crate::api::{
+    Spoken,
+    mcp::{
+        AnswerInput, DispatchInput, Handle, LISTED, LISTED_MAX, ListInput, ListOutput, LogsInput,
+        LogsOutput, OneTask, SayInput, SayOutput, StopInput, WAIT_S, WAIT_S_MAX, WaitInput,
+        WaitOutput,
     },
-    cli::ids,
+    request,
+    task::Task,
 };
 
 pub(crate) const TOOLS: &[Row] = &[
@@ -42,7 +40,7 @@ pub(crate) const TOOLS: &[Row] = &[
          said, its result."
     ),
     row!(
-        "logs", "Read a log", Looks, logs: LogsInput => LogsOutput,
+        "logs", "Read a log", Looks, log: LogsInput => LogsOutput,
         "What the agent of a task wrote: the end of its log, or from a byte on."
     ),
     row!(
@@ -66,14 +64,11 @@ pub(crate) const TOOLS: &[Row] = &[
     ),
 ];
 
-/// By a whole id, or a prefix that no other task has.
-pub(crate) async fn find(call: &Call, id: &str) -> Result<Task, Refusal> {
-    let whole = id.parse::<dispatch_core::id::TaskId>();
-    if let Ok(whole) = whole {
-        return call.door.get(&format!("/v1/tasks/{whole}")).await;
-    }
-    let all: Vec<Task> = call.door.get("/v1/tasks").await?;
-    Ok(ids::resolve(&all, id)?.clone())
+/// States of tasks that go on by themselves.
+const OPEN: [&str; 5] = ["queued", "preparing", "running", "stopping", "checking"];
+
+async fn find(call: &Call, id: &str) -> Result<Task, Refusal> {
+    find::by_id(&call.door, id).await
 }
 
 async fn dispatch(call: &Call, input: DispatchInput) -> Result<Reply<Handle>, Refusal> {
@@ -103,6 +98,7 @@ async fn wait(call: &Call, input: WaitInput) -> Result<Reply<WaitOutput>, Refusa
             Some(false) => Asking::Never,
             Some(true) | None => Asking::of(&call.context),
         },
+        tell: Tell::Changes,
     };
     Ok(match watch.run(call).await? {
         Waited::Needs(input) => Reply::Needs(input),
@@ -118,7 +114,7 @@ async fn show(call: &Call, input: OneTask) -> Result<Reply<Task>, Refusal> {
     Ok(find(call, &input.task).await?.into())
 }
 
-async fn logs(call: &Call, input: LogsInput) -> Result<Reply<LogsOutput>, Refusal> {
+async fn log(call: &Call, input: LogsInput) -> Result<Reply<LogsOutput>, Refusal> {
     let task = find(call, &input.task).await?;
     let run = match input.run {
         Some(n) => task.runs.iter().find(|run| run.n == n),
@@ -128,8 +124,8 @@ async fn logs(call: &Call, input: LogsInput) -> Result<Reply<LogsOutput>, Refusa
         let (short, runs) = (&task.short, task.runs.len());
         Refusal::new(format!("find that run: task {short} has {runs}"))
     })?;
-    drop((run, input.from, input.bytes));
-    Err(Refusal::new("later"))
+    let read = logs::read(&call.door, &task, run, input.from, input.bytes);
+    Ok(read.await?.into())
 }
 
 async fn say(call: &Call, input: SayInput) -> Result<Reply<SayOutput>, Refusal> {
@@ -216,17 +212,25 @@ async fn stop(call: &Call, input: StopInput) -> Result<Reply<Handle>, Refusal> {
 }
 
 async fn list(call: &Call, input: ListInput) -> Result<Reply<ListOutput>, Refusal> {
-    let all: Vec<Task> = call.door.get("/v1/tasks").await?;
-    let fits = |task: &&Task| {
-        let state = input.states.is_empty() || input.states.contains(&task.state);
-        state && !task.removed && (!input.open || task.is_open())
+    let states: Vec<&str> = match (input.open, &input.states[..]) {
+        (false, states) => states.iter().map(String::as_str).collect(),
+        (true, []) => OPEN.to_vec(),
+        (true, states) => {
+            let states = states.iter().map(String::as_str);
+            states.filter(|state| OPEN.contains(state)).collect()
+        }
     };
-    let fitting: Vec<&Task> = all.iter().filter(fits).collect();
-    let limit = input.limit.unwrap_or(LISTED).min(LISTED_MAX);
-    let newest = fitting.iter().rev().take(limit);
+    let query = match &states[..] {
+        [] if input.open => return Ok(ListOutput::default().into()),
+        [] => String::new(),
+        states => format!("&state={}", states.join(",")),
+    };
+    let limit = input.limit.unwrap_or(LISTED).clamp(1, LISTED_MAX);
+    let (tasks, more) = call.door.tasks(&query, limit).await?;
+    let there = tasks.iter().filter(|task| !task.removed);
     Ok(ListOutput {
-        total: fitting.len(),
-        tasks: newest.map(|task| Handle::from(*task)).collect(),
+        tasks: there.map(Handle::from).collect(),
+        more,
     }
     .into())
 }

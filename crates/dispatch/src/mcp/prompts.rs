@@ -138,7 +138,11 @@ fn user(text: String) -> Vec<PromptMessage> {
 }
 
 fn fix_bug(given: &Given<'_>) -> Vec<PromptMessage> {
-    let (bug, repo, agent) = (given.get("bug"), given.line("repo", "repo"), given.line("agent", "agent"));
+    let (bug, repo, agent) = (
+        given.get("bug"),
+        given.line("repo", "repo"),
+        given.line("agent", "agent"),
+    );
     user(format!(
         "Have this bug fixed by an agent:\n\n{bug}\n\n{repo}{agent}\n\
          1. Call the tool `dispatch` with plan \"bug-fix\". As `task`, say all that the agent has to \
@@ -222,9 +226,8 @@ impl PromptRow {
             given.push((known.name, text.as_str()));
         }
         let given = Given(given);
-        let missing = |argument: &&Argument| {
-            argument.required && given.get(argument.name).trim().is_empty()
-        };
+        let missing =
+            |argument: &&Argument| argument.required && given.get(argument.name).trim().is_empty();
         if let Some(argument) = self.arguments.iter().find(missing) {
             return Err(format!("prompt {} needs {}", self.name, argument.name));
         }
@@ -238,7 +241,7 @@ mod tests {
 
     use super::*;
 
-    fn get(name: &str, arguments: Value) -> Result<String, String> {
+    fn get(name: &str, arguments: &Value) -> Result<String, String> {
         let row = PROMPTS.iter().find(|row| row.name == name).unwrap();
         let got = row.get(arguments.as_object())?;
         Ok(serde_json::to_string(&got.messages).unwrap())
@@ -246,14 +249,25 @@ mod tests {
 
     #[test]
     fn prompts_take_what_they_say_and_nothing_else() {
-        let told = get("fix_bug", json!({"bug": "it hangs", "repo": "api"})).unwrap();
-        assert!(told.contains("it hangs") && told.contains("repo: api"), "{told}");
+        let told = get("fix_bug", &json!({"bug": "it hangs", "repo": "api"})).unwrap();
+        assert!(
+            told.contains("it hangs") && told.contains("repo: api"),
+            "{told}"
+        );
         assert!(!told.contains("agent: "), "{told}");
-        assert!(get("fix_bug", json!({})).unwrap_err().contains("needs bug"));
-        assert!(get("fix_bug", json!({"bug": " "})).is_err());
-        assert!(get("fix_bug", json!({"bug": 1})).is_err());
-        assert!(get("fix_bug", json!({"bug": "x", "bag": "y"})).unwrap_err().contains("bag"));
-        assert!(get("answer_questions", Value::Null).is_ok());
+        assert!(
+            get("fix_bug", &json!({}))
+                .unwrap_err()
+                .contains("needs bug")
+        );
+        assert!(get("fix_bug", &json!({"bug": " "})).is_err());
+        assert!(get("fix_bug", &json!({"bug": 1})).is_err());
+        assert!(
+            get("fix_bug", &json!({"bug": "x", "bag": "y"}))
+                .unwrap_err()
+                .contains("bag")
+        );
+        assert!(get("answer_questions", &Value::Null).is_ok());
     }
 
     /// A prompt that names a tool or an argument that is not there would lead a model astray.
@@ -261,7 +275,10 @@ mod tests {
     fn prompts_name_tools_that_exist() {
         let tools: Vec<&str> = crate::mcp::own::TOOLS.iter().map(|row| row.name).collect();
         for row in PROMPTS {
-            let all = row.arguments.iter().map(|a| (a.name.to_owned(), Value::from("x")));
+            let all = row
+                .arguments
+                .iter()
+                .map(|a| (a.name.to_owned(), Value::from("x")));
             let got = row.get(Some(&all.collect())).unwrap();
             let text = serde_json::to_string(&got.messages).unwrap();
             let quoted = text.split('`').skip(1).step_by(2);

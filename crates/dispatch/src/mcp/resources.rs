@@ -9,14 +9,11 @@ use serde::Serialize;
 
 use super::{
     door::{Door, Refusal},
-    logs,
+    find, logs,
 };
-use crate::{
-    api::{
-        mcp::{Handle, LISTED, LISTED_MAX, LOG_BYTES_MAX, ListOutput},
-        task::Task,
-    },
-    cli::ids,
+use crate::api::{
+    mcp::{Handle, LISTED, LISTED_MAX, LOG_BYTES_MAX, ListOutput},
+    task::Task,
 };
 
 const TASKS: &str = "dispatch://tasks";
@@ -45,7 +42,10 @@ impl Part {
 
     fn about(self) -> (&'static str, &'static str) {
         match self {
-            Self::Log => ("The end of what its agent wrote in its last run", "text/plain"),
+            Self::Log => (
+                "The end of what its agent wrote in its last run",
+                "text/plain",
+            ),
             Self::Diff => ("Its result as a patch", "text/x-diff"),
             Self::Prompt => ("Exactly what its agent was given to read", "text/markdown"),
         }
@@ -98,17 +98,25 @@ impl Address {
 
 /// Those that are there without being asked for by name: the list, and the newest tasks.
 pub(crate) async fn listed(door: &Door) -> Result<Vec<Resource>, Refusal> {
-    let tasks: Vec<Task> = door.get("/v1/tasks").await?;
+    let (tasks, _) = door.tasks("", LISTED).await?;
     let fixed = [
-        (Address::Tasks, "tasks", "All tasks in short, the newest first"),
-        (Address::Agents, "agents", "Agents that work or wait, by workspace"),
+        (
+            Address::Tasks,
+            "tasks",
+            "All tasks in short, the newest first",
+        ),
+        (
+            Address::Agents,
+            "agents",
+            "Agents that work or wait, by workspace",
+        ),
     ];
     let fixed = fixed.map(|(address, name, about)| {
         Resource::new(address.to_string(), name)
             .with_description(about)
             .with_mime_type(JSON)
     });
-    let newest = tasks.iter().rev().filter(|task| !task.removed).take(LISTED);
+    let newest = tasks.iter().filter(|task| !task.removed);
     let newest = newest.map(|task| {
         let state = task.reason.as_deref().unwrap_or_default();
         let about = format!("{} {state}", task.state);
@@ -136,13 +144,17 @@ pub(crate) fn templates() -> Vec<ResourceTemplate> {
 }
 
 /// What lies at an address, under the address that was asked for.
-pub(crate) async fn read(door: &Door, uri: &str, address: &Address) -> Result<ResourceContents, Refusal> {
+pub(crate) async fn read(
+    door: &Door,
+    uri: &str,
+    address: &Address,
+) -> Result<ResourceContents, Refusal> {
     let (text, kind) = match address {
         Address::Tasks => (json(&tasks(door).await?)?, JSON),
         Address::Agents => (json(&agents(door).await?)?, JSON),
-        Address::Task(id) => (json(&task(door, id).await?)?, JSON),
+        Address::Task(id) => (json(&find::by_id(door, id).await?)?, JSON),
         Address::Part(id, part) => {
-            let task = task(door, id).await?;
+            let task = find::by_id(door, id).await?;
             let text = match part {
                 Part::Log => end_of_log(door, &task).await?,
                 Part::Diff => door.text(&format!("/v1/tasks/{}/diff", task.id)).await?,
@@ -154,22 +166,12 @@ pub(crate) async fn read(door: &Door, uri: &str, address: &Address) -> Result<Re
     Ok(ResourceContents::text(text, uri).with_mime_type(kind))
 }
 
-/// By a whole id, or a prefix that no other task has.
-pub(crate) async fn task(door: &Door, id: &str) -> Result<Task, Refusal> {
-    if let Ok(whole) = id.parse::<TaskId>() {
-        return door.get(&format!("/v1/tasks/{whole}")).await;
-    }
-    let all: Vec<Task> = door.get("/v1/tasks").await?;
-    Ok(ids::resolve(&all, id)?.clone())
-}
-
 async fn tasks(door: &Door) -> Result<ListOutput, Refusal> {
-    let all: Vec<Task> = door.get("/v1/tasks").await?;
-    let there: Vec<&Task> = all.iter().filter(|task| !task.removed).collect();
-    let newest = there.iter().rev().take(LISTED_MAX);
+    let (tasks, more) = door.tasks("", LISTED_MAX).await?;
+    let there = tasks.iter().filter(|task| !task.removed);
     Ok(ListOutput {
-        total: there.len(),
-        tasks: newest.map(|task| Handle::from(*task)).collect(),
+        tasks: there.map(Handle::from).collect(),
+        more,
     })
 }
 
@@ -184,8 +186,8 @@ struct Agent {
 }
 
 async fn agents(door: &Door) -> Result<Vec<Agent>, Refusal> {
-    let all: Vec<Task> = door.get("/v1/tasks").await?;
-    let there = all.into_iter().rev().filter(|task| !task.removed);
+    let (all, _) = door.tasks("", LISTED_MAX).await?;
+    let there = all.into_iter().filter(|task| !task.removed);
     let agent = |task: Task| Agent {
         name: task.workspace_name,
         status: task.state,
@@ -194,7 +196,7 @@ async fn agents(door: &Door) -> Result<Vec<Agent>, Refusal> {
         // None is made yet.
         pr_url: String::new(),
     };
-    Ok(there.take(LISTED_MAX).map(agent).collect())
+    Ok(there.map(agent).collect())
 }
 
 async fn end_of_log(door: &Door, task: &Task) -> Result<String, Refusal> {

@@ -53,13 +53,12 @@ pub(crate) struct Call {
 
 impl Call {
     /// Where the client has asked for it; it may also be gone.
-    pub(crate) async fn progress(&self, done: f64, of: f64, message: String) {
+    pub(crate) async fn progress(&self, done: usize, of: Option<usize>, message: String) {
         let Some(token) = self.context.meta.get_progress_token() else {
             return;
         };
-        let told = ProgressNotificationParam::new(token, done)
-            .with_total(of)
-            .with_message(message);
+        let mut told = ProgressNotificationParam::new(token, done as f64).with_message(message);
+        told.total = of.map(|of| of as f64);
         match self.context.peer.notify_progress(told).await {
             Ok(()) | Err(_) => {}
         }

@@ -33,6 +33,16 @@ pub(crate) struct Watch {
     pub(crate) limit: Duration,
     /// Whether whoever sits before the client is asked what a task needs.
     pub(crate) asking: Asking,
+    pub(crate) tell: Tell,
+}
+
+/// Of what a client is told while it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tell {
+    /// Each change of a state.
+    Changes,
+    /// That one more of them rests.
+    Ends,
 }
 
 /// Whether it goes no further by itself.
@@ -62,10 +72,6 @@ impl Watch {
         }
     }
 
-    fn settled(&self) -> usize {
-        self.tasks.iter().filter(|task| rests(task)).count()
-    }
-
     /// Until it is over, or the time is.
     pub(crate) async fn run(mut self, call: &Call) -> Result<Waited, Refusal> {
         let deadline = Instant::now() + self.limit;
@@ -75,7 +81,7 @@ impl Watch {
             }
         }
         let mut declined = BTreeSet::new();
-        let mut following = None;
+        let (mut following, mut changes) = (None, 0);
         loop {
             match self.asking {
                 Asking::Never => {}
@@ -103,7 +109,7 @@ impl Watch {
             };
             match timeout_at(deadline, next(events)).await {
                 Err(_) => return Ok(self.seen(false)),
-                Ok(Some(event)) => self.heard(call, &event).await?,
+                Ok(Some(event)) => self.heard(call, &event, &mut changes).await?,
                 // The engine went away; the next one has the same log.
                 Ok(None) => following = None,
             }
@@ -125,9 +131,13 @@ impl Watch {
         }
     }
 
-    async fn heard(&mut self, call: &Call, event: &Event) -> Result<(), Refusal> {
+    async fn heard(
+        &mut self,
+        call: &Call,
+        event: &Event,
+        changes: &mut usize,
+    ) -> Result<(), Refusal> {
         let about = |task: &&mut Task| Some(&task.id) == event.task.as_ref();
-        let (total, settled) = (self.tasks.len(), self.settled());
         let Some(task) = self.tasks.iter_mut().find(about) else {
             return Ok(());
         };
@@ -136,10 +146,19 @@ impl Watch {
         }
         let before = (task.state.clone(), rests(task));
         *task = call.door.get(&format!("/v1/tasks/{}", task.id)).await?;
-        if before != (task.state.clone(), rests(task)) {
-            let told = format!("{} {}: {}", task.short, task.state, task.title);
-            let done = self.settled().max(settled);
-            call.progress(done as f64, total as f64, told).await;
+        let now = (task.state.clone(), rests(task));
+        let told = format!("{} {}: {}", task.short, task.state, task.title);
+        match self.tell {
+            // Progress always grows.
+            Tell::Changes if before != now => {
+                *changes += 1;
+                call.progress(*changes, None, told).await;
+            }
+            Tell::Ends if now.1 && !before.1 => {
+                let settled = self.tasks.iter().filter(|task| rests(task)).count();
+                call.progress(settled, Some(self.tasks.len()), told).await;
+            }
+            Tell::Changes | Tell::Ends => {}
         }
         Ok(())
     }
