@@ -12,7 +12,8 @@
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
-//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
+//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
+//!   [`server`] where the engine listens
 
 pub mod ask;
 pub mod attach;
@@ -42,6 +43,7 @@ pub mod run;
 pub mod schedule;
 pub mod seatbelt;
 pub mod secret;
+pub mod server;
 pub mod sidecar;
 pub mod state;
 pub mod task;

@@ -45,6 +45,8 @@ mod say;
 mod schema;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/tokens.rs"]
+mod tokens;
 #[path = "runner/top.rs"]
 mod top;
 #[path = "runner/usage.rs"]

@@ -2,12 +2,13 @@
 //! Must not interpret an event: its body goes out as core writes it.
 
 use dispatch_core::event::Event as CoreEvent;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::time;
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Event {
     pub(crate) seq: u64,
     pub(crate) at: String,
@@ -19,7 +20,7 @@ pub(crate) struct Event {
 }
 
 /// A line of a running agent; lossy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Live {
     pub(crate) task: String,
     pub(crate) run: u32,

@@ -26,12 +26,19 @@ use dispatch_core::{
     },
 };
 use dispatch_engine::{attachments::NewFile, view::Given};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::shapes;
+
 /// Values of variables by name; never printed.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub(crate) struct Secrets(#[serde(with = "travel")] pub(crate) BTreeMap<String, Secret>);
+pub(crate) struct Secrets(
+    #[serde(with = "travel")]
+    #[schemars(with = "shapes::Secrets")]
+    pub(crate) BTreeMap<String, Secret>,
+);
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,10 +75,12 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 /// A file that comes along.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Attach {
     pub(crate) name: String,
+    /// What it holds.
+    #[schemars(with = "String")]
     pub(crate) base64: Content,
 }
 
@@ -84,7 +93,7 @@ impl From<Attach> for NewFile {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ChecksWord {
     Detect,
@@ -92,14 +101,14 @@ pub(crate) enum ChecksWord {
 }
 
 /// `"detect"`, `"none"` or names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum ChecksWanted {
     Word(ChecksWord),
-    Named(Vec<CheckName>),
+    Named(#[schemars(with = "Vec<String>")] Vec<CheckName>),
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dispatch {
     pub(crate) task: String,
@@ -116,20 +125,24 @@ pub(crate) struct Dispatch {
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
     pub(crate) model: Option<String>,
+    #[schemars(with = "Option<shapes::Priority>")]
     pub(crate) priority: Option<Priority>,
     /// Whole ids of tasks that must complete first.
     #[serde(default)]
     pub(crate) after: Vec<String>,
     pub(crate) budget_tokens: Option<u64>,
+    #[schemars(with = "Option<f64>")]
     pub(crate) budget_usd: Option<MicroUsd>,
     pub(crate) placement: Option<String>,
     /// A container's image; without a placement it makes one of the task's.
     pub(crate) image: Option<String>,
     /// auto, apple, docker or podman.
     pub(crate) runtime: Option<String>,
+    #[schemars(with = "Option<shapes::Expects>")]
     pub(crate) expects: Option<Expects>,
     /// What becomes of the agent's permission requests, instead of what its table says.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Permissions>")]
     pub(crate) permissions: Option<Permissions>,
     pub(crate) checks: Option<ChecksWanted>,
     /// Where the commits under review begin; makes it a review.
@@ -138,6 +151,7 @@ pub(crate) struct Dispatch {
     pub(crate) workspace: Option<String>,
     /// What to do when another task has the workspace.
     #[serde(default)]
+    #[schemars(with = "shapes::Taken")]
     pub(crate) taken: Taken,
     pub(crate) parent: Option<String>,
     pub(crate) org: Option<String>,
@@ -146,14 +160,17 @@ pub(crate) struct Dispatch {
     pub(crate) tag: Option<String>,
     /// Lower than the configuration's, for the jobs of this task.
     #[serde(default)]
+    #[schemars(with = "shapes::Lowered")]
     pub(crate) limits: Lowered,
     pub(crate) template: Option<String>,
     pub(crate) persona: Option<String>,
     pub(crate) plan: Option<String>,
     #[serde(default)]
     pub(crate) variables: BTreeMap<String, String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::IssueText>")]
     pub(crate) issue_text: Option<IssueText>,
     #[serde(default)]
     pub(crate) attachments: Vec<Attach>,
@@ -162,7 +179,7 @@ pub(crate) struct Dispatch {
 }
 
 /// An answer to what an agent asks permission for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Permit {
     pub(crate) allow: bool,
@@ -170,7 +187,7 @@ pub(crate) struct Permit {
     pub(crate) why: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Answer {
     pub(crate) text: String,
@@ -178,12 +195,13 @@ pub(crate) struct Answer {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Say {
     pub(crate) text: String,
@@ -193,12 +211,13 @@ pub(crate) struct Say {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Resume {
     /// Another agent than the one it has.
@@ -208,12 +227,13 @@ pub(crate) struct Resume {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Force {
     #[default]
@@ -221,14 +241,14 @@ pub(crate) enum Force {
     Kill,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Stop {
     #[serde(default)]
     pub(crate) force: Force,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
     pub(crate) to: Option<PathBuf>,
@@ -237,14 +257,14 @@ pub(crate) struct Apply {
     pub(crate) write: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Clean {
     pub(crate) states: Vec<String>,
     pub(crate) older_than_ms: u64,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Freeze {
     pub(crate) frozen: bool,
@@ -266,13 +286,14 @@ impl Freeze {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Retry {
     /// From the next run on.
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,

@@ -19,13 +19,14 @@ use dispatch_core::{
     update::Usage,
 };
 use dispatch_engine::view::{JobView, TaskView};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::time;
+use super::{shapes, time};
 
 pub(crate) const NOT_JUDGED: &str = "ended, not yet judged";
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Task {
     pub(crate) id: String,
     /// The shortest prefix that names it; more tasks make it longer.
@@ -97,6 +98,7 @@ pub(crate) struct Task {
     pub(crate) next_run: Option<NextRun>,
     /// Those it has lower than the configuration.
     #[serde(default)]
+    #[schemars(with = "shapes::Lowered")]
     pub(crate) limits: Lowered,
     /// How its prompt is made.
     #[serde(default)]
@@ -104,7 +106,7 @@ pub(crate) struct Task {
     pub(crate) removed: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Ask {
     pub(crate) id: u32,
     pub(crate) run: u32,
@@ -148,7 +150,7 @@ impl From<&CoreAsk> for Ask {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Attachment {
     pub(crate) name: String,
     pub(crate) bytes: u64,
@@ -159,13 +161,14 @@ pub(crate) struct Attachment {
 }
 
 /// Null: as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NextRun {
     pub(crate) model: Option<String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Message {
     pub(crate) id: u32,
     /// `person`, or the whole id of the task whose agent said it.
@@ -196,7 +199,7 @@ impl From<&CoreMessage> for Message {
 }
 
 /// Why it does not start, until when if that is known, and how many of its pool go first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Waiting {
     pub(crate) why: String,
     pub(crate) text: String,
@@ -205,23 +208,24 @@ pub(crate) struct Waiting {
 }
 
 /// What all its runs together may spend; 0 means no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Budget {
     pub(crate) tokens: u64,
     pub(crate) usd: f64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Guide {
     pub(crate) template: Option<String>,
     pub(crate) persona: Option<String>,
     pub(crate) plan: Option<String>,
     pub(crate) variables: BTreeMap<String, String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
 /// What an agent was given to read, and the file that keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Prompt {
     pub(crate) path: PathBuf,
     pub(crate) sha256: String,
@@ -230,13 +234,13 @@ pub(crate) struct Prompt {
     pub(crate) repository: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Carried {
     pub(crate) path: String,
     pub(crate) can: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Run {
     pub(crate) n: u32,
     pub(crate) cause: String,
@@ -248,30 +252,32 @@ pub(crate) struct Run {
     pub(crate) started_at: Option<String>,
     pub(crate) ended_at: Option<String>,
     pub(crate) session: Option<String>,
+    #[schemars(with = "Option<shapes::Usage>")]
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
     #[serde(default)]
     pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Review>")]
     pub(crate) review: Option<Review>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Check {
     pub(crate) name: String,
     pub(crate) state: String,
     pub(crate) exit: Option<Exit>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Diffstat {
     pub(crate) files: u64,
     pub(crate) insertions: u64,

@@ -36,6 +36,7 @@ mod show;
 mod stop;
 mod style;
 mod tasks;
+mod token;
 #[cfg(feature = "tui")]
 mod top;
 mod undo;
@@ -100,6 +101,7 @@ enum Verb {
     Freeze(freeze::FreezeArgs),
     Thaw(freeze::ThawArgs),
     Serve(serve::Args),
+    Token(token::Args),
     Doctor(doctor::Args),
     Agents(agents::Args),
     Login(login::Args),
@@ -216,6 +218,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
         Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
         Verb::Serve(args) => serve::run(ctx, &args).await,
+        Verb::Token(args) => token::run(ctx, args),
         Verb::Doctor(args) => doctor::run(ctx, &args).await,
         Verb::Agents(args) => agents::run(ctx, &args),
         Verb::Login(args) => login::run(ctx, &args),

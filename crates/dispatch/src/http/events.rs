@@ -4,23 +4,28 @@
 use std::convert::Infallible;
 
 use axum::{
-    extract::{Query, State},
+    extract::State,
     response::sse::{Event as Sse, KeepAlive, Sse as SseResponse},
 };
 use dispatch_core::id::TaskId;
 use dispatch_engine::{events::EventStream, view::Told};
 use futures_util::{Stream, stream};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::{BusyGuard, Ctx, KEEP_ALIVE, error::Problem};
+use super::{
+    BusyGuard, Ctx, KEEP_ALIVE,
+    error::{self, Problem},
+};
 use crate::api::event::{Event, Live};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Asked {
     #[serde(default)]
     after: u64,
+    #[schemars(with = "Option<String>")]
     task: Option<TaskId>,
 }
 
@@ -66,7 +71,7 @@ async fn step(mut from: Following) -> Option<(Result<Sse, Infallible>, Following
 
 pub(crate) async fn follow(
     State(ctx): State<Ctx>,
-    Query(asked): Query<Asked>,
+    error::Params(asked): error::Params<Asked>,
 ) -> Result<SseResponse<impl Stream<Item = Result<Sse, Infallible>>>, Problem> {
     let from = Following {
         events: ctx.engine.events(asked.after),

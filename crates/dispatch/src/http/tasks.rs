@@ -18,7 +18,7 @@ use dispatch_engine::view::Force;
 
 use super::{
     Ctx,
-    error::{Body, Problem},
+    error::{Body, Code, Problem},
 };
 use crate::{
     api::{self, request, task::Task},
@@ -36,7 +36,7 @@ impl From<request::Force> for Force {
 
 fn id(text: &str) -> Result<TaskId, Problem> {
     text.parse::<TaskId>()
-        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no_such_task", error.to_string()))
+        .map_err(|error| Problem::new(Code::NoSuchTask, error.to_string()))
 }
 
 async fn find(ctx: &Ctx, task: TaskId) -> Result<Json<Task>, Problem> {
@@ -149,9 +149,9 @@ pub(crate) async fn unsay(
     Path((task, message)): Path<(String, String)>,
 ) -> Result<Json<Task>, Problem> {
     let task = id(&task)?;
-    let message = message.parse::<MessageId>().map_err(|error| {
-        Problem::new(StatusCode::NOT_FOUND, "no_such_message", error.to_string())
-    })?;
+    let message = message
+        .parse::<MessageId>()
+        .map_err(|error| Problem::new(Code::NoSuchMessage, error.to_string()))?;
     ctx.engine.unsay(task, message).await?;
     find(&ctx, task).await
 }
@@ -164,7 +164,7 @@ pub(crate) async fn permit(
     let task = id(&task)?;
     let ask = ask
         .parse::<AskId>()
-        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no_such_ask", error.to_string()))?;
+        .map_err(|error| Problem::new(Code::NoSuchAsk, error.to_string()))?;
     ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
     find(&ctx, task).await
 }
