@@ -519,7 +519,8 @@ mod tests {
         let unknown = unknown.to_string();
         let mut named: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
         let mut listed = Kind::WORDS.to_vec();
-        (named.sort_unstable(), listed.sort_unstable());
+        named.sort_unstable();
+        listed.sort_unstable();
         assert_eq!(listed, named);
     }
 }

@@ -19,9 +19,11 @@ use tokio::sync::watch;
 
 use crate::view::{Live, Logged, Open, OpenText, Told};
 
-/// Of what was told last.
-const TOLD_BYTES_MAX: usize = 4 << 20;
-const TOLD_MAX: usize = 16 << 10;
+/// How much of what was told last is held.
+const ROOM: Room = Room {
+    told_max: 16 << 10,
+    bytes_max: 4 << 20,
+};
 /// What one of them costs besides its text.
 const TOLD_BYTES_EACH: usize = 256;
 /// Of one live text that is told at once: the newest. What is before it is a hole, which its offset
@@ -30,11 +32,18 @@ pub(crate) const LIVE_BYTES_MAX: usize = 8 << 10;
 /// What is held of each live run, of its text that is open and of the lines that are kept nowhere else.
 pub(crate) const OPEN_TEXT_BYTES_MAX: usize = 64 << 10;
 pub(crate) const OPEN_OUTPUT_BYTES_MAX: usize = 8 << 10;
-/// Of each message that waits; `limits.messages_max` of them can.
+/// Messages of each live run, the newest, and of the text of each.
+const OPEN_MESSAGES_MAX: usize = 128;
 const OPEN_MESSAGE_BYTES_MAX: usize = 1 << 10;
 
 /// A place between two that were told, counted from the engine's start.
 pub(crate) type Place = u64;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) told_max: usize,
+    pub(crate) bytes_max: usize,
+}
 
 /// What is open, and the place where it is.
 #[derive(Debug)]
@@ -61,6 +70,7 @@ struct Shown {
 
 #[derive(Debug)]
 struct Inner {
+    room: Room,
     entries: VecDeque<Entry>,
     /// The place before the first of them.
     first: Place,
@@ -91,7 +101,12 @@ impl Drop for Ends {
 impl Tail {
     /// Runs that are live already are told of when what they said has been heard again.
     pub(crate) fn new(state: &State, last: Seq) -> Self {
+        Self::with(ROOM, state, last)
+    }
+
+    pub(crate) fn with(room: Room, state: &State, last: Seq) -> Self {
         let mut inner = Inner {
+            room,
             entries: VecDeque::new(),
             first: 0,
             bytes: 0,
@@ -193,12 +208,6 @@ impl Tail {
         self.lock().snapshot()
     }
 
-    /// The same, if nothing has been told behind `place`.
-    pub(crate) fn snapshot_at(&self, place: Place) -> Option<Snapshot> {
-        let inner = self.lock();
-        (inner.end() == place).then(|| inner.snapshot())
-    }
-
     /// Where to go on in memory behind this event; `None`: only the log has what follows it.
     pub(crate) fn find(&self, after: Seq) -> Option<Place> {
         let inner = self.lock();
@@ -206,8 +215,11 @@ impl Tail {
             return Some(inner.end());
         }
         let next = inner.entries.partition_point(|entry| entry.seq <= after);
-        let found = inner.entries.get(next)?;
-        (found.seq == after + 1).then_some(inner.first + next as u64)
+        // What was told live behind an event that is gone already is not that event.
+        match &inner.entries.get(next)?.told {
+            Told::Event(event) if event.seq == after + 1 => Some(inner.first + next as u64),
+            _ => None,
+        }
     }
 
     /// Up to so many bytes of what lies between `place` and `until`, at least one; the place behind
@@ -244,7 +256,7 @@ impl Inner {
         let seq = self.seq;
         self.entries.push_back(Entry { told, seq, bytes });
         self.bytes += bytes;
-        while self.entries.len() > TOLD_MAX || self.bytes > TOLD_BYTES_MAX {
+        while self.entries.len() > self.room.told_max || self.bytes > self.room.bytes_max {
             let Some(gone) = self.entries.pop_front() else {
                 return;
             };
@@ -311,8 +323,15 @@ impl Inner {
             return;
         };
         let open = Arc::make_mut(&mut shown.open);
-        let waiting = task.messages.iter().filter(|m| m.fate == Fate::Waiting);
-        open.messages = waiting.map(short).collect();
+        // What was delivered may come back when the agent has not taken it up.
+        let here = |message: &&Message| match message.fate {
+            Fate::Waiting => true,
+            Fate::Delivered(_) => message.is_with(run.n),
+            Fate::Cancelled => false,
+        };
+        let here: Vec<&Message> = task.messages.iter().filter(here).collect();
+        let old = here.len().saturating_sub(OPEN_MESSAGES_MAX);
+        open.messages = here[old..].iter().map(|message| short(message)).collect();
         open.asks = task.open_asks().cloned().collect();
     }
 

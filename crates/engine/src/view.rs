@@ -117,7 +117,7 @@ pub struct Open {
     /// The end of what is only for the eye.
     pub output: Option<OpenText>,
     pub todo: Vec<Todo>,
-    /// That no agent has heard yet; long ones cut.
+    /// That wait, and that were delivered to this run; long ones cut.
     pub messages: Vec<Message>,
     /// That nobody has answered yet.
     pub asks: Vec<Ask>,

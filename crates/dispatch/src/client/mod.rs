@@ -1,8 +1,11 @@
 //! The client of our own API, over the unix socket.
 //! Must not print and must not start an engine by itself; `start` does, when a verb asks for it.
 
+pub(crate) mod fold;
 pub(crate) mod start;
 mod stream;
+#[cfg(test)]
+pub(crate) mod view;
 
 use std::{fmt, io};
 

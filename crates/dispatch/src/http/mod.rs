@@ -5,25 +5,24 @@ pub(crate) mod caller;
 mod door;
 mod error;
 mod events;
+mod frames;
 mod guesses;
 mod listen;
 mod own;
 pub(crate) mod routes;
 pub(crate) mod server;
+mod stall;
 mod tasks;
 pub(crate) mod tokens;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// Requests and followers that are being served, so that an idle engine does not leave under them.
 #[derive(Clone, Debug, Default)]
@@ -69,10 +68,9 @@ pub(crate) struct Ctx {
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
+    /// Room for streams of events.
+    pub(crate) streams: Arc<Semaphore>,
 }
-
-/// How often a silent stream says that it lives.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use dispatch_engine::engine::{Engine, OpenError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Busy, Ctx,
     door::{Door, Keys, Names},
+    events::STREAMS_MAX,
     listen::{self, Listener},
     routes::app,
     tokens::Tokens,
@@ -175,6 +176,7 @@ impl Server {
             stop: Arc::clone(&stop),
             closing: closing.clone(),
             busy: busy.clone(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         });
         let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), engine.clone()));
         let mut serving = JoinSet::new();
@@ -350,7 +352,7 @@ mod tests {
                 .unwrap()
             {
                 Heard::Event(event) if event.kind == "frozen_set" => break,
-                Heard::Event(_) | Heard::Live(_) => {}
+                _ => {}
             }
         }
         client
