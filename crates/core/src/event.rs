@@ -22,7 +22,7 @@ use crate::{
     review::{Range, Review},
     run::RunCause,
     task::{TaskSpec, Tuning},
-    update::{Update, Usage},
+    update::{ChunkId, Update, Usage},
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
@@ -364,10 +364,61 @@ pub enum Kind {
     Said {
         update: Update,
         out_offset: u64,
+        /// The text that came in pieces before, of which this is the whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<ChunkId>,
     },
 }
 
 impl Kind {
+    /// The words of all kinds.
+    pub const WORDS: [&str; 44] = [
+        "engine_started",
+        "frozen_set",
+        "pool_paused",
+        "budget_warned",
+        "waits",
+        "task_created",
+        "answered",
+        "message_queued",
+        "message_cancelled",
+        "attached",
+        "tuning_set",
+        "message_taken",
+        "message_delivered",
+        "message_returned",
+        "agent_set",
+        "child_ended",
+        "applied",
+        "snapshotted",
+        "snapshot_dropped",
+        "workspace_removed",
+        "workspace_restored",
+        "task_removed",
+        "task_restored",
+        "run_queued",
+        "admitted",
+        "workspace_ready",
+        "carried_found",
+        "prompt_made",
+        "range_set",
+        "reviewed",
+        "site_refused",
+        "started",
+        "adopted",
+        "session_seen",
+        "permission_asked",
+        "permission_answered",
+        "stop_requested",
+        "agent_ended",
+        "workspace_sealed",
+        "checks_started",
+        "check_finished",
+        "finished",
+        "noted",
+        "said",
+    ];
+
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -470,5 +521,21 @@ impl Kind {
             | Self::Finished { .. }
             | Self::Noted { .. } => Class::Life,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_word_in_the_list() {
+        let unknown = serde_json::from_str::<Kind>("\"from_the_future\"").unwrap_err();
+        let unknown = unknown.to_string();
+        let mut named: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+        let mut listed = Kind::WORDS.to_vec();
+        named.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, named);
     }
 }

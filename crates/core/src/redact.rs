@@ -913,6 +913,7 @@ mod tests {
                 input: text.into(),
             },
             out_offset: 7,
+            chunk: None,
         };
         let quoted = serde_json::json!({"key": "a\"b\nc-d-e"}).to_string();
         let masked = redactor.event(said(&quoted)).unwrap();

@@ -33,7 +33,7 @@ use dispatch_core::{
     update::Usage,
 };
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -42,7 +42,7 @@ use crate::{
     clock::Clock,
     containers::Runtimes,
     doorkeys::DoorKey,
-    events::EventStream,
+    events::{EventStream, Logs},
     fence::Fences,
     jobdir::JobDir,
     letters::{self, Post},
@@ -56,8 +56,9 @@ use crate::{
         local::{Keeper, Local},
     },
     store::{Store, StoreError},
+    tail::{self, Tail},
     trees::Trees,
-    view::{Force, Given, Heard, Inbox, Spoken, TaskView, Told, VerbError},
+    view::{Force, Given, Heard, Inbox, Spoken, TaskView, VerbError},
 };
 
 /// By name; held in memory only.
@@ -65,7 +66,6 @@ pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
-const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -269,10 +269,10 @@ pub(crate) struct StopOrder {
 struct Shared {
     settings: Settings,
     commands: mpsc::Sender<Command>,
-    told: broadcast::Sender<Told>,
+    tail: Arc<Tail>,
+    logs: Logs,
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
-    seq: watch::Receiver<Seq>,
     /// Runs whose agent may come to our door.
     working: watch::Receiver<BTreeSet<RunId>>,
     door_key: Arc<DoorKey>,
@@ -334,10 +334,9 @@ impl Engine {
         let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
         let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (told, _) = broadcast::channel(TOLD_MAX);
+        let tail = Arc::new(Tail::new(&state, store.last()));
         let (open_now, open) = watch::channel(usize::MAX);
         let (failed_now, failed) = watch::channel(None);
-        let (seq_now, seq) = watch::channel(store.last());
         let (working_now, working) = watch::channel(who_works(&state));
         let ctx = Ctx {
             settings: Arc::new(settings.clone()),
@@ -345,7 +344,7 @@ impl Engine {
             trees: Arc::clone(&trees),
             fences: Arc::clone(&fences),
             commands: commands.clone(),
-            told: told.clone(),
+            tail: Arc::clone(&tail),
         };
         let actor = Actor {
             state,
@@ -354,7 +353,6 @@ impl Engine {
             inbox,
             open_now,
             failed_now,
-            seq_now,
             working_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
@@ -370,16 +368,18 @@ impl Engine {
             wake_at: None,
             turns_changed: false,
             swept,
+            _ends: tail::Ends(Arc::clone(&tail)),
             _lock: lock,
         };
+        let logs = Logs::new(settings.data.clone());
         spawn_actor(actor);
         let shared = Shared {
             settings,
             commands,
-            told,
+            tail,
+            logs,
             open,
             failed,
-            seq,
             working,
             door_key: Arc::new(door_key),
             trees,
@@ -703,20 +703,24 @@ impl Engine {
         self.ask(|reply| Command::Task { task, reply }).await
     }
 
-    /// History after `after`, then live: no gap, none twice.
+    /// History after `after`, then what happens: no gap, none twice. Only events.
     #[must_use]
     pub fn events(&self, after: Seq) -> EventStream {
-        EventStream::new(
-            self.shared.settings.data.clone(),
-            after,
-            self.shared.told.subscribe(),
-        )
+        let shared = &self.shared;
+        EventStream::new(shared.logs.clone(), Arc::clone(&shared.tail), after)
+    }
+
+    /// The same of some tasks or of everything, and what is open in their live runs beside it: first
+    /// as it is when history has been told, then as it grows.
+    #[must_use]
+    pub fn watch(&self, after: Seq, tasks: Option<BTreeSet<TaskId>>) -> EventStream {
+        self.events(after).watching(tasks)
     }
 
     /// The position of the last durable event: whatever is asked from now on is at least as new.
     #[must_use]
     pub fn seq(&self) -> Seq {
-        *self.shared.seq.borrow()
+        self.shared.tail.seq()
     }
 
     /// Resolves when nothing is live, queued or waiting, or the engine has ended.
@@ -870,8 +874,6 @@ struct Actor {
     inbox: mpsc::Receiver<Command>,
     open_now: watch::Sender<usize>,
     failed_now: watch::Sender<Option<String>>,
-    /// The last one that is durable.
-    seq_now: watch::Sender<Seq>,
     working_now: watch::Sender<BTreeSet<RunId>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
@@ -895,6 +897,7 @@ struct Actor {
     turns_changed: bool,
     /// Whether what a crash left of attachments is gone.
     swept: std::io::Result<()>,
+    _ends: tail::Ends,
     _lock: EngineLock,
 }
 
@@ -963,39 +966,37 @@ impl Actor {
             if !self.pending.is_empty() {
                 let events = std::mem::take(&mut self.pending);
                 let appended = tokio::task::block_in_place(|| self.store.append(&events));
-                if let Err(error) = appended {
-                    // A failed commit ends the engine: what is in memory is not what is on disk.
-                    // Jobs live on, and the next engine starts from the log.
-                    self.effects.clear();
-                    self.runs.shutdown().await;
-                    let hint = if error.is_full() {
-                        "; make room and start again"
-                    } else {
-                        ""
-                    };
-                    self.failed_now.send_replace(Some(format!("{error}{hint}")));
-                    if let Some(reply) = self.shutdown.take() {
-                        let doing = "end the engine".to_owned();
-                        answer(
-                            reply,
-                            Err(VerbError::Failed {
-                                doing,
-                                source: Box::new(error),
-                            }),
-                        );
+                let kinds = match appended {
+                    Ok(kinds) => kinds,
+                    Err(error) => {
+                        // A failed commit ends the engine: what is in memory is not what is on disk.
+                        // Jobs live on, and the next engine starts from the log.
+                        self.effects.clear();
+                        self.runs.shutdown().await;
+                        let hint = if error.is_full() {
+                            "; make room and start again"
+                        } else {
+                            ""
+                        };
+                        self.failed_now.send_replace(Some(format!("{error}{hint}")));
+                        if let Some(reply) = self.shutdown.take() {
+                            let doing = "end the engine".to_owned();
+                            answer(
+                                reply,
+                                Err(VerbError::Failed {
+                                    doing,
+                                    source: Box::new(error),
+                                }),
+                            );
+                        }
+                        return false;
                     }
-                    return false;
-                }
+                };
                 if let Some(observe) = &self.ctx.settings.observer.0 {
                     observe(self.store.last());
                 }
-                self.seq_now.send_replace(self.store.last());
-                for event in events {
-                    match self.ctx.told.send(Told::Event(Arc::new(event))) {
-                        // Nobody listens.
-                        Ok(_) | Err(_) => {}
-                    }
-                }
+                let events = events.into_iter().zip(kinds);
+                self.ctx.tail.tell(events, &self.state);
             }
             // Before any reply: whoever hears that a task is queued must not find the engine idle.
             let open = self.state.live().len() + self.state.queue().len();

@@ -74,6 +74,7 @@ codes! {
     UnknownPlacement 400 "unknown_placement" "No such placement is configured.";
     UnknownRepo 400 "unknown_repo" "No such repository is configured.";
     UnknownText 400 "unknown_text" "There is no such template, persona or plan.";
+    NoSuchPosition 400 "no_such_position" "The log ends before that event: it is another log.";
     NoToken 401 "no_token" "The request carries no token, or one of another kind than Bearer.";
     BadToken 401 "bad_token" "Nobody has that token: it was revoked, or never made.";
     TokenExpired 401 "token_expired" "The token's time is over.";
@@ -94,6 +95,7 @@ codes! {
     TooLarge 413 "too_large" "The body is longer than that route takes.";
     QueueFull 429 "queue_full" "So many tasks wait already; try again after Retry-After.";
     TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
+    TooManyStreams 429 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
     Failed 500 "failed" "It was tried and did not work; the detail says what.";
     EngineGone 503 "engine_gone" "The engine has ended; nothing has happened.";
     DiskFull 507 "disk_full" "There is too little room on the disk of the data directory.";

@@ -204,6 +204,7 @@ fn seeds() -> Vec<Vec<u8>> {
             Kind::Said {
                 update: Update::Usage(usage.clone()),
                 out_offset: 5,
+                chunk: None,
             },
         ),
         (
