@@ -319,8 +319,10 @@ pub enum Kind {
         ask: AskId,
         allow: bool,
         by: By,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        why: Option<String>,
+        /// In the words of whoever denied it. Not `why`, which in an event is one of our own words and
+        /// so not masked; the first logs had it under that name.
+        #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     StopRequested {
         why: Stop,

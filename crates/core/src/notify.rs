@@ -502,7 +502,7 @@ mod tests {
             ask: AskId(1),
             allow: true,
             by: By::Person,
-            why: None,
+            reason: None,
         };
         kinds.push((2, answered));
         let state = ended(Outcome::Lost, kinds);

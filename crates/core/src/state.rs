@@ -976,7 +976,7 @@ impl State {
                 ask,
                 allow,
                 by,
-                why,
+                reason,
             } => {
                 let mut asks = task.asks.iter_mut();
                 let found = asks.find(|known| known.id == *ask && known.run == id.n);
@@ -984,7 +984,7 @@ impl State {
                 found.ok_or_else(|| unasked(*ask))?.fate = AskFate::Answered {
                     allow: *allow,
                     by: *by,
-                    why: why.clone(),
+                    why: reason.clone(),
                 };
             }
             Kind::MessageTaken {
@@ -1566,7 +1566,7 @@ pub(crate) mod tests {
             ask: AskId(n),
             allow,
             by: ask::By::Person,
-            why: None,
+            reason: None,
         }
     }
 
@@ -1621,6 +1621,20 @@ pub(crate) mod tests {
             let task = world.state.task(run.task).unwrap();
             assert_eq!(task.open_asks().count(), 0);
         }
+    }
+
+    /// What was said to a denial had another name in the first logs.
+    #[test]
+    fn a_reason_is_read_under_either_name() {
+        let read = |name: &str| {
+            let answer =
+                r#"{"permission_answered":{"ask":1,"allow":false,"by":"person","NAME":"no"}}"#;
+            serde_json::from_str::<Kind>(&answer.replace("NAME", name)).unwrap()
+        };
+        assert_eq!(read("why"), read("reason"));
+        assert!(
+            matches!(read("why"), Kind::PermissionAnswered { reason, .. } if reason.as_deref() == Some("no"))
+        );
     }
 
     /// All of an open run's are there for a replay; then only the newest.

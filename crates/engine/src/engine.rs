@@ -1734,7 +1734,7 @@ impl Actor {
             ask,
             allow,
             by,
-            why,
+            reason: why,
         };
         self.put(Subject::Run(run), answered);
         self.ring(task);

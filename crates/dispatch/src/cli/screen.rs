@@ -452,7 +452,7 @@ mod tests {
                 Some("asks 2 for Bash (`dispatch allow`, `deny`): ls [2J"),
             ),
             (
-                r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"why":"no"}"#,
+                r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"reason":"no"}"#,
                 Some("ask 2 denied by 3f"),
             ),
             (
