@@ -236,6 +236,8 @@ pub enum Kind {
     SnapshotDropped {
         refname: String,
     },
+    /// So is that of the files of a task that was put away and never had a workspace.
+    AttachmentsDropped,
     WorkspaceRemoved,
     WorkspaceRestored,
     /// A person put the task away; its events stay.
@@ -381,6 +383,7 @@ impl Kind {
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
+            Self::AttachmentsDropped => "attachments_dropped",
             Self::WorkspaceRemoved => "workspace_removed",
             Self::WorkspaceRestored => "workspace_restored",
             Self::TaskRemoved => "task_removed",
@@ -432,6 +435,7 @@ impl Kind {
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }
+            | Self::AttachmentsDropped
             | Self::WorkspaceRemoved
             | Self::WorkspaceRestored
             | Self::TaskRemoved

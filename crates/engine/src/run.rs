@@ -40,7 +40,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::{
     attachments, containers,
-    engine::{Command, Secrets, Settings, Sites, StopOrder},
+    engine::{Command, Desk, Secrets, Settings, Sites, StopOrder},
     fence::{self, Fences, Needs},
     files,
     lines::{Line, Lines},
@@ -68,6 +68,7 @@ pub(crate) struct Ctx {
     pub(crate) sites: Arc<Sites>,
     pub(crate) trees: Arc<Trees>,
     pub(crate) fences: Arc<Fences>,
+    pub(crate) desk: Arc<Desk>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) told: broadcast::Sender<Told>,
 }

@@ -621,6 +621,7 @@ pub(crate) mod tests {
             snapshots: vec![],
             applied: None,
             removed: false,
+            removed_at: None,
             notes: vec![],
             carried: vec![dispatch_core::carried::Carried {
                 path: ".mcp.json".into(),
@@ -655,6 +656,7 @@ pub(crate) mod tests {
             }],
             asks_count: 1,
             attached: vec![],
+            attached_dropped: false,
             tuning: Tuning {
                 model: None,
                 effort: Some(Effort::Low),
