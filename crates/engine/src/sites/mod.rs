@@ -71,6 +71,8 @@ pub trait Site: Send + Sync + fmt::Debug {
         let _unrecorded = job;
         Box::pin(async { Ok(BTreeSet::new()) })
     }
-    /// An error of kind `NotFound` means that the job has ended.
+    /// An error of kind `NotFound` means that the job has ended, one of kind `BrokenPipe` that nothing
+    /// can be said to it any more. Any other may pass: what was to be said is tried again, under the same
+    /// id.
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>>;
 }
