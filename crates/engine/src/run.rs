@@ -1400,8 +1400,8 @@ impl Walk {
         }
         ear.asks_count = ear.asks_count.saturating_add(1);
         let ask = AskId(ear.asks_count);
-        let until = self.ctx.settings.clock.now();
-        let until = until.saturating_add(self.limits().ask_wait_ms());
+        let since = self.silent_since(site, ear).await;
+        let until = since.saturating_add(self.limits().ask_wait_ms());
         ear.asks.push(Asking {
             id: ask,
             until,
@@ -1417,6 +1417,20 @@ impl Walk {
             },
             until,
         })
+    }
+
+    /// From when an ask that is heard now has waited. Its keeper counts the silence from when the agent
+    /// wrote it, which no engine may have heard.
+    async fn silent_since(&self, site: &Arc<dyn Site>, ear: &Ear) -> Millis {
+        let now = self.ctx.settings.clock.now();
+        if ear.live {
+            return now;
+        }
+        match site.grew_at(&self.id(Part::Agent)).await {
+            Ok(Some(at)) => at.min(now),
+            // As well as it is known.
+            Ok(None) | Err(_) => now,
+        }
     }
 
     /// Gives the agent what was answered, after what nobody has answered in time was denied.

@@ -14,6 +14,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use dispatch_core::{
@@ -21,13 +22,14 @@ use dispatch_core::{
     config::AgentProfile,
     event::Kind,
     id::{RunId, TaskId},
-    job::{Invocation, JobId, Offset, Order},
+    job::{Invocation, JobId, Offset, Order, Part},
     message::Sender,
     task::{Expects, TaskSpec, Terms},
 };
 use dispatch_engine::{
     clock::{Clock, SetClock},
     engine::{Engine, Secrets, Settings, Sites},
+    jobdir::JobDir,
     sites::{BoxFuture, Follow, Site, Start, local::Local},
     view::{Force, TaskView},
 };
@@ -230,6 +232,54 @@ async fn another_engine_finds_the_ask_as_it_was() {
         .map(|line| line.split(' ').take(2).last().unwrap())
         .collect();
     assert_eq!(ids, ["allow", "deny", "allow"], "{answers}");
+}
+
+/// What it asked while no engine was there has waited since then, as its keeper counts: it is asked for
+/// the rest of its time, and denied when there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ask_that_no_engine_heard_has_waited_since_it_was_written() {
+    for (ago_ms, open) in [(200_000, true), (700_000, false)] {
+        let world = world();
+        let settings = || Settings {
+            clock: Clock::Set(SetClock::at(NOW)),
+            ..world.settings()
+        };
+        let engine = Engine::open(settings()).await.unwrap();
+        let (_home, pipe) = talk::pipe();
+        let waits = format!("append {} x", pipe.display());
+        let orders = [&waits, "ask ANSWERS Bash make"];
+        let run = dispatched(&engine, spec(&world, Permissions::Ask, &orders)).await;
+        let started = |kind: &Kind| matches!(kind, Kind::Started { .. });
+        until(&engine, run.task, started).await;
+        engine.shutdown().await.unwrap();
+        let waiting = tokio::task::spawn_blocking(move || fs::read_to_string(pipe));
+        patient(waiting).await.unwrap().unwrap();
+        let part = Part::Agent;
+        let job = JobDir::of(&world.data(), &JobId { run, part });
+        let wrote = async {
+            while !fs::read_to_string(job.file("out"))
+                .unwrap()
+                .contains("can_use_tool")
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        patient(wrote).await;
+        for name in ["out", "err"] {
+            let file = fs::File::open(job.file(name)).unwrap();
+            let then = UNIX_EPOCH + Duration::from_millis(NOW - ago_ms);
+            file.set_modified(then).unwrap();
+        }
+        let engine = Engine::open(settings()).await.unwrap();
+        let ask = asked(&engine, run.task, 1).await;
+        assert_eq!(ask.until, NOW - ago_ms + 600_000);
+        if open {
+            engine.permit(run.task, ask.id, true, None).await.unwrap();
+        }
+        let view = finished(&engine, run).await;
+        let by = if open { By::Person } else { By::Deadline };
+        assert_eq!(fates(&view), [&answered(open, by)]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

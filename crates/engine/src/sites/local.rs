@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use dispatch_core::job::{Invocation, JobId, Offset, Order};
+use dispatch_core::{
+    Millis,
+    job::{Invocation, JobId, Offset, Order},
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
@@ -196,6 +199,11 @@ impl Site for Local {
             let read = tokio::task::spawn_blocking(move || dir.given()).await;
             read.map_err(io::Error::other)?
         })
+    }
+
+    fn grew_at<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<Option<Millis>>> {
+        let dir = JobDir::of(&self.data, job);
+        Box::pin(async move { dir.grew_at() })
     }
 
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {
