@@ -18,6 +18,8 @@ pub const SETTLED_MAX: usize = 50;
 pub const ASKS_MAX: usize = 500;
 /// Asks of one run that wait at the same time. Each holds what the agent sent.
 pub const OPEN_MAX: usize = 32;
+/// What is kept of the name of what it wants to use.
+pub const TOOL_BYTES_MAX: usize = 200;
 /// What is kept of an ask for whoever answers it.
 pub const INPUT_BYTES_MAX: usize = 4096;
 
