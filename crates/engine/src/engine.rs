@@ -27,7 +27,7 @@ use dispatch_core::{
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
     state::State,
-    task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
+    task::{AFTER_MAX, Base, Effort, Taken, TaskSpec, Tuning},
     update::Usage,
 };
 use tokio::{
@@ -1402,6 +1402,7 @@ impl Actor {
         if let Some((_, kept)) = &kept {
             names_no_secret(kept, &secrets)?;
         }
+        self.takes_effort(&spec.agent, spec.guide.effort)?;
         Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
             what: error.to_string(),
         })?;
@@ -1571,6 +1572,7 @@ impl Actor {
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         self.tune(task, tuning);
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
@@ -1631,6 +1633,7 @@ impl Actor {
             names_no_secret(kept, &secrets)?;
         }
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         let queued = Kind::MessageQueued {
             message,
@@ -1941,6 +1944,12 @@ impl Actor {
             n: last.n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        // What it had before counts for another agent, too, unless it is said anew.
+        let next = agent.as_ref().map(|selection| &selection.agent);
+        let effort = tuning
+            .effort
+            .or(found.spec.guide.effort.filter(|_| next.is_some()));
+        self.takes_effort(next.unwrap_or(&found.spec.agent), effort)?;
         if let Some(Selection {
             agent,
             model,
@@ -1986,6 +1995,31 @@ impl Actor {
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
         Ok(run)
+    }
+
+    /// The agent of the next run may be another one than whoever asked has seen, or than the effort was
+    /// for. There is nothing to check of a model: each agent takes any name, and another agent never
+    /// gets the model of the one before.
+    fn takes_effort(&self, agent: &AgentName, effort: Option<Effort>) -> Result<(), VerbError> {
+        let profile = self.ctx.settings.config.agents.get(agent);
+        let Some((profile, effort)) = profile.zip(effort) else {
+            return Ok(());
+        };
+        let takes = profile.driver.efforts();
+        if takes.contains(&effort) {
+            return Ok(());
+        }
+        let word = effort.word();
+        let what = if takes.is_empty() {
+            format!(
+                "use effort {word}: agent {agent} cannot be told how hard to think; take one that \
+                 can, or dispatch another task"
+            )
+        } else {
+            let takes = dispatch_core::config::list(takes.iter().map(|effort| effort.word()));
+            format!("use effort {word}: agent {agent} takes {takes}; say which with --effort")
+        };
+        Err(VerbError::BadInput { what })
     }
 
     /// A model's name goes where nothing can mask it.
@@ -2093,6 +2127,7 @@ impl Actor {
             n: n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.tune(task, tuning);
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
