@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
-    ask::{Ask as CoreAsk, Fate as AskFate},
+    ask::{self, Ask as CoreAsk, Fate as AskFate},
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
@@ -377,7 +377,8 @@ fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
-                return Some(format!("asks {}: {} {}{more}", ask.id, ask.tool, ask.input));
+                let what = ask::shown(&format!("{} {}", ask.tool, ask.input));
+                return Some(format!("asks {}: {what}{more}", ask.id));
             }
             if let Some(waiting) = &view.waits {
                 return Some(waiting.text.clone());

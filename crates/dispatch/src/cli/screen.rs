@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use dispatch_core::{review::Review, update::Update};
+use dispatch_core::{ask::shown, review::Review, update::Update};
 
 use super::{
     show,
@@ -260,8 +260,8 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         "permission_asked" => format!(
             "asks {} for {} (`dispatch allow`, `deny`): {}",
             number("ask"),
-            text("tool"),
-            text("input")
+            event.text("tool").map(shown).unwrap_or_default(),
+            event.text("input").map(shown).unwrap_or_default()
         ),
         "permission_answered" => {
             let allowed = event.body.get("allow") == Some(&true.into());
@@ -449,7 +449,7 @@ mod tests {
             ),
             (
                 r#""kind":"permission_asked","ask":2,"tool":"Bash","input":"ls\u001b[2J","owner":"person","until":9}"#,
-                Some("asks 2 for Bash (`dispatch allow`, `deny`): ls [2J"),
+                Some("asks 2 for Bash (`dispatch allow`, `deny`): ls\\u{1b}[2J"),
             ),
             (
                 r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"reason":"no"}"#,

@@ -130,6 +130,46 @@ fn what_is_asked_is_shown_everywhere_and_answered_once() {
     world.dispatch(&["list"]).exits(0).says(&["done (1)"]);
 }
 
+/// An agent that would have whoever answers read something else than what it does.
+#[test]
+fn what_is_asked_is_shown_as_it_is() {
+    let world = world("");
+    installed(&world);
+    let script = world.path("asking");
+    let text = fs::read_to_string(&script).unwrap();
+    let trick = "rm x \\u202etset ekam\\u2066\\u200b";
+    let tool = "\"tool_name\":\"Bash\\u000averified   yes\"";
+    let text = text.replace("make '$n'", trick);
+    let text = text.replace("\"tool_name\":\"Bash\"", tool);
+    fs::write(&script, text).unwrap();
+    let id = world.detach(&["--agent", "asking", "--no-checks", "Build it"]);
+    let mut events = world.follow(&["events", "-f", "--task", &id]);
+    let shown = "rm x \\u{202e}tset ekam\\u{2066}\\u{200b}";
+    events.until(shown);
+    world
+        .follow(&["events", "-f", "--task", &id])
+        .until("asks 2 for Bash\u{23ce}verified   yes (");
+    for args in [&["show", &id][..], &["list"], &["allow", &id]] {
+        let done = world.dispatch(args);
+        let told = format!("{}{}", done.out, done.err);
+        assert!(told.contains(shown), "{args:?} {told}");
+        assert!(told.contains("Bash\u{23ce}verified"), "{args:?} {told}");
+        assert!(
+            !told.contains(['\u{202e}', '\u{2066}', '\u{200b}']),
+            "{args:?} {told}"
+        );
+    }
+    for ask in ["1", "2"] {
+        world
+            .dispatch(&["deny", &id, ask])
+            .exits(0)
+            .says(&["Bash\u{23ce}verified"]);
+    }
+    world.dispatch(&["wait", &id]).exits(0);
+    // A program gets it as it is.
+    assert_eq!(world.show(&id)["asks"][0]["tool"], "Bash\nverified   yes");
+}
+
 /// What is said to a denial may hold what the agent was given: the log has it masked, and so has the
 /// agent's own input.
 #[test]
