@@ -247,6 +247,8 @@ pub enum Kind {
     SnapshotDropped {
         refname: String,
     },
+    /// So is that of the files of a task that was put away and never had a workspace.
+    AttachmentsDropped,
     WorkspaceRemoved,
     WorkspaceRestored,
     /// A person put the task away; its events stay.
@@ -330,8 +332,10 @@ pub enum Kind {
         ask: AskId,
         allow: bool,
         by: By,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        why: Option<String>,
+        /// In the words of whoever denied it. Not `why`, which in an event is one of our own words and
+        /// so not masked; the first logs had it under that name.
+        #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     StopRequested {
         why: Stop,
@@ -443,6 +447,7 @@ impl Kind {
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
+            Self::AttachmentsDropped => "attachments_dropped",
             Self::WorkspaceRemoved => "workspace_removed",
             Self::WorkspaceRestored => "workspace_restored",
             Self::TaskRemoved => "task_removed",
@@ -496,6 +501,7 @@ impl Kind {
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }
+            | Self::AttachmentsDropped
             | Self::WorkspaceRemoved
             | Self::WorkspaceRestored
             | Self::TaskRemoved

@@ -29,7 +29,7 @@ use dispatch_core::{
     secret::Secret,
     spending::Spending,
     state::{Run, State},
-    task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
+    task::{AFTER_MAX, Base, Effort, Taken, TaskSpec, Tuning},
     update::Usage,
 };
 use tokio::{
@@ -58,6 +58,7 @@ use crate::{
     store::{Store, StoreError},
     tail::{self, Tail},
     trees::Trees,
+    verbs,
     view::{Force, Given, Heard, Inbox, Spoken, TaskView, VerbError},
 };
 
@@ -278,7 +279,7 @@ struct Shared {
     door_key: Arc<DoorKey>,
     trees: Arc<Trees>,
     fences: Arc<Fences>,
-    busy: Mutex<BTreeSet<TaskId>>,
+    desk: Arc<Desk>,
 }
 
 /// The handle: cheap to clone, and all verbs there are.
@@ -343,9 +344,11 @@ impl Engine {
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
             fences: Arc::clone(&fences),
+            desk: Arc::default(),
             commands: commands.clone(),
             tail: Arc::clone(&tail),
         };
+        let desk = Arc::clone(&ctx.desk);
         let actor = Actor {
             state,
             store,
@@ -384,7 +387,7 @@ impl Engine {
             door_key: Arc::new(door_key),
             trees,
             fences,
-            busy: Mutex::new(BTreeSet::new()),
+            desk,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -483,7 +486,7 @@ impl Engine {
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
         let (secrets, tuning) = without_files("answer", given)?;
-        let _busy = self.hold("answer", task)?;
+        let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
             task,
             text,
@@ -501,7 +504,7 @@ impl Engine {
     /// When it has not ended so, or cannot run again.
     pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
         let (secrets, tuning) = without_files("retry", given)?;
-        let _busy = self.hold("retry", task)?;
+        let _busy = self.hold("retry", task).await?;
         self.ask(|reply| Command::Retry {
             task,
             tuning,
@@ -523,7 +526,7 @@ impl Engine {
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
         let (secrets, tuning) = without_files("resume", given)?;
-        let _busy = self.hold("resume", task)?;
+        let _busy = self.hold("resume", task).await?;
         self.bring_back("resume", task).await?;
         self.ask(|reply| Command::Resume {
             task,
@@ -558,7 +561,7 @@ impl Engine {
         let busy = if found.is_open() {
             None
         } else {
-            let busy = self.hold("say to", task)?;
+            let busy = self.hold("say to", task).await?;
             self.bring_back("say to", task).await?;
             Some(busy)
         };
@@ -784,40 +787,69 @@ impl Engine {
         &self.shared.settings.config
     }
 
-    /// One verb at a time may touch a task's workspace.
-    pub(crate) fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
-        let mut busy = self.shared.busy();
-        if !busy.insert(task) {
-            let hint = "another command works on it right now; try again when that one is done";
-            return Err(VerbError::Nothing {
-                verb,
-                task,
-                hint: hint.into(),
-            });
+    /// One verb at a time may touch a task's workspace. Retention is waited for: nobody asked for it.
+    pub(crate) async fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
+        loop {
+            let freed = self.shared.desk.freed.notified();
+            match Desk::take(&self.shared.desk, task, Holder::Verb) {
+                Ok(busy) => return Ok(busy),
+                Err(Holder::Retention) => freed.await,
+                Err(Holder::Verb) => {
+                    let hint =
+                        "another command works on it right now; try again when that one is done";
+                    return Err(VerbError::Nothing {
+                        verb,
+                        task,
+                        hint: hint.into(),
+                    });
+                }
+            }
         }
-        drop(busy);
-        Ok(Busy {
-            shared: Arc::clone(&self.shared),
-            task,
-        })
     }
 }
 
-impl Shared {
-    fn busy(&self) -> MutexGuard<'_, BTreeSet<TaskId>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+/// Who works on a task and must be alone with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Verb,
+    Retention,
+}
+
+/// The tasks that somebody works on.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    held: Mutex<BTreeMap<TaskId, Holder>>,
+    /// Rung whenever one is let go of.
+    freed: Notify,
+}
+
+impl Desk {
+    /// `Err`: who has it.
+    pub(crate) fn take(desk: &Arc<Self>, task: TaskId, holder: Holder) -> Result<Busy, Holder> {
+        let mut held = desk.held();
+        if let Some(other) = held.get(&task) {
+            return Err(*other);
+        }
+        held.insert(task, holder);
+        let desk = Arc::clone(desk);
+        Ok(Busy { desk, task })
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<TaskId, Holder>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Lets go of a task when dropped.
 pub(crate) struct Busy {
-    shared: Arc<Shared>,
+    desk: Arc<Desk>,
     task: TaskId,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.shared.busy().remove(&self.task);
+        self.desk.held().remove(&self.task);
+        self.desk.freed.notify_waiters();
     }
 }
 
@@ -1124,8 +1156,10 @@ impl Actor {
             subject,
             kind,
         };
+        let before = self.may_let_go(&event);
         match self.state.apply(&event) {
             Ok(()) => {
+                self.remove_let_go(subject, before);
                 let spent = match (&event.subject, &event.kind) {
                     (
                         Subject::Run(run),
@@ -1168,6 +1202,38 @@ impl Actor {
                 false
             }
         }
+    }
+
+    /// The attachments of a task that this event may be the last of.
+    fn may_let_go(&self, event: &Event) -> Vec<attach::Attached> {
+        let lets_go = matches!(
+            event.kind,
+            Kind::MessageCancelled { .. }
+                | Kind::SnapshotDropped { .. }
+                | Kind::WorkspaceRemoved
+                | Kind::AttachmentsDropped
+        );
+        let task = event.subject.task().filter(|_| lets_go);
+        let task = task.and_then(|task| self.state.task(task));
+        task.map(|task| task.attached.clone()).unwrap_or_default()
+    }
+
+    /// Of these, what the state has no more goes from the disk. After the commit: what the log tells of
+    /// is there.
+    fn remove_let_go(&mut self, subject: Subject, mut before: Vec<attach::Attached>) {
+        let Some(task) = subject.task().and_then(|task| self.state.task(task)) else {
+            return;
+        };
+        before.retain(|attached| !task.attached.contains(attached));
+        if before.is_empty() {
+            return;
+        }
+        let id = task.id;
+        self.effects.push(Box::new(move |actor| {
+            for attached in &before {
+                attachments::remove(&actor.ctx.settings.data, id, attached);
+            }
+        }));
     }
 
     /// Tells of the budgets of a day that this usage has brought near their end.
@@ -1544,6 +1610,7 @@ impl Actor {
         if let Some((_, kept)) = &kept {
             names_no_secret(kept, &secrets)?;
         }
+        self.takes_effort(&spec.agent, spec.guide.effort)?;
         Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
             what: error.to_string(),
         })?;
@@ -1713,6 +1780,7 @@ impl Actor {
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         self.tune(task, tuning);
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
@@ -1773,6 +1841,7 @@ impl Actor {
             names_no_secret(kept, &secrets)?;
         }
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         let queued = Kind::MessageQueued {
             message,
@@ -1871,15 +1940,7 @@ impl Actor {
             };
             return Err(nothing(format!("message {message} is {word} already")));
         }
-        let with = |attached: &&attach::Attached| attached.message == Some(message);
-        let files: Vec<_> = found.attached.iter().filter(with).cloned().collect();
         self.put(Subject::Task(task), Kind::MessageCancelled { message });
-        // After the commit: what the log tells of is there.
-        self.effects.push(Box::new(move |actor| {
-            for attached in &files {
-                attachments::remove(&actor.ctx.settings.data, task, attached);
-            }
-        }));
         self.call_off(task);
         Ok(())
     }
@@ -1942,7 +2003,7 @@ impl Actor {
             ask,
             allow,
             by,
-            why,
+            reason: why,
         };
         self.put(Subject::Run(run), answered);
         self.ring(task);
@@ -2091,6 +2152,12 @@ impl Actor {
             n: last.n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        // What it had before counts for another agent, too, unless it is said anew.
+        let next = agent.as_ref().map(|selection| &selection.agent);
+        let effort = tuning
+            .effort
+            .or(found.spec.guide.effort.filter(|_| next.is_some()));
+        self.takes_effort(next.unwrap_or(&found.spec.agent), effort)?;
         if let Some(Selection {
             agent,
             model,
@@ -2138,6 +2205,31 @@ impl Actor {
         Ok(run)
     }
 
+    /// The agent of the next run may be another one than whoever asked has seen, or than the effort was
+    /// for. There is nothing to check of a model: each agent takes any name, and another agent never
+    /// gets the model of the one before.
+    fn takes_effort(&self, agent: &AgentName, effort: Option<Effort>) -> Result<(), VerbError> {
+        let profile = self.ctx.settings.config.agents.get(agent);
+        let Some((profile, effort)) = profile.zip(effort) else {
+            return Ok(());
+        };
+        let takes = profile.driver.efforts();
+        if takes.contains(&effort) {
+            return Ok(());
+        }
+        let word = effort.word();
+        let what = if takes.is_empty() {
+            format!(
+                "use effort {word}: agent {agent} cannot be told how hard to think; take one that \
+                 can, or dispatch another task"
+            )
+        } else {
+            let takes = dispatch_core::config::list(takes.iter().map(|effort| effort.word()));
+            format!("use effort {word}: agent {agent} takes {takes}; say which with --effort")
+        };
+        Err(VerbError::BadInput { what })
+    }
+
     /// A model's name goes where nothing can mask it.
     fn tunes_no_secret(
         &self,
@@ -2175,6 +2267,12 @@ impl Actor {
         if found.removed || found.workspace.as_ref().is_some_and(|w| w.removed) {
             return Err(wrong(
                 "its workspace was removed; bring it back with `dispatch undo` first",
+            ));
+        }
+        if found.attached_dropped {
+            return Err(wrong(
+                "its attachments are not kept any more (retention.snapshots_d); dispatch it again \
+                 with them",
             ));
         }
         // Whoever waits for the workspace, or lost it to another, does not have it.
@@ -2237,6 +2335,7 @@ impl Actor {
             n: n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.tune(task, tuning);
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
@@ -2506,65 +2605,27 @@ impl Actor {
 
     /// Retention: workspaces whose time is over are snapshotted and removed, old snapshots dropped.
     fn clean(&mut self) {
-        let retention = &self.ctx.settings.config.retention;
-        let days = |outcome: &Outcome| match outcome {
-            Outcome::Completed { .. } => retention.completed_d,
-            Outcome::Blocked { .. } => retention.blocked_d,
-            Outcome::Failed(_) => retention.failed_d,
-            Outcome::Stopped(_) => retention.stopped_d,
-            Outcome::Lost => retention.lost_d,
-        };
+        let retention = self.ctx.settings.config.retention.clone();
         let now = self.now();
-        let over = |task: &&dispatch_core::state::Task| {
-            let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
-                return false;
-            };
-            let keep_ms = days(outcome).saturating_mul(DAY_MS);
-            let ended = run.ended_at.unwrap_or(now);
-            keep_ms > 0
-                && now.saturating_sub(ended) > keep_ms
-                && task
-                    .workspace
-                    .as_ref()
-                    .is_some_and(|workspace| !workspace.removed)
-        };
-        let over: Vec<TaskId> = self
+        let put_away: Vec<TaskId> = self
             .state
             .tasks()
-            .filter(over)
+            .filter(|task| verbs::are_files_over(task, &retention, now))
             .map(|task| task.id)
             .collect();
-        let old = |task: &&dispatch_core::state::Task| {
-            task.snapshots
-                .iter()
-                .any(|snapshot| snapshot.keep_until < now)
+        for task in put_away {
+            self.put(Subject::Task(task), Kind::AttachmentsDropped);
+        }
+        let due = |task: &&dispatch_core::state::Task| {
+            verbs::is_over(task, &retention, now) || verbs::old_snapshot(task, now).is_some()
         };
-        let old: Vec<_> = self.state.tasks().filter(old).cloned().collect();
-        for task in old {
-            let (ctx, run) = (
-                self.ctx.clone(),
-                RunId {
-                    task: task.id,
-                    n: 0,
-                },
-            );
+        let due: Vec<TaskId> = self.state.tasks().filter(due).map(|task| task.id).collect();
+        for task in due {
+            let (ctx, run) = (self.ctx.clone(), RunId { task, n: 0 });
             self.runs.spawn(async move {
-                crate::verbs::forget(&ctx, &task, now).await;
+                verbs::retain(&ctx, task, now).await;
                 (run, Ended::Judged)
             });
-        }
-        for task in over {
-            if let Some(task) = self.state.task(task).cloned() {
-                let ctx = self.ctx.clone();
-                let run = RunId {
-                    task: task.id,
-                    n: 0,
-                };
-                self.runs.spawn(async move {
-                    crate::verbs::retire(&ctx, &task).await;
-                    (run, Ended::Judged)
-                });
-            }
         }
     }
 }

@@ -657,7 +657,7 @@ mod tests {
             ask,
             allow,
             by,
-            why,
+            reason: why,
         };
         desk.tell(vec![(Subject::Run(run), answered)]);
         assert!(open(&desk).await.unwrap().asks.is_empty());

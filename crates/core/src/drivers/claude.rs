@@ -9,9 +9,9 @@ use super::{
     Ask, Driver, Opening, Request, Step, Tail,
     pieces::Pieces,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, blocks, epoch_in, epoch_ms, has_any,
-        is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok, status_at,
-        str_at, tool_text, u32_at,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, asked_tool, blocks, epoch_in, epoch_ms,
+        has_any, is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok,
+        status_at, str_at, tool_text, u32_at,
     },
     todos::Todos,
 };
@@ -402,7 +402,7 @@ impl Claude {
             Permissions::Ask => {
                 return vec![Step::Ask(Request {
                     id: id.to_string(),
-                    tool: tool_text(tool),
+                    tool: asked_tool(tool),
                     input: asked_text(&plain(input)),
                     allow: line(&permission(id, &allow)),
                     deny: line(&permission(id, &deny(DENIED))),
@@ -411,7 +411,7 @@ impl Claude {
         };
         vec![
             Step::Said(Update::Asked {
-                tool: tool.to_owned(),
+                tool: asked_tool(tool),
                 input: tool_text(&plain(input)),
                 allowed: self.permissions == Permissions::Allow && !question,
             }),

@@ -305,7 +305,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 ask: AskId(1),
                 allow: false,
                 by: By::Person,
-                why: Some("w".into()),
+                reason: Some("w".into()),
             },
         ),
         (
