@@ -32,6 +32,7 @@ pub mod id;
 pub mod job;
 pub mod keys;
 pub mod ledger;
+pub mod letter;
 pub mod limits;
 pub mod message;
 pub mod naming;

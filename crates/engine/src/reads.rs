@@ -7,6 +7,7 @@ use dispatch_core::{
     Millis,
     gate::Budget,
     id::{ModelName, PoolName, Seq, TaskId},
+    naming,
     run::RunState,
     schedule::{Pause, View},
     state::Task,
@@ -14,7 +15,7 @@ use dispatch_core::{
 
 use crate::view::TaskView;
 
-/// Which tasks, oldest first.
+/// Which tasks.
 #[derive(Clone, Debug)]
 pub struct Listing {
     /// In one of these states, by the word; empty: in any.
@@ -25,9 +26,19 @@ pub struct Listing {
     pub parent: Option<TaskId>,
     /// Whose id begins so.
     pub prefix: Option<String>,
-    /// Younger than this one; of one that is not there, none are.
+    /// Whose workspace has this name.
+    pub workspace: Option<String>,
+    pub order: Order,
+    /// Behind this one in that order; of one that is not there, none are.
     pub after: Option<TaskId>,
     pub limit: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    #[default]
+    OldestFirst,
+    NewestFirst,
 }
 
 impl Listing {
@@ -44,6 +55,10 @@ impl Listing {
                 .prefix
                 .as_ref()
                 .is_none_or(|prefix| task.id.to_string().starts_with(prefix))
+            && self
+                .workspace
+                .as_ref()
+                .is_none_or(|name| naming::workspace_name(&task.spec, &task.short) == *name)
     }
 }
 
@@ -94,7 +109,16 @@ pub fn state_of(task: &Task) -> &'static str {
 
 /// The ids of a page, and where the next one begins.
 pub(crate) fn page(gate: &View<'_>, listing: &Listing) -> (Vec<TaskId>, Option<TaskId>) {
-    let mut found = gate.state.tasks();
+    match listing.order {
+        Order::OldestFirst => page_of(gate.state.tasks(), listing),
+        Order::NewestFirst => page_of(gate.state.tasks().rev(), listing),
+    }
+}
+
+fn page_of<'a>(
+    mut found: impl Iterator<Item = &'a Task>,
+    listing: &Listing,
+) -> (Vec<TaskId>, Option<TaskId>) {
     if let Some(after) = listing.after {
         // Steps over it, too.
         found.any(|task| task.id == after);

@@ -26,7 +26,11 @@ use dispatch_core::{
         TaskSpec, Terms, Tuning, Turn, Wrap, title_of,
     },
 };
-use dispatch_engine::{attachments::NewFile, reads::Listing, view::Given};
+use dispatch_engine::{
+    attachments::NewFile,
+    reads::{Listing, Order},
+    view::Given,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -316,12 +320,35 @@ pub(crate) struct List {
     /// How their ids begin.
     #[serde(default)]
     pub(crate) prefix: Option<String>,
+    /// The name of their workspace.
+    #[serde(default)]
+    pub(crate) workspace: Option<String>,
+    /// Which come first.
+    #[serde(default)]
+    pub(crate) order: ListOrder,
     /// Whole id of the last task of the page before: `dispatch-next`.
     #[serde(default)]
     pub(crate) after: Option<String>,
     #[serde(default)]
     #[schemars(range(min = 1, max = 1000))]
     pub(crate) limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ListOrder {
+    #[default]
+    Oldest,
+    Newest,
+}
+
+impl From<ListOrder> for Order {
+    fn from(order: ListOrder) -> Self {
+        match order {
+            ListOrder::Oldest => Self::OldestFirst,
+            ListOrder::Newest => Self::NewestFirst,
+        }
+    }
 }
 
 /// Tasks of one page.
@@ -345,6 +372,8 @@ impl List {
             repo: self.repo.map(|repo| place(config, &repo).to_owned()),
             parent: id(self.parent)?,
             prefix: self.prefix,
+            workspace: self.workspace,
+            order: self.order.into(),
             after: id(self.after)?,
             limit,
         })
@@ -358,6 +387,9 @@ pub(crate) struct LogPart {
     /// The first byte.
     #[serde(default)]
     pub(crate) from: u64,
+    /// Instead: so many bytes from the end.
+    #[serde(default)]
+    pub(crate) last: Option<u64>,
     /// How many bytes at most.
     #[serde(default)]
     #[schemars(range(min = 1, max = 8_388_608))]

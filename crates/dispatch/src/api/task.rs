@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
-    ask::{Ask as CoreAsk, Fate as AskFate},
+    ask::{self, Ask as CoreAsk, Fate as AskFate},
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
@@ -75,6 +75,9 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) from: String,
     pub(crate) workspace: Option<PathBuf>,
+    /// Where that is, or will be.
+    #[serde(default)]
+    pub(crate) workspace_dir: PathBuf,
     #[serde(default)]
     pub(crate) workspace_name: String,
     /// The task that it was queued behind, or that it supersedes.
@@ -388,7 +391,8 @@ fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
-                return Some(format!("asks {}: {} {}{more}", ask.id, ask.tool, ask.input));
+                let what = ask::shown(&format!("{} {}", ask.tool, ask.input));
+                return Some(format!("asks {}: {what}{more}", ask.id));
             }
             if let Some(waiting) = &view.waits {
                 return Some(waiting.text.clone());
@@ -456,6 +460,7 @@ impl From<&TaskView> for Task {
                 .as_ref()
                 .filter(|w| !w.removed)
                 .map(|w| w.path.clone()),
+            workspace_dir: view.workspace.clone(),
             task: spec.text.clone(),
             org: spec.labels.org.clone(),
             issue: spec.labels.issue,
@@ -632,6 +637,7 @@ pub(crate) mod tests {
             snapshots: vec![],
             applied: None,
             removed: false,
+            removed_at: None,
             notes: vec![],
             carried: vec![dispatch_core::carried::Carried {
                 path: ".mcp.json".into(),
@@ -666,6 +672,7 @@ pub(crate) mod tests {
             }],
             asks_count: 1,
             attached: vec![],
+            attached_dropped: false,
             tuning: Tuning {
                 model: None,
                 effort: Some(Effort::Low),
@@ -695,6 +702,7 @@ pub(crate) mod tests {
                 "/d/tasks/x/attachments/1/log.txt".into(),
             )],
             vault: None,
+            workspace: "/d/workspaces/k/fix-it-3f".into(),
         }
     }
 
@@ -732,6 +740,7 @@ pub(crate) mod tests {
             "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
+            "workspace_dir": "/d/workspaces/k/fix-it-3f",
             "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,

@@ -21,7 +21,10 @@ use http_body_util::LengthLimitError;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 
 use super::listen::TooSlow;
-use crate::api::{self, request::BadRequest};
+use crate::{
+    api::{self, request::BadRequest},
+    plan::PlanError,
+};
 
 /// Every code that an answer of ours can carry, with its status and what it means: one table, for
 /// programs to rely on and for the documents. A row never changes its word.
@@ -73,6 +76,7 @@ codes! {
     UnknownPlacement 400 "unknown_placement" "No such placement is configured.";
     UnknownRepo 400 "unknown_repo" "No such repository is configured.";
     UnknownText 400 "unknown_text" "There is no such template, persona or plan.";
+    NoSuchPosition 400 "no_such_position" "The log ends before that event: it is another log.";
     NoToken 401 "no_token" "The request carries no token, or one of another kind than Bearer.";
     BadToken 401 "bad_token" "Nobody has that token: it was revoked, or never made.";
     TokenExpired 401 "token_expired" "The token's time is over.";
@@ -95,6 +99,7 @@ codes! {
     KeyUsed 422 "key_used" "Another request came with this Idempotency-Key.";
     QueueFull 429 "queue_full" "So many tasks wait already; try again after Retry-After.";
     TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
+    TooManyStreams 429 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
     Failed 500 "failed" "It was tried and did not work; the detail says what.";
     EngineGone 503 "engine_gone" "The engine has ended; nothing has happened.";
     DiskFull 507 "disk_full" "There is too little room on the disk of the data directory.";
@@ -154,13 +159,29 @@ impl From<VerbError> for Problem {
             VerbError::Failed { .. } => Code::Failed,
             VerbError::Gone => Code::EngineGone,
         };
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            detail = format!("{detail}: {inner}");
-            cause = inner.source();
-        }
-        Self::new(code, detail)
+        Self::new(code, chain(&error))
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut detail = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        detail = format!("{detail}: {inner}");
+        cause = inner.source();
+    }
+    detail
+}
+
+impl From<PlanError> for Problem {
+    fn from(error: PlanError) -> Self {
+        let code = match error {
+            PlanError::Agent(_) => Code::UnknownAgent,
+            PlanError::Base(_) => Code::BadInput,
+            PlanError::Scratch(_) | PlanError::Prompt(_) => Code::Failed,
+        };
+        Self::new(code, chain(&error))
     }
 }
 

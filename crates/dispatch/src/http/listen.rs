@@ -35,6 +35,7 @@ use tower::{Layer as _, ServiceExt as _};
 use super::{
     door::{Door, Guard, Keys, guard},
     guesses::Peer,
+    stall::{Patient, STALL_TIME},
 };
 
 /// For the whole head of a request, and for the next one on a connection that stays open.
@@ -194,7 +195,7 @@ async fn http(
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Patient::new(stream, STALL_TIME)), service)
         .with_upgrades();
     let mut serving = pin!(serving);
     tokio::select! {

@@ -31,7 +31,7 @@ pub(crate) const SEQ: HeaderName = HeaderName::from_static("dispatch-seq");
 /// Where the next page, or the next piece, begins.
 pub(crate) const NEXT: HeaderName = HeaderName::from_static("dispatch-next");
 /// `true`: nothing comes after this piece any more.
-const END: HeaderName = HeaderName::from_static("dispatch-end");
+pub(crate) const END: HeaderName = HeaderName::from_static("dispatch-end");
 const LOG_BYTES: u64 = 1 << 20;
 const LOG_BYTES_MAX: u64 = 8 << 20;
 /// A prompt is far shorter (`limits.prompt_bytes`).
@@ -128,9 +128,12 @@ pub(crate) async fn log(
     let (index, run) = run_of(&view, Some(n))?;
     let file = written(&view, index, run, &asked)?;
     let over = matches!(run.state, RunState::Finished(_));
-    let from = asked.from;
+    let from = match asked.last {
+        Some(bytes) => Begin::Before(bytes),
+        None => Begin::At(asked.from),
+    };
     let read = tokio::task::spawn_blocking(move || piece(&file, from, limit)).await;
-    let bytes = read.map_err(|_| VerbError::Gone)?.map_err(|error| {
+    let (from, bytes) = read.map_err(|_| VerbError::Gone)?.map_err(|error| {
         Problem::new(
             Code::Failed,
             format!("read the log of run {n} of task {task}: {error}"),
@@ -158,17 +161,29 @@ fn written(view: &TaskView, index: usize, run: &Run, asked: &LogPart) -> Result<
     Ok(dir.join(if asked.err { "err" } else { "out" }))
 }
 
-/// A job that has not started has written nothing.
-fn piece(file: &FsPath, from: u64, limit: u64) -> io::Result<Vec<u8>> {
+/// Where a piece begins.
+#[derive(Clone, Copy, Debug)]
+enum Begin {
+    At(u64),
+    /// So many bytes before the end.
+    Before(u64),
+}
+
+/// With the byte that it begins at. A job that has not started has written nothing.
+fn piece(file: &FsPath, from: Begin, limit: u64) -> io::Result<(u64, Vec<u8>)> {
     let mut file = match File::open(file) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, Vec::new())),
         Err(error) => return Err(error),
+    };
+    let from = match from {
+        Begin::At(from) => from,
+        Begin::Before(bytes) => file.metadata()?.len().saturating_sub(bytes),
     };
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok((from, bytes))
 }
 
 pub(crate) async fn prompt(
@@ -183,8 +198,9 @@ pub(crate) async fn prompt(
         let detail = format!("show the prompt of run {n} of task {task}: none is made yet");
         return Err(Problem::new(Code::NothingToDo, detail));
     };
-    let read = tokio::task::spawn_blocking(move || piece(&path, 0, PROMPT_BYTES_MAX)).await;
-    let bytes = read.map_err(|_| VerbError::Gone)?.map_err(|error| {
+    let read =
+        tokio::task::spawn_blocking(move || piece(&path, Begin::At(0), PROMPT_BYTES_MAX)).await;
+    let (_, bytes) = read.map_err(|_| VerbError::Gone)?.map_err(|error| {
         Problem::new(
             Code::Failed,
             format!("read the prompt of run {n} of task {task}: {error}"),

@@ -7,9 +7,9 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{DefaultBodyLimit, Path, Request, State, ws::WebSocketUpgrade},
     handler::Handler,
-    http::{HeaderValue, Method, StatusCode},
+    http::{HeaderMap, HeaderValue, Method, StatusCode},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodRouter, on},
@@ -21,13 +21,16 @@ use super::{
     Ctx,
     caller::{Access, Caller, Scope},
     error::{self, Body, Params, Problem},
-    events,
+    events, letters,
     metrics::{self, RowMeter},
     own, reads,
     repeats::{self, Key},
     tasks,
 };
-use crate::api::task::Task;
+use crate::{
+    api::task::Task,
+    mcp::{self, server::Tables},
+};
 
 /// Texts are limited by `limits.task_bytes`; secrets and JSON quoting come on top.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -160,10 +163,24 @@ impl Gives for String {
     }
 }
 
-impl<S> Gives for axum::response::Sse<S> {
+impl Gives for events::Blocks {
     fn describe(sheet: &mut Sheet) {
         sheet.answer = Some((Answer::Events, 200, None));
     }
+}
+
+impl Gives for events::Upgraded {
+    fn describe(sheet: &mut Sheet) {
+        sheet.answer = Some((Answer::Own, 101, None));
+    }
+}
+
+impl Takes for HeaderMap {
+    fn describe(_: &mut Sheet) {}
+}
+
+impl Takes for WebSocketUpgrade {
+    fn describe(_: &mut Sheet) {}
 }
 
 impl<T: Gives> Gives for Result<T, Problem> {
@@ -245,7 +262,6 @@ impl Route {
     }
 
     /// A protocol of its own at one path, all methods.
-    #[allow(dead_code, reason = "the row of MCP")]
     pub(crate) fn service<S>(
         path: &'static str,
         access: Access,
@@ -279,7 +295,7 @@ impl Route {
 
 /// Every route there is.
 pub(crate) fn table() -> Vec<Route> {
-    use Access::Needs;
+    use Access::{AgentsToo, Needs};
     use Scope::{Admin, Answer, Dispatch, Read};
     use Verb::{Delete, Get, Post};
     #[rustfmt::skip]
@@ -306,8 +322,13 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Get, "/v1/metrics", Needs(Read), "Numbers for Prometheus", metrics::metrics),
         Route::new(Get, "/v1/agents", Needs(Read), "Which agents are configured", reads::agents),
         Route::new(Get, "/v1/config", Needs(Admin), "What is in force, and where it comes from", reads::config),
+        Route::new(Post, "/v1/plan", Needs(Read), "What a task would be, without one", letters::planned),
+        Route::new(Post, "/v1/letters", Needs(Dispatch), "Leave a letter for an agent", letters::send),
+        Route::new(Post, "/v1/letters/fetch", Needs(Dispatch), "Hand out letters, which then count as read", letters::fetch),
+        Route::new(Post, "/v1/letters/between", Needs(Read), "Look up letters", letters::between),
         Route::new(Post, "/v1/clean", Needs(Admin), "Put old tasks away", tasks::clean),
-        Route::new(Get, "/v1/events", Needs(Read), "The log from a position on, then live", events::follow),
+        Route::new(Get, "/v1/events", AgentsToo(Read), "The log from a position on, then live", events::follow),
+        Route::new(Get, "/v1/events/ws", AgentsToo(Read), "The same over a WebSocket", events::socket),
         Route::new(Post, "/v1/secrets", Needs(Admin), "Hand over what queued runs lack", own::secrets),
         Route::new(Get, "/v1/needs", Needs(Read), "Names of secrets that queued runs lack", own::needs),
         Route::new(Post, "/v1/freeze", Needs(Admin), "Start nothing new, or do again", own::freeze),
@@ -318,9 +339,15 @@ pub(crate) fn table() -> Vec<Route> {
 }
 
 /// The table as a service. Whoever calls it says who calls: without a [`Caller`] everything is
-/// refused, what is not there too.
-pub(crate) fn app(ctx: Ctx) -> Router {
-    serve(ctx, table())
+/// refused, what is not there too. The tools of MCP are requests to the rows of the table, so their
+/// row comes on top of it.
+pub(crate) fn with_mcp(ctx: Ctx, tables: &'static Tables) -> Router {
+    let inside = serve(ctx.clone(), table());
+    let mcp = mcp::http::service(inside, ctx.closing.clone(), tables);
+    let mut all = table();
+    let summary = "The tools of MCP, as streamable HTTP";
+    all.push(Route::service("/mcp", Access::Known, summary, mcp));
+    serve(ctx, all)
 }
 
 fn serve(ctx: Ctx, table: Vec<Route>) -> Router {

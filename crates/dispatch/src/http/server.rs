@@ -9,7 +9,7 @@ use dispatch_engine::engine::{Engine, OpenError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -18,13 +18,15 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Busy, Ctx,
     door::{Door, Keys, Names},
+    events::STREAMS_MAX,
     listen::{self, Listener},
     metrics::Meter,
-    routes::app,
+    routes::with_mcp,
     tokens::Tokens,
 };
 use crate::{
     cli::{error::chain, out::aside},
+    mcp::server::{PRODUCT, Tables},
     notify::{self, Hooks},
     settings::{Paths, Settings},
 };
@@ -155,6 +157,15 @@ fn sockets(paths: &Paths) -> Result<[(Listener, Door, PathBuf); 2], ServeError> 
 impl Server {
     /// Takes the data directory and serves it.
     pub(crate) async fn open(settings: &Settings, net: Net) -> Result<Self, ServeError> {
+        Self::open_with(settings, net, PRODUCT).await
+    }
+
+    /// The same with other tables of MCP.
+    pub(crate) async fn open_with(
+        settings: &Settings,
+        net: Net,
+        tables: &'static Tables,
+    ) -> Result<Self, ServeError> {
         let before = notify::before(settings);
         let engine = Engine::open(settings.engine()).await?;
         let hooks = Hooks::start(settings, &engine, before);
@@ -169,7 +180,7 @@ impl Server {
         let (stop, busy) = (Arc::default(), Busy::default());
         let meter: Arc<Meter> = Arc::default();
         let (close, closing) = watch::channel(false);
-        let routes = app(Ctx {
+        let ctx = Ctx {
             engine: engine.clone(),
             settings: Arc::new(settings.clone()),
             config: Arc::new(settings.config.clone()),
@@ -180,7 +191,9 @@ impl Server {
             busy: busy.clone(),
             meter: Arc::clone(&meter),
             repeats: Arc::default(),
-        });
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        };
+        let routes = with_mcp(ctx, tables);
         let tokens = Tokens::of(&settings.paths.data);
         let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));
         let mut serving = JoinSet::new();
@@ -356,7 +369,7 @@ mod tests {
                 .unwrap()
             {
                 Heard::Event(event) if event.kind == "frozen_set" => break,
-                Heard::Event(_) | Heard::Live(_) => {}
+                _ => {}
             }
         }
         client
@@ -365,8 +378,13 @@ mod tests {
             .unwrap();
         server.stopped().await;
         server.close().await.unwrap();
-        let end = timeout(DRAIN, events.next()).await.unwrap().unwrap();
-        assert_eq!(end, None, "followers see the end");
+        // Followers see the end.
+        while timeout(DRAIN, events.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .is_some()
+        {}
         assert!(!settings.paths.socket().exists());
     }
 
