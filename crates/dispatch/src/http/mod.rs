@@ -16,6 +16,7 @@ mod repeats;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod stall;
+mod strict;
 mod tasks;
 pub(crate) mod tokens;
 
