@@ -1,7 +1,5 @@
 //! Errors for callers: one table of stable codes, one match from a refusal to one of them, and
 //! bodies and queries whose refusals have the same shape. Must not word anything a person reads twice.
-#![allow(dead_code, reason = "read by the document of the routes")]
-
 use std::error::Error;
 
 use axum::{

@@ -10,6 +10,7 @@ mod guesses;
 mod letters;
 mod listen;
 mod metrics;
+mod openapi;
 mod own;
 pub(crate) mod reads;
 mod repeats;

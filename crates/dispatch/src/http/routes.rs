@@ -1,8 +1,6 @@
 //! The table of routes: method, path, who may, what it is, and the types that go in and come out.
 //! Nothing is served that is not a row here, and a row does not compile without saying who may.
 //! Must not decide anything about tasks: handlers do, through the engine.
-#![allow(dead_code, reason = "read by the document of the routes")]
-
 use std::{convert::Infallible, future::Future, sync::Arc, time::Instant};
 
 use axum::{
@@ -24,7 +22,7 @@ use super::{
     error::{self, Body, Code, Params, Problem},
     events, letters,
     metrics::{self, RowMeter},
-    own, reads,
+    openapi, own, reads,
     repeats::{self, Key},
     tasks,
 };
@@ -214,6 +212,20 @@ macro_rules! described {
     };
 }
 described!(A);
+
+/// One that takes nothing.
+impl<F, Fut> Described<((),)> for F
+where
+    F: FnOnce() -> Fut,
+    Fut: Future,
+    Fut::Output: Gives,
+{
+    fn sheet() -> Sheet {
+        let mut sheet = Sheet::default();
+        <Fut::Output as Gives>::describe(&mut sheet);
+        sheet
+    }
+}
 described!(A B);
 described!(A B C);
 described!(A B C D);
@@ -333,6 +345,7 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Post, "/v1/secrets", Needs(Admin), "Hand over what queued runs lack", own::secrets),
         Route::new(Get, "/v1/needs", Needs(Read), "Names of secrets that queued runs lack", own::needs),
         Route::new(Post, "/v1/freeze", Needs(Admin), "Start nothing new, or do again", own::freeze),
+        Route::new(Get, "/v1/openapi.json", Needs(Read), "This document", openapi::openapi),
         Route::new(Get, "/v1/health", Needs(Read), "Whether it serves, and what", own::health),
         Route::new(Post, "/v1/shutdown", Needs(Admin), "End the engine; jobs live on", own::shutdown),
     ];
