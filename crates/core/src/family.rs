@@ -208,6 +208,8 @@ pub enum Deed {
     Show(TaskId),
     Logs(TaskId),
     Wait(TaskId),
+    /// For whatever it waits for.
+    WaitForAll,
     Detach(TaskId),
     Say(TaskId),
     Answer(TaskId),
@@ -242,6 +244,7 @@ impl Deed {
             Self::Show(_) => "show",
             Self::Logs(_) => "read the log of",
             Self::Wait(_) => "wait for",
+            Self::WaitForAll => "wait",
             Self::Detach(_) => "detach",
             Self::Say(_) => "say to",
             Self::Answer(_) => "answer",
@@ -257,7 +260,7 @@ impl Deed {
             Self::List => Tool::List,
             Self::Events | Self::Show(_) => Tool::Show,
             Self::Logs(_) => Tool::Logs,
-            Self::Wait(_) => Tool::Wait,
+            Self::Wait(_) | Self::WaitForAll => Tool::Wait,
             Self::Say(_) => Tool::Say,
             Self::Answer(_) | Self::Permit { .. } => Tool::Answer,
             Self::Stop(_) => Tool::Stop,
@@ -267,7 +270,7 @@ impl Deed {
 
     fn about(self) -> Option<(TaskId, Whom)> {
         match self {
-            Self::Dispatch | Self::List | Self::Events | Self::Other(_) => None,
+            Self::Dispatch | Self::List | Self::Events | Self::WaitForAll | Self::Other(_) => None,
             Self::Show(task) | Self::Logs(task) => Some((task, Whom::Family)),
             Self::Wait(task)
             | Self::Answer(task)
@@ -284,6 +287,7 @@ impl Deed {
             Self::List | Self::Events | Self::Show(_) | Self::Logs(_) => true,
             Self::Dispatch
             | Self::Wait(_)
+            | Self::WaitForAll
             | Self::Detach(_)
             | Self::Say(_)
             | Self::Answer(_)

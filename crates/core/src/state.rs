@@ -892,7 +892,14 @@ impl State {
                 family: Family::default(),
                 completed: false,
             };
-            if let Some(family) = self.family_of(task.asker()) {
+            // It is there first, so nobody is below himself.
+            if let Some(asker) = task.asker() {
+                let family = self.family_of(Some(asker));
+                let family = family.ok_or(ApplyError::NoTask {
+                    seq,
+                    word,
+                    task: asker,
+                })?;
                 family.asked_for(id, task.spec.terms.detached);
             }
             self.tasks.insert(id, task);

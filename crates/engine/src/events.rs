@@ -1,14 +1,22 @@
 //! The log as a stream: history, then live. A slow reader costs no memory: it falls back to the log.
 //! Must not leave an event out or tell one twice.
 
-use std::{collections::VecDeque, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use dispatch_core::{event::Event, id::Seq};
+use dispatch_core::{
+    event::{Event, Kind},
+    id::{RunId, Seq, TaskId},
+};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use crate::{
+    engine::Engine,
     store::{Store, StoreError},
-    view::Told,
+    view::{Told, Who},
 };
 
 const CHUNK: usize = 500;
@@ -21,6 +29,53 @@ pub struct EventStream {
     /// The log may hold events between `after` and what comes live.
     behind: bool,
     live: Receiver<Told>,
+    /// Only what is about these.
+    kin: Option<Kin>,
+    over: bool,
+}
+
+/// The tasks whose events an agent may see.
+#[derive(Debug)]
+enum Kin {
+    /// Asked for when the first event is: that may take a while, and may be refused.
+    Unknown(Engine),
+    Known {
+        /// The agent's own run, with which its view ends.
+        own: Option<RunId>,
+        family: BTreeSet<TaskId>,
+    },
+}
+
+impl Kin {
+    /// Whether nothing may be seen after this.
+    fn ends_with(&self, told: &Told) -> bool {
+        let Self::Known { own: Some(own), .. } = self else {
+            return false;
+        };
+        matches!(told, Told::Event(event)
+            if event.subject.run() == Some(*own) && matches!(event.kind, Kind::Finished { .. }))
+    }
+
+    fn sees(&mut self, told: &Told) -> bool {
+        let Self::Known { family, .. } = self else {
+            return false;
+        };
+        match told {
+            Told::Live { run, .. } => family.contains(&run.task),
+            Told::Event(event) => {
+                let Some(task) = event.subject.task() else {
+                    return false;
+                };
+                if let Kind::TaskCreated { spec, .. } = &event.kind
+                    && let Some(asker) = spec.terms.asked_by
+                    && family.contains(&asker.task)
+                {
+                    family.insert(task);
+                }
+                family.contains(&task)
+            }
+        }
+    }
 }
 
 impl EventStream {
@@ -32,11 +87,40 @@ impl EventStream {
             history: VecDeque::new(),
             behind: true,
             live,
+            kin: None,
+            over: false,
         }
     }
 
-    /// `None` when the engine has ended or its log cannot be read any more.
+    /// Only what the agent may see on whose behalf this engine is asked.
+    pub(crate) fn of_family(self, engine: Engine) -> Self {
+        let kin = Some(Kin::Unknown(engine));
+        Self { kin, ..self }
+    }
+
+    /// `None` when the engine has ended or its log cannot be read any more, or whoever asks may not.
     pub async fn next(&mut self) -> Option<Told> {
+        if let Some(Kin::Unknown(engine)) = &self.kin {
+            let own = match engine.who() {
+                Who::Person => None,
+                Who::Run(run) => Some(run),
+            };
+            let family = engine.family().await.ok()?;
+            self.kin = Some(Kin::Known { own, family });
+        }
+        loop {
+            if self.over {
+                return None;
+            }
+            let told = self.any().await?;
+            self.over = self.kin.as_ref().is_some_and(|kin| kin.ends_with(&told));
+            if self.kin.as_mut().is_none_or(|kin| kin.sees(&told)) {
+                return Some(told);
+            }
+        }
+    }
+
+    async fn any(&mut self) -> Option<Told> {
         loop {
             if let Some(event) = self.history.pop_front() {
                 self.after = event.seq;

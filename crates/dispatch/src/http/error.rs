@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use dispatch_core::{config::SelectError, prompt::GuideError, redact::Redactor};
+use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use serde::de::DeserializeOwned;
 
@@ -41,6 +41,9 @@ impl From<VerbError> for Problem {
             VerbError::WorkspaceTaken { .. } => (StatusCode::CONFLICT, "workspace_taken"),
             VerbError::WrongState { .. } => (StatusCode::CONFLICT, "wrong_state"),
             VerbError::Nothing { .. } => (StatusCode::CONFLICT, "nothing_to_do"),
+            VerbError::Refused(Refusal::Spent { .. }) => (StatusCode::CONFLICT, "nothing_left"),
+            VerbError::Refused(_) => (StatusCode::FORBIDDEN, "not_granted"),
+            VerbError::TooManyWait { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_wait"),
             VerbError::Attachment(_) => (StatusCode::BAD_REQUEST, "bad_attachment"),
             VerbError::BadInput { .. } => (StatusCode::BAD_REQUEST, "bad_input"),
             VerbError::DiskFull { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
@@ -85,6 +88,7 @@ impl From<BadRequest> for Problem {
                 "bad_image"
             }
             BadRequest::Runtime(_) => "bad_runtime",
+            BadRequest::UnknownGrant { .. } | BadRequest::NoDoor { .. } => "bad_grant",
         };
         Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
     }
