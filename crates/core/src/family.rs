@@ -667,6 +667,23 @@ pub fn words(state: &State, ends: &[EndId]) -> String {
     format!("{lead}\n\n{}", told.join("\n\n"))
 }
 
+/// The same as the answer to a wait, with ends that it has heard of before.
+#[must_use]
+pub fn words_of_wait(state: &State, new: &[EndId], known: &[EndId]) -> String {
+    let mut out = Vec::new();
+    if !new.is_empty() {
+        out.push(words(state, new));
+    }
+    if !known.is_empty() {
+        let known: Vec<String> = known.iter().map(|end| end_words(state, *end)).collect();
+        out.push(format!(
+            "You have heard of this before.\n\n{}",
+            known.join("\n\n")
+        ));
+    }
+    out.join("\n\n")
+}
+
 fn end_words(state: &State, id: EndId) -> String {
     let EndId { child, run } = id;
     let task = state.task(child);

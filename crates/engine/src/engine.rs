@@ -844,7 +844,9 @@ impl Engine {
         Arc::clone(&self.shared.trees)
     }
 
-    pub(crate) fn config(&self) -> &Config {
+    /// What it was opened with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
         &self.shared.settings.config
     }
 

@@ -206,7 +206,9 @@ async fn cogito_01_09_32_one_that_is_waited_for_runs_once_and_its_answer_comes_b
     assert_eq!(read(&world, "count"), "ran\n");
     // Asked again it is told again, as something that was told.
     let again = waits(&engine, by, &[run], Until::All).await;
-    assert!(again.tasks[0].delivered.is_empty() && again.words == waited.words);
+    let known = "You have heard of this before.";
+    assert!(again.tasks[0].delivered.is_empty() && again.words.starts_with(known));
+    assert!(again.words.contains("| forty two"), "{}", again.words);
     go(&world, "go");
     let view = finished(&engine, by).await;
     assert_eq!(fates(&view), [Fate::Waited { run: 1 }]);

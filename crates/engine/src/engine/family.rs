@@ -607,21 +607,18 @@ impl Actor {
                 }
             }
         }
-        let mut tasks = Vec::new();
-        let mut last = Vec::new();
+        let (mut tasks, mut known) = (Vec::new(), Vec::new());
         for id in &waiter.tasks {
             let view = self.view(*id, |_| None)?;
             let done = view.task.is_done();
             let own = delivered.iter().filter(|end| end.child == *id);
             let own: Vec<EndId> = own.copied().collect();
-            match (own.is_empty(), done, view.task.last_run()) {
-                (false, ..) => last.extend(&own),
-                // Heard before, and told again because it is asked for.
-                (true, true, Some(run)) => last.push(EndId {
+            // Heard before, and told again because it is asked for.
+            if let (true, true, Some(run)) = (own.is_empty(), done, view.task.last_run()) {
+                known.push(EndId {
                     child: *id,
                     run: run.n,
-                }),
-                (true, ..) => {}
+                });
             }
             tasks.push(WaitedFor {
                 done,
@@ -629,10 +626,7 @@ impl Actor {
                 view,
             });
         }
-        let words = match last.is_empty() {
-            true => String::new(),
-            false => family::words(&self.state, &last),
-        };
+        let words = family::words_of_wait(&self.state, &delivered, &known);
         Ok(Waited { tasks, over, words })
     }
 
