@@ -721,3 +721,6 @@ fn end_words(state: &State, id: EndId) -> String {
     };
     format!("Task {child} (\"{title}\") has ended as {word} (run {run}).{changed}{asks}{quoted}")
 }
+
+#[cfg(test)]
+mod tests;

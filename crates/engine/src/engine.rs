@@ -1424,7 +1424,7 @@ impl Actor {
                 why,
                 reply,
             } => {
-                let stopped = self.stop(task, force, why);
+                let stopped = self.stop(task, force, &why);
                 self.reply_later(reply, stopped);
             }
             Command::StopAll { force, reply } => {
@@ -1614,7 +1614,7 @@ impl Actor {
         let state = self.state.task(old).and_then(|task| task.last_run());
         // A second request would be a kill.
         if state.is_some_and(|run| !matches!(run.state, RunState::Stopping { .. })) {
-            match self.stop(old, Force::Ask, Stop::ByPerson) {
+            match self.stop(old, Force::Ask, &Stop::ByPerson) {
                 // Blocked: nothing of it runs.
                 Ok(()) | Err(_) => {}
             }
@@ -2303,7 +2303,7 @@ impl Actor {
     }
 
     /// The task, and what it asked for, and so on: whoever wants an end wants no more work of it.
-    fn stop(&mut self, task: TaskId, force: Force, why: Stop) -> Result<(), VerbError> {
+    fn stop(&mut self, task: TaskId, force: Force, why: &Stop) -> Result<(), VerbError> {
         let mut family = vec![task];
         let mut next = 0;
         while let Some(parent) = family.get(next).copied() {

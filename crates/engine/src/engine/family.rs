@@ -379,7 +379,7 @@ impl Actor {
         if self.state.task(child).is_none_or(stopping) {
             return;
         }
-        match self.stop(child, force, Stop::ByAsker) {
+        match self.stop(child, force, &Stop::ByAsker) {
             // It has ended by itself.
             Ok(()) | Err(_) => {}
         }
@@ -626,7 +626,11 @@ impl Actor {
                 view,
             });
         }
-        let words = family::words_of_wait(&self.state, &delivered, &known);
+        let words = match waiter.who {
+            Who::Run(_) => family::words_of_wait(&self.state, &delivered, &known),
+            // They read what they asked about.
+            Who::Person => String::new(),
+        };
         Ok(Waited { tasks, over, words })
     }
 
