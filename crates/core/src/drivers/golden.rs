@@ -91,6 +91,7 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         review: None,
         unfenced: false,
         permissions: Permissions::Allow,
+        tools: None,
         model: None,
         profile: None,
     });
