@@ -157,12 +157,13 @@ pub(crate) struct Todo {
     state: TodoState,
 }
 
-/// Who said something, or is to answer: a person, or the agent of a task.
+/// Who said something, or is to answer: a person, the agent of a task, or we ourselves.
 #[derive(JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Sender {
     Person,
     Task(String),
+    Dispatch,
 }
 
 /// Values by the name of the variable they are for.
@@ -180,8 +181,8 @@ pub(crate) struct Grant {
     permissions: Permissions,
     /// Of all that it asks for together; 0: none of its own.
     budget_tokens: u64,
-    /// In millionths of a US dollar; 0: none of its own.
-    budget_usd: u64,
+    /// In US dollars; 0: none of its own.
+    budget_usd: f64,
     /// From its first start until all that it asked for must have ended; 0: none of its own.
     wall_clock_s: u64,
     /// Levels below it.
