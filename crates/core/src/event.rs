@@ -17,12 +17,13 @@ use crate::{
     family::EndId,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
     run::{self, RunCause},
     task::{TaskSpec, Tuning},
-    update::{Update, Usage},
+    update::{ChunkId, Update, Usage},
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
@@ -211,6 +212,16 @@ pub enum Kind {
     MessageCancelled {
         message: MessageId,
     },
+    /// An agent left something for another under the name of this task's workspace.
+    LetterSent {
+        letter: LetterId,
+        written: Written,
+        from: Sender,
+    },
+    /// They were handed out. What was not is still to be read.
+    LettersRead {
+        letters: Vec<LetterId>,
+    },
     /// Its next runs are another agent's.
     AgentSet {
         agent: AgentName,
@@ -260,6 +271,8 @@ pub enum Kind {
     SnapshotDropped {
         refname: String,
     },
+    /// So is that of the files of a task that was put away and never had a workspace.
+    AttachmentsDropped,
     WorkspaceRemoved,
     WorkspaceRestored,
     /// A person put the task away; its events stay.
@@ -343,8 +356,10 @@ pub enum Kind {
         ask: AskId,
         allow: bool,
         by: By,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        why: Option<String>,
+        /// In the words of whoever denied it. Not `why`, which in an event is one of our own words and
+        /// so not masked; the first logs had it under that name.
+        #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Its agent waited for these, and is about to be given them: durable before the answer goes out.
     EndsDelivered {
@@ -381,10 +396,61 @@ pub enum Kind {
     Said {
         update: Update,
         out_offset: u64,
+        /// The text that came in pieces before, of which this is the whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<ChunkId>,
     },
 }
 
 impl Kind {
+    /// The words of all kinds.
+    pub const WORDS: [&str; 44] = [
+        "engine_started",
+        "frozen_set",
+        "pool_paused",
+        "budget_warned",
+        "waits",
+        "task_created",
+        "answered",
+        "message_queued",
+        "message_cancelled",
+        "attached",
+        "tuning_set",
+        "message_taken",
+        "message_delivered",
+        "message_returned",
+        "agent_set",
+        "child_ended",
+        "applied",
+        "snapshotted",
+        "snapshot_dropped",
+        "workspace_removed",
+        "workspace_restored",
+        "task_removed",
+        "task_restored",
+        "run_queued",
+        "admitted",
+        "workspace_ready",
+        "carried_found",
+        "prompt_made",
+        "range_set",
+        "reviewed",
+        "site_refused",
+        "started",
+        "adopted",
+        "session_seen",
+        "permission_asked",
+        "permission_answered",
+        "stop_requested",
+        "agent_ended",
+        "workspace_sealed",
+        "checks_started",
+        "check_finished",
+        "finished",
+        "noted",
+        "said",
+    ];
+
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -402,6 +468,8 @@ impl Kind {
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
             Self::MessageReturned { .. } => "message_returned",
+            Self::LetterSent { .. } => "letter_sent",
+            Self::LettersRead { .. } => "letters_read",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
             Self::Detached { .. } => "detached",
@@ -410,6 +478,7 @@ impl Kind {
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
+            Self::AttachmentsDropped => "attachments_dropped",
             Self::WorkspaceRemoved => "workspace_removed",
             Self::WorkspaceRestored => "workspace_restored",
             Self::TaskRemoved => "task_removed",
@@ -456,6 +525,8 @@ impl Kind {
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
             | Self::MessageReturned { .. }
+            | Self::LetterSent { .. }
+            | Self::LettersRead { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
             | Self::Detached { .. }
@@ -464,6 +535,7 @@ impl Kind {
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }
+            | Self::AttachmentsDropped
             | Self::WorkspaceRemoved
             | Self::WorkspaceRestored
             | Self::TaskRemoved
@@ -489,5 +561,21 @@ impl Kind {
             | Self::Finished { .. }
             | Self::Noted { .. } => Class::Life,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_word_in_the_list() {
+        let unknown = serde_json::from_str::<Kind>("\"from_the_future\"").unwrap_err();
+        let unknown = unknown.to_string();
+        let mut named: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+        let mut listed = Kind::WORDS.to_vec();
+        named.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, named);
     }
 }

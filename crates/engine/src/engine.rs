@@ -22,6 +22,7 @@ use dispatch_core::{
     family::Deed,
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
+    letter::{Letter, Written},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
@@ -29,12 +30,13 @@ use dispatch_core::{
     run::{RunCause, RunState},
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
+    spending::Spending,
     state::{Run, State},
-    task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
+    task::{AFTER_MAX, Base, Effort, Taken, TaskSpec, Tuning},
     update::Usage,
 };
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -43,20 +45,24 @@ use crate::{
     clock::Clock,
     containers::Runtimes,
     doorkeys::DoorKey,
-    events::EventStream,
+    events::{EventStream, Logs},
     fence::Fences,
     jobdir::JobDir,
+    letters::{self, Post},
     lock::{self, EngineLock},
     mirror::Wanted,
     pressure,
+    reads::{self, Listed, Listing, Overview},
     run::{self, Ctx, Ended},
     sites::{
         Site,
         local::{Keeper, Local},
     },
     store::{Store, StoreError},
+    tail::{self, Tail},
     trees::Trees,
-    view::{Force, Given, Heard, Spoken, TaskView, Told, Until, VerbError, Waited, Who},
+    verbs,
+    view::{Force, Given, Heard, Inbox, Spoken, TaskView, Until, VerbError, Waited, Who},
 };
 
 pub(crate) use self::family::Purse;
@@ -67,7 +73,6 @@ pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
-const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -236,6 +241,7 @@ pub(crate) enum Command {
         run: RunId,
         reply: Reply<()>,
     },
+    Letters(Post),
     Stop {
         task: TaskId,
         force: Force,
@@ -262,6 +268,16 @@ pub(crate) enum Command {
         /// Only this one and those below it.
         of: Option<TaskId>,
         reply: Reply<Vec<TaskView>>,
+    },
+    List {
+        listing: Listing,
+        reply: Reply<Listed>,
+    },
+    Overview {
+        reply: Reply<Overview>,
+    },
+    Spending {
+        reply: Reply<(Seq, Spending)>,
     },
     Task {
         task: TaskId,
@@ -295,7 +311,8 @@ pub(crate) struct StopOrder {
 struct Shared {
     settings: Settings,
     commands: mpsc::Sender<Command>,
-    told: broadcast::Sender<Told>,
+    tail: Arc<Tail>,
+    logs: Logs,
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
     /// Runs whose agent may come to our door.
@@ -303,7 +320,7 @@ struct Shared {
     door_key: Arc<DoorKey>,
     trees: Arc<Trees>,
     fences: Arc<Fences>,
-    busy: Mutex<BTreeSet<TaskId>>,
+    desk: Arc<Desk>,
 }
 
 /// The handle: cheap to clone, and all verbs there are.
@@ -361,7 +378,7 @@ impl Engine {
         let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
         let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (told, _) = broadcast::channel(TOLD_MAX);
+        let tail = Arc::new(Tail::new(&state, store.last()));
         let (open_now, open) = watch::channel(usize::MAX);
         let (failed_now, failed) = watch::channel(None);
         let (working_now, working) = watch::channel(who_works(&state));
@@ -370,9 +387,11 @@ impl Engine {
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
             fences: Arc::clone(&fences),
+            desk: Arc::default(),
             commands: commands.clone(),
-            told: told.clone(),
+            tail: Arc::clone(&tail),
         };
+        let desk = Arc::clone(&ctx.desk);
         let actor = Actor {
             state,
             store,
@@ -398,20 +417,23 @@ impl Engine {
             wake_at: None,
             turns_changed: false,
             swept,
+            _ends: tail::Ends(Arc::clone(&tail)),
             _lock: lock,
         };
+        let logs = Logs::new(settings.data.clone());
         spawn_actor(actor);
         let shared = Shared {
             settings,
             commands,
-            told,
+            tail,
+            logs,
             open,
             failed,
             working,
             door_key: Arc::new(door_key),
             trees,
             fences,
-            busy: Mutex::new(BTreeSet::new()),
+            desk,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -419,7 +441,10 @@ impl Engine {
         })
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, VerbError> {
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, VerbError> {
         let (reply, answer) = oneshot::channel();
         self.shared
             .commands
@@ -516,7 +541,7 @@ impl Engine {
         self.may(Deed::Answer(task)).await?;
         let (secrets, tuning) = without_files("answer", given)?;
         let by = self.speaker("answer", &secrets)?;
-        let _busy = self.hold("answer", task)?;
+        let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
             task,
             text,
@@ -536,7 +561,7 @@ impl Engine {
     pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
         self.may(Deed::Other("retry")).await?;
         let (secrets, tuning) = without_files("retry", given)?;
-        let _busy = self.hold("retry", task)?;
+        let _busy = self.hold("retry", task).await?;
         self.ask(|reply| Command::Retry {
             task,
             tuning,
@@ -559,7 +584,7 @@ impl Engine {
     ) -> Result<RunId, VerbError> {
         self.may(Deed::Other("resume")).await?;
         let (secrets, tuning) = without_files("resume", given)?;
-        let _busy = self.hold("resume", task)?;
+        let _busy = self.hold("resume", task).await?;
         self.bring_back("resume", task).await?;
         self.ask(|reply| Command::Resume {
             task,
@@ -608,7 +633,7 @@ impl Engine {
         let busy = if found.is_open() {
             None
         } else {
-            let busy = self.hold("say to", task)?;
+            let busy = self.hold("say to", task).await?;
             self.bring_back("say to", task).await?;
             Some(busy)
         };
@@ -749,6 +774,36 @@ impl Engine {
         self.ask(|reply| Command::Tasks { of, reply }).await
     }
 
+    /// A page of tasks, all true at one position of the log; of an agent, of its family.
+    ///
+    /// # Errors
+    /// When the engine has ended, or whoever asks may not.
+    pub async fn list(&self, mut listing: Listing) -> Result<Listed, VerbError> {
+        self.may(Deed::List).await?;
+        if let Who::Run(run) = self.who {
+            listing.family = Some(run.task);
+        }
+        self.ask(|reply| Command::List { listing, reply }).await
+    }
+
+    /// How many tasks are in which state, and how the pools do.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn overview(&self) -> Result<Overview, VerbError> {
+        self.may(Deed::Other("look at the pools")).await?;
+        self.ask(|reply| Command::Overview { reply }).await
+    }
+
+    /// What runs have spent, and the position of the log at which that is true.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn spending(&self) -> Result<(Seq, Spending), VerbError> {
+        self.may(Deed::Other("look at what was spent")).await?;
+        self.ask(|reply| Command::Spending { reply }).await
+    }
+
     /// # Errors
     /// When there is no such task.
     pub async fn task(&self, task: TaskId) -> Result<TaskView, VerbError> {
@@ -772,18 +827,29 @@ impl Engine {
         }
     }
 
-    /// History after `after`, then live: no gap, none twice.
+    /// History after `after`, then what happens: no gap, none twice. Only events; of an agent, those of
+    /// its family.
     #[must_use]
     pub fn events(&self, after: Seq) -> EventStream {
-        let events = EventStream::new(
-            self.shared.settings.data.clone(),
-            after,
-            self.shared.told.subscribe(),
-        );
+        let shared = &self.shared;
+        let events = EventStream::new(shared.logs.clone(), Arc::clone(&shared.tail), after);
         match self.who {
             Who::Person => events,
-            Who::Run(_) => events.of_family(self.clone()),
+            Who::Run(run) => events.of_family(self.clone(), run),
         }
+    }
+
+    /// The same of some tasks or of everything, and what is open in their live runs beside it: first
+    /// as it is when history has been told, then as it grows.
+    #[must_use]
+    pub fn watch(&self, after: Seq, tasks: Option<BTreeSet<TaskId>>) -> EventStream {
+        self.events(after).watching(tasks)
+    }
+
+    /// The position of the last durable event: whatever is asked from now on is at least as new.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.shared.tail.seq()
     }
 
     /// Resolves when nothing is live, queued or waiting, or the engine has ended.
@@ -850,40 +916,69 @@ impl Engine {
         &self.shared.settings.config
     }
 
-    /// One verb at a time may touch a task's workspace.
-    pub(crate) fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
-        let mut busy = self.shared.busy();
-        if !busy.insert(task) {
-            let hint = "another command works on it right now; try again when that one is done";
-            return Err(VerbError::Nothing {
-                verb,
-                task,
-                hint: hint.into(),
-            });
+    /// One verb at a time may touch a task's workspace. Retention is waited for: nobody asked for it.
+    pub(crate) async fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
+        loop {
+            let freed = self.shared.desk.freed.notified();
+            match Desk::take(&self.shared.desk, task, Holder::Verb) {
+                Ok(busy) => return Ok(busy),
+                Err(Holder::Retention) => freed.await,
+                Err(Holder::Verb) => {
+                    let hint =
+                        "another command works on it right now; try again when that one is done";
+                    return Err(VerbError::Nothing {
+                        verb,
+                        task,
+                        hint: hint.into(),
+                    });
+                }
+            }
         }
-        drop(busy);
-        Ok(Busy {
-            shared: Arc::clone(&self.shared),
-            task,
-        })
     }
 }
 
-impl Shared {
-    fn busy(&self) -> MutexGuard<'_, BTreeSet<TaskId>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+/// Who works on a task and must be alone with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Verb,
+    Retention,
+}
+
+/// The tasks that somebody works on.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    held: Mutex<BTreeMap<TaskId, Holder>>,
+    /// Rung whenever one is let go of.
+    freed: Notify,
+}
+
+impl Desk {
+    /// `Err`: who has it.
+    pub(crate) fn take(desk: &Arc<Self>, task: TaskId, holder: Holder) -> Result<Busy, Holder> {
+        let mut held = desk.held();
+        if let Some(other) = held.get(&task) {
+            return Err(*other);
+        }
+        held.insert(task, holder);
+        let desk = Arc::clone(desk);
+        Ok(Busy { desk, task })
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<TaskId, Holder>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Lets go of a task when dropped.
 pub(crate) struct Busy {
-    shared: Arc<Shared>,
+    desk: Arc<Desk>,
     task: TaskId,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.shared.busy().remove(&self.task);
+        self.desk.held().remove(&self.task);
+        self.desk.freed.notify_waiters();
     }
 }
 
@@ -969,6 +1064,7 @@ struct Actor {
     turns_changed: bool,
     /// Whether what a crash left of attachments is gone.
     swept: std::io::Result<()>,
+    _ends: tail::Ends,
     _lock: EngineLock,
 }
 
@@ -1046,38 +1142,37 @@ impl Actor {
             if !self.pending.is_empty() {
                 let events = std::mem::take(&mut self.pending);
                 let appended = tokio::task::block_in_place(|| self.store.append(&events));
-                if let Err(error) = appended {
-                    // A failed commit ends the engine: what is in memory is not what is on disk.
-                    // Jobs live on, and the next engine starts from the log.
-                    self.effects.clear();
-                    self.runs.shutdown().await;
-                    let hint = if error.is_full() {
-                        "; make room and start again"
-                    } else {
-                        ""
-                    };
-                    self.failed_now.send_replace(Some(format!("{error}{hint}")));
-                    if let Some(reply) = self.shutdown.take() {
-                        let doing = "end the engine".to_owned();
-                        answer(
-                            reply,
-                            Err(VerbError::Failed {
-                                doing,
-                                source: Box::new(error),
-                            }),
-                        );
+                let kinds = match appended {
+                    Ok(kinds) => kinds,
+                    Err(error) => {
+                        // A failed commit ends the engine: what is in memory is not what is on disk.
+                        // Jobs live on, and the next engine starts from the log.
+                        self.effects.clear();
+                        self.runs.shutdown().await;
+                        let hint = if error.is_full() {
+                            "; make room and start again"
+                        } else {
+                            ""
+                        };
+                        self.failed_now.send_replace(Some(format!("{error}{hint}")));
+                        if let Some(reply) = self.shutdown.take() {
+                            let doing = "end the engine".to_owned();
+                            answer(
+                                reply,
+                                Err(VerbError::Failed {
+                                    doing,
+                                    source: Box::new(error),
+                                }),
+                            );
+                        }
+                        return false;
                     }
-                    return false;
-                }
+                };
                 if let Some(observe) = &self.ctx.settings.observer.0 {
                     observe(self.store.last());
                 }
-                for event in events {
-                    match self.ctx.told.send(Told::Event(Arc::new(event))) {
-                        // Nobody listens.
-                        Ok(_) | Err(_) => {}
-                    }
-                }
+                let events = events.into_iter().zip(kinds);
+                self.ctx.tail.tell(events, &self.state);
             }
             // Before any reply: whoever hears that a task is queued must not find the engine idle.
             let open = self.state.live().len() + self.state.queue().len();
@@ -1205,8 +1300,10 @@ impl Actor {
             subject,
             kind,
         };
+        let before = self.may_let_go(&event);
         match self.state.apply(&event) {
             Ok(()) => {
+                self.remove_let_go(subject, before);
                 let spent = match (&event.subject, &event.kind) {
                     (
                         Subject::Run(run),
@@ -1249,6 +1346,38 @@ impl Actor {
                 false
             }
         }
+    }
+
+    /// The attachments of a task that this event may be the last of.
+    fn may_let_go(&self, event: &Event) -> Vec<attach::Attached> {
+        let lets_go = matches!(
+            event.kind,
+            Kind::MessageCancelled { .. }
+                | Kind::SnapshotDropped { .. }
+                | Kind::WorkspaceRemoved
+                | Kind::AttachmentsDropped
+        );
+        let task = event.subject.task().filter(|_| lets_go);
+        let task = task.and_then(|task| self.state.task(task));
+        task.map(|task| task.attached.clone()).unwrap_or_default()
+    }
+
+    /// Of these, what the state has no more goes from the disk. After the commit: what the log tells of
+    /// is there.
+    fn remove_let_go(&mut self, subject: Subject, mut before: Vec<attach::Attached>) {
+        let Some(task) = subject.task().and_then(|task| self.state.task(task)) else {
+            return;
+        };
+        before.retain(|attached| !task.attached.contains(attached));
+        if before.is_empty() {
+            return;
+        }
+        let id = task.id;
+        self.effects.push(Box::new(move |actor| {
+            for attached in &before {
+                attachments::remove(&actor.ctx.settings.data, id, attached);
+            }
+        }));
     }
 
     /// Tells of the budgets of a day that this usage has brought near their end.
@@ -1418,6 +1547,7 @@ impl Actor {
                 self.deaf(run.task);
                 self.reply_later(reply, Ok(()));
             }
+            Command::Letters(post) => self.post(post),
             Command::Stop {
                 task,
                 force,
@@ -1448,16 +1578,21 @@ impl Actor {
                 self.reply_later(reply, Ok(needs));
             }
             Command::Tasks { of, reply } => self.effects.push(Box::new(move |actor| {
-                // All places at once: each on its own counts those before it.
-                let pools = actor.state.pools().map(|(_, ledger)| ledger.places());
-                let places: HashMap<RunId, usize> = pools.flatten().collect();
-                let place = |run: RunId| places.get(&run).copied();
                 let seen = |task: &&dispatch_core::state::Task| {
                     of.is_none_or(|own| task.id == own || actor.state.is_below(task.id, own))
                 };
-                let tasks = actor.state.tasks().filter(seen);
-                let views = tasks.map(|task| actor.view(task.id, place));
-                answer(reply, views.collect());
+                let ids: Vec<TaskId> = actor.state.tasks().filter(seen).map(|t| t.id).collect();
+                answer(reply, actor.views(&ids));
+            })),
+            Command::List { listing, reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, actor.list(&listing));
+            })),
+            Command::Overview { reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, Ok(reads::overview(&actor.gate())));
+            })),
+            Command::Spending { reply } => self.effects.push(Box::new(move |actor| {
+                let spending = Spending::of(&actor.state);
+                answer(reply, Ok((actor.state.seq(), spending)));
             })),
             Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
                 let view = actor.view(task, |run| {
@@ -1495,6 +1630,102 @@ impl Actor {
             }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
         }
+    }
+
+    fn post(&mut self, post: Post) {
+        match post {
+            Post::Send {
+                workspace,
+                written,
+                from,
+                reply,
+            } => {
+                let sent = self.send_letter(&workspace, written, from);
+                self.reply_later(reply, sent);
+            }
+            Post::Fetch {
+                workspace,
+                reader,
+                limit,
+                reply,
+            } => {
+                let inbox = self.fetch_letters(&workspace, &reader, limit);
+                self.reply_later(reply, inbox);
+            }
+            Post::Between {
+                workspace,
+                names,
+                limit,
+                reply,
+            } => {
+                let found = letters::between(&self.state, &workspace, &names, limit);
+                self.reply_later(reply, found);
+            }
+        }
+    }
+
+    fn send_letter(
+        &mut self,
+        workspace: &str,
+        written: Written,
+        from: Sender,
+    ) -> Result<Letter, VerbError> {
+        let config = &self.ctx.settings.config;
+        let (task, letter) = letters::address(&self.state, config, workspace, &written)?;
+        let sent = Kind::LetterSent {
+            letter,
+            written,
+            from,
+        };
+        self.put(Subject::Task(task), sent);
+        // As it was kept, with what was masked in it.
+        let kept = self.state.letterbox(workspace);
+        let kept = kept.and_then(|post| post.letters().find(|kept| kept.id == letter));
+        kept.cloned().ok_or_else(|| VerbError::BadInput {
+            what: "send a letter: it could not be kept; see the log's last note".to_owned(),
+        })
+    }
+
+    fn fetch_letters(
+        &mut self,
+        workspace: &str,
+        reader: &str,
+        limit: usize,
+    ) -> Result<Inbox, VerbError> {
+        let (subject, read, handed) = letters::fetched(&self.state, workspace, reader, limit)?;
+        let new = match &read {
+            Some(Kind::LettersRead { letters }) => letters.len(),
+            Some(_) | None => 0,
+        };
+        if let Some(read) = read {
+            self.put(subject, read);
+        }
+        Ok(letters::inbox(&self.state, workspace, reader, &handed, new))
+    }
+
+    fn list(&self, listing: &Listing) -> Result<Listed, VerbError> {
+        let (page, next) = reads::page(&self.gate(), listing);
+        Ok(Listed {
+            seq: self.state.seq(),
+            tasks: self.views(&page)?,
+            next,
+        })
+    }
+
+    fn views(&self, tasks: &[TaskId]) -> Result<Vec<TaskView>, VerbError> {
+        let queued = |id: &TaskId| {
+            let last = self.state.task(*id).and_then(|task| task.last_run());
+            last.is_some_and(|run| run.state == RunState::Queued)
+        };
+        // All places at once, where somebody waits: each on its own counts those before it.
+        let places: HashMap<RunId, usize> = if tasks.iter().any(queued) {
+            let pools = self.state.pools().map(|(_, ledger)| ledger.places());
+            pools.flatten().collect()
+        } else {
+            HashMap::new()
+        };
+        let place = |run: RunId| places.get(&run).copied();
+        tasks.iter().map(|task| self.view(*task, place)).collect()
     }
 
     fn view(
@@ -1570,6 +1801,7 @@ impl Actor {
         if let Some((_, kept)) = &kept {
             names_no_secret(kept, &secrets)?;
         }
+        self.takes_effort(&spec.agent, spec.guide.effort)?;
         Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
             what: error.to_string(),
         })?;
@@ -1745,6 +1977,7 @@ impl Actor {
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         self.tune(task, tuning);
         let answered = Kind::Answered {
@@ -1810,6 +2043,7 @@ impl Actor {
             names_no_secret(kept, &secrets)?;
         }
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         let queued = Kind::MessageQueued {
             message,
@@ -1918,15 +2152,7 @@ impl Actor {
             };
             return Err(nothing(format!("message {message} is {word} already")));
         }
-        let with = |attached: &&attach::Attached| attached.message == Some(message);
-        let files: Vec<_> = found.attached.iter().filter(with).cloned().collect();
         self.put(Subject::Task(task), Kind::MessageCancelled { message });
-        // After the commit: what the log tells of is there.
-        self.effects.push(Box::new(move |actor| {
-            for attached in &files {
-                attachments::remove(&actor.ctx.settings.data, task, attached);
-            }
-        }));
         self.call_off(task);
         Ok(())
     }
@@ -1989,7 +2215,7 @@ impl Actor {
             ask,
             allow,
             by,
-            why,
+            reason: why,
         };
         self.put(Subject::Run(run), answered);
         self.ring(task);
@@ -2149,6 +2375,12 @@ impl Actor {
             n: last.n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        // What it had before counts for another agent, too, unless it is said anew.
+        let next = agent.as_ref().map(|selection| &selection.agent);
+        let effort = tuning
+            .effort
+            .or(found.spec.guide.effort.filter(|_| next.is_some()));
+        self.takes_effort(next.unwrap_or(&found.spec.agent), effort)?;
         if let Some(Selection {
             agent,
             model,
@@ -2196,6 +2428,31 @@ impl Actor {
         Ok(run)
     }
 
+    /// The agent of the next run may be another one than whoever asked has seen, or than the effort was
+    /// for. There is nothing to check of a model: each agent takes any name, and another agent never
+    /// gets the model of the one before.
+    fn takes_effort(&self, agent: &AgentName, effort: Option<Effort>) -> Result<(), VerbError> {
+        let profile = self.ctx.settings.config.agents.get(agent);
+        let Some((profile, effort)) = profile.zip(effort) else {
+            return Ok(());
+        };
+        let takes = profile.driver.efforts();
+        if takes.contains(&effort) {
+            return Ok(());
+        }
+        let word = effort.word();
+        let what = if takes.is_empty() {
+            format!(
+                "use effort {word}: agent {agent} cannot be told how hard to think; take one that \
+                 can, or dispatch another task"
+            )
+        } else {
+            let takes = dispatch_core::config::list(takes.iter().map(|effort| effort.word()));
+            format!("use effort {word}: agent {agent} takes {takes}; say which with --effort")
+        };
+        Err(VerbError::BadInput { what })
+    }
+
     /// A model's name goes where nothing can mask it.
     fn tunes_no_secret(
         &self,
@@ -2233,6 +2490,12 @@ impl Actor {
         if found.removed || found.workspace.as_ref().is_some_and(|w| w.removed) {
             return Err(wrong(
                 "its workspace was removed; bring it back with `dispatch undo` first",
+            ));
+        }
+        if found.attached_dropped {
+            return Err(wrong(
+                "its attachments are not kept any more (retention.snapshots_d); dispatch it again \
+                 with them",
             ));
         }
         // Whoever waits for the workspace, or lost it to another, does not have it.
@@ -2296,6 +2559,7 @@ impl Actor {
             n: n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.tune(task, tuning);
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
@@ -2603,66 +2867,27 @@ impl Actor {
 
     /// Retention: workspaces whose time is over are snapshotted and removed, old snapshots dropped.
     fn clean(&mut self) {
-        let retention = &self.ctx.settings.config.retention;
-        let days = |outcome: &Outcome| match outcome {
-            Outcome::Completed { .. } => retention.completed_d,
-            Outcome::Blocked { .. } => retention.blocked_d,
-            Outcome::Failed(_) => retention.failed_d,
-            Outcome::Stopped(_) => retention.stopped_d,
-            Outcome::Lost => retention.lost_d,
-        };
+        let retention = self.ctx.settings.config.retention.clone();
         let now = self.now();
-        let over = |task: &&dispatch_core::state::Task| {
-            let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
-                return false;
-            };
-            let keep_ms = days(outcome).saturating_mul(DAY_MS);
-            let ended = run.ended_at.unwrap_or(now);
-            keep_ms > 0
-                && task.is_done()
-                && now.saturating_sub(ended) > keep_ms
-                && task
-                    .workspace
-                    .as_ref()
-                    .is_some_and(|workspace| !workspace.removed)
-        };
-        let over: Vec<TaskId> = self
+        let put_away: Vec<TaskId> = self
             .state
             .tasks()
-            .filter(over)
+            .filter(|task| verbs::are_files_over(task, &retention, now))
             .map(|task| task.id)
             .collect();
-        let old = |task: &&dispatch_core::state::Task| {
-            task.snapshots
-                .iter()
-                .any(|snapshot| snapshot.keep_until < now)
+        for task in put_away {
+            self.put(Subject::Task(task), Kind::AttachmentsDropped);
+        }
+        let due = |task: &&dispatch_core::state::Task| {
+            verbs::is_over(task, &retention, now) || verbs::old_snapshot(task, now).is_some()
         };
-        let old: Vec<_> = self.state.tasks().filter(old).cloned().collect();
-        for task in old {
-            let (ctx, run) = (
-                self.ctx.clone(),
-                RunId {
-                    task: task.id,
-                    n: 0,
-                },
-            );
+        let due: Vec<TaskId> = self.state.tasks().filter(due).map(|task| task.id).collect();
+        for task in due {
+            let (ctx, run) = (self.ctx.clone(), RunId { task, n: 0 });
             self.runs.spawn(async move {
-                crate::verbs::forget(&ctx, &task, now).await;
+                verbs::retain(&ctx, task, now).await;
                 (run, Ended::Judged)
             });
-        }
-        for task in over {
-            if let Some(task) = self.state.task(task).cloned() {
-                let ctx = self.ctx.clone();
-                let run = RunId {
-                    task: task.id,
-                    n: 0,
-                };
-                self.runs.spawn(async move {
-                    crate::verbs::retire(&ctx, &task).await;
-                    (run, Ended::Judged)
-                });
-            }
         }
     }
 }

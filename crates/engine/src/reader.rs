@@ -164,6 +164,7 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         jobs: found.runs.iter().map(job).collect(),
         attached: attachments::listed(data, found),
         vault: trees::vault_of(data, &found.spec),
+        workspace: trees::workspace_of(data, &found.spec, &found.short),
         family: family(state, found),
         task: found.clone(),
     })

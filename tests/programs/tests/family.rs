@@ -108,7 +108,7 @@ async fn running(engine: &Engine, run: RunId) {
                 {
                     return;
                 }
-                Told::Event(_) | Told::Live { .. } => {}
+                Told::Event(_) | Told::Live(_) | Told::Open { .. } | Told::At(_) => {}
             }
         }
     };
@@ -1457,7 +1457,9 @@ async fn cogito_55_an_agent_follows_its_family_and_nobody_else() {
         while let Some(told) = events.next().await {
             seen.insert(match told {
                 Told::Event(event) => event.subject.task().unwrap(),
-                Told::Live { run, .. } => run.task,
+                Told::Live(live) => live.run.task,
+                Told::Open { open, .. } => open.run.task,
+                Told::At(_) => continue,
             });
         }
     };

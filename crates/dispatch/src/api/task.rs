@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
-    ask::{Ask as CoreAsk, Fate as AskFate},
+    ask::{self, Ask as CoreAsk, Fate as AskFate},
     family::{End as CoreEnd, Fate as EndFate},
     grant::Grant,
     id::TaskId,
@@ -20,14 +20,32 @@ use dispatch_core::{
     task::{Effort, Network},
     update::Usage,
 };
-use dispatch_engine::view::{ChildView, JobView, TaskView};
+use dispatch_engine::{
+    reads::state_of,
+    view::{ChildView, JobView, TaskView},
+};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::time;
+use super::{shapes, time};
 
+/// Every state, in the order of a task's life.
+pub(crate) const STATES: [&str; 11] = [
+    "queued",
+    "preparing",
+    "running",
+    "stopping",
+    "checking",
+    "parked",
+    "completed",
+    "blocked",
+    "failed",
+    "stopped",
+    "lost",
+];
 pub(crate) const NOT_JUDGED: &str = "ended, not yet judged";
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Task {
     pub(crate) id: String,
     /// The shortest prefix that names it; more tasks make it longer.
@@ -60,6 +78,9 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) from: String,
     pub(crate) workspace: Option<PathBuf>,
+    /// Where that is, or will be.
+    #[serde(default)]
+    pub(crate) workspace_dir: PathBuf,
     #[serde(default)]
     pub(crate) workspace_name: String,
     /// The task that it was queued behind, or that it supersedes.
@@ -90,6 +111,7 @@ pub(crate) struct Task {
     pub(crate) permissions: String,
     /// What its agent may do at our door; null: nothing.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Grant>")]
     pub(crate) grant: Option<Grant>,
     /// The run whose agent asked for it: `TASK-NUMBER`.
     #[serde(default)]
@@ -117,6 +139,7 @@ pub(crate) struct Task {
     pub(crate) next_run: Option<NextRun>,
     /// Those it has lower than the configuration.
     #[serde(default)]
+    #[schemars(with = "shapes::Lowered")]
     pub(crate) limits: Lowered,
     /// How its prompt is made.
     #[serde(default)]
@@ -124,7 +147,7 @@ pub(crate) struct Task {
     pub(crate) removed: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Ask {
     pub(crate) id: u32,
     pub(crate) run: u32,
@@ -168,7 +191,7 @@ impl From<&CoreAsk> for Ask {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Attachment {
     pub(crate) name: String,
     pub(crate) bytes: u64,
@@ -179,7 +202,7 @@ pub(crate) struct Attachment {
 }
 
 /// A task that an agent of this one asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Child {
     pub(crate) id: String,
     pub(crate) short: String,
@@ -190,7 +213,7 @@ pub(crate) struct Child {
 }
 
 /// An end of one of them, on its way to this task's agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct End {
     pub(crate) task: String,
     pub(crate) run: u32,
@@ -226,13 +249,14 @@ impl From<&CoreEnd> for End {
 }
 
 /// Null: as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NextRun {
     pub(crate) model: Option<String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Message {
     pub(crate) id: u32,
     /// `person`, the whole id of the task whose agent said it, or `dispatch`: how children ended.
@@ -267,7 +291,7 @@ impl From<&CoreMessage> for Message {
 }
 
 /// Why it does not start, until when if that is known, and how many of its pool go first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Waiting {
     pub(crate) why: String,
     pub(crate) text: String,
@@ -276,23 +300,24 @@ pub(crate) struct Waiting {
 }
 
 /// What all its runs together may spend; 0 means no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Budget {
     pub(crate) tokens: u64,
     pub(crate) usd: f64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Guide {
     pub(crate) template: Option<String>,
     pub(crate) persona: Option<String>,
     pub(crate) plan: Option<String>,
     pub(crate) variables: BTreeMap<String, String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
 /// What an agent was given to read, and the file that keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Prompt {
     pub(crate) path: PathBuf,
     pub(crate) sha256: String,
@@ -301,13 +326,13 @@ pub(crate) struct Prompt {
     pub(crate) repository: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Carried {
     pub(crate) path: String,
     pub(crate) can: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Run {
     pub(crate) n: u32,
     pub(crate) cause: String,
@@ -324,30 +349,32 @@ pub(crate) struct Run {
     pub(crate) started_at: Option<String>,
     pub(crate) ended_at: Option<String>,
     pub(crate) session: Option<String>,
+    #[schemars(with = "Option<shapes::Usage>")]
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
     #[serde(default)]
     pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Review>")]
     pub(crate) review: Option<Review>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Check {
     pub(crate) name: String,
     pub(crate) state: String,
     pub(crate) exit: Option<Exit>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Diffstat {
     pub(crate) files: u64,
     pub(crate) insertions: u64,
@@ -387,24 +414,13 @@ impl From<&CoreCheck> for Check {
     }
 }
 
-fn state_word(state: &RunState) -> &'static str {
-    match state {
-        RunState::Queued => "queued",
-        RunState::Preparing => "preparing",
-        RunState::Running => "running",
-        RunState::Stopping { .. } => "stopping",
-        RunState::Checking => "checking",
-        RunState::Finished(outcome) => outcome.word(),
-    }
-}
-
 fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
     Run {
         n: run.n,
         cause: run.cause.word().into(),
         chain: run.chain.0,
         parked: run.parked,
-        state: state_word(&run.state).into(),
+        state: run.state.word().into(),
         exit: run.report.as_ref().map(|report| report.exit.into()),
         pid: job.and_then(|job| job.keeper_pid),
         log: job.map(|job| job.log.clone()),
@@ -442,9 +458,6 @@ impl From<&CoreGuide> for Guide {
     }
 }
 
-/// The word of a task whose last run has ended, and which waits for what it asked for.
-const PARKED: &str = "parked";
-
 /// What a parked task waits for.
 fn parked(view: &TaskView) -> String {
     if view.family.held {
@@ -475,7 +488,8 @@ fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
-                return Some(format!("asks {}: {} {}{more}", ask.id, ask.tool, ask.input));
+                let what = ask::shown(&format!("{} {}", ask.tool, ask.input));
+                return Some(format!("asks {}: {what}{more}", ask.id));
             }
             if let Some(waiting) = &view.waits {
                 return Some(waiting.text.clone());
@@ -524,11 +538,7 @@ impl From<&TaskView> for Task {
                 Network::Allow(list) => Some(list.clone().into()),
                 Network::Full | Network::None => None,
             },
-            state: match last {
-                Some(_) if view.family.parked => PARKED.into(),
-                Some(run) => state_word(&run.state).into(),
-                None => "queued".into(),
-            },
+            state: state_of(task).into(),
             reason: reason(task, view),
             waiting: view.waits.as_ref().map(|waiting| Waiting {
                 why: waiting.why.word().into(),
@@ -547,6 +557,7 @@ impl From<&TaskView> for Task {
                 .as_ref()
                 .filter(|w| !w.removed)
                 .map(|w| w.path.clone()),
+            workspace_dir: view.workspace.clone(),
             task: spec.text.clone(),
             org: spec.labels.org.clone(),
             issue: spec.labels.issue,
@@ -734,6 +745,7 @@ pub(crate) mod tests {
             snapshots: vec![],
             applied: None,
             removed: false,
+            removed_at: None,
             notes: vec![],
             carried: vec![dispatch_core::carried::Carried {
                 path: ".mcp.json".into(),
@@ -770,6 +782,7 @@ pub(crate) mod tests {
             }],
             asks_count: 1,
             attached: vec![],
+            attached_dropped: false,
             tuning: Tuning {
                 model: None,
                 effort: Some(Effort::Low),
@@ -813,6 +826,7 @@ pub(crate) mod tests {
                 "/d/tasks/x/attachments/1/log.txt".into(),
             )],
             vault: None,
+            workspace: "/d/workspaces/k/fix-it-3f".into(),
             family: FamilyView {
                 children: vec![ChildView {
                     task: TaskId::from_bits(0x5a),
@@ -860,6 +874,7 @@ pub(crate) mod tests {
             "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
+            "workspace_dir": "/d/workspaces/k/fix-it-3f",
             "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,

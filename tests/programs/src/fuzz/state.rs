@@ -10,6 +10,7 @@ use dispatch_core::{
     family::EndId,
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
+    letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
@@ -220,6 +221,7 @@ fn seeds() -> Vec<Vec<u8>> {
             Kind::Said {
                 update: Update::Usage(usage.clone()),
                 out_offset: 5,
+                chunk: None,
             },
         ),
         (
@@ -290,6 +292,25 @@ fn seeds() -> Vec<Vec<u8>> {
             },
         ),
         (
+            Subject::Task(task),
+            Kind::LetterSent {
+                letter: LetterId(1),
+                written: Written {
+                    writer: "w".into(),
+                    reader: "r".into(),
+                    subject: String::new(),
+                    text: "t".into(),
+                },
+                from: Sender::Task(task),
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::LettersRead {
+                letters: vec![LetterId(1)],
+            },
+        ),
+        (
             run(1),
             Kind::PermissionAsked {
                 ask: AskId(1),
@@ -305,7 +326,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 ask: AskId(1),
                 allow: false,
                 by: By::Person,
-                why: Some("w".into()),
+                reason: Some("w".into()),
             },
         ),
         (
