@@ -21,7 +21,9 @@ use super::{
     Ctx,
     caller::{Access, Caller, Scope},
     error::{self, Body, Params, Problem},
-    events, letters,
+    events,
+    family::{self, Acting},
+    letters,
     metrics::{self, RowMeter},
     own, reads, tasks,
 };
@@ -87,6 +89,10 @@ pub(crate) trait Gives {
 }
 
 impl Takes for State<Ctx> {
+    fn describe(_: &mut Sheet) {}
+}
+
+impl Takes for Acting {
     fn describe(_: &mut Sheet) {}
 }
 
@@ -294,23 +300,26 @@ pub(crate) fn table() -> Vec<Route> {
     use Verb::{Delete, Get, Post};
     #[rustfmt::skip]
     let table = vec![
-        Route::new(Post, "/v1/tasks", Needs(Dispatch), "Queue a task", tasks::dispatch).with_files(),
-        Route::new(Get, "/v1/tasks", Needs(Read), "List tasks", tasks::all),
-        Route::new(Get, "/v1/tasks/{id}", Needs(Read), "Look at a task", tasks::one),
+        Route::new(Post, "/v1/tasks", AgentsToo(Dispatch), "Queue a task", tasks::dispatch).with_files(),
+        Route::new(Get, "/v1/tasks", AgentsToo(Read), "List tasks", tasks::all),
+        Route::new(Get, "/v1/tasks/{id}", AgentsToo(Read), "Look at a task", tasks::one),
         Route::new(Delete, "/v1/tasks/{id}", Needs(Admin), "Put a task away", tasks::remove),
-        Route::new(Post, "/v1/tasks/{id}/answer", Needs(Answer), "Answer its question", tasks::answer),
+        Route::new(Post, "/v1/tasks/{id}/answer", AgentsToo(Answer), "Answer its question", tasks::answer),
         Route::new(Post, "/v1/tasks/{id}/retry", Needs(Dispatch), "Try it again", tasks::retry),
         Route::new(Post, "/v1/tasks/{id}/resume", Needs(Dispatch), "Go on with it", tasks::resume),
-        Route::new(Post, "/v1/tasks/{id}/say", Needs(Dispatch), "Say something to it", tasks::say).with_files(),
+        Route::new(Post, "/v1/tasks/{id}/say", AgentsToo(Dispatch), "Say something to it", tasks::say).with_files(),
         Route::new(Delete, "/v1/tasks/{id}/messages/{message}", Needs(Dispatch), "Withdraw a message", tasks::unsay),
-        Route::new(Post, "/v1/tasks/{id}/asks/{ask}", Needs(Answer), "Allow or deny what its agent asks", tasks::permit),
-        Route::new(Post, "/v1/tasks/{id}/stop", Needs(Dispatch), "Stop it", tasks::stop),
+        Route::new(Post, "/v1/tasks/{id}/asks/{ask}", AgentsToo(Answer), "Allow or deny what its agent asks", tasks::permit),
+        Route::new(Post, "/v1/tasks/{id}/stop", AgentsToo(Dispatch), "Stop it", tasks::stop),
+        Route::new(Post, "/v1/tasks/{id}/detach", AgentsToo(Dispatch), "Its asker waits for it no more", family::detach),
+        Route::new(Post, "/v1/wait", AgentsToo(Read), "Wait for the end of tasks", family::wait),
+        Route::new(Get, "/v1/door", Access::Known, "What the caller may do here", family::door),
         Route::new(Post, "/v1/stop", Needs(Dispatch), "Stop every open task", tasks::stop_all),
         Route::new(Post, "/v1/tasks/{id}/undo", Needs(Admin), "Bring back what was put away", tasks::undo),
         Route::new(Post, "/v1/tasks/{id}/apply", Needs(Admin), "Bring its result into a repository", tasks::apply),
-        Route::new(Get, "/v1/tasks/{id}/diff", Needs(Read), "Its result as a patch", tasks::diff),
-        Route::new(Get, "/v1/tasks/{id}/prompt", Needs(Read), "What its agent was given to read", reads::prompt),
-        Route::new(Get, "/v1/tasks/{id}/runs/{n}/log", Needs(Read), "A piece of what a job wrote", reads::log),
+        Route::new(Get, "/v1/tasks/{id}/diff", AgentsToo(Read), "Its result as a patch", tasks::diff),
+        Route::new(Get, "/v1/tasks/{id}/prompt", AgentsToo(Read), "What its agent was given to read", reads::prompt),
+        Route::new(Get, "/v1/tasks/{id}/runs/{n}/log", AgentsToo(Read), "A piece of what a job wrote", reads::log),
         Route::new(Get, "/v1/pools", Needs(Read), "How the pools do", reads::pools),
         Route::new(Get, "/v1/usage", Needs(Read), "What runs have spent", reads::usage),
         Route::new(Get, "/v1/metrics", Needs(Read), "Numbers for Prometheus", metrics::metrics),
