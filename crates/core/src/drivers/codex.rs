@@ -338,6 +338,7 @@ mod tests {
             prompt: "--help",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "codex",
             args: &args,
             home: "/h",

@@ -121,6 +121,10 @@ fn plan(
     let scratch = Scratch::new(&std::env::temp_dir())
         .map_err(|error| CliError::failed("make a directory for a dry run", &error))?;
     let base = known_base(settings, spec, &wanted);
+    let folders = match files.is_empty() {
+        true => Vec::new(),
+        false => vec![ATTACHMENTS.to_owned()],
+    };
     let preview = preview(settings, spec, base.as_ref(), files, &scratch)?;
     let (program, args) = match spec.terms.command.split_first() {
         Some((program, args)) => (program, args),
@@ -133,6 +137,7 @@ fn plan(
         prompt: &preview.prompt,
         whole: &preview.prompt,
         cwd: WORKSPACE,
+        folders: &folders,
         program: &program,
         args,
         home: HOME,
