@@ -334,6 +334,7 @@ mod tests {
             prompt: "--help",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "codex",
             args: &args,
             home: "/h",
