@@ -273,7 +273,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let bytes = Bytes::from_request(request, state).await;
-        let bytes = bytes.map_err(|error| unread(&error))?;
+        let bytes = bytes.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::TooLarge, unread_text(&error)),
+            _ => unread(&error),
+        })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text)
             .map(Self)
@@ -299,7 +302,11 @@ fn unread(error: &(dyn Error + 'static)) -> Problem {
         }
         cause = inner.source();
     }
-    Problem::new(code, format!("read the request: {error}"))
+    Problem::new(code, unread_text(error))
+}
+
+fn unread_text(error: &dyn Error) -> String {
+    format!("read the request: {error}")
 }
 
 /// The query of a request; what is not known in it is refused.
