@@ -24,6 +24,7 @@ use crate::{
     notify::Hook,
     prompt::{Library, TextName},
     schedule::Pools,
+    server::{Server, ServerTable},
     sidecar::{BROKER_URL, Upstream},
     task::{Expects, Network, Placement, Wrap},
 };
@@ -396,6 +397,7 @@ pub struct Config {
     pub notify: BTreeMap<HookName, Hook>,
     pub repos: BTreeMap<RepoName, Repo>,
     pub forges: BTreeMap<ForgeName, Forge>,
+    pub server: Server,
     /// What prompts are made of: ours, until the caller lays a person's own over it.
     pub library: Library,
 }
@@ -423,7 +425,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 14] = [
     "task",
     "limits",
     "gate",
@@ -437,6 +439,7 @@ const TABLES: [&str; 13] = [
     "notify",
     "repos",
     "forges",
+    "server",
 ];
 
 /// Lays later layers over earlier ones and types the whole.
@@ -678,6 +681,7 @@ impl Typing<'_> {
         let notify = self.hooks(&agents);
         let repos = self.repos();
         let forges = self.forges();
+        let server = self.server();
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
@@ -770,6 +774,7 @@ impl Typing<'_> {
             notify,
             repos,
             forges,
+            server: server?,
             library: Library::built_in(),
         })
     }
@@ -835,6 +840,15 @@ impl Typing<'_> {
             }
         }
         hooks
+    }
+
+    fn server(&mut self) -> Option<Server> {
+        let table = self.one::<ServerTable>("server")?;
+        let resolved = table.resolve();
+        let tell = |(key, what): (&str, String)| self.problem(&place(&["server", key]), what);
+        resolved
+            .map_err(|problems| problems.into_iter().for_each(tell))
+            .ok()
     }
 
     fn container(&mut self) -> Option<ContainerSettings> {

@@ -16,16 +16,17 @@ use crate::{
     drivers::DriverKind,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
     run::RunCause,
     task::{TaskSpec, Tuning},
-    update::{Update, Usage},
+    update::{ChunkId, Update, Usage},
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -202,6 +203,16 @@ pub enum Kind {
     MessageCancelled {
         message: MessageId,
     },
+    /// An agent left something for another under the name of this task's workspace.
+    LetterSent {
+        letter: LetterId,
+        written: Written,
+        from: Sender,
+    },
+    /// They were handed out. What was not is still to be read.
+    LettersRead {
+        letters: Vec<LetterId>,
+    },
     /// Its next runs are another agent's.
     AgentSet {
         agent: AgentName,
@@ -357,10 +368,64 @@ pub enum Kind {
     Said {
         update: Update,
         out_offset: u64,
+        /// The text that came in pieces before, of which this is the whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<ChunkId>,
     },
 }
 
 impl Kind {
+    /// The words of all kinds.
+    pub const WORDS: [&str; 47] = [
+        "engine_started",
+        "frozen_set",
+        "pool_paused",
+        "budget_warned",
+        "waits",
+        "task_created",
+        "answered",
+        "message_queued",
+        "message_cancelled",
+        "attached",
+        "tuning_set",
+        "message_taken",
+        "message_delivered",
+        "message_returned",
+        "letter_sent",
+        "letters_read",
+        "agent_set",
+        "child_ended",
+        "applied",
+        "snapshotted",
+        "snapshot_dropped",
+        "attachments_dropped",
+        "workspace_removed",
+        "workspace_restored",
+        "task_removed",
+        "task_restored",
+        "run_queued",
+        "admitted",
+        "workspace_ready",
+        "carried_found",
+        "prompt_made",
+        "range_set",
+        "reviewed",
+        "site_refused",
+        "started",
+        "adopted",
+        "session_seen",
+        "permission_asked",
+        "permission_answered",
+        "stop_requested",
+        "agent_ended",
+        "workspace_sealed",
+        "checks_started",
+        "check_finished",
+        "finished",
+        "noted",
+        "said",
+    ];
+
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -378,6 +443,8 @@ impl Kind {
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
             Self::MessageReturned { .. } => "message_returned",
+            Self::LetterSent { .. } => "letter_sent",
+            Self::LettersRead { .. } => "letters_read",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
             Self::Applied { .. } => "applied",
@@ -430,6 +497,8 @@ impl Kind {
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
             | Self::MessageReturned { .. }
+            | Self::LetterSent { .. }
+            | Self::LettersRead { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
             | Self::Applied { .. }
@@ -461,5 +530,21 @@ impl Kind {
             | Self::Finished { .. }
             | Self::Noted { .. } => Class::Life,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_word_in_the_list() {
+        let unknown = serde_json::from_str::<Kind>("\"from_the_future\"").unwrap_err();
+        let unknown = unknown.to_string();
+        let mut named: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+        let mut listed = Kind::WORDS.to_vec();
+        named.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, named);
     }
 }

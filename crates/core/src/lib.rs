@@ -3,7 +3,8 @@
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it
-//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
+//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
+//!   [`spending`] sums of it
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`notify`] who is told of what
@@ -12,7 +13,8 @@
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
-//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
+//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
+//!   [`server`] where the engine listens
 
 pub mod ask;
 pub mod attach;
@@ -28,6 +30,7 @@ pub mod gate;
 pub mod id;
 pub mod job;
 pub mod ledger;
+pub mod letter;
 pub mod limits;
 pub mod message;
 pub mod naming;
@@ -42,7 +45,9 @@ pub mod run;
 pub mod schedule;
 pub mod seatbelt;
 pub mod secret;
+pub mod server;
 pub mod sidecar;
+pub mod spending;
 pub mod state;
 pub mod task;
 pub mod update;

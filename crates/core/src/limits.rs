@@ -60,6 +60,9 @@ pub struct Limits {
     /// Runs that messages of other tasks' agents may start before a person says something.
     pub wakes_max: u32,
     pub task_bytes: usize,
+    /// Letters of one workspace that nobody has read.
+    pub letters_max: usize,
+    pub letter_bytes: usize,
     /// The files that are handed over with a task and its messages, together.
     pub attach_bytes: u64,
     pub attach_files_max: usize,
@@ -97,6 +100,8 @@ impl Limits {
             ("runs_max", u64::from(self.runs_max)),
             ("messages_max", self.messages_max as u64),
             ("task_bytes", self.task_bytes as u64),
+            ("letters_max", self.letters_max as u64),
+            ("letter_bytes", self.letter_bytes as u64),
             ("template_bytes", self.template_bytes as u64),
             ("line_bytes", self.line_bytes as u64),
             ("snapshot_bytes", self.snapshot_bytes),

@@ -88,6 +88,11 @@ fn upper(byte: u8) -> bool {
     byte.is_ascii_uppercase() || byte.is_ascii_digit()
 }
 
+/// Hexadecimal, in parts.
+fn handle(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'_' | b'-')
+}
+
 /// A key block as it is and as JSON writes it, its headers and its indentation included; no quote.
 fn armour(byte: u8) -> bool {
     word(byte) || b"+/=\n\r\t \\:,.-".contains(&byte)
@@ -120,6 +125,9 @@ const SHAPES: &[Shape] = &[
     ),
     Shape::token(&[b"AIza"], word_or_dash, 35).exact().alone(),
     Shape::token(&[b"npm_"], alnum, 36),
+    // Ours: a program's, and a run's for its agent.
+    Shape::token(&[b"dt_"], handle, 49).exact().alone(),
+    Shape::token(&[b"dr_"], handle, 83).alone(),
     Shape::token(KEY_STARTS, armour, 32),
 ];
 
@@ -726,6 +734,8 @@ mod tests {
         all.extend([
             format!("AKIA{}", "A7".repeat(8)),
             format!("ASIA{}", "Z2".repeat(8)),
+            format!("dt_0a1b2c3d_{}", "e4".repeat(20)),
+            format!("dr_000000000000003f-12_{}", "5f".repeat(32)),
         ]);
         all.extend([JWT.to_owned(), KEY.to_owned(), KEY.replace('\n', "\\n")]);
         all
@@ -837,6 +847,7 @@ mod tests {
             "sk-learn-is-a-library-for-machine-learning",
             "sk-ant-short sk-proj-x sk-",
             "ghp_short github_pat_x glpat-x npm_config_fund npm_",
+            "width_ dt_count dt_0a1b2c3d_0a1b add_ dr_x dr_000000000000003f-1",
             "AKIA lower AKIAabcdefghijklmnop MAKIAAAAAAAAAAAAAAAAAA",
             "xoxb-1 AIzaShort eyJ eyJhbGciOi.eyJ eyJhbGciOiJIUzI1NiJ9.not-json-12345",
             "\"-----BEGIN PRIVATE KEY-----\" begins a key, \"-----BEGIN CERTIFICATE-----\" none",
@@ -903,6 +914,7 @@ mod tests {
                 input: text.into(),
             },
             out_offset: 7,
+            chunk: None,
         };
         let quoted = serde_json::json!({"key": "a\"b\nc-d-e"}).to_string();
         let masked = redactor.event(said(&quoted)).unwrap();

@@ -18,7 +18,9 @@ use crate::{
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     ledger::Ledger,
+    letter::{LetterId, Letterbox},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
+    naming,
     outcome::{Again, Outcome},
     prompt::Told,
     review::{Range, Review},
@@ -57,6 +59,19 @@ pub struct Run {
     /// The commits under review.
     pub range: Option<Range>,
     pub review: Option<Review>,
+}
+
+impl Run {
+    /// Whether its agent can be at work: started or about to be, and not seen to have ended.
+    #[must_use]
+    pub fn may_knock(&self) -> bool {
+        match self.state {
+            RunState::Preparing | RunState::Running | RunState::Stopping { .. } => {
+                self.report.is_none()
+            }
+            RunState::Queued | RunState::Checking | RunState::Finished(_) => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -371,6 +386,13 @@ pub enum ApplyError {
         task: TaskId,
         ask: AskId,
     },
+    #[error("apply event {seq} ({word}): letter {letter} of {workspace} is not where it must be")]
+    Letter {
+        seq: Seq,
+        word: &'static str,
+        workspace: String,
+        letter: LetterId,
+    },
     #[error("apply event {seq}: task {task} exists already")]
     Twice { seq: Seq, task: TaskId },
     #[error("apply event {seq} to run {run}")]
@@ -398,6 +420,8 @@ pub struct State {
     waited_for: BTreeMap<TaskId, BTreeSet<RunId>>,
     /// Those of them that will not complete any more.
     hopeless: BTreeSet<TaskId>,
+    /// By the names of workspaces, which tasks that follow each other share.
+    letterboxes: BTreeMap<String, Letterbox>,
 }
 
 impl State {
@@ -472,6 +496,19 @@ impl State {
             .get(&id.task)?
             .runs
             .get(usize::try_from(id.n).ok()?.checked_sub(1)?)
+    }
+
+    /// The letters of a workspace, if there were any.
+    #[must_use]
+    pub fn letterbox(&self, workspace: &str) -> Option<&Letterbox> {
+        self.letterboxes.get(workspace)
+    }
+
+    /// The newest task whose workspace has that name.
+    #[must_use]
+    pub fn at_workspace(&self, name: &str) -> Option<&Task> {
+        let has = |task: &&Task| naming::workspace_name(&task.spec, &task.short) == name;
+        self.tasks().rev().find(has)
     }
 
     /// Oldest first.
@@ -768,6 +805,36 @@ impl State {
         };
         match &event.kind {
             Kind::ChildEnded { .. } => {}
+            Kind::LetterSent {
+                letter,
+                written,
+                from,
+            } => {
+                let workspace = naming::workspace_name(&task.spec, &task.short);
+                // A refused event leaves nothing behind, an empty box neither.
+                let known = self.letterboxes.get(&workspace).map(Letterbox::next_id);
+                if *letter != known.unwrap_or(LetterId::FIRST) {
+                    return Err(ApplyError::Letter {
+                        seq,
+                        word,
+                        workspace,
+                        letter: *letter,
+                    });
+                }
+                let post = self.letterboxes.entry(workspace).or_default();
+                post.put(written.clone(), *from, event.at);
+            }
+            Kind::LettersRead { letters } => {
+                let workspace = naming::workspace_name(&task.spec, &task.short);
+                let post = self.letterboxes.get_mut(&workspace);
+                let read = post.and_then(|post| post.read(letters, event.at));
+                read.ok_or_else(|| ApplyError::Letter {
+                    seq,
+                    word,
+                    workspace,
+                    letter: letters.first().copied().unwrap_or_default(),
+                })?;
+            }
             Kind::Answered { .. } => task.wakes = 0,
             Kind::MessageQueued {
                 message,

@@ -37,6 +37,8 @@ mod placement;
 mod prompts;
 #[path = "runner/reading.rs"]
 mod reading;
+#[path = "runner/routes.rs"]
+mod routes;
 #[path = "runner/run.rs"]
 mod run;
 #[path = "runner/say.rs"]
@@ -45,10 +47,14 @@ mod say;
 mod schema;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/tokens.rs"]
+mod tokens;
 #[path = "runner/top.rs"]
 mod top;
 #[path = "runner/usage.rs"]
 mod usage;
+#[path = "runner/wire.rs"]
+mod wire;
 #[path = "runner/world.rs"]
 mod world;
 

@@ -3,7 +3,7 @@
 //! Must not wait for anything but its channel and its disk; whatever takes long is a run's.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,6 +19,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
+    letter::{Letter, Written},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
@@ -26,12 +27,13 @@ use dispatch_core::{
     run::{RunCause, RunState},
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
-    state::State,
+    spending::Spending,
+    state::{Run, State},
     task::{AFTER_MAX, Base, Effort, Taken, TaskSpec, Tuning},
     update::Usage,
 };
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -39,21 +41,25 @@ use crate::{
     attachments::{self, Kept, NewFile},
     clock::Clock,
     containers::Runtimes,
-    events::EventStream,
+    doorkeys::DoorKey,
+    events::{EventStream, Logs},
     fence::Fences,
     jobdir::JobDir,
+    letters::{self, Post},
     lock::{self, EngineLock},
     mirror::Wanted,
     pressure,
+    reads::{self, Listed, Listing, Overview},
     run::{self, Ctx, Ended},
     sites::{
         Site,
         local::{Keeper, Local},
     },
     store::{Store, StoreError},
+    tail::{self, Tail},
     trees::Trees,
     verbs,
-    view::{Force, Given, Heard, Spoken, TaskView, Told, VerbError},
+    view::{Force, Given, Heard, Inbox, Spoken, TaskView, VerbError},
 };
 
 /// By name; held in memory only.
@@ -61,7 +67,6 @@ pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
-const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -115,6 +120,12 @@ pub enum OpenError {
     Fold(#[from] dispatch_core::state::ApplyError),
     #[error("set up the workspaces: {what}")]
     Trees { what: String },
+    #[error("get the key of the agents' tokens in {}: {source}", data.display())]
+    DoorKey {
+        data: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
@@ -192,6 +203,7 @@ pub(crate) enum Command {
         run: RunId,
         reply: Reply<()>,
     },
+    Letters(Post),
     Stop {
         task: TaskId,
         force: Force,
@@ -215,6 +227,16 @@ pub(crate) enum Command {
     },
     Tasks {
         reply: Reply<Vec<TaskView>>,
+    },
+    List {
+        listing: Listing,
+        reply: Reply<Listed>,
+    },
+    Overview {
+        reply: Reply<Overview>,
+    },
+    Spending {
+        reply: Reply<(Seq, Spending)>,
     },
     Task {
         task: TaskId,
@@ -248,9 +270,13 @@ pub(crate) struct StopOrder {
 struct Shared {
     settings: Settings,
     commands: mpsc::Sender<Command>,
-    told: broadcast::Sender<Told>,
+    tail: Arc<Tail>,
+    logs: Logs,
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
+    /// Runs whose agent may come to our door.
+    working: watch::Receiver<BTreeSet<RunId>>,
+    door_key: Arc<DoorKey>,
     trees: Arc<Trees>,
     fences: Arc<Fences>,
     desk: Arc<Desk>,
@@ -294,6 +320,10 @@ impl Engine {
             .ok_or(OpenError::Busy { data: data.clone() })?;
         let store = Store::open(&data)?;
         let state = fold(&store)?;
+        let door_key = DoorKey::of(&data).map_err(|source| OpenError::DoorKey {
+            data: data.clone(),
+            source,
+        })?;
         // Before anybody can hand something over; what stays is no reason to serve nobody.
         let swept = attachments::sweep(&data, &state);
         if let Ok(name) = "local".parse::<SiteName>() {
@@ -305,9 +335,10 @@ impl Engine {
         let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
         let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (told, _) = broadcast::channel(TOLD_MAX);
+        let tail = Arc::new(Tail::new(&state, store.last()));
         let (open_now, open) = watch::channel(usize::MAX);
         let (failed_now, failed) = watch::channel(None);
+        let (working_now, working) = watch::channel(who_works(&state));
         let ctx = Ctx {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
@@ -315,7 +346,7 @@ impl Engine {
             fences: Arc::clone(&fences),
             desk: Arc::default(),
             commands: commands.clone(),
-            told: told.clone(),
+            tail: Arc::clone(&tail),
         };
         let desk = Arc::clone(&ctx.desk);
         let actor = Actor {
@@ -325,6 +356,7 @@ impl Engine {
             inbox,
             open_now,
             failed_now,
+            working_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
             bells: HashMap::new(),
@@ -339,15 +371,20 @@ impl Engine {
             wake_at: None,
             turns_changed: false,
             swept,
+            _ends: tail::Ends(Arc::clone(&tail)),
             _lock: lock,
         };
+        let logs = Logs::new(settings.data.clone());
         spawn_actor(actor);
         let shared = Shared {
             settings,
             commands,
-            told,
+            tail,
+            logs,
             open,
             failed,
+            working,
+            door_key: Arc::new(door_key),
             trees,
             fences,
             desk,
@@ -357,7 +394,10 @@ impl Engine {
         })
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, VerbError> {
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, VerbError> {
         let (reply, answer) = oneshot::channel();
         self.shared
             .commands
@@ -636,20 +676,54 @@ impl Engine {
         self.ask(|reply| Command::Tasks { reply }).await
     }
 
+    /// A page of tasks, all true at one position of the log.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn list(&self, listing: Listing) -> Result<Listed, VerbError> {
+        self.ask(|reply| Command::List { listing, reply }).await
+    }
+
+    /// How many tasks are in which state, and how the pools do.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn overview(&self) -> Result<Overview, VerbError> {
+        self.ask(|reply| Command::Overview { reply }).await
+    }
+
+    /// What runs have spent, and the position of the log at which that is true.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn spending(&self) -> Result<(Seq, Spending), VerbError> {
+        self.ask(|reply| Command::Spending { reply }).await
+    }
+
     /// # Errors
     /// When there is no such task.
     pub async fn task(&self, task: TaskId) -> Result<TaskView, VerbError> {
         self.ask(|reply| Command::Task { task, reply }).await
     }
 
-    /// History after `after`, then live: no gap, none twice.
+    /// History after `after`, then what happens: no gap, none twice. Only events.
     #[must_use]
     pub fn events(&self, after: Seq) -> EventStream {
-        EventStream::new(
-            self.shared.settings.data.clone(),
-            after,
-            self.shared.told.subscribe(),
-        )
+        let shared = &self.shared;
+        EventStream::new(shared.logs.clone(), Arc::clone(&shared.tail), after)
+    }
+
+    /// The same of some tasks or of everything, and what is open in their live runs beside it: first
+    /// as it is when history has been told, then as it grows.
+    #[must_use]
+    pub fn watch(&self, after: Seq, tasks: Option<BTreeSet<TaskId>>) -> EventStream {
+        self.events(after).watching(tasks)
+    }
+
+    /// The position of the last durable event: whatever is asked from now on is at least as new.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.shared.tail.seq()
     }
 
     /// Resolves when nothing is live, queued or waiting, or the engine has ended.
@@ -690,6 +764,19 @@ impl Engine {
             reply,
         })
         .await
+    }
+
+    /// What the agent of a run shows at our door. The same whenever it is asked.
+    #[must_use]
+    pub fn run_token(&self, run: RunId) -> String {
+        self.shared.door_key.token(run)
+    }
+
+    /// Whose token this is, as long as that run's agent can be at work.
+    #[must_use]
+    pub fn whose(&self, token: &str) -> Option<RunId> {
+        let run = self.shared.door_key.whose(token)?;
+        self.shared.working.borrow().contains(&run).then_some(run)
     }
 
     pub(crate) fn trees(&self) -> Arc<Trees> {
@@ -792,6 +879,12 @@ pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
     }
 }
 
+/// Runs whose agent may come to our door.
+fn who_works(state: &State) -> BTreeSet<RunId> {
+    let works = |run: &RunId| state.run(*run).is_some_and(Run::may_knock);
+    state.live().filter(works).collect()
+}
+
 pub(crate) fn now() -> Millis {
     Clock::System.now()
 }
@@ -813,6 +906,7 @@ struct Actor {
     inbox: mpsc::Receiver<Command>,
     open_now: watch::Sender<usize>,
     failed_now: watch::Sender<Option<String>>,
+    working_now: watch::Sender<BTreeSet<RunId>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
     bells: HashMap<RunId, Arc<Notify>>,
@@ -835,6 +929,7 @@ struct Actor {
     turns_changed: bool,
     /// Whether what a crash left of attachments is gone.
     swept: std::io::Result<()>,
+    _ends: tail::Ends,
     _lock: EngineLock,
 }
 
@@ -903,43 +998,43 @@ impl Actor {
             if !self.pending.is_empty() {
                 let events = std::mem::take(&mut self.pending);
                 let appended = tokio::task::block_in_place(|| self.store.append(&events));
-                if let Err(error) = appended {
-                    // A failed commit ends the engine: what is in memory is not what is on disk.
-                    // Jobs live on, and the next engine starts from the log.
-                    self.effects.clear();
-                    self.runs.shutdown().await;
-                    let hint = if error.is_full() {
-                        "; make room and start again"
-                    } else {
-                        ""
-                    };
-                    self.failed_now.send_replace(Some(format!("{error}{hint}")));
-                    if let Some(reply) = self.shutdown.take() {
-                        let doing = "end the engine".to_owned();
-                        answer(
-                            reply,
-                            Err(VerbError::Failed {
-                                doing,
-                                source: Box::new(error),
-                            }),
-                        );
+                let kinds = match appended {
+                    Ok(kinds) => kinds,
+                    Err(error) => {
+                        // A failed commit ends the engine: what is in memory is not what is on disk.
+                        // Jobs live on, and the next engine starts from the log.
+                        self.effects.clear();
+                        self.runs.shutdown().await;
+                        let hint = if error.is_full() {
+                            "; make room and start again"
+                        } else {
+                            ""
+                        };
+                        self.failed_now.send_replace(Some(format!("{error}{hint}")));
+                        if let Some(reply) = self.shutdown.take() {
+                            let doing = "end the engine".to_owned();
+                            answer(
+                                reply,
+                                Err(VerbError::Failed {
+                                    doing,
+                                    source: Box::new(error),
+                                }),
+                            );
+                        }
+                        return false;
                     }
-                    return false;
-                }
+                };
                 if let Some(observe) = &self.ctx.settings.observer.0 {
                     observe(self.store.last());
                 }
-                for event in events {
-                    match self.ctx.told.send(Told::Event(Arc::new(event))) {
-                        // Nobody listens.
-                        Ok(_) | Err(_) => {}
-                    }
-                }
+                let events = events.into_iter().zip(kinds);
+                self.ctx.tail.tell(events, &self.state);
             }
             // Before any reply: whoever hears that a task is queued must not find the engine idle.
             let open = self.state.live().len() + self.state.queue().len();
             self.open_now
                 .send_if_modified(|now| std::mem::replace(now, open) != open);
+            self.tell_who_works();
             if self.effects.is_empty() {
                 return true;
             }
@@ -947,6 +1042,16 @@ impl Actor {
                 effect(self);
             }
         }
+    }
+
+    /// Before any effect: an agent whose start is on its way must not find the door closed.
+    fn tell_who_works(&self) {
+        let working = who_works(&self.state);
+        self.working_now.send_if_modified(|now| {
+            let changed = *now != working;
+            *now = working;
+            changed
+        });
     }
 
     /// Those that wait for a workspace look again whether it is free.
@@ -1276,6 +1381,7 @@ impl Actor {
                 self.deaf(run.task);
                 self.reply_later(reply, Ok(()));
             }
+            Command::Letters(post) => self.post(post),
             Command::Stop { task, force, reply } => {
                 let stopped = self.stop(task, force);
                 self.reply_later(reply, stopped);
@@ -1301,12 +1407,18 @@ impl Actor {
                 self.reply_later(reply, Ok(needs));
             }
             Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
-                // All places at once: each on its own counts those before it.
-                let pools = actor.state.pools().map(|(_, ledger)| ledger.places());
-                let places: HashMap<RunId, usize> = pools.flatten().collect();
-                let place = |run: RunId| places.get(&run).copied();
-                let views = actor.state.tasks().map(|task| actor.view(task.id, place));
-                answer(reply, views.collect());
+                let ids: Vec<TaskId> = actor.state.tasks().map(|task| task.id).collect();
+                answer(reply, actor.views(&ids));
+            })),
+            Command::List { listing, reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, actor.list(&listing));
+            })),
+            Command::Overview { reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, Ok(reads::overview(&actor.gate())));
+            })),
+            Command::Spending { reply } => self.effects.push(Box::new(move |actor| {
+                let spending = Spending::of(&actor.state);
+                answer(reply, Ok((actor.state.seq(), spending)));
             })),
             Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
                 let view = actor.view(task, |run| {
@@ -1344,6 +1456,102 @@ impl Actor {
             }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
         }
+    }
+
+    fn post(&mut self, post: Post) {
+        match post {
+            Post::Send {
+                workspace,
+                written,
+                from,
+                reply,
+            } => {
+                let sent = self.send_letter(&workspace, written, from);
+                self.reply_later(reply, sent);
+            }
+            Post::Fetch {
+                workspace,
+                reader,
+                limit,
+                reply,
+            } => {
+                let inbox = self.fetch_letters(&workspace, &reader, limit);
+                self.reply_later(reply, inbox);
+            }
+            Post::Between {
+                workspace,
+                names,
+                limit,
+                reply,
+            } => {
+                let found = letters::between(&self.state, &workspace, &names, limit);
+                self.reply_later(reply, found);
+            }
+        }
+    }
+
+    fn send_letter(
+        &mut self,
+        workspace: &str,
+        written: Written,
+        from: Sender,
+    ) -> Result<Letter, VerbError> {
+        let config = &self.ctx.settings.config;
+        let (task, letter) = letters::address(&self.state, config, workspace, &written)?;
+        let sent = Kind::LetterSent {
+            letter,
+            written,
+            from,
+        };
+        self.put(Subject::Task(task), sent);
+        // As it was kept, with what was masked in it.
+        let kept = self.state.letterbox(workspace);
+        let kept = kept.and_then(|post| post.letters().find(|kept| kept.id == letter));
+        kept.cloned().ok_or_else(|| VerbError::BadInput {
+            what: "send a letter: it could not be kept; see the log's last note".to_owned(),
+        })
+    }
+
+    fn fetch_letters(
+        &mut self,
+        workspace: &str,
+        reader: &str,
+        limit: usize,
+    ) -> Result<Inbox, VerbError> {
+        let (subject, read, handed) = letters::fetched(&self.state, workspace, reader, limit)?;
+        let new = match &read {
+            Some(Kind::LettersRead { letters }) => letters.len(),
+            Some(_) | None => 0,
+        };
+        if let Some(read) = read {
+            self.put(subject, read);
+        }
+        Ok(letters::inbox(&self.state, workspace, reader, &handed, new))
+    }
+
+    fn list(&self, listing: &Listing) -> Result<Listed, VerbError> {
+        let (page, next) = reads::page(&self.gate(), listing);
+        Ok(Listed {
+            seq: self.state.seq(),
+            tasks: self.views(&page)?,
+            next,
+        })
+    }
+
+    fn views(&self, tasks: &[TaskId]) -> Result<Vec<TaskView>, VerbError> {
+        let queued = |id: &TaskId| {
+            let last = self.state.task(*id).and_then(|task| task.last_run());
+            last.is_some_and(|run| run.state == RunState::Queued)
+        };
+        // All places at once, where somebody waits: each on its own counts those before it.
+        let places: HashMap<RunId, usize> = if tasks.iter().any(queued) {
+            let pools = self.state.pools().map(|(_, ledger)| ledger.places());
+            pools.flatten().collect()
+        } else {
+            HashMap::new()
+        };
+        let place = |run: RunId| places.get(&run).copied();
+        tasks.iter().map(|task| self.view(*task, place)).collect()
     }
 
     fn view(

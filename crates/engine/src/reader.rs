@@ -163,6 +163,7 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         jobs: found.runs.iter().map(job).collect(),
         attached: attachments::listed(data, found),
         vault: trees::vault_of(data, &found.spec),
+        workspace: trees::workspace_of(data, &found.spec, &found.short),
         task: found.clone(),
     })
 }

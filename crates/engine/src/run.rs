@@ -33,10 +33,10 @@ use dispatch_core::{
     sidecar::BROKER_URL,
     state::{Run, Task},
     task::{Expects, Wrap},
-    update::{Said, Update, Usage},
+    update::{ChunkId, Said, Update, Usage},
     verdict::{self, Tree},
 };
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     attachments, containers,
@@ -48,13 +48,14 @@ use crate::{
     prompts::{self, Words},
     sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
+    speech::Speech,
+    tail::Tail,
     trees::{TreeError, Trees},
-    view::{Force, Told, VerbError},
+    view::{Force, VerbError},
 };
 
 /// Behind any output: only the end is of interest. A file offset is a signed number.
 const FAR: u64 = 1 << 62;
-const LIVE_BYTES_MAX: usize = 2048;
 const BUNDLE_MS_MAX: u64 = 120_000;
 /// Orders of a driver itself are counted from 0; those that carry a message from here.
 const MESSAGE_ORDERS: u64 = 1 << 32;
@@ -76,7 +77,7 @@ pub(crate) struct Ctx {
     pub(crate) fences: Arc<Fences>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) told: broadcast::Sender<Told>,
+    pub(crate) tail: Arc<Tail>,
 }
 
 /// Whether the run was admitted just now or found open in the log.
@@ -289,6 +290,8 @@ impl Walk {
                 }
             },
             None => {
+                // Nothing of it has been said before.
+                self.ctx.tail.show(self.job.run);
                 if from_log {
                     self.clear_sidecar().await?;
                 }
@@ -1132,6 +1135,11 @@ impl Walk {
         let limits = self.ctx.settings.config.limits.clone();
         let mut ear = Ear {
             lines: Lines::new(limits.line_bytes),
+            speech: Speech::new(
+                self.job.run,
+                Arc::clone(&self.ctx.tail),
+                self.redactor.clone(),
+            ),
             heard: 0,
             live: false,
             awaited: true,
@@ -1219,6 +1227,7 @@ impl Walk {
                     // What an engine before this one has heard is heard again, and answered alike:
                     // from here on there can be something new.
                     ear.live = true;
+                    ear.speech.caught_up();
                     self.look_at_asks(site, driver, &mut ear).await?;
                     if ear.awaited {
                         self.speak(site, driver, &mut ear).await?;
@@ -1243,6 +1252,7 @@ impl Walk {
             if let Some(report) = report {
                 let rest: Vec<Line> = ear.lines.finish().into_iter().collect();
                 self.hear(site, driver, &mut ear, rest).await?;
+                ear.speech.caught_up();
                 self.settle_messages(site, &ear, driver.unheard()).await?;
                 let mut said = driver.close();
                 said.usage = said.usage.or(ear.usage);
@@ -1274,41 +1284,17 @@ impl Walk {
             ear.heard = line.end;
             if line.cut && fresh {
                 let text = "a line was too long and was cut for reading; all of it is in the log";
-                facts.push(ear.said(Update::Notice { text: text.into() }, line.end));
+                let notice = Update::Notice { text: text.into() };
+                facts.push(ear.said(notice, line.end, None));
             }
             for step in driver.hear(&line.text) {
                 match step {
-                    Step::Said(update) => {
-                        if let Update::Usage(usage) = &update {
-                            ear.usage = Some(usage.clone());
-                            let before = ear.spent.replace(usage.clone());
-                            let warning = self.look_at_budget(before.as_ref(), usage, ear);
-                            facts.push(warning.filter(|_| fresh));
-                        }
-                        if let Update::Session { id } = &update
-                            && ear.session.as_ref() != Some(id)
-                        {
-                            ear.session = Some(id.clone());
-                            facts.push(Some(Kind::SessionSeen {
-                                session: id.clone(),
-                            }));
-                        }
-                        if fresh {
-                            facts.push(ear.said(update, line.end));
-                        }
+                    Step::Said(update) => self.said(ear, None, update, &line, &mut facts),
+                    Step::Whole(chunk, update) => {
+                        self.said(ear, Some(chunk), update, &line, &mut facts);
                     }
-                    Step::Live(text) => {
-                        if fresh {
-                            let text = short(self.redactor.redact(&text));
-                            let told = Told::Live {
-                                run: self.job.run,
-                                text,
-                            };
-                            match self.ctx.told.send(told) {
-                                Ok(_) | Err(_) => {}
-                            }
-                        }
-                    }
+                    Step::Piece { chunk, voice, text } => ear.speech.piece(chunk, voice, &text),
+                    Step::Live(text) => ear.speech.line(&text),
                     Step::Spent(usage) => {
                         let before = ear.spent.replace(usage.clone());
                         let warning = self.look_at_budget(before.as_ref(), &usage, ear);
@@ -1343,6 +1329,8 @@ impl Walk {
             }
         }
         self.say_again(site, driver, ear).await?;
+        // Whoever looks need not wait for the disk.
+        ear.speech.flush();
         if std::mem::take(&mut ear.outbox.overflowed) {
             let text = format!(
                 "its keeper takes no orders, and more than {OUTBOX_BYTES_MAX} bytes wait: what the \
@@ -1362,6 +1350,37 @@ impl Walk {
             self.look_at_asks(site, driver, ear).await?;
         }
         Ok(())
+    }
+
+    /// Something whole, for the log; of what a replay hears again, only what has to be remembered.
+    fn said(
+        &self,
+        ear: &mut Ear,
+        chunk: Option<ChunkId>,
+        update: Update,
+        line: &Line,
+        facts: &mut Vec<Option<Kind>>,
+    ) {
+        let fresh = line.end > ear.recorded;
+        if let Update::Usage(usage) = &update {
+            ear.usage = Some(usage.clone());
+            let before = ear.spent.replace(usage.clone());
+            let warning = self.look_at_budget(before.as_ref(), usage, ear);
+            facts.push(warning.filter(|_| fresh));
+        }
+        if let Update::Session { id } = &update
+            && ear.session.as_ref() != Some(id)
+        {
+            ear.session = Some(id.clone());
+            facts.push(Some(Kind::SessionSeen {
+                session: id.clone(),
+            }));
+        }
+        if fresh {
+            facts.push(ear.said(update, line.end, chunk));
+        } else {
+            ear.speech.known(chunk, &update);
+        }
     }
 
     /// The agent waits for an answer. A replay finds what it asked, by its order, and gives the answers
@@ -1404,7 +1423,7 @@ impl Walk {
                 input,
                 allowed,
             };
-            return ear.said(update, out_offset);
+            return ear.said(update, out_offset, None);
         }
         ear.asks_count = ear.asks_count.saturating_add(1);
         let ask = AskId(ear.asks_count);
@@ -2006,6 +2025,7 @@ impl Walk {
 /// What a follower of an agent has to remember.
 struct Ear {
     lines: Lines,
+    speech: Speech,
     /// End of the last line that the driver has heard.
     heard: u64,
     /// All that was there when it began has been heard.
@@ -2117,7 +2137,7 @@ impl Ear {
     }
 
     /// A fact for the log, as long as this run may still say some.
-    fn said(&mut self, update: Update, out_offset: u64) -> Option<Kind> {
+    fn said(&mut self, update: Update, out_offset: u64, chunk: Option<ChunkId>) -> Option<Kind> {
         if self.bytes_left == 0 {
             return None;
         }
@@ -2128,22 +2148,15 @@ impl Ear {
             return Some(Kind::Said {
                 update: Update::Notice { text: text.into() },
                 out_offset,
+                chunk,
             });
         }
-        Some(Kind::Said { update, out_offset })
+        Some(Kind::Said {
+            update,
+            out_offset,
+            chunk,
+        })
     }
-}
-
-/// Nobody looks at a longer line live, and every subscriber's buffer holds many of them.
-fn short(mut text: String) -> String {
-    if text.len() > LIVE_BYTES_MAX {
-        let mut end = LIVE_BYTES_MAX;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-    }
-    text
 }
 
 /// An error with its cause.

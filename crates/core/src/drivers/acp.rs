@@ -12,16 +12,17 @@ use serde_json::{Value, json};
 
 use super::{
     Ask, Driver, Opening, Request, Step, Tail,
+    pieces::Pieces,
     text::{
         AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, asked_text, asked_tool, blocks,
         bounded, epoch_in, has_any, is_away, kept_text, notice, plain, retry_after_ms, session_ok,
-        status_in, str_at, tool_text,
+        status_in, str_at, todos, tool_text,
     },
 };
 use crate::{
     ask::Permissions,
     job::Stdin,
-    update::{LastWord, Said, Update, Usage},
+    update::{LastWord, Said, Update, Usage, Voice},
 };
 
 const PROTOCOL_VERSION: u64 = 1;
@@ -85,6 +86,7 @@ pub(super) struct Acp {
     mode: Option<&'static str>,
     /// A message or thought that is still coming.
     open: Option<Chunk>,
+    pieces: Pieces,
     /// By id, the oldest first.
     calls: VecDeque<(String, Call)>,
     text: String,
@@ -365,6 +367,7 @@ impl Acp {
         }
         // What it said while it loaded was said in an earlier run.
         self.open = None;
+        self.pieces.cut();
         self.calls.clear();
         let id = self.session.clone().unwrap_or_default();
         let mut steps = Vec::new();
@@ -568,10 +571,16 @@ impl Acp {
             .open
             .as_ref()
             .is_some_and(|open| open.thought == thought && open.message == message);
-        let steps = if same { Vec::new() } else { self.flush() };
+        let mut steps = if same { Vec::new() } else { self.flush() };
         if text.is_empty() {
             return steps;
         }
+        let voice = if thought {
+            Voice::Thinking
+        } else {
+            Voice::Text
+        };
+        steps.extend(self.pieces.more(message, voice, &text));
         let open = self.open.get_or_insert_with(|| Chunk {
             thought,
             message: message.to_owned(),
@@ -586,18 +595,21 @@ impl Acp {
 
     /// What came in pieces, as one.
     fn flush(&mut self) -> Vec<Step> {
-        let Some(Chunk { thought, text, .. }) = self.open.take() else {
+        let Some(open) = self.open.take() else {
             return Vec::new();
         };
-        let text = kept_text(text.trim());
+        let text = kept_text(open.text.trim());
         if text.is_empty() {
+            self.pieces.cut();
             return Vec::new();
         }
-        if thought {
-            return vec![Step::Said(Update::Thinking { text })];
-        }
-        self.text.clone_from(&text);
-        vec![Step::Said(Update::Text { text })]
+        let update = if open.thought {
+            Update::Thinking { text }
+        } else {
+            self.text.clone_from(&text);
+            Update::Text { text }
+        };
+        vec![self.pieces.whole(&open.message, update)]
     }
 
     /// The name and the input of this call, as far as they were told.
@@ -656,16 +668,8 @@ impl Acp {
 
     fn plan(&mut self, update: &Value) -> Vec<Step> {
         let mut steps = self.flush();
-        let mut text = String::from("plan:");
-        for entry in update["entries"].as_array().into_iter().flatten() {
-            let mark = match str_at(entry, "status") {
-                "completed" => "[x]",
-                "in_progress" => "[>]",
-                _ => "[ ]",
-            };
-            text.push_str(&format!("\n{mark} {}", str_at(entry, "content")));
-        }
-        steps.push(Step::Said(notice(&text)));
+        let todos = todos(&update["entries"], "content", "status");
+        steps.push(Step::Said(todos));
         steps
     }
 }

@@ -9,17 +9,18 @@ use serde_json::{Value, json};
 
 use super::{
     Ask, Driver, Opening, Request, Step, Tail, codex,
+    pieces::Pieces,
     text::{
         AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, asked_tool, bounded, epoch_in, epoch_ms,
         has_any, is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok,
-        status_in, str_at, tool_text,
+        status_in, str_at, todos, tool_text,
     },
 };
 use crate::{
     Millis,
     ask::Permissions,
     job::Stdin,
-    update::{LastWord, Said, Update, Usage},
+    update::{LastWord, Said, Update, Usage, Voice},
 };
 
 const METHOD_NOT_FOUND: i64 = -32601;
@@ -57,6 +58,7 @@ pub(super) struct CodexApp {
     thread: Option<String>,
     turn: Option<String>,
     text: String,
+    pieces: Pieces,
     error: String,
     /// A question it asked with its own tool: nobody is there to answer.
     question: String,
@@ -277,7 +279,11 @@ impl CodexApp {
             "turn/completed" => self.completed(&params["turn"]),
             "item/started" => self.item(&params["item"], false),
             "item/completed" => self.item(&params["item"], true),
-            "turn/plan/updated" => plan(params),
+            "item/agentMessage/delta" => self.piece(params, Voice::Text),
+            "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => {
+                self.piece(params, Voice::Thinking)
+            }
+            "turn/plan/updated" => vec![Step::Said(todos(&params["plan"], "step", "status"))],
             "thread/tokenUsage/updated" => {
                 let total = &params["tokenUsage"]["total"];
                 let usage = Usage {
@@ -372,13 +378,18 @@ impl CodexApp {
         vec![Step::Said(notice(text)), Step::Done]
     }
 
+    fn piece(&mut self, params: &Value, voice: Voice) -> Vec<Step> {
+        let (item, text) = (str_at(params, "itemId"), str_at(params, "delta"));
+        self.pieces.more(item, voice, text)
+    }
+
     fn item(&mut self, item: &Value, ended: bool) -> Vec<Step> {
         let text = str_at(item, "text");
         match str_at(item, "type") {
             "agentMessage" if ended && !text.is_empty() => {
                 self.text = kept_text(text);
                 let text = self.text.clone();
-                vec![Step::Said(Update::Text { text })]
+                vec![self.pieces.whole(str_at(item, "id"), Update::Text { text })]
             }
             "reasoning" if ended => {
                 let parts = [&item["summary"], &item["content"]];
@@ -389,10 +400,14 @@ impl CodexApp {
                     .filter_map(Value::as_str)
                     .collect::<Vec<_>>()
                     .join("\n");
-                match kept_text(text.trim()) {
-                    text if text.is_empty() => Vec::new(),
-                    text => vec![Step::Said(Update::Thinking { text })],
+                let text = kept_text(text.trim());
+                if text.is_empty() {
+                    return Vec::new();
                 }
+                vec![
+                    self.pieces
+                        .whole(str_at(item, "id"), Update::Thinking { text }),
+                ]
             }
             "plan" if ended => vec![Step::Said(notice(text))],
             "commandExecution" => tool(item, ended, "shell", str_at(item, "command")),
@@ -545,19 +560,6 @@ fn changes(item: &Value) -> String {
         format!("{kind} {}", str_at(change, "path"))
     });
     lines.collect::<Vec<_>>().join("\n")
-}
-
-fn plan(params: &Value) -> Vec<Step> {
-    let mut text = String::from("plan:");
-    for entry in params["plan"].as_array().into_iter().flatten() {
-        let mark = match str_at(entry, "status") {
-            "completed" => "[x]",
-            "inProgress" => "[>]",
-            _ => "[ ]",
-        };
-        text.push_str(&format!("\n{mark} {}", str_at(entry, "step")));
-    }
-    vec![Step::Said(notice(&text))]
 }
 
 /// `Reconnecting... 2/5`: it counts aloud.

@@ -317,6 +317,10 @@ fn rendered(transcript: &Transcript) -> String {
 fn step_text(step: &Step) -> String {
     match step {
         Step::Said(update) => update_text(update),
+        Step::Whole(chunk, update) => format!("{} (the whole of {chunk})", update_text(update)),
+        Step::Piece { chunk, voice, text } => {
+            format!("piece of {} {chunk}: {text:?}", voice.word())
+        }
         Step::Live(text) => format!("live {text:?}"),
         Step::Spent(usage) => format!("spent so far {}", usage_text(usage)),
         Step::Send(bytes) => format!("-> {}", String::from_utf8_lossy(bytes).trim_end()),
@@ -361,6 +365,12 @@ fn update_text(update: &Update) -> String {
             )
         }
         Update::Usage(usage) => format!("{word} {}", usage_text(usage)),
+        Update::Todo { items } => {
+            let items = items
+                .iter()
+                .map(|item| format!("{:?} {:?}", item.state, item.text));
+            format!("{word} {}", items.collect::<Vec<_>>().join(", "))
+        }
         Update::Retrying {
             attempt,
             status,

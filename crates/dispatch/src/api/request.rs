@@ -25,13 +25,24 @@ use dispatch_core::{
         TaskSpec, Terms, Tuning, Turn, Wrap, title_of,
     },
 };
-use dispatch_engine::{attachments::NewFile, view::Given};
+use dispatch_engine::{
+    attachments::NewFile,
+    reads::{Listing, Order},
+    view::Given,
+};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::{shapes, task::STATES};
+
 /// Values of variables by name; never printed.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub(crate) struct Secrets(#[serde(with = "travel")] pub(crate) BTreeMap<String, Secret>);
+pub(crate) struct Secrets(
+    #[serde(with = "travel")]
+    #[schemars(with = "shapes::Secrets")]
+    pub(crate) BTreeMap<String, Secret>,
+);
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,10 +79,12 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 /// A file that comes along.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Attach {
     pub(crate) name: String,
+    /// What it holds.
+    #[schemars(with = "String")]
     pub(crate) base64: Content,
 }
 
@@ -84,7 +97,7 @@ impl From<Attach> for NewFile {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ChecksWord {
     Detect,
@@ -92,14 +105,14 @@ pub(crate) enum ChecksWord {
 }
 
 /// `"detect"`, `"none"` or names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum ChecksWanted {
     Word(ChecksWord),
-    Named(Vec<CheckName>),
+    Named(#[schemars(with = "Vec<String>")] Vec<CheckName>),
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dispatch {
     pub(crate) task: String,
@@ -116,20 +129,24 @@ pub(crate) struct Dispatch {
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
     pub(crate) model: Option<String>,
+    #[schemars(with = "Option<shapes::Priority>")]
     pub(crate) priority: Option<Priority>,
     /// Whole ids of tasks that must complete first.
     #[serde(default)]
     pub(crate) after: Vec<String>,
     pub(crate) budget_tokens: Option<u64>,
+    #[schemars(with = "Option<f64>")]
     pub(crate) budget_usd: Option<MicroUsd>,
     pub(crate) placement: Option<String>,
     /// A container's image; without a placement it makes one of the task's.
     pub(crate) image: Option<String>,
     /// auto, apple, docker or podman.
     pub(crate) runtime: Option<String>,
+    #[schemars(with = "Option<shapes::Expects>")]
     pub(crate) expects: Option<Expects>,
     /// What becomes of the agent's permission requests, instead of what its table says.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Permissions>")]
     pub(crate) permissions: Option<Permissions>,
     pub(crate) checks: Option<ChecksWanted>,
     /// Where the commits under review begin; makes it a review.
@@ -138,6 +155,7 @@ pub(crate) struct Dispatch {
     pub(crate) workspace: Option<String>,
     /// What to do when another task has the workspace.
     #[serde(default)]
+    #[schemars(with = "shapes::Taken")]
     pub(crate) taken: Taken,
     pub(crate) parent: Option<String>,
     pub(crate) org: Option<String>,
@@ -146,14 +164,17 @@ pub(crate) struct Dispatch {
     pub(crate) tag: Option<String>,
     /// Lower than the configuration's, for the jobs of this task.
     #[serde(default)]
+    #[schemars(with = "shapes::Lowered")]
     pub(crate) limits: Lowered,
     pub(crate) template: Option<String>,
     pub(crate) persona: Option<String>,
     pub(crate) plan: Option<String>,
     #[serde(default)]
     pub(crate) variables: BTreeMap<String, String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::IssueText>")]
     pub(crate) issue_text: Option<IssueText>,
     #[serde(default)]
     pub(crate) attachments: Vec<Attach>,
@@ -162,7 +183,7 @@ pub(crate) struct Dispatch {
 }
 
 /// An answer to what an agent asks permission for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Permit {
     pub(crate) allow: bool,
@@ -170,7 +191,7 @@ pub(crate) struct Permit {
     pub(crate) why: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Answer {
     pub(crate) text: String,
@@ -178,12 +199,13 @@ pub(crate) struct Answer {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Say {
     pub(crate) text: String,
@@ -193,12 +215,13 @@ pub(crate) struct Say {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Resume {
     /// Another agent than the one it has.
@@ -208,12 +231,13 @@ pub(crate) struct Resume {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Force {
     #[default]
@@ -221,14 +245,14 @@ pub(crate) enum Force {
     Kill,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Stop {
     #[serde(default)]
     pub(crate) force: Force,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
     pub(crate) to: Option<PathBuf>,
@@ -237,14 +261,14 @@ pub(crate) struct Apply {
     pub(crate) write: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Clean {
     pub(crate) states: Vec<String>,
     pub(crate) older_than_ms: u64,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Freeze {
     pub(crate) frozen: bool,
@@ -266,16 +290,124 @@ impl Freeze {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Retry {
     /// From the next run on.
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
+}
+
+/// Which tasks; without any of it the first thousand.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct List {
+    /// In one of these states, with commas between.
+    #[serde(default)]
+    pub(crate) state: Option<String>,
+    /// A configured name, an absolute path or a URL.
+    #[serde(default)]
+    pub(crate) repo: Option<String>,
+    /// Whole id of the task that asked for them.
+    #[serde(default)]
+    pub(crate) parent: Option<String>,
+    /// How their ids begin.
+    #[serde(default)]
+    pub(crate) prefix: Option<String>,
+    /// The name of their workspace.
+    #[serde(default)]
+    pub(crate) workspace: Option<String>,
+    /// Which come first.
+    #[serde(default)]
+    pub(crate) order: ListOrder,
+    /// Whole id of the last task of the page before: `dispatch-next`.
+    #[serde(default)]
+    pub(crate) after: Option<String>,
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ListOrder {
+    #[default]
+    Oldest,
+    Newest,
+}
+
+impl From<ListOrder> for Order {
+    fn from(order: ListOrder) -> Self {
+        match order {
+            ListOrder::Oldest => Self::OldestFirst,
+            ListOrder::Newest => Self::NewestFirst,
+        }
+    }
+}
+
+/// Tasks of one page.
+pub(crate) const PAGE_MAX: usize = 1000;
+
+impl List {
+    pub(crate) fn listing(self, config: &Config) -> Result<Listing, BadRequest> {
+        let limit = self.limit.unwrap_or(PAGE_MAX);
+        if !(1..=PAGE_MAX).contains(&limit) {
+            return Err(BadRequest::Page(limit));
+        }
+        let words = self.state.iter().flat_map(|words| words.split(','));
+        let states: Vec<String> = words.map(str::to_owned).collect();
+        if let Some(unknown) = states.iter().find(|word| !STATES.contains(&word.as_str())) {
+            let state = unknown.clone();
+            return Err(BadRequest::State { state });
+        }
+        let id = |text: Option<String>| text.map(|id| id.parse()).transpose();
+        Ok(Listing {
+            states,
+            repo: self.repo.map(|repo| place(config, &repo).to_owned()),
+            parent: id(self.parent)?,
+            prefix: self.prefix,
+            workspace: self.workspace,
+            order: self.order.into(),
+            after: id(self.after)?,
+            limit,
+        })
+    }
+}
+
+/// Which part of what a job wrote.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogPart {
+    /// The first byte.
+    #[serde(default)]
+    pub(crate) from: u64,
+    /// Instead: so many bytes from the end.
+    #[serde(default)]
+    pub(crate) last: Option<u64>,
+    /// How many bytes at most.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 8_388_608))]
+    pub(crate) limit: Option<u64>,
+    /// Standard error instead of output.
+    #[serde(default)]
+    pub(crate) err: bool,
+    /// Of a check, by its name, instead of the agent.
+    #[serde(default)]
+    pub(crate) check: Option<String>,
+}
+
+/// Of which run.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfRun {
+    /// Its number; without it, the last one.
+    #[serde(default)]
+    pub(crate) run: Option<u32>,
 }
 
 /// Why a request is refused before the engine hears of it.
@@ -314,6 +446,10 @@ pub(crate) enum BadRequest {
     TwoScopes,
     #[error("read the task: {0}")]
     Text(String),
+    #[error("list {0} tasks: a page has 1 to {PAGE_MAX}")]
+    Page(usize),
+    #[error("list tasks in state {state:?}: there are {}", STATES.join(", "))]
+    State { state: String },
     #[error(
         "use repository {name:?}: it is neither configured, nor an absolute path, nor a URL; \
          configured are {there}"

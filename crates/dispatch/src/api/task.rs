@@ -18,14 +18,31 @@ use dispatch_core::{
     task::{Effort, Network},
     update::Usage,
 };
-use dispatch_engine::view::{JobView, TaskView};
+use dispatch_engine::{
+    reads::state_of,
+    view::{JobView, TaskView},
+};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::time;
+use super::{shapes, time};
 
+/// Every state, in the order of a task's life.
+pub(crate) const STATES: [&str; 10] = [
+    "queued",
+    "preparing",
+    "running",
+    "stopping",
+    "checking",
+    "completed",
+    "blocked",
+    "failed",
+    "stopped",
+    "lost",
+];
 pub(crate) const NOT_JUDGED: &str = "ended, not yet judged";
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Task {
     pub(crate) id: String,
     /// The shortest prefix that names it; more tasks make it longer.
@@ -58,6 +75,9 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) from: String,
     pub(crate) workspace: Option<PathBuf>,
+    /// Where that is, or will be.
+    #[serde(default)]
+    pub(crate) workspace_dir: PathBuf,
     #[serde(default)]
     pub(crate) workspace_name: String,
     /// The task that it was queued behind, or that it supersedes.
@@ -97,6 +117,7 @@ pub(crate) struct Task {
     pub(crate) next_run: Option<NextRun>,
     /// Those it has lower than the configuration.
     #[serde(default)]
+    #[schemars(with = "shapes::Lowered")]
     pub(crate) limits: Lowered,
     /// How its prompt is made.
     #[serde(default)]
@@ -104,7 +125,7 @@ pub(crate) struct Task {
     pub(crate) removed: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Ask {
     pub(crate) id: u32,
     pub(crate) run: u32,
@@ -148,7 +169,7 @@ impl From<&CoreAsk> for Ask {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Attachment {
     pub(crate) name: String,
     pub(crate) bytes: u64,
@@ -159,13 +180,14 @@ pub(crate) struct Attachment {
 }
 
 /// Null: as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NextRun {
     pub(crate) model: Option<String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Message {
     pub(crate) id: u32,
     /// `person`, or the whole id of the task whose agent said it.
@@ -196,7 +218,7 @@ impl From<&CoreMessage> for Message {
 }
 
 /// Why it does not start, until when if that is known, and how many of its pool go first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Waiting {
     pub(crate) why: String,
     pub(crate) text: String,
@@ -205,23 +227,24 @@ pub(crate) struct Waiting {
 }
 
 /// What all its runs together may spend; 0 means no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Budget {
     pub(crate) tokens: u64,
     pub(crate) usd: f64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Guide {
     pub(crate) template: Option<String>,
     pub(crate) persona: Option<String>,
     pub(crate) plan: Option<String>,
     pub(crate) variables: BTreeMap<String, String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
 /// What an agent was given to read, and the file that keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Prompt {
     pub(crate) path: PathBuf,
     pub(crate) sha256: String,
@@ -230,13 +253,13 @@ pub(crate) struct Prompt {
     pub(crate) repository: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Carried {
     pub(crate) path: String,
     pub(crate) can: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Run {
     pub(crate) n: u32,
     pub(crate) cause: String,
@@ -248,30 +271,32 @@ pub(crate) struct Run {
     pub(crate) started_at: Option<String>,
     pub(crate) ended_at: Option<String>,
     pub(crate) session: Option<String>,
+    #[schemars(with = "Option<shapes::Usage>")]
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
     #[serde(default)]
     pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Review>")]
     pub(crate) review: Option<Review>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Check {
     pub(crate) name: String,
     pub(crate) state: String,
     pub(crate) exit: Option<Exit>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Diffstat {
     pub(crate) files: u64,
     pub(crate) insertions: u64,
@@ -311,22 +336,11 @@ impl From<&CoreCheck> for Check {
     }
 }
 
-fn state_word(state: &RunState) -> &'static str {
-    match state {
-        RunState::Queued => "queued",
-        RunState::Preparing => "preparing",
-        RunState::Running => "running",
-        RunState::Stopping { .. } => "stopping",
-        RunState::Checking => "checking",
-        RunState::Finished(outcome) => outcome.word(),
-    }
-}
-
 fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
     Run {
         n: run.n,
         cause: run.cause.word().into(),
-        state: state_word(&run.state).into(),
+        state: run.state.word().into(),
         exit: run.report.as_ref().map(|report| report.exit.into()),
         pid: job.and_then(|job| job.keeper_pid),
         log: job.map(|job| job.log.clone()),
@@ -427,7 +441,7 @@ impl From<&TaskView> for Task {
                 Network::Allow(list) => Some(list.clone().into()),
                 Network::Full | Network::None => None,
             },
-            state: last.map_or("queued", |run| state_word(&run.state)).into(),
+            state: state_of(task).into(),
             reason: reason(task, view),
             waiting: view.waits.as_ref().map(|waiting| Waiting {
                 why: waiting.why.word().into(),
@@ -446,6 +460,7 @@ impl From<&TaskView> for Task {
                 .as_ref()
                 .filter(|w| !w.removed)
                 .map(|w| w.path.clone()),
+            workspace_dir: view.workspace.clone(),
             task: spec.text.clone(),
             org: spec.labels.org.clone(),
             issue: spec.labels.issue,
@@ -687,6 +702,7 @@ pub(crate) mod tests {
                 "/d/tasks/x/attachments/1/log.txt".into(),
             )],
             vault: None,
+            workspace: "/d/workspaces/k/fix-it-3f".into(),
         }
     }
 
@@ -724,6 +740,7 @@ pub(crate) mod tests {
             "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
+            "workspace_dir": "/d/workspaces/k/fix-it-3f",
             "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,

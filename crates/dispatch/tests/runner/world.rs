@@ -90,6 +90,11 @@ impl Followed {
         read_until(&self.asides, &mut self.told, word);
     }
 
+    /// The line that was read last.
+    pub(crate) fn last(&self) -> &str {
+        self.seen.last().unwrap()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -352,9 +357,21 @@ impl TestWorld {
 
     /// One request; `None` when nobody serves.
     pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+        self.http_at("", "dispatch.sock", method, path, body)
+    }
+
+    /// The same at another socket below the directory of sockets.
+    pub(crate) fn http_at(
+        &self,
+        dir: &str,
+        name: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Option<(u16, Value)> {
         // By its directory: a socket's path has room for 108 bytes only.
-        let run = File::open(self.home().join("run")).ok()?;
-        let socket = format!("/proc/self/fd/{}/dispatch.sock", run.as_raw_fd());
+        let run = File::open(self.home().join("run").join(dir)).ok()?;
+        let socket = format!("/proc/self/fd/{}/{name}", run.as_raw_fd());
         let mut stream = UnixStream::connect(socket).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         // In one piece: an engine that leaves may answer before it has read the rest.

@@ -9,6 +9,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Sealed, Subject, Verified},
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
+    letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
@@ -203,6 +204,7 @@ fn seeds() -> Vec<Vec<u8>> {
             Kind::Said {
                 update: Update::Usage(usage.clone()),
                 out_offset: 5,
+                chunk: None,
             },
         ),
         (
@@ -266,6 +268,25 @@ fn seeds() -> Vec<Vec<u8>> {
             Subject::Task(task),
             Kind::MessageCancelled {
                 message: MessageId(2),
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::LetterSent {
+                letter: LetterId(1),
+                written: Written {
+                    writer: "w".into(),
+                    reader: "r".into(),
+                    subject: String::new(),
+                    text: "t".into(),
+                },
+                from: Sender::Task(task),
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::LettersRead {
+                letters: vec![LetterId(1)],
             },
         ),
         (

@@ -1,0 +1,169 @@
+//! What core's own words and numbers look like on the wire, for whoever makes a schema: core knows no
+//! schemas. A test holds each against what core really writes.
+#![expect(dead_code, reason = "read as schemas only, never made")]
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+
+/// What a good end looks like.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Expects {
+    Change,
+    Report,
+    Either,
+    Review,
+}
+
+/// What happens when another task has the workspace.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Taken {
+    Refuse,
+    Queue,
+    Supersede,
+}
+
+/// How hard a model is to think. Which of them an agent takes, its driver knows.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Effort {
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
+}
+
+/// Who goes first where tasks wait for the same pool.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Priority {
+    Low,
+    Normal,
+    High,
+    Urgent,
+}
+
+/// What becomes of an agent's permission requests.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Permissions {
+    Allow,
+    Ask,
+    Deny,
+}
+
+/// Limits of `[limits]` that a task has lower for its own jobs.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(crate) struct Lowered {
+    wall_clock_s: Option<u64>,
+    idle_s: Option<u64>,
+    output_bytes: Option<u64>,
+    check_wall_clock_s: Option<u64>,
+    memory_bytes: Option<u64>,
+    processes_max: Option<u64>,
+    open_files_max: Option<u64>,
+    workspace_bytes: Option<u64>,
+}
+
+/// What an issue says; somebody outside wrote it.
+#[derive(JsonSchema)]
+pub(crate) struct IssueText {
+    number: u64,
+    title: String,
+    #[serde(default)]
+    body: String,
+    #[serde(default)]
+    labels: Vec<String>,
+}
+
+/// Tokens and money of one run, as its agent told them; null is not zero.
+#[derive(JsonSchema)]
+pub(crate) struct Usage {
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cache_read_tokens: Option<u64>,
+    cache_write_tokens: Option<u64>,
+    cost_usd: Option<f64>,
+    turns: Option<u32>,
+}
+
+/// The commits whose difference was read.
+#[derive(JsonSchema)]
+struct Range {
+    base: String,
+    head: String,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Pass,
+    Fail,
+    NotVerified,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Severity {
+    Critical,
+    Major,
+    Minor,
+    Info,
+}
+
+#[derive(JsonSchema)]
+struct Finding {
+    severity: Severity,
+    file: Option<String>,
+    line: Option<u64>,
+    text: String,
+}
+
+/// What a reviewer said.
+#[derive(JsonSchema)]
+pub(crate) struct Review {
+    verdict: Verdict,
+    range: Range,
+    findings: Vec<Finding>,
+    note: String,
+}
+
+/// What a text that comes in pieces is.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Voice {
+    Text,
+    Thinking,
+    Output,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum TodoState {
+    Pending,
+    Active,
+    Done,
+}
+
+/// One thing that an agent means to do.
+#[derive(JsonSchema)]
+pub(crate) struct Todo {
+    text: String,
+    state: TodoState,
+}
+
+/// Who said something, or is to answer: a person, or the agent of a task.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sender {
+    Person,
+    Task(String),
+}
+
+/// Values by the name of the variable they are for.
+pub(crate) type Secrets = BTreeMap<String, String>;
