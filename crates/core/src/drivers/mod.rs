@@ -187,6 +187,15 @@ impl DriverKind {
         }
     }
 
+    /// Whether this kind of agent can be told of a door of ours. A plain program is by its environment.
+    #[must_use]
+    pub fn knocks(self) -> bool {
+        match self {
+            Self::Plain | Self::Claude | Self::Codex | Self::Acp | Self::CodexApp => true,
+            Self::Coderabbit => false,
+        }
+    }
+
     /// What this kind of agent can be told about how hard to think.
     #[must_use]
     pub fn efforts(self) -> &'static [Effort] {
