@@ -16,13 +16,14 @@ use crate::{
     drivers::DriverKind,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
     letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
     run::RunCause,
     task::{TaskSpec, Tuning},
-    update::{Update, Usage},
+    update::{ChunkId, Update, Usage},
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
@@ -231,6 +232,13 @@ pub enum Kind {
         child: TaskId,
         state: String,
     },
+    /// This was made by a request that its sender may repeat. In the same commit as what it made.
+    Keyed {
+        #[serde(flatten)]
+        key: RequestKey,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<MessageId>,
+    },
     /// The result was brought into a person's repository.
     Applied {
         repo: PathBuf,
@@ -247,6 +255,8 @@ pub enum Kind {
     SnapshotDropped {
         refname: String,
     },
+    /// So is that of the files of a task that was put away and never had a workspace.
+    AttachmentsDropped,
     WorkspaceRemoved,
     WorkspaceRestored,
     /// A person put the task away; its events stay.
@@ -330,8 +340,10 @@ pub enum Kind {
         ask: AskId,
         allow: bool,
         by: By,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        why: Option<String>,
+        /// In the words of whoever denied it. Not `why`, which in an event is one of our own words and
+        /// so not masked; the first logs had it under that name.
+        #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     StopRequested {
         why: Stop,
@@ -364,10 +376,61 @@ pub enum Kind {
     Said {
         update: Update,
         out_offset: u64,
+        /// The text that came in pieces before, of which this is the whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<ChunkId>,
     },
 }
 
 impl Kind {
+    /// The words of all kinds.
+    pub const WORDS: [&str; 44] = [
+        "engine_started",
+        "frozen_set",
+        "pool_paused",
+        "budget_warned",
+        "waits",
+        "task_created",
+        "answered",
+        "message_queued",
+        "message_cancelled",
+        "attached",
+        "tuning_set",
+        "message_taken",
+        "message_delivered",
+        "message_returned",
+        "agent_set",
+        "child_ended",
+        "applied",
+        "snapshotted",
+        "snapshot_dropped",
+        "workspace_removed",
+        "workspace_restored",
+        "task_removed",
+        "task_restored",
+        "run_queued",
+        "admitted",
+        "workspace_ready",
+        "carried_found",
+        "prompt_made",
+        "range_set",
+        "reviewed",
+        "site_refused",
+        "started",
+        "adopted",
+        "session_seen",
+        "permission_asked",
+        "permission_answered",
+        "stop_requested",
+        "agent_ended",
+        "workspace_sealed",
+        "checks_started",
+        "check_finished",
+        "finished",
+        "noted",
+        "said",
+    ];
+
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -389,9 +452,11 @@ impl Kind {
             Self::LettersRead { .. } => "letters_read",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
+            Self::Keyed { .. } => "keyed",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
+            Self::AttachmentsDropped => "attachments_dropped",
             Self::WorkspaceRemoved => "workspace_removed",
             Self::WorkspaceRestored => "workspace_restored",
             Self::TaskRemoved => "task_removed",
@@ -442,9 +507,11 @@ impl Kind {
             | Self::LettersRead { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
+            | Self::Keyed { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }
+            | Self::AttachmentsDropped
             | Self::WorkspaceRemoved
             | Self::WorkspaceRestored
             | Self::TaskRemoved
@@ -470,5 +537,21 @@ impl Kind {
             | Self::Finished { .. }
             | Self::Noted { .. } => Class::Life,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_word_in_the_list() {
+        let unknown = serde_json::from_str::<Kind>("\"from_the_future\"").unwrap_err();
+        let unknown = unknown.to_string();
+        let mut named: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+        let mut listed = Kind::WORDS.to_vec();
+        named.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, named);
     }
 }

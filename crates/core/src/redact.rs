@@ -598,7 +598,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 57] = [
+const NAMES: [&str; 59] = [
     "after",
     "agent",
     "base",
@@ -620,6 +620,7 @@ const NAMES: [&str; 57] = [
     "head",
     "id",
     "image",
+    "key",
     "named",
     "model",
     "network",
@@ -634,6 +635,7 @@ const NAMES: [&str; 57] = [
     "priority",
     "profile",
     "refname",
+    "request",
     "repo",
     "review_base",
     "runtime",
@@ -701,6 +703,7 @@ impl Redactor {
 mod tests {
     use super::*;
     use crate::{
+        ask::{AskId, By},
         event::Verified,
         outcome::{Failure, Outcome, Stop},
         update::Update,
@@ -913,6 +916,7 @@ mod tests {
                 input: text.into(),
             },
             out_offset: 7,
+            chunk: None,
         };
         let quoted = serde_json::json!({"key": "a\"b\nc-d-e"}).to_string();
         let masked = redactor.event(said(&quoted)).unwrap();
@@ -929,6 +933,13 @@ mod tests {
             redactor.event(finished(&token)).unwrap(),
             finished("use ***")
         );
+        let denied = |reason: &str| Kind::PermissionAnswered {
+            ask: AskId(1),
+            allow: false,
+            by: By::Person,
+            reason: Some(reason.into()),
+        };
+        assert_eq!(redactor.event(denied(&token)).unwrap(), denied("use ***"));
         // Nothing in it: it is the same one.
         assert_eq!(redactor.event(finished("no")).unwrap(), finished("no"));
         let ready = Kind::WorkspaceReady {

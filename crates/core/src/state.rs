@@ -17,6 +17,7 @@ use crate::{
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::{Keys, Made},
     ledger::Ledger,
     letter::{LetterId, Letterbox},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
@@ -103,6 +104,8 @@ pub struct Task {
     pub snapshots: Vec<Snapshot>,
     pub applied: Option<(PathBuf, String)>,
     pub removed: bool,
+    /// When that was.
+    pub removed_at: Option<Millis>,
     pub notes: Vec<String>,
     /// Configuration for agents in the base commit.
     pub carried: Vec<Carried>,
@@ -116,6 +119,8 @@ pub struct Task {
     pub asks_count: u32,
     /// Files that were handed over with it and with what was said to it.
     pub attached: Vec<Attached>,
+    /// They were let go of: it cannot run again as if there had been none.
+    pub attached_dropped: bool,
     /// For the next run, while one goes on.
     pub tuning: Tuning,
     /// Runs that messages of agents have started since a person said something.
@@ -256,6 +261,19 @@ impl Task {
     #[must_use]
     pub fn is_beyond_recall(&self) -> bool {
         self.snapshots.is_empty() && self.workspace.as_ref().is_some_and(|w| w.removed)
+    }
+
+    /// One that cannot run again needs no files, and nobody will read them.
+    fn forget_attached(&mut self) {
+        if self.is_beyond_recall() {
+            self.attached.clear();
+        }
+    }
+
+    /// Its files are all that is kept of it: it was put away and never had a workspace.
+    #[must_use]
+    pub fn is_put_away_with_files(&self) -> bool {
+        self.removed && self.workspace.is_none() && !self.attached.is_empty()
     }
 
     /// The files that run `n` is given, and whether they are new to it: an earlier one had the rest.
@@ -403,11 +421,18 @@ pub struct State {
     waited_for: BTreeMap<TaskId, BTreeSet<RunId>>,
     /// Those of them that will not complete any more.
     hopeless: BTreeSet<TaskId>,
+    keys: Keys,
     /// By the names of workspaces, which tasks that follow each other share.
     letterboxes: BTreeMap<String, Letterbox>,
 }
 
 impl State {
+    /// What requests that may come again have made.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// The last event applied or stepped over.
     #[must_use]
     pub fn seq(&self) -> Seq {
@@ -758,6 +783,7 @@ impl State {
                 snapshots: Vec::new(),
                 applied: None,
                 removed: false,
+                removed_at: None,
                 notes: Vec::new(),
                 carried: Vec::new(),
                 messages: Vec::new(),
@@ -765,6 +791,7 @@ impl State {
                 asks: Vec::new(),
                 asks_count: 0,
                 attached: Vec::new(),
+                attached_dropped: false,
                 tuning: Tuning::default(),
                 wakes: 0,
                 foreign_runs: 0,
@@ -786,6 +813,15 @@ impl State {
         };
         match &event.kind {
             Kind::ChildEnded { .. } => {}
+            Kind::Keyed {
+                key,
+                message: Some(message),
+            } => {
+                let message = *message;
+                task.message(message).ok_or_else(|| refused(message))?;
+                let made = Made::Message { task: id, message };
+                self.keys.keep(key, made, event.at);
+            }
             Kind::LetterSent {
                 letter,
                 written,
@@ -914,15 +950,24 @@ impl State {
             Kind::SnapshotDropped { refname } => {
                 task.snapshots
                     .retain(|snapshot| snapshot.refname != *refname);
-                // It cannot run again, and nobody will read them.
-                if task.is_beyond_recall() {
-                    task.attached.clear();
-                }
+                task.forget_attached();
             }
             Kind::WorkspaceRemoved => {
                 if let Some(workspace) = &mut task.workspace {
                     workspace.removed = true;
                 }
+                task.forget_attached();
+            }
+            Kind::AttachmentsDropped => {
+                if task.is_open() {
+                    return Err(ApplyError::WrongSubject {
+                        seq,
+                        word,
+                        subject: event.subject,
+                    });
+                }
+                task.attached.clear();
+                task.attached_dropped = true;
             }
             Kind::WorkspaceRestored => {
                 if let Some(workspace) = &mut task.workspace {
@@ -931,6 +976,7 @@ impl State {
             }
             Kind::TaskRemoved | Kind::TaskRestored => {
                 task.removed = event.kind == Kind::TaskRemoved;
+                task.removed_at = Some(event.at).filter(|_| task.removed);
                 self.look_at_hope(id);
             }
             Kind::Noted { text } => task.notes.push(text.clone()),
@@ -996,6 +1042,13 @@ impl State {
             self.enqueue(seq, id);
             return Ok(());
         }
+        if let Kind::Keyed { key, message: None } = &event.kind
+            && task.last_run().is_some_and(|run| run.n == id.n)
+        {
+            self.keys.keep(key, Made::Run(id), event.at);
+            task.seq = seq;
+            return Ok(());
+        }
         let refused = |message: MessageId| ApplyError::Message {
             seq,
             word,
@@ -1043,7 +1096,7 @@ impl State {
                 ask,
                 allow,
                 by,
-                why,
+                reason,
             } => {
                 let mut asks = task.asks.iter_mut();
                 let found = asks.find(|known| known.id == *ask && known.run == id.n);
@@ -1051,7 +1104,7 @@ impl State {
                 found.ok_or_else(|| unasked(*ask))?.fate = AskFate::Answered {
                     allow: *allow,
                     by: *by,
-                    why: why.clone(),
+                    why: reason.clone(),
                 };
             }
             Kind::MessageTaken {
@@ -1541,6 +1594,55 @@ pub(crate) mod tests {
         assert!(world.put(about, attached(Some(1), 9)).is_err());
     }
 
+    /// When nothing can run any more, nobody will read them.
+    #[test]
+    fn files_go_when_nothing_can_run_any_more() {
+        let kept = |refname: &str| Kind::Snapshotted {
+            refname: refname.into(),
+            commit: "c".into(),
+            keep_until: 9,
+        };
+        let dropped = |refname: &str| Kind::SnapshotDropped {
+            refname: refname.into(),
+        };
+        let ready = Kind::WorkspaceReady {
+            path: "/w".into(),
+            base: "b".into(),
+            base_branch: None,
+            how: String::new(),
+        };
+        let removed = Kind::WorkspaceRemoved;
+        // All but the last keep them.
+        for steps in [
+            vec![removed.clone()],
+            vec![kept("a"), removed.clone(), dropped("a")],
+            vec![kept("a"), kept("b"), removed, dropped("a"), dropped("b")],
+            vec![Kind::TaskRemoved, Kind::AttachmentsDropped],
+        ] {
+            let mut world = World::new();
+            let run = world.task(1, "default");
+            let about = Subject::Task(run.task);
+            world.put(about, attached(None, 1)).unwrap();
+            assert!(world.put(about, Kind::AttachmentsDropped).is_err());
+            world.put(Subject::Run(run), Kind::Admitted).unwrap();
+            world.put(Subject::Run(run), ready.clone()).unwrap();
+            let lost = finished(Outcome::Lost);
+            world.put(Subject::Run(run), lost).unwrap();
+            let (last, before) = steps.split_last().unwrap();
+            for step in before {
+                world.put(about, step.clone()).unwrap();
+            }
+            let left = |world: &World| world.state.task(run.task).unwrap().attached.len();
+            assert_eq!(left(&world), 1, "{steps:?}");
+            world.put(about, last.clone()).unwrap();
+            assert_eq!(left(&world), 0, "{steps:?}");
+            let task = world.state.task(run.task).unwrap();
+            let dropped = *last == Kind::AttachmentsDropped;
+            assert_eq!(task.attached_dropped, dropped);
+            assert_eq!(task.removed_at.is_some(), dropped);
+        }
+    }
+
     /// A run that waits for the gate changes its model; one that was let in keeps it to its end.
     #[test]
     fn another_model_holds_from_the_next_run_on() {
@@ -1633,7 +1735,7 @@ pub(crate) mod tests {
             ask: AskId(n),
             allow,
             by: ask::By::Person,
-            why: None,
+            reason: None,
         }
     }
 
@@ -1688,6 +1790,20 @@ pub(crate) mod tests {
             let task = world.state.task(run.task).unwrap();
             assert_eq!(task.open_asks().count(), 0);
         }
+    }
+
+    /// What was said to a denial had another name in the first logs.
+    #[test]
+    fn a_reason_is_read_under_either_name() {
+        let read = |name: &str| {
+            let answer =
+                r#"{"permission_answered":{"ask":1,"allow":false,"by":"person","NAME":"no"}}"#;
+            serde_json::from_str::<Kind>(&answer.replace("NAME", name)).unwrap()
+        };
+        assert_eq!(read("why"), read("reason"));
+        assert!(
+            matches!(read("why"), Kind::PermissionAnswered { reason, .. } if reason.as_deref() == Some("no"))
+        );
     }
 
     /// All of an open run's are there for a replay; then only the newest.

@@ -47,6 +47,8 @@ mod placement;
 mod prompts;
 #[path = "runner/reading.rs"]
 mod reading;
+#[path = "runner/repeats.rs"]
+mod repeats;
 #[path = "runner/routes.rs"]
 mod routes;
 #[path = "runner/run.rs"]

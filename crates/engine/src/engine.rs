@@ -19,6 +19,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Subject, Verified},
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
+    keys::{Made, RequestKey},
     letter::{Letter, Written},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
@@ -29,11 +30,11 @@ use dispatch_core::{
     secret::Secret,
     spending::Spending,
     state::{Run, State},
-    task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
+    task::{AFTER_MAX, Base, Effort, Taken, TaskSpec, Tuning},
     update::Usage,
 };
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -42,7 +43,7 @@ use crate::{
     clock::Clock,
     containers::Runtimes,
     doorkeys::DoorKey,
-    events::EventStream,
+    events::{EventStream, Logs},
     fence::Fences,
     jobdir::JobDir,
     letters::{self, Post},
@@ -56,8 +57,10 @@ use crate::{
         local::{Keeper, Local},
     },
     store::{Store, StoreError},
+    tail::{self, Tail},
     trees::Trees,
-    view::{Force, Given, Heard, Inbox, Spoken, TaskView, Told, VerbError},
+    verbs,
+    view::{Force, Given, Heard, Inbox, Spoken, TaskView, VerbError},
 };
 
 /// By name; held in memory only.
@@ -65,7 +68,6 @@ pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
-const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -136,6 +138,7 @@ pub(crate) enum Command {
         /// Under the id that its files lie under already.
         kept: Option<(TaskId, Kept)>,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Answer {
@@ -143,12 +146,14 @@ pub(crate) enum Command {
         text: String,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Retry {
         task: TaskId,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Resume {
@@ -156,6 +161,7 @@ pub(crate) enum Command {
         agent: Option<Selection>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Say {
@@ -165,6 +171,7 @@ pub(crate) enum Command {
         kept: Option<Kept>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<Spoken>,
     },
     Unsay {
@@ -269,16 +276,16 @@ pub(crate) struct StopOrder {
 struct Shared {
     settings: Settings,
     commands: mpsc::Sender<Command>,
-    told: broadcast::Sender<Told>,
+    tail: Arc<Tail>,
+    logs: Logs,
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
-    seq: watch::Receiver<Seq>,
     /// Runs whose agent may come to our door.
     working: watch::Receiver<BTreeSet<RunId>>,
     door_key: Arc<DoorKey>,
     trees: Arc<Trees>,
     fences: Arc<Fences>,
-    busy: Mutex<BTreeSet<TaskId>>,
+    desk: Arc<Desk>,
 }
 
 /// The handle: cheap to clone, and all verbs there are.
@@ -334,19 +341,20 @@ impl Engine {
         let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
         let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (told, _) = broadcast::channel(TOLD_MAX);
+        let tail = Arc::new(Tail::new(&state, store.last()));
         let (open_now, open) = watch::channel(usize::MAX);
         let (failed_now, failed) = watch::channel(None);
-        let (seq_now, seq) = watch::channel(store.last());
         let (working_now, working) = watch::channel(who_works(&state));
         let ctx = Ctx {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
             fences: Arc::clone(&fences),
+            desk: Arc::default(),
             commands: commands.clone(),
-            told: told.clone(),
+            tail: Arc::clone(&tail),
         };
+        let desk = Arc::clone(&ctx.desk);
         let actor = Actor {
             state,
             store,
@@ -354,7 +362,6 @@ impl Engine {
             inbox,
             open_now,
             failed_now,
-            seq_now,
             working_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
@@ -370,21 +377,23 @@ impl Engine {
             wake_at: None,
             turns_changed: false,
             swept,
+            _ends: tail::Ends(Arc::clone(&tail)),
             _lock: lock,
         };
+        let logs = Logs::new(settings.data.clone());
         spawn_actor(actor);
         let shared = Shared {
             settings,
             commands,
-            told,
+            tail,
+            logs,
             open,
             failed,
-            seq,
             working,
             door_key: Arc::new(door_key),
             trees,
             fences,
-            busy: Mutex::new(BTreeSet::new()),
+            desk,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -417,6 +426,7 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
@@ -431,6 +441,7 @@ impl Engine {
             spec: Box::new(spec),
             kept,
             secrets,
+            key,
             reply,
         })
         .await
@@ -482,13 +493,14 @@ impl Engine {
         text: String,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("answer", given)?;
-        let _busy = self.hold("answer", task)?;
+        let (secrets, tuning, key) = without_files("answer", given)?;
+        let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
             task,
             text,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -500,12 +512,13 @@ impl Engine {
     /// # Errors
     /// When it has not ended so, or cannot run again.
     pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("retry", given)?;
-        let _busy = self.hold("retry", task)?;
+        let (secrets, tuning, key) = without_files("retry", given)?;
+        let _busy = self.hold("retry", task).await?;
         self.ask(|reply| Command::Retry {
             task,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -522,14 +535,15 @@ impl Engine {
         agent: Option<Selection>,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("resume", given)?;
-        let _busy = self.hold("resume", task)?;
+        let (secrets, tuning, key) = without_files("resume", given)?;
+        let _busy = self.hold("resume", task).await?;
         self.bring_back("resume", task).await?;
         self.ask(|reply| Command::Resume {
             task,
             agent,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -553,12 +567,13 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
         let found = self.task(task).await?.task;
         let busy = if found.is_open() {
             None
         } else {
-            let busy = self.hold("say to", task)?;
+            let busy = self.hold("say to", task).await?;
             self.bring_back("say to", task).await?;
             Some(busy)
         };
@@ -576,6 +591,7 @@ impl Engine {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
             })
             .await;
@@ -703,20 +719,24 @@ impl Engine {
         self.ask(|reply| Command::Task { task, reply }).await
     }
 
-    /// History after `after`, then live: no gap, none twice.
+    /// History after `after`, then what happens: no gap, none twice. Only events.
     #[must_use]
     pub fn events(&self, after: Seq) -> EventStream {
-        EventStream::new(
-            self.shared.settings.data.clone(),
-            after,
-            self.shared.told.subscribe(),
-        )
+        let shared = &self.shared;
+        EventStream::new(shared.logs.clone(), Arc::clone(&shared.tail), after)
+    }
+
+    /// The same of some tasks or of everything, and what is open in their live runs beside it: first
+    /// as it is when history has been told, then as it grows.
+    #[must_use]
+    pub fn watch(&self, after: Seq, tasks: Option<BTreeSet<TaskId>>) -> EventStream {
+        self.events(after).watching(tasks)
     }
 
     /// The position of the last durable event: whatever is asked from now on is at least as new.
     #[must_use]
     pub fn seq(&self) -> Seq {
-        *self.shared.seq.borrow()
+        self.shared.tail.seq()
     }
 
     /// Resolves when nothing is live, queued or waiting, or the engine has ended.
@@ -780,40 +800,69 @@ impl Engine {
         &self.shared.settings.config
     }
 
-    /// One verb at a time may touch a task's workspace.
-    pub(crate) fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
-        let mut busy = self.shared.busy();
-        if !busy.insert(task) {
-            let hint = "another command works on it right now; try again when that one is done";
-            return Err(VerbError::Nothing {
-                verb,
-                task,
-                hint: hint.into(),
-            });
+    /// One verb at a time may touch a task's workspace. Retention is waited for: nobody asked for it.
+    pub(crate) async fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
+        loop {
+            let freed = self.shared.desk.freed.notified();
+            match Desk::take(&self.shared.desk, task, Holder::Verb) {
+                Ok(busy) => return Ok(busy),
+                Err(Holder::Retention) => freed.await,
+                Err(Holder::Verb) => {
+                    let hint =
+                        "another command works on it right now; try again when that one is done";
+                    return Err(VerbError::Nothing {
+                        verb,
+                        task,
+                        hint: hint.into(),
+                    });
+                }
+            }
         }
-        drop(busy);
-        Ok(Busy {
-            shared: Arc::clone(&self.shared),
-            task,
-        })
     }
 }
 
-impl Shared {
-    fn busy(&self) -> MutexGuard<'_, BTreeSet<TaskId>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+/// Who works on a task and must be alone with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Verb,
+    Retention,
+}
+
+/// The tasks that somebody works on.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    held: Mutex<BTreeMap<TaskId, Holder>>,
+    /// Rung whenever one is let go of.
+    freed: Notify,
+}
+
+impl Desk {
+    /// `Err`: who has it.
+    pub(crate) fn take(desk: &Arc<Self>, task: TaskId, holder: Holder) -> Result<Busy, Holder> {
+        let mut held = desk.held();
+        if let Some(other) = held.get(&task) {
+            return Err(*other);
+        }
+        held.insert(task, holder);
+        let desk = Arc::clone(desk);
+        Ok(Busy { desk, task })
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<TaskId, Holder>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Lets go of a task when dropped.
 pub(crate) struct Busy {
-    shared: Arc<Shared>,
+    desk: Arc<Desk>,
     task: TaskId,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.shared.busy().remove(&self.task);
+        self.desk.held().remove(&self.task);
+        self.desk.freed.notify_waiters();
     }
 }
 
@@ -870,8 +919,6 @@ struct Actor {
     inbox: mpsc::Receiver<Command>,
     open_now: watch::Sender<usize>,
     failed_now: watch::Sender<Option<String>>,
-    /// The last one that is durable.
-    seq_now: watch::Sender<Seq>,
     working_now: watch::Sender<BTreeSet<RunId>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
@@ -895,6 +942,7 @@ struct Actor {
     turns_changed: bool,
     /// Whether what a crash left of attachments is gone.
     swept: std::io::Result<()>,
+    _ends: tail::Ends,
     _lock: EngineLock,
 }
 
@@ -963,39 +1011,37 @@ impl Actor {
             if !self.pending.is_empty() {
                 let events = std::mem::take(&mut self.pending);
                 let appended = tokio::task::block_in_place(|| self.store.append(&events));
-                if let Err(error) = appended {
-                    // A failed commit ends the engine: what is in memory is not what is on disk.
-                    // Jobs live on, and the next engine starts from the log.
-                    self.effects.clear();
-                    self.runs.shutdown().await;
-                    let hint = if error.is_full() {
-                        "; make room and start again"
-                    } else {
-                        ""
-                    };
-                    self.failed_now.send_replace(Some(format!("{error}{hint}")));
-                    if let Some(reply) = self.shutdown.take() {
-                        let doing = "end the engine".to_owned();
-                        answer(
-                            reply,
-                            Err(VerbError::Failed {
-                                doing,
-                                source: Box::new(error),
-                            }),
-                        );
+                let kinds = match appended {
+                    Ok(kinds) => kinds,
+                    Err(error) => {
+                        // A failed commit ends the engine: what is in memory is not what is on disk.
+                        // Jobs live on, and the next engine starts from the log.
+                        self.effects.clear();
+                        self.runs.shutdown().await;
+                        let hint = if error.is_full() {
+                            "; make room and start again"
+                        } else {
+                            ""
+                        };
+                        self.failed_now.send_replace(Some(format!("{error}{hint}")));
+                        if let Some(reply) = self.shutdown.take() {
+                            let doing = "end the engine".to_owned();
+                            answer(
+                                reply,
+                                Err(VerbError::Failed {
+                                    doing,
+                                    source: Box::new(error),
+                                }),
+                            );
+                        }
+                        return false;
                     }
-                    return false;
-                }
+                };
                 if let Some(observe) = &self.ctx.settings.observer.0 {
                     observe(self.store.last());
                 }
-                self.seq_now.send_replace(self.store.last());
-                for event in events {
-                    match self.ctx.told.send(Told::Event(Arc::new(event))) {
-                        // Nobody listens.
-                        Ok(_) | Err(_) => {}
-                    }
-                }
+                let events = events.into_iter().zip(kinds);
+                self.ctx.tail.tell(events, &self.state);
             }
             // Before any reply: whoever hears that a task is queued must not find the engine idle.
             let open = self.state.live().len() + self.state.queue().len();
@@ -1123,8 +1169,10 @@ impl Actor {
             subject,
             kind,
         };
+        let before = self.may_let_go(&event);
         match self.state.apply(&event) {
             Ok(()) => {
+                self.remove_let_go(subject, before);
                 let spent = match (&event.subject, &event.kind) {
                     (
                         Subject::Run(run),
@@ -1167,6 +1215,38 @@ impl Actor {
                 false
             }
         }
+    }
+
+    /// The attachments of a task that this event may be the last of.
+    fn may_let_go(&self, event: &Event) -> Vec<attach::Attached> {
+        let lets_go = matches!(
+            event.kind,
+            Kind::MessageCancelled { .. }
+                | Kind::SnapshotDropped { .. }
+                | Kind::WorkspaceRemoved
+                | Kind::AttachmentsDropped
+        );
+        let task = event.subject.task().filter(|_| lets_go);
+        let task = task.and_then(|task| self.state.task(task));
+        task.map(|task| task.attached.clone()).unwrap_or_default()
+    }
+
+    /// Of these, what the state has no more goes from the disk. After the commit: what the log tells of
+    /// is there.
+    fn remove_let_go(&mut self, subject: Subject, mut before: Vec<attach::Attached>) {
+        let Some(task) = subject.task().and_then(|task| self.state.task(task)) else {
+            return;
+        };
+        before.retain(|attached| !task.attached.contains(attached));
+        if before.is_empty() {
+            return;
+        }
+        let id = task.id;
+        self.effects.push(Box::new(move |actor| {
+            for attached in &before {
+                attachments::remove(&actor.ctx.settings.data, id, attached);
+            }
+        }));
     }
 
     /// Tells of the budgets of a day that this usage has brought near their end.
@@ -1218,39 +1298,52 @@ impl Actor {
                 spec,
                 kept,
                 secrets,
+                key,
                 reply,
             } => {
-                let made = self.dispatch(*spec, kept, secrets);
-                self.reply_later(reply, made);
+                let made = self.once(key, secrets, |actor, secrets| {
+                    actor.dispatch(*spec, kept, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, made.and_then(a_run));
             }
             Command::Answer {
                 task,
                 text,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.answer(task, text, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.answer(task, text, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Retry {
                 task,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.retry(task, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.retry(task, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Resume {
                 task,
                 agent,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.resume(task, agent, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let queued = actor.resume(task, agent, tuning, secrets);
+                    queued.map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Say {
                 task,
@@ -1259,16 +1352,23 @@ impl Actor {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
-            } => match self.say(task, text, from, (kept, tuning), secrets) {
-                Ok(message) => self.sayers.push(Sayer {
-                    task,
-                    message,
-                    deaf: self.is_barred(task, message),
-                    reply,
-                }),
-                Err(error) => self.reply_later(reply, Err(error)),
-            },
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let message = actor.say(task, text, from, (kept, tuning), secrets)?;
+                    Ok(Made::Message { task, message })
+                });
+                match queued.and_then(a_message) {
+                    Ok((task, message)) => self.sayers.push(Sayer {
+                        task,
+                        message,
+                        deaf: self.is_barred(task, message),
+                        reply,
+                    }),
+                    Err(error) => self.reply_later(reply, Err(error)),
+                }
+            }
             Command::Unsay {
                 task,
                 message,
@@ -1514,6 +1614,39 @@ impl Actor {
         Ok(view)
     }
 
+    /// Does what is asked, or says what came of it when it came before: what is made and the key that
+    /// it came with are one commit, so there is no crash between them.
+    fn once(
+        &mut self,
+        key: Option<RequestKey>,
+        secrets: Secrets,
+        work: impl FnOnce(&mut Self, Secrets) -> Result<Made, VerbError>,
+    ) -> Result<Made, VerbError> {
+        let Some(key) = key else {
+            return work(self, secrets);
+        };
+        let known = self.state.keys().find(&key, self.now());
+        if let Some(made) = known.map_err(|_| VerbError::KeyUsed)? {
+            // The engine that had them may be gone.
+            let task = made.task();
+            let queued = self.state.queue().find(|run| run.task == task);
+            if let Some(run) = queued {
+                self.secrets.entry(task).or_default().extend(secrets);
+                self.look_for_secrets(run);
+            }
+            // A supervisor that took the run over since has been asked about it by nobody.
+            self.ring(task);
+            return Ok(made);
+        }
+        let made = work(self, secrets)?;
+        let (subject, message) = match made {
+            Made::Run(run) => (Subject::Run(run), None),
+            Made::Message { task, message } => (Subject::Task(task), Some(message)),
+        };
+        self.put(subject, Kind::Keyed { key, message });
+        Ok(made)
+    }
+
     fn dispatch(
         &mut self,
         mut spec: TaskSpec,
@@ -1543,6 +1676,7 @@ impl Actor {
         if let Some((_, kept)) = &kept {
             names_no_secret(kept, &secrets)?;
         }
+        self.takes_effort(&spec.agent, spec.guide.effort)?;
         Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
             what: error.to_string(),
         })?;
@@ -1712,6 +1846,7 @@ impl Actor {
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         self.tune(task, tuning);
         self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
@@ -1772,6 +1907,7 @@ impl Actor {
             names_no_secret(kept, &secrets)?;
         }
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         let queued = Kind::MessageQueued {
             message,
@@ -1870,15 +2006,7 @@ impl Actor {
             };
             return Err(nothing(format!("message {message} is {word} already")));
         }
-        let with = |attached: &&attach::Attached| attached.message == Some(message);
-        let files: Vec<_> = found.attached.iter().filter(with).cloned().collect();
         self.put(Subject::Task(task), Kind::MessageCancelled { message });
-        // After the commit: what the log tells of is there.
-        self.effects.push(Box::new(move |actor| {
-            for attached in &files {
-                attachments::remove(&actor.ctx.settings.data, task, attached);
-            }
-        }));
         self.call_off(task);
         Ok(())
     }
@@ -1941,7 +2069,7 @@ impl Actor {
             ask,
             allow,
             by,
-            why,
+            reason: why,
         };
         self.put(Subject::Run(run), answered);
         self.ring(task);
@@ -2090,6 +2218,12 @@ impl Actor {
             n: last.n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        // What it had before counts for another agent, too, unless it is said anew.
+        let next = agent.as_ref().map(|selection| &selection.agent);
+        let effort = tuning
+            .effort
+            .or(found.spec.guide.effort.filter(|_| next.is_some()));
+        self.takes_effort(next.unwrap_or(&found.spec.agent), effort)?;
         if let Some(Selection {
             agent,
             model,
@@ -2137,6 +2271,31 @@ impl Actor {
         Ok(run)
     }
 
+    /// The agent of the next run may be another one than whoever asked has seen, or than the effort was
+    /// for. There is nothing to check of a model: each agent takes any name, and another agent never
+    /// gets the model of the one before.
+    fn takes_effort(&self, agent: &AgentName, effort: Option<Effort>) -> Result<(), VerbError> {
+        let profile = self.ctx.settings.config.agents.get(agent);
+        let Some((profile, effort)) = profile.zip(effort) else {
+            return Ok(());
+        };
+        let takes = profile.driver.efforts();
+        if takes.contains(&effort) {
+            return Ok(());
+        }
+        let word = effort.word();
+        let what = if takes.is_empty() {
+            format!(
+                "use effort {word}: agent {agent} cannot be told how hard to think; take one that \
+                 can, or dispatch another task"
+            )
+        } else {
+            let takes = dispatch_core::config::list(takes.iter().map(|effort| effort.word()));
+            format!("use effort {word}: agent {agent} takes {takes}; say which with --effort")
+        };
+        Err(VerbError::BadInput { what })
+    }
+
     /// A model's name goes where nothing can mask it.
     fn tunes_no_secret(
         &self,
@@ -2174,6 +2333,12 @@ impl Actor {
         if found.removed || found.workspace.as_ref().is_some_and(|w| w.removed) {
             return Err(wrong(
                 "its workspace was removed; bring it back with `dispatch undo` first",
+            ));
+        }
+        if found.attached_dropped {
+            return Err(wrong(
+                "its attachments are not kept any more (retention.snapshots_d); dispatch it again \
+                 with them",
             ));
         }
         // Whoever waits for the workspace, or lost it to another, does not have it.
@@ -2236,6 +2401,7 @@ impl Actor {
             n: n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.tune(task, tuning);
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
@@ -2505,65 +2671,27 @@ impl Actor {
 
     /// Retention: workspaces whose time is over are snapshotted and removed, old snapshots dropped.
     fn clean(&mut self) {
-        let retention = &self.ctx.settings.config.retention;
-        let days = |outcome: &Outcome| match outcome {
-            Outcome::Completed { .. } => retention.completed_d,
-            Outcome::Blocked { .. } => retention.blocked_d,
-            Outcome::Failed(_) => retention.failed_d,
-            Outcome::Stopped(_) => retention.stopped_d,
-            Outcome::Lost => retention.lost_d,
-        };
+        let retention = self.ctx.settings.config.retention.clone();
         let now = self.now();
-        let over = |task: &&dispatch_core::state::Task| {
-            let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
-                return false;
-            };
-            let keep_ms = days(outcome).saturating_mul(DAY_MS);
-            let ended = run.ended_at.unwrap_or(now);
-            keep_ms > 0
-                && now.saturating_sub(ended) > keep_ms
-                && task
-                    .workspace
-                    .as_ref()
-                    .is_some_and(|workspace| !workspace.removed)
-        };
-        let over: Vec<TaskId> = self
+        let put_away: Vec<TaskId> = self
             .state
             .tasks()
-            .filter(over)
+            .filter(|task| verbs::are_files_over(task, &retention, now))
             .map(|task| task.id)
             .collect();
-        let old = |task: &&dispatch_core::state::Task| {
-            task.snapshots
-                .iter()
-                .any(|snapshot| snapshot.keep_until < now)
+        for task in put_away {
+            self.put(Subject::Task(task), Kind::AttachmentsDropped);
+        }
+        let due = |task: &&dispatch_core::state::Task| {
+            verbs::is_over(task, &retention, now) || verbs::old_snapshot(task, now).is_some()
         };
-        let old: Vec<_> = self.state.tasks().filter(old).cloned().collect();
-        for task in old {
-            let (ctx, run) = (
-                self.ctx.clone(),
-                RunId {
-                    task: task.id,
-                    n: 0,
-                },
-            );
+        let due: Vec<TaskId> = self.state.tasks().filter(due).map(|task| task.id).collect();
+        for task in due {
+            let (ctx, run) = (self.ctx.clone(), RunId { task, n: 0 });
             self.runs.spawn(async move {
-                crate::verbs::forget(&ctx, &task, now).await;
+                verbs::retain(&ctx, task, now).await;
                 (run, Ended::Judged)
             });
-        }
-        for task in over {
-            if let Some(task) = self.state.task(task).cloned() {
-                let ctx = self.ctx.clone();
-                let run = RunId {
-                    task: task.id,
-                    n: 0,
-                };
-                self.runs.spawn(async move {
-                    crate::verbs::retire(&ctx, &task).await;
-                    (run, Ended::Judged)
-                });
-            }
         }
     }
 }
@@ -2620,13 +2748,30 @@ fn can_attach(
     Ok(attach::allowed(&config.limits, agent, there, sizes)?)
 }
 
-fn without_files(verb: &str, given: impl Into<Given>) -> Result<(Secrets, Tuning), VerbError> {
+type WithoutFiles = (Secrets, Tuning, Option<RequestKey>);
+
+fn without_files(verb: &str, given: impl Into<Given>) -> Result<WithoutFiles, VerbError> {
     let given = given.into();
     if given.files.is_empty() {
-        return Ok((given.secrets, given.tuning));
+        return Ok((given.secrets, given.tuning, given.key));
     }
     let what = format!("{verb} with files: they come with a task or a message");
     Err(VerbError::BadInput { what })
+}
+
+/// A key says which verb it came with, so neither of these can be another's.
+fn a_run(made: Made) -> Result<RunId, VerbError> {
+    match made {
+        Made::Run(run) => Ok(run),
+        Made::Message { .. } => Err(VerbError::KeyUsed),
+    }
+}
+
+fn a_message(made: Made) -> Result<(TaskId, MessageId), VerbError> {
+    match made {
+        Made::Message { task, message } => Ok((task, message)),
+        Made::Run(_) => Err(VerbError::KeyUsed),
+    }
 }
 
 fn random_id() -> Result<TaskId, VerbError> {

@@ -3,7 +3,8 @@
 //!
 //! * [`engine`] commands in, events out; `run` one run, top to bottom; `verbs` what is done to a
 //!   finished one
-//! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
+//! * [`store`] the log; [`events`] the log as a stream, of whose end and of what is open `tail` knows;
+//!   `speech` what an agent says before it is whole; [`reader`] the log without an engine;
 //!   [`lock`] who is the engine; [`view`] what a reader sees; [`reads`] pages and pools
 //! * [`clock`] what time it is; [`pressure`] what the machine has left
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
@@ -51,7 +52,9 @@ mod run;
 mod sidecar;
 pub mod sites;
 pub mod snapshot;
+mod speech;
 pub mod store;
+mod tail;
 #[cfg(test)]
 mod testing;
 pub mod trees;

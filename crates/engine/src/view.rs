@@ -1,17 +1,24 @@
 //! What a reader sees of a task: the fold, and what only the job directory or the schedule knows.
 //! Must not hold a wire type: the doors convert.
 
-use std::path::PathBuf;
+use std::{
+    ops::Deref,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use dispatch_core::{
+    ask::Ask,
     attach::{Attachment, BadAttachment},
     event::Event,
     id::{RunId, Seq, TaskId},
+    keys::RequestKey,
     letter::Letter,
-    message::MessageId,
+    message::{Message, MessageId},
     schedule::Waiting,
     state::Task,
     task::Tuning,
+    update::{ChunkId, Todo, Voice},
 };
 
 use crate::{attachments::NewFile, engine::Secrets};
@@ -53,9 +60,81 @@ pub struct JobView {
 #[derive(Clone, Debug)]
 pub enum Told {
     /// Durable; none is left out and none comes twice.
-    Event(std::sync::Arc<Event>),
-    /// A line of a running agent; lossy, and nothing depends on it.
-    Live { run: RunId, text: String },
+    Event(Arc<Logged>),
+    /// More of what a running agent says; lossy, and nothing depends on it.
+    Live(Arc<Live>),
+    /// What is open in a live run, true at `seq`. It stands in place of all that was told live of it.
+    Open { seq: Seq, open: Arc<Open> },
+    /// All events up to this one have been told, and what was open by then.
+    At(Seq),
+}
+
+/// An event on its way to whoever listens.
+#[derive(Debug)]
+pub struct Logged {
+    event: Event,
+    /// Its kind as the log has it.
+    json: String,
+    encoded: OnceLock<String>,
+}
+
+impl Logged {
+    pub(crate) fn new(event: Event, json: String) -> Self {
+        Self {
+            event,
+            json,
+            encoded: OnceLock::new(),
+        }
+    }
+
+    /// The event in the words of one door, made once for all who listen there.
+    pub fn encoded(&self, encode: impl FnOnce(&Event, &str) -> String) -> &str {
+        self.encoded.get_or_init(|| encode(&self.event, &self.json))
+    }
+}
+
+impl Deref for Logged {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.event
+    }
+}
+
+/// A piece of a text that is being said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    pub run: RunId,
+    pub chunk: ChunkId,
+    pub voice: Voice,
+    /// Bytes of the text before this piece.
+    pub offset: u64,
+    pub text: String,
+}
+
+/// What is open in a live run and in no event yet, and what waits in it.
+#[derive(Clone, Debug)]
+pub struct Open {
+    pub run: RunId,
+    /// The text that is being said.
+    pub text: Option<OpenText>,
+    /// The end of what is only for the eye.
+    pub output: Option<OpenText>,
+    pub todo: Vec<Todo>,
+    /// That wait, and that were delivered to this run; long ones cut.
+    pub messages: Vec<Message>,
+    /// That nobody has answered yet.
+    pub asks: Vec<Ask>,
+}
+
+/// The end of a text so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenText {
+    pub chunk: ChunkId,
+    pub voice: Voice,
+    /// Bytes of the text before what is held here.
+    pub offset: u64,
+    pub text: String,
 }
 
 /// The result in a person's repository.
@@ -121,6 +200,8 @@ pub struct Given {
     /// With a task or a message.
     pub files: Vec<NewFile>,
     pub tuning: Tuning,
+    /// It may come again, and is done once.
+    pub key: Option<RequestKey>,
 }
 
 impl From<Secrets> for Given {
@@ -166,6 +247,10 @@ pub enum VerbError {
     },
     #[error("{what}")]
     BadInput { what: String },
+    #[error(
+        "take the request: its key came with another one before; make a new key for each request"
+    )]
+    KeyUsed,
     #[error(transparent)]
     Attachment(#[from] BadAttachment),
     #[error("start: less than {min_bytes} bytes are free on the disk of the data directory")]

@@ -7,17 +7,19 @@ use serde_json::{Value, json};
 
 use super::{
     Ask, Driver, Opening, Request, Step, Tail,
+    pieces::Pieces,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, blocks, epoch_in, epoch_ms, has_any,
-        is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok, status_at,
-        str_at, tool_text, u32_at,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, asked_tool, blocks, epoch_in, epoch_ms,
+        has_any, is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok,
+        status_at, str_at, tool_text, u32_at,
     },
+    todos::Todos,
 };
 use crate::{
     Millis,
     ask::Permissions,
     job::Stdin,
-    update::{LastWord, Said, Update, Usage},
+    update::{LastWord, Said, Update, Usage, Voice},
 };
 
 /// Its own count is 10, with waits of up to 40 s: the run would sit on its slot for minutes while
@@ -48,6 +50,8 @@ pub(super) struct Claude {
     /// The messages of this turn so far, and the one that is being said.
     spent: Usage,
     message: Option<(String, Usage)>,
+    pieces: Pieces,
+    todos: Todos,
     questions: Vec<String>,
     denied: Vec<String>,
     /// When a rejected rate limit window opens again.
@@ -77,6 +81,8 @@ impl Driver for Claude {
             "--output-format",
             "stream-json",
             "--verbose",
+            // What it says while it says it; the whole comes as before.
+            "--include-partial-messages",
             "--permission-prompt-tool",
             "stdio",
             // It then says each message back when it takes it into its conversation.
@@ -147,7 +153,8 @@ impl Driver for Claude {
                 self.taken = self.taken.saturating_add(blocks);
                 Vec::new()
             }
-            "user" => tool_results(&event),
+            "user" => self.tool_results(&event),
+            "stream_event" => self.piece(&event),
             "control_request" => self.control(&event),
             "control_cancel_request" => vec![Step::Withdrawn {
                 id: event["request_id"].to_string(),
@@ -273,24 +280,70 @@ impl Claude {
                 "text" if ours => {
                     self.text = kept_text(text);
                     let text = self.text.clone();
-                    steps.push(Step::Said(Update::Text { text }));
+                    steps.push(self.pieces.whole("", Update::Text { text }));
                 }
                 "text" => steps.push(Step::Live(kept_text(text))),
                 "thinking" if ours && !str_at(block, "thinking").is_empty() => {
                     let text = kept_text(str_at(block, "thinking"));
-                    steps.push(Step::Said(Update::Thinking { text }));
+                    steps.push(self.pieces.whole("", Update::Thinking { text }));
                 }
                 "tool_use" | "server_tool_use" | "mcp_tool_use" => {
+                    let (id, name) = (str_at(block, "id"), str_at(block, "name"));
                     steps.push(Step::Said(Update::ToolCall {
-                        id: str_at(block, "id").to_owned(),
-                        name: str_at(block, "name").to_owned(),
+                        id: id.to_owned(),
+                        name: name.to_owned(),
                         input: tool_text(&plain(&block["input"])),
                     }));
+                    let todos = ours.then(|| self.todos.called(name, id, &block["input"]));
+                    steps.extend(todos.flatten().map(Step::Said));
                 }
                 _ => {}
             }
         }
         steps.extend(self.spent_so_far(&event["message"]));
+        steps
+    }
+
+    /// The model's own events, of which only the pieces of texts are for the eye. Its sub-agents'
+    /// would run into its own.
+    fn piece(&mut self, event: &Value) -> Vec<Step> {
+        if !event["parent_tool_use_id"].is_null() {
+            return Vec::new();
+        }
+        let (event, delta) = (&event["event"], &event["event"]["delta"]);
+        match (str_at(event, "type"), str_at(delta, "type")) {
+            // One that broke off begins again with another.
+            ("message_start" | "content_block_start", _) => {
+                self.pieces.cut();
+                Vec::new()
+            }
+            ("content_block_delta", "text_delta") => {
+                self.pieces.more("", Voice::Text, str_at(delta, "text"))
+            }
+            ("content_block_delta", "thinking_delta") => {
+                let text = str_at(delta, "thinking");
+                self.pieces.more("", Voice::Thinking, text)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn tool_results(&mut self, event: &Value) -> Vec<Step> {
+        let blocks_of = event["message"]["content"].as_array();
+        let mut steps = Vec::new();
+        for block in blocks_of.into_iter().flatten() {
+            if str_at(block, "type") != "tool_result" {
+                continue;
+            }
+            let (id, output) = (str_at(block, "tool_use_id"), blocks(&block["content"]));
+            let todos = self.todos.answered(id, &output);
+            steps.push(Step::Said(Update::ToolResult {
+                id: id.to_owned(),
+                output: tool_text(&output),
+                failed: block["is_error"].as_bool() == Some(true),
+            }));
+            steps.extend(todos.map(Step::Said));
+        }
         steps
     }
 
@@ -349,7 +402,7 @@ impl Claude {
             Permissions::Ask => {
                 return vec![Step::Ask(Request {
                     id: id.to_string(),
-                    tool: tool_text(tool),
+                    tool: asked_tool(tool),
                     input: asked_text(&plain(input)),
                     allow: line(&permission(id, &allow)),
                     deny: line(&permission(id, &deny(DENIED))),
@@ -358,7 +411,7 @@ impl Claude {
         };
         vec![
             Step::Said(Update::Asked {
-                tool: tool.to_owned(),
+                tool: asked_tool(tool),
                 input: tool_text(&plain(input)),
                 allowed: self.permissions == Permissions::Allow && !question,
             }),
@@ -555,25 +608,6 @@ fn result_text(event: &Value) -> Option<String> {
 }
 
 /// What its tools said. Everything else in a `user` event is our own words, or a sub-agent's prompt.
-fn tool_results(event: &Value) -> Vec<Step> {
-    if event["isReplay"].as_bool() == Some(true) {
-        return Vec::new();
-    }
-    event["message"]["content"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|block| str_at(block, "type") == "tool_result")
-        .map(|block| {
-            Step::Said(Update::ToolResult {
-                id: str_at(block, "tool_use_id").to_owned(),
-                output: tool_text(&blocks(&block["content"])),
-                failed: block["is_error"].as_bool() == Some(true),
-            })
-        })
-        .collect()
-}
-
 fn user_message(text: &str) -> Vec<u8> {
     let content = json!([{"type": "text", "text": text}]);
     line(&json!({"type": "user", "message": {"role": "user", "content": content}}))
@@ -644,7 +678,7 @@ mod tests {
         assert_eq!(
             opening.argv.join(" "),
             "claude -p --input-format stream-json --output-format stream-json --verbose \
-             --permission-prompt-tool stdio --replay-user-messages --permission-mode default --setting-sources user \
+             --include-partial-messages --permission-prompt-tool stdio --replay-user-messages --permission-mode default --setting-sources user \
              --strict-mcp-config --add-dir . --resume abc-1 --model opus"
         );
         assert_eq!(opening.stdin, Stdin::Open);

@@ -9,14 +9,15 @@ use serde_json::Value;
 use super::{
     Ask, Driver, Opening, Step, Tail,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, blocks, duration_ms, epoch_in, has_any, is_away,
-        kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at, tool_text,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TODO_ITEMS_MAX, blocks, duration_ms, epoch_in,
+        has_any, is_away, kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at,
+        todo, tool_text,
     },
 };
 use crate::{
     job::Stdin,
     task::Effort,
-    update::{LastWord, Said, Update, Usage},
+    update::{LastWord, Said, Todo, Update, Usage},
 };
 
 /// How many items are remembered as begun; beyond it a call may be told twice.
@@ -33,7 +34,7 @@ pub(super) struct Codex {
     /// Items that began and have not ended.
     begun: BTreeSet<String>,
     /// Its list of things to do, as last told.
-    todo: String,
+    todo: Vec<Todo>,
     last: Option<LastWord>,
 }
 
@@ -204,22 +205,17 @@ impl Codex {
     }
 
     fn todo(&mut self, item: &Value) -> Vec<Step> {
-        let lines: Vec<String> = item["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|entry| {
-                let done = entry["completed"].as_bool() == Some(true);
-                let mark = if done { "[x]" } else { "[ ]" };
-                format!("{mark} {}", str_at(entry, "text"))
-            })
-            .collect();
-        let text = tool_text(&lines.join("\n"));
-        if text.is_empty() || text == self.todo {
+        let entries = item["items"].as_array().into_iter().flatten();
+        let items = entries.take(TODO_ITEMS_MAX).map(|entry| {
+            let done = entry["completed"].as_bool() == Some(true);
+            todo(str_at(entry, "text"), if done { "completed" } else { "" })
+        });
+        let items: Vec<Todo> = items.collect();
+        if items == self.todo {
             return Vec::new();
         }
-        self.todo.clone_from(&text);
-        vec![Step::Said(Update::Notice { text })]
+        self.todo.clone_from(&items);
+        vec![Step::Said(Update::Todo { items })]
     }
 
     fn error(&mut self, message: &str) -> Vec<Step> {

@@ -12,8 +12,10 @@ mod codex;
 mod codex_app;
 #[cfg(test)]
 mod golden;
+mod pieces;
 mod plain;
 mod text;
+mod todos;
 
 use std::fmt;
 
@@ -24,7 +26,7 @@ use crate::{
     job::Stdin,
     review::Range,
     task::Effort,
-    update::{Said, Update, Usage},
+    update::{ChunkId, Said, Update, Usage, Voice},
 };
 
 /// What a driver is asked to open.
@@ -83,7 +85,15 @@ pub struct Opening {
 pub enum Step {
     /// Whole, and kept in the log.
     Said(Update),
-    /// For whoever is looking; nothing depends on it.
+    /// The same of a text that came in pieces before.
+    Whole(ChunkId, Update),
+    /// More of a text that is being said, for whoever is looking. The whole follows, or never does.
+    Piece {
+        chunk: ChunkId,
+        voice: Voice,
+        text: String,
+    },
+    /// A line for whoever is looking; nothing depends on it.
     Live(String),
     /// What it has spent so far, before it tells the sum itself: for budgets, and not kept.
     Spent(Usage),

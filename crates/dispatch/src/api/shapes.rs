@@ -141,5 +141,37 @@ pub(crate) struct Review {
     note: String,
 }
 
+/// What a text that comes in pieces is.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Voice {
+    Text,
+    Thinking,
+    Output,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum TodoState {
+    Pending,
+    Active,
+    Done,
+}
+
+/// One thing that an agent means to do.
+#[derive(JsonSchema)]
+pub(crate) struct Todo {
+    text: String,
+    state: TodoState,
+}
+
+/// Who said something, or is to answer: a person, or the agent of a task.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sender {
+    Person,
+    Task(String),
+}
+
 /// Values by the name of the variable they are for.
 pub(crate) type Secrets = BTreeMap<String, String>;

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
-    ask::{Ask as CoreAsk, Fate as AskFate},
+    ask::{self, Ask as CoreAsk, Fate as AskFate},
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
@@ -391,7 +391,8 @@ fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
-                return Some(format!("asks {}: {} {}{more}", ask.id, ask.tool, ask.input));
+                let what = ask::shown(&format!("{} {}", ask.tool, ask.input));
+                return Some(format!("asks {}: {what}{more}", ask.id));
             }
             if let Some(waiting) = &view.waits {
                 return Some(waiting.text.clone());
@@ -636,6 +637,7 @@ pub(crate) mod tests {
             snapshots: vec![],
             applied: None,
             removed: false,
+            removed_at: None,
             notes: vec![],
             carried: vec![dispatch_core::carried::Carried {
                 path: ".mcp.json".into(),
@@ -670,6 +672,7 @@ pub(crate) mod tests {
             }],
             asks_count: 1,
             attached: vec![],
+            attached_dropped: false,
             tuning: Tuning {
                 model: None,
                 effort: Some(Effort::Low),

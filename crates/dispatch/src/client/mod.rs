@@ -2,9 +2,12 @@
 //! the routes where they are in this process.
 //! Must not print and must not start an engine by itself; `start` does, when a verb asks for it.
 
+pub(crate) mod fold;
 mod pages;
 pub(crate) mod start;
 mod stream;
+#[cfg(test)]
+pub(crate) mod view;
 
 use std::{
     fmt, fs,

@@ -5,28 +5,28 @@ pub(crate) mod caller;
 mod door;
 mod error;
 mod events;
+mod frames;
 mod guesses;
 mod letters;
 mod listen;
 mod metrics;
 mod own;
 pub(crate) mod reads;
+mod repeats;
 pub(crate) mod routes;
 pub(crate) mod server;
+mod stall;
 mod tasks;
 pub(crate) mod tokens;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::settings::Settings;
 
@@ -76,10 +76,10 @@ pub(crate) struct Ctx {
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
     pub(crate) meter: Arc<metrics::Meter>,
+    pub(crate) repeats: Arc<repeats::Repeats>,
+    /// Room for streams of events.
+    pub(crate) streams: Arc<Semaphore>,
 }
-
-/// How often a silent stream says that it lives.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {

@@ -7,9 +7,9 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{DefaultBodyLimit, Path, Request, State, ws::WebSocketUpgrade},
     handler::Handler,
-    http::{HeaderValue, Method, StatusCode},
+    http::{HeaderMap, HeaderValue, Method, StatusCode},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodRouter, on},
@@ -23,7 +23,9 @@ use super::{
     error::{self, Body, Params, Problem},
     events, letters,
     metrics::{self, RowMeter},
-    own, reads, tasks,
+    own, reads,
+    repeats::{self, Key},
+    tasks,
 };
 use crate::{
     api::task::Task,
@@ -94,6 +96,10 @@ impl Takes for Caller {
     fn describe(_: &mut Sheet) {}
 }
 
+impl Takes for Key {
+    fn describe(_: &mut Sheet) {}
+}
+
 impl<T> Takes for Path<T> {
     fn describe(_: &mut Sheet) {}
 }
@@ -157,10 +163,24 @@ impl Gives for String {
     }
 }
 
-impl<S> Gives for axum::response::Sse<S> {
+impl Gives for events::Blocks {
     fn describe(sheet: &mut Sheet) {
         sheet.answer = Some((Answer::Events, 200, None));
     }
+}
+
+impl Gives for events::Upgraded {
+    fn describe(sheet: &mut Sheet) {
+        sheet.answer = Some((Answer::Own, 101, None));
+    }
+}
+
+impl Takes for HeaderMap {
+    fn describe(_: &mut Sheet) {}
+}
+
+impl Takes for WebSocketUpgrade {
+    fn describe(_: &mut Sheet) {}
 }
 
 impl<T: Gives> Gives for Result<T, Problem> {
@@ -275,7 +295,7 @@ impl Route {
 
 /// Every route there is.
 pub(crate) fn table() -> Vec<Route> {
-    use Access::Needs;
+    use Access::{AgentsToo, Needs};
     use Scope::{Admin, Answer, Dispatch, Read};
     use Verb::{Delete, Get, Post};
     #[rustfmt::skip]
@@ -307,7 +327,8 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Post, "/v1/letters/fetch", Needs(Dispatch), "Hand out letters, which then count as read", letters::fetch),
         Route::new(Post, "/v1/letters/between", Needs(Read), "Look up letters", letters::between),
         Route::new(Post, "/v1/clean", Needs(Admin), "Put old tasks away", tasks::clean),
-        Route::new(Get, "/v1/events", Needs(Read), "The log from a position on, then live", events::follow),
+        Route::new(Get, "/v1/events", AgentsToo(Read), "The log from a position on, then live", events::follow),
+        Route::new(Get, "/v1/events/ws", AgentsToo(Read), "The same over a WebSocket", events::socket),
         Route::new(Post, "/v1/secrets", Needs(Admin), "Hand over what queued runs lack", own::secrets),
         Route::new(Get, "/v1/needs", Needs(Read), "Names of secrets that queued runs lack", own::needs),
         Route::new(Post, "/v1/freeze", Needs(Admin), "Start nothing new, or do again", own::freeze),
@@ -340,10 +361,12 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         };
         let access = route.access;
         let meter = ctx.meter.row(route.verb.word(), route.path);
-        // Nearest to the handler, so that whatever is laid around it later cannot come between.
-        let serve = route
-            .serve
-            .layer(DefaultBodyLimit::max(bytes))
+        let mut serve = route.serve.layer(DefaultBodyLimit::max(bytes));
+        if route.verb == Verb::Post {
+            serve = serve.layer(from_fn_with_state((ctx.clone(), bytes), repeats::once));
+        }
+        // Around all that reads a body, so that nothing of one is looked at for a stranger.
+        let serve = serve
             .layer(from_fn(move |request, next| admit(access, request, next)))
             .layer(from_fn(move |request, next| {
                 measure(Arc::clone(&meter), request, next)

@@ -261,6 +261,11 @@ async fn tell(
                 changed.part(ear, &live.task, Part::Log);
                 continue;
             }
+            Ok(Some(Heard::At(at))) => {
+                *after = Some(at.seq);
+                continue;
+            }
+            Ok(Some(Heard::Open(_))) => continue,
             Ok(None) | Err(_) => {
                 changed.tell(ear).await?;
                 return Ok(());

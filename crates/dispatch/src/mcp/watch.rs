@@ -204,7 +204,7 @@ async fn next(events: &mut Events) -> Option<Event> {
     loop {
         match events.next().await {
             Ok(Some(Heard::Event(event))) => return Some(*event),
-            Ok(Some(Heard::Live(_))) => {}
+            Ok(Some(Heard::Live(_) | Heard::Open(_) | Heard::At(_))) => {}
             Ok(None) | Err(_) => return None,
         }
     }

@@ -9,6 +9,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Sealed, Subject, Verified},
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
     letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
@@ -174,6 +175,16 @@ fn seeds() -> Vec<Vec<u8>> {
                 spent: "1 of 2 tokens".into(),
             },
         ),
+        (
+            run(1),
+            Kind::Keyed {
+                key: RequestKey {
+                    key: "l".into(),
+                    request: "r".into(),
+                },
+                message: None,
+            },
+        ),
         (run(1), Kind::Admitted),
         (
             run(1),
@@ -204,6 +215,7 @@ fn seeds() -> Vec<Vec<u8>> {
             Kind::Said {
                 update: Update::Usage(usage.clone()),
                 out_offset: 5,
+                chunk: None,
             },
         ),
         (
@@ -265,6 +277,16 @@ fn seeds() -> Vec<Vec<u8>> {
         ),
         (
             Subject::Task(task),
+            Kind::Keyed {
+                key: RequestKey {
+                    key: "k".into(),
+                    request: "r".into(),
+                },
+                message: Some(MessageId(2)),
+            },
+        ),
+        (
+            Subject::Task(task),
             Kind::MessageCancelled {
                 message: MessageId(2),
             },
@@ -304,7 +326,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 ask: AskId(1),
                 allow: false,
                 by: By::Person,
-                why: Some("w".into()),
+                reason: Some("w".into()),
             },
         ),
         (
