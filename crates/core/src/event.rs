@@ -17,6 +17,7 @@ use crate::{
     family::EndId,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
     letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
@@ -255,6 +256,13 @@ pub enum Kind {
     Parked {
         children: Vec<TaskId>,
     },
+    /// This was made by a request that its sender may repeat. In the same commit as what it made.
+    Keyed {
+        #[serde(flatten)]
+        key: RequestKey,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<MessageId>,
+    },
     /// The result was brought into a person's repository.
     Applied {
         repo: PathBuf,
@@ -404,7 +412,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 44] = [
+    pub const WORDS: [&str; 47] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -419,11 +427,14 @@ impl Kind {
         "message_taken",
         "message_delivered",
         "message_returned",
+        "letter_sent",
+        "letters_read",
         "agent_set",
         "child_ended",
         "applied",
         "snapshotted",
         "snapshot_dropped",
+        "attachments_dropped",
         "workspace_removed",
         "workspace_restored",
         "task_removed",
@@ -475,6 +486,7 @@ impl Kind {
             Self::Detached { .. } => "detached",
             Self::Parked { .. } => "parked",
             Self::EndsDelivered { .. } => "ends_delivered",
+            Self::Keyed { .. } => "keyed",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
@@ -532,6 +544,7 @@ impl Kind {
             | Self::Detached { .. }
             | Self::Parked { .. }
             | Self::EndsDelivered { .. }
+            | Self::Keyed { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }

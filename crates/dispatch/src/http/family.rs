@@ -5,7 +5,7 @@
 use axum::{
     Json,
     extract::{FromRequestParts, Path, State},
-    http::{HeaderMap, request::Parts},
+    http::request::Parts,
 };
 use dispatch_core::{
     family::Deed,
@@ -34,9 +34,6 @@ use crate::api::{
 /// How long a wait takes that says nothing, and how long one may.
 const WAIT_S: u64 = 50;
 const WAIT_S_MAX: u64 = 3600;
-/// The name that a caller gives a request so that asking again does nothing more.
-pub(crate) const KEY: &str = "idempotency-key";
-const KEY_BYTES_MAX: usize = 200;
 
 /// What every handler gets that agents may call: its engine is the caller's.
 #[derive(Clone, Debug)]
@@ -57,26 +54,6 @@ pub(super) fn acting(ctx: &Ctx, caller: &Caller) -> Ctx {
         ctx.engine = ctx.engine.on_behalf_of(*run);
     }
     ctx
-}
-
-/// The key of a request, where it has one.
-///
-/// # Errors
-/// When it is empty, too long or no plain text.
-pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(KEY) else {
-        return Ok(None);
-    };
-    let text = value.to_str().ok().filter(|text| !text.is_empty());
-    match text.filter(|text| text.len() <= KEY_BYTES_MAX) {
-        Some(text) => Ok(Some(text.to_owned())),
-        None => {
-            let detail = format!(
-                "read the {KEY} of the request: it has 1 to {KEY_BYTES_MAX} visible characters"
-            );
-            Err(Problem::new(Code::BadHead, detail))
-        }
-    }
 }
 
 /// What an agent leaves out is as its own task has it. It asks for a grant by name, or has none.

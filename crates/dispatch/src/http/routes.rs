@@ -25,7 +25,9 @@ use super::{
     family::{self, Acting},
     letters,
     metrics::{self, RowMeter},
-    own, reads, tasks,
+    own, reads,
+    repeats::{self, Key},
+    tasks,
 };
 use crate::{
     api::task::Task,
@@ -97,6 +99,10 @@ impl Takes for Acting {
 }
 
 impl Takes for Caller {
+    fn describe(_: &mut Sheet) {}
+}
+
+impl Takes for Key {
     fn describe(_: &mut Sheet) {}
 }
 
@@ -229,6 +235,8 @@ pub(crate) struct Route {
     serve: MethodRouter<Ctx>,
     /// Bytes come along with the text.
     with_files: bool,
+    /// A caller that asks again is asking anew: no answer is kept for its key.
+    anew: bool,
 }
 
 impl Route {
@@ -258,6 +266,7 @@ impl Route {
             sheet: H::sheet(),
             serve,
             with_files: false,
+            anew: false,
         }
     }
 
@@ -284,11 +293,17 @@ impl Route {
             },
             serve: axum::routing::any_service(service),
             with_files: false,
+            anew: false,
         }
     }
 
     fn with_files(mut self) -> Self {
         self.with_files = true;
+        self
+    }
+
+    fn anew(mut self) -> Self {
+        self.anew = true;
         self
     }
 }
@@ -312,7 +327,7 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Post, "/v1/tasks/{id}/asks/{ask}", AgentsToo(Answer), "Allow or deny what its agent asks", tasks::permit),
         Route::new(Post, "/v1/tasks/{id}/stop", AgentsToo(Dispatch), "Stop it", tasks::stop),
         Route::new(Post, "/v1/tasks/{id}/detach", AgentsToo(Dispatch), "Its asker waits for it no more", family::detach),
-        Route::new(Post, "/v1/wait", AgentsToo(Read), "Wait for the end of tasks", family::wait),
+        Route::new(Post, "/v1/wait", AgentsToo(Read), "Wait for the end of tasks", family::wait).anew(),
         Route::new(Get, "/v1/door", Access::Known, "What the caller may do here", family::door),
         Route::new(Post, "/v1/stop", Needs(Dispatch), "Stop every open task", tasks::stop_all),
         Route::new(Post, "/v1/tasks/{id}/undo", Needs(Admin), "Bring back what was put away", tasks::undo),
@@ -364,10 +379,12 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         };
         let access = route.access;
         let meter = ctx.meter.row(route.verb.word(), route.path);
-        // Nearest to the handler, so that whatever is laid around it later cannot come between.
-        let serve = route
-            .serve
-            .layer(DefaultBodyLimit::max(bytes))
+        let mut serve = route.serve.layer(DefaultBodyLimit::max(bytes));
+        if route.verb == Verb::Post && !route.anew {
+            serve = serve.layer(from_fn_with_state((ctx.clone(), bytes), repeats::once));
+        }
+        // Around all that reads a body, so that nothing of one is looked at for a stranger.
+        let serve = serve
             .layer(from_fn(move |request, next| admit(access, request, next)))
             .layer(from_fn(move |request, next| {
                 measure(Arc::clone(&meter), request, next)

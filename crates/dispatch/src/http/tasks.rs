@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use axum::{
     Json,
     extract::{Path, State},
-    http::{HeaderMap, HeaderValue, StatusCode},
+    http::{HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
 use dispatch_core::{
@@ -23,6 +23,7 @@ use super::{
     error::{Body, Code, Params, Problem},
     family::{self, Acting},
     reads::{At, NEXT},
+    repeats::Key,
 };
 use crate::{
     api::{self, request, task::Task},
@@ -50,7 +51,7 @@ async fn find(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
 
 pub(crate) async fn dispatch(
     Acting(ctx): Acting,
-    headers: HeaderMap,
+    Key(key): Key,
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let asker = ctx.engine.own_task().await?;
@@ -70,14 +71,10 @@ pub(crate) async fn dispatch(
         let files = asked.attachments.clone();
         asked.spec(&config).map(|spec| (spec, files))
     });
-    let (mut spec, files) = spec
+    let (spec, files) = spec
         .await
         .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
-    // In the log with the task: a program of a person's is remembered elsewhere.
-    if asker.is_some() {
-        spec.terms.asked_as = family::key(&headers)?;
-    }
-    let given = request::given(secrets, files, tuning);
+    let given = request::given(secrets, files, tuning, key);
     let run = ctx.engine.dispatch(spec, given).await?;
     Ok((StatusCode::ACCEPTED, seen(&ctx, run.task).await?))
 }
@@ -152,11 +149,12 @@ pub(crate) async fn remove(
 pub(crate) async fn answer(
     Acting(ctx): Acting,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Answer>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.answer(task, asked.text, given).await?;
     seen(&ctx, task).await
 }
@@ -164,11 +162,12 @@ pub(crate) async fn answer(
 pub(crate) async fn retry(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Retry>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
     find(&ctx, task).await
 }
@@ -176,11 +175,12 @@ pub(crate) async fn retry(
 pub(crate) async fn say(
     Acting(ctx): Acting,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Say>,
 ) -> Result<Json<api::Spoken>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, asked.attachments, tuning);
+    let given = request::given(asked.secrets, asked.attachments, tuning, key);
     let spoken = ctx
         .engine
         .say(task, asked.text, Sender::Person, given)
@@ -221,6 +221,7 @@ pub(crate) async fn permit(
 pub(crate) async fn resume(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Resume>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
@@ -236,7 +237,7 @@ pub(crate) async fn resume(
         Some(selection) => request::tuning(&ctx.config, &selection.agent, model, effort)?,
         None => tuning(&ctx, task, model, effort).await?,
     };
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;
     find(&ctx, task).await
 }
