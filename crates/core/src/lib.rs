@@ -4,6 +4,7 @@
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it;
 //!   [`keys`] requests that may come again
+//! * [`grant`] what a task's agent may do at our door; [`family`] who asked for whom, and what that leaves
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
 //!   [`spending`] sums of it
 //! * [`verdict`] how a run ended; [`checks`] what must pass
@@ -27,7 +28,9 @@ pub mod config;
 pub mod container;
 pub mod drivers;
 pub mod event;
+pub mod family;
 pub mod gate;
+pub mod grant;
 pub mod id;
 pub mod job;
 pub mod keys;

@@ -228,6 +228,7 @@ mod tests {
             profile: None,
             unfenced: false,
             permissions: Permissions::Allow,
+            tools: None,
         });
         let want = format!(
             "coderabbit review --agent --committed --base-commit {} --type committed",

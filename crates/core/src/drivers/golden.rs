@@ -108,6 +108,7 @@ fn opened_with(
         review: None,
         unfenced: false,
         permissions,
+        tools: None,
         model: None,
         profile: None,
     });

@@ -265,6 +265,7 @@ fn opened(kind: DriverKind, permissions: Permissions) -> Box<dyn Driver> {
         review: None,
         unfenced: false,
         permissions,
+        tools: None,
         model: None,
         profile: None,
     });
