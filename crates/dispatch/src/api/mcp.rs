@@ -127,6 +127,12 @@ pub(crate) struct DispatchInput {
     /// For whom: a label, and the first part of the workspace's name.
     #[serde(default)]
     pub(crate) org: Option<String>,
+    /// What its own agent may ask of Dispatch: a configured grant, or none.
+    #[serde(default)]
+    pub(crate) grant: Option<String>,
+    /// Asked for by an agent: nobody waits for it, and it outlives whoever asked.
+    #[serde(default)]
+    pub(crate) detached: bool,
     /// Only for clients that speak the tasks of MCP: answer with a handle all the same.
     #[serde(default)]
     pub(crate) handle: bool,
@@ -152,9 +158,9 @@ impl From<DispatchInput> for request::Dispatch {
             runtime: None,
             expects: input.expects,
             permissions: input.permissions,
-            grant: None,
+            grant: input.grant,
             grant_most: None,
-            detached: false,
+            detached: input.detached,
             checks: input.checks,
             review_base: input.review_base,
             workspace: input.workspace,
@@ -185,8 +191,8 @@ pub(crate) struct Handle {
     /// The shortest prefix of it that names the task now.
     pub(crate) short: String,
     pub(crate) title: String,
-    /// queued, preparing, running, stopping or checking; or ended: completed, blocked, failed, stopped
-    /// or lost.
+    /// queued, preparing, running, stopping, checking or parked (it waits for tasks that it asked for);
+    /// or ended: completed, blocked, failed, stopped or lost.
     pub(crate) state: String,
     /// Whether it goes on by itself.
     pub(crate) open: bool,

@@ -65,7 +65,14 @@ pub(crate) const TOOLS: &[Row] = &[
 ];
 
 /// States of tasks that go on by themselves.
-const OPEN: [&str; 5] = ["queued", "preparing", "running", "stopping", "checking"];
+const OPEN: [&str; 6] = [
+    "queued",
+    "preparing",
+    "running",
+    "stopping",
+    "checking",
+    "parked",
+];
 
 async fn find(call: &Call, id: &str) -> Result<Task, Refusal> {
     find::by_id(&call.door, id).await
