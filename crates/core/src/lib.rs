@@ -2,8 +2,11 @@
 //! Same input, same output. Read the modules in this order.
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
-//! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it
-//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
+//! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it;
+//!   [`keys`] requests that may come again
+//! * [`grant`] what a task's agent may do at our door; [`family`] who asked for whom, and what that leaves
+//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
+//!   [`spending`] sums of it
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`notify`] who is told of what
@@ -25,10 +28,14 @@ pub mod config;
 pub mod container;
 pub mod drivers;
 pub mod event;
+pub mod family;
 pub mod gate;
+pub mod grant;
 pub mod id;
 pub mod job;
+pub mod keys;
 pub mod ledger;
+pub mod letter;
 pub mod limits;
 pub mod message;
 pub mod naming;
@@ -45,6 +52,7 @@ pub mod seatbelt;
 pub mod secret;
 pub mod server;
 pub mod sidecar;
+pub mod spending;
 pub mod state;
 pub mod task;
 pub mod update;

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::{
     Millis,
-    ask::INPUT_BYTES_MAX,
+    ask::{self, INPUT_BYTES_MAX},
     update::{Todo, TodoState, Update},
 };
 
@@ -34,6 +34,11 @@ pub(super) fn bounded(text: &str, bytes_max: usize) -> String {
 
 pub(super) fn tool_text(text: &str) -> String {
     bounded(text, TOOL_BYTES_MAX)
+}
+
+/// What it asks for: a word in a list, before a question, of a hook.
+pub(super) fn asked_tool(text: &str) -> String {
+    bounded(text, ask::TOOL_BYTES_MAX)
 }
 
 /// What somebody has to read before they answer it.

@@ -1,8 +1,13 @@
 //! Wire types: what goes over the socket and what `--json` prints, and conversions from our own.
 //! Must not decide anything and must not be used below the doors (I9).
 
+pub(crate) mod agentic;
 pub(crate) mod event;
+pub(crate) mod letter;
+pub(crate) mod mcp;
 pub(crate) mod notice;
+pub(crate) mod overview;
+pub(crate) mod plan;
 pub(crate) mod request;
 mod shapes;
 pub(crate) mod task;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use dispatch_core::{
+    ask::shown,
     review::Review,
     update::{TodoState, Update},
 };
@@ -323,8 +324,8 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         "permission_asked" => format!(
             "asks {} for {} (`dispatch allow`, `deny`): {}",
             number("ask"),
-            text("tool"),
-            text("input")
+            event.text("tool").map(shown).unwrap_or_default(),
+            event.text("input").map(shown).unwrap_or_default()
         ),
         "permission_answered" => {
             let allowed = event.body.get("allow") == Some(&true.into());
@@ -519,10 +520,10 @@ mod tests {
             ),
             (
                 r#""kind":"permission_asked","ask":2,"tool":"Bash","input":"ls\u001b[2J","owner":"person","until":9}"#,
-                Some("asks 2 for Bash (`dispatch allow`, `deny`): ls [2J"),
+                Some("asks 2 for Bash (`dispatch allow`, `deny`): ls\\u{1b}[2J"),
             ),
             (
-                r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"why":"no"}"#,
+                r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"reason":"no"}"#,
                 Some("ask 2 denied by 3f"),
             ),
             (

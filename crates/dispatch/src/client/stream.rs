@@ -1,8 +1,8 @@
 //! Server-sent events, read: bytes in, frames out.
 //! Must not reconnect; whoever reads knows the last position and whether to go on.
 
+use axum::body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::ClientError;
 use crate::api::event::Frame;
@@ -60,12 +60,12 @@ impl Frames {
 
 #[derive(Debug)]
 pub(crate) struct Events {
-    body: Incoming,
+    body: Body,
     frames: Frames,
 }
 
 impl Events {
-    pub(crate) fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Body) -> Self {
         Self {
             body,
             frames: Frames::default(),

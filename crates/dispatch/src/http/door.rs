@@ -23,6 +23,7 @@ use super::{
     caller::Caller,
     error::{Code, Problem},
     guesses::{Guesses, Peer, Place},
+    metrics::{Connected, Entrance, Meter},
     tokens::{self, Found, Tokens},
 };
 
@@ -97,15 +98,26 @@ pub(crate) struct Keys {
     tokens: Tokens,
     guesses: Guesses,
     engine: Engine,
+    meter: Arc<Meter>,
 }
 
 impl Keys {
-    pub(crate) fn new(tokens: Tokens, engine: Engine) -> Self {
+    pub(crate) fn new(tokens: Tokens, engine: Engine, meter: Arc<Meter>) -> Self {
         Self {
             tokens,
             guesses: Guesses::default(),
             engine,
+            meter,
         }
+    }
+
+    /// A connection that has come in at this door.
+    pub(crate) fn connected(&self, door: &Door) -> Connected {
+        self.meter.connected(match door {
+            Door::Own => Entrance::Own,
+            Door::Agents => Entrance::Agents,
+            Door::Net(_) => Entrance::Net,
+        })
     }
 
     fn whose(&self, text: &str, peer: Peer) -> Result<Caller, Problem> {
@@ -163,7 +175,10 @@ pub(crate) async fn guard(
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(problem) => problem.into_response(),
+        Err(problem) => {
+            guard.keys.meter.refused(problem.code());
+            problem.into_response()
+        }
     }
 }
 

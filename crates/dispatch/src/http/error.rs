@@ -15,11 +15,16 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use dispatch_core::{config::SelectError, prompt::GuideError, redact::Redactor};
+use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
+use http_body_util::LengthLimitError;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 
-use crate::api::{self, request::BadRequest};
+use super::listen::TooSlow;
+use crate::{
+    api::{self, request::BadRequest},
+    plan::PlanError,
+};
 
 /// Every code that an answer of ours can carry, with its status and what it means: one table, for
 /// programs to rely on and for the documents. A row never changes its word.
@@ -60,6 +65,7 @@ codes! {
     BadInput 400 "bad_input" "What is asked cannot be; the detail says why.";
     BadAttachment 400 "bad_attachment" "A file that comes along is too large, one too many, or its name is none.";
     BadGuide 400 "bad_guide" "Template, persona, plan, variables or effort do not fit.";
+    BadGrant 400 "bad_grant" "No such grant is configured, or the agent cannot use our door.";
     BadImage 400 "bad_image" "An image is named wrongly, is missing, or goes with no container.";
     BadProject 400 "bad_project" "The repository's own dispatch.toml cannot be used.";
     BadRuntime 400 "bad_runtime" "There is no such container engine.";
@@ -76,6 +82,7 @@ codes! {
     BadToken 401 "bad_token" "Nobody has that token: it was revoked, or never made.";
     TokenExpired 401 "token_expired" "The token's time is over.";
     WrongScope 403 "wrong_scope" "The token is for something else.";
+    NotGranted 403 "not_granted" "The agent's grant does not go so far; the detail lists what is outside.";
     NotForAgents 403 "not_for_agents" "The route is for people and their programs.";
     ForeignHost 403 "foreign_host" "The Host of the request is none that this server answers for.";
     ForeignOrigin 403 "foreign_origin" "A page of another origin has sent it.";
@@ -88,9 +95,13 @@ codes! {
     TooSlow 408 "too_slow" "The body did not come in time.";
     WrongState 409 "wrong_state" "The task is in a state where that cannot be done.";
     WorkspaceTaken 409 "workspace_taken" "Another task has the workspace.";
+    NothingLeft 409 "nothing_left" "The grant allows it, and its budget, places or time are used up.";
     NothingToDo 409 "nothing_to_do" "There is nothing that this could be done with.";
+    KeyInUse 409 "key_in_use" "The first request with this Idempotency-Key is still being answered.";
     TooLarge 413 "too_large" "The body is longer than that route takes.";
+    KeyUsed 422 "key_used" "Another request came with this Idempotency-Key.";
     QueueFull 429 "queue_full" "So many tasks wait already; try again after Retry-After.";
+    TooManyWait 429 "too_many_wait" "So many callers wait for ends already; try again.";
     TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
     TooManyStreams 429 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
     Failed 500 "failed" "It was tried and did not work; the detail says what.";
@@ -132,7 +143,6 @@ impl Problem {
         self
     }
 
-    #[cfg(test)]
     pub(crate) fn code(&self) -> Code {
         self.code
     }
@@ -144,21 +154,41 @@ impl From<VerbError> for Problem {
             VerbError::NoSuchTask { .. } => Code::NoSuchTask,
             VerbError::QueueFull { .. } => Code::QueueFull,
             VerbError::WorkspaceTaken { .. } => Code::WorkspaceTaken,
+            VerbError::KeyUsed => Code::KeyUsed,
             VerbError::WrongState { .. } => Code::WrongState,
             VerbError::Nothing { .. } => Code::NothingToDo,
+            VerbError::Refused(Refusal::Spent { .. }) => Code::NothingLeft,
+            VerbError::Refused(_) => Code::NotGranted,
+            VerbError::TooManyWait { .. } => Code::TooManyWait,
             VerbError::Attachment(_) => Code::BadAttachment,
             VerbError::BadInput { .. } => Code::BadInput,
             VerbError::DiskFull { .. } => Code::DiskFull,
             VerbError::Failed { .. } => Code::Failed,
             VerbError::Gone => Code::EngineGone,
         };
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            detail = format!("{detail}: {inner}");
-            cause = inner.source();
-        }
-        Self::new(code, detail)
+        Self::new(code, chain(&error))
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut detail = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        detail = format!("{detail}: {inner}");
+        cause = inner.source();
+    }
+    detail
+}
+
+impl From<PlanError> for Problem {
+    fn from(error: PlanError) -> Self {
+        let code = match error {
+            PlanError::Agent(_) => Code::UnknownAgent,
+            PlanError::Base(_) => Code::BadInput,
+            PlanError::Scratch(_) | PlanError::Prompt(_) => Code::Failed,
+        };
+        Self::new(code, chain(&error))
     }
 }
 
@@ -179,6 +209,8 @@ impl From<BadRequest> for Problem {
             | BadRequest::NoPlace
             | BadRequest::Number
             | BadRequest::TwoScopes
+            | BadRequest::Page(_)
+            | BadRequest::State { .. }
             | BadRequest::Permissions { .. }
             | BadRequest::Name(_) => Code::BadInput,
             BadRequest::Guide(GuideError::Unknown { .. }) => Code::UnknownText,
@@ -190,6 +222,7 @@ impl From<BadRequest> for Problem {
                 Code::BadImage
             }
             BadRequest::Runtime(_) => Code::BadRuntime,
+            BadRequest::UnknownGrant { .. } | BadRequest::NoDoor { .. } => Code::BadGrant,
         };
         Self::new(code, error.to_string())
     }
@@ -239,18 +272,41 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
-            let code = match error.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Code::TooLarge,
-                _ => Code::BadBody,
-            };
-            Problem::new(code, format!("read the request: {error}"))
+        let bytes = Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::TooLarge, unread_text(&error)),
+            _ => unread(&error),
         })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text)
             .map(Self)
             .map_err(|error| Problem::new(Code::BadBody, format!("read the request: {error}")))
     }
+}
+
+/// A body as it came, up to so many bytes.
+pub(crate) async fn whole(body: axum::body::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let body = axum::body::to_bytes(body, bytes_max).await;
+    body.map_err(|error| unread(&error))
+}
+
+/// Why a body was not read: too long, too slow, or broken off.
+fn unread(error: &(dyn Error + 'static)) -> Problem {
+    let mut code = Code::BadBody;
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if inner.is::<LengthLimitError>() {
+            code = Code::TooLarge;
+        } else if inner.is::<TooSlow>() {
+            code = Code::TooSlow;
+        }
+        cause = inner.source();
+    }
+    Problem::new(code, unread_text(error))
+}
+
+fn unread_text(error: &dyn Error) -> String {
+    format!("read the request: {error}")
 }
 
 /// The query of a request; what is not known in it is refused.

@@ -7,8 +7,12 @@ mod error;
 mod events;
 mod frames;
 mod guesses;
+mod letters;
 mod listen;
+mod metrics;
 mod own;
+pub(crate) mod reads;
+mod repeats;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod stall;
@@ -23,6 +27,8 @@ use std::sync::{
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
 use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::settings::Settings;
 
 /// Requests and followers that are being served, so that an idle engine does not leave under them.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +67,7 @@ impl Drop for BusyGuard {
 #[derive(Clone, Debug)]
 pub(crate) struct Ctx {
     pub(crate) engine: Engine,
+    pub(crate) settings: Arc<Settings>,
     pub(crate) config: Arc<Config>,
     /// Where that was read from.
     pub(crate) config_file: std::path::PathBuf,
@@ -68,6 +75,8 @@ pub(crate) struct Ctx {
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
+    pub(crate) meter: Arc<metrics::Meter>,
+    pub(crate) repeats: Arc<repeats::Repeats>,
     /// Room for streams of events.
     pub(crate) streams: Arc<Semaphore>,
 }

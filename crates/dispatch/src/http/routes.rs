@@ -3,13 +3,13 @@
 //! Must not decide anything about tasks: handlers do, through the engine.
 #![allow(dead_code, reason = "read by the document of the routes")]
 
-use std::{convert::Infallible, future::Future};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, Request, State, ws::WebSocketUpgrade},
     handler::Handler,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, HeaderValue, Method, StatusCode},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodRouter, on},
@@ -21,7 +21,15 @@ use super::{
     Ctx,
     caller::{Access, Caller, Scope},
     error::{self, Body, Params, Problem},
-    events, own, tasks,
+    events, letters,
+    metrics::{self, RowMeter},
+    own, reads,
+    repeats::{self, Key},
+    tasks,
+};
+use crate::{
+    api::task::Task,
+    mcp::{self, server::Tables},
 };
 
 /// Texts are limited by `limits.task_bytes`; secrets and JSON quoting come on top.
@@ -35,6 +43,17 @@ pub(crate) enum Verb {
     Delete,
     /// A protocol of its own, which looks at the method itself.
     Any,
+}
+
+impl Verb {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            Self::Any => "ANY",
+        }
+    }
 }
 
 /// What kind of body an answer has.
@@ -77,6 +96,10 @@ impl Takes for Caller {
     fn describe(_: &mut Sheet) {}
 }
 
+impl Takes for Key {
+    fn describe(_: &mut Sheet) {}
+}
+
 impl<T> Takes for Path<T> {
     fn describe(_: &mut Sheet) {}
 }
@@ -101,10 +124,36 @@ impl<T: JsonSchema> Gives for Json<T> {
 }
 
 /// A new task: it is queued, and the rest comes later.
-impl<T: JsonSchema> Gives for (StatusCode, Json<T>) {
+impl<T: Gives> Gives for (StatusCode, T) {
     fn describe(sheet: &mut Sheet) {
-        let schema: MakeSchema = |made| made.subschema_for::<T>();
-        sheet.answer = Some((Answer::Json, 202, Some(schema)));
+        T::describe(sheet);
+        if let Some((_, status, _)) = &mut sheet.answer {
+            *status = StatusCode::ACCEPTED.as_u16();
+        }
+    }
+}
+
+impl Gives for tasks::Page {
+    fn describe(sheet: &mut Sheet) {
+        Json::<Vec<Task>>::describe(sheet);
+    }
+}
+
+impl Gives for metrics::Metrics {
+    fn describe(sheet: &mut Sheet) {
+        String::describe(sheet);
+    }
+}
+
+impl Gives for reads::Piece {
+    fn describe(sheet: &mut Sheet) {
+        sheet.answer = Some((Answer::Bytes, 200, None));
+    }
+}
+
+impl<T: Gives> Gives for reads::At<T> {
+    fn describe(sheet: &mut Sheet) {
+        T::describe(sheet);
     }
 }
 
@@ -213,7 +262,6 @@ impl Route {
     }
 
     /// A protocol of its own at one path, all methods.
-    #[allow(dead_code, reason = "the row of MCP")]
     pub(crate) fn service<S>(
         path: &'static str,
         access: Access,
@@ -267,6 +315,17 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Post, "/v1/tasks/{id}/undo", Needs(Admin), "Bring back what was put away", tasks::undo),
         Route::new(Post, "/v1/tasks/{id}/apply", Needs(Admin), "Bring its result into a repository", tasks::apply),
         Route::new(Get, "/v1/tasks/{id}/diff", Needs(Read), "Its result as a patch", tasks::diff),
+        Route::new(Get, "/v1/tasks/{id}/prompt", Needs(Read), "What its agent was given to read", reads::prompt),
+        Route::new(Get, "/v1/tasks/{id}/runs/{n}/log", Needs(Read), "A piece of what a job wrote", reads::log),
+        Route::new(Get, "/v1/pools", Needs(Read), "How the pools do", reads::pools),
+        Route::new(Get, "/v1/usage", Needs(Read), "What runs have spent", reads::usage),
+        Route::new(Get, "/v1/metrics", Needs(Read), "Numbers for Prometheus", metrics::metrics),
+        Route::new(Get, "/v1/agents", Needs(Read), "Which agents are configured", reads::agents),
+        Route::new(Get, "/v1/config", Needs(Admin), "What is in force, and where it comes from", reads::config),
+        Route::new(Post, "/v1/plan", Needs(Read), "What a task would be, without one", letters::planned),
+        Route::new(Post, "/v1/letters", Needs(Dispatch), "Leave a letter for an agent", letters::send),
+        Route::new(Post, "/v1/letters/fetch", Needs(Dispatch), "Hand out letters, which then count as read", letters::fetch),
+        Route::new(Post, "/v1/letters/between", Needs(Read), "Look up letters", letters::between),
         Route::new(Post, "/v1/clean", Needs(Admin), "Put old tasks away", tasks::clean),
         Route::new(Get, "/v1/events", AgentsToo(Read), "The log from a position on, then live", events::follow),
         Route::new(Get, "/v1/events/ws", AgentsToo(Read), "The same over a WebSocket", events::socket),
@@ -280,9 +339,15 @@ pub(crate) fn table() -> Vec<Route> {
 }
 
 /// The table as a service. Whoever calls it says who calls: without a [`Caller`] everything is
-/// refused, what is not there too.
-pub(crate) fn app(ctx: Ctx) -> Router {
-    serve(ctx, table())
+/// refused, what is not there too. The tools of MCP are requests to the rows of the table, so their
+/// row comes on top of it.
+pub(crate) fn with_mcp(ctx: Ctx, tables: &'static Tables) -> Router {
+    let inside = serve(ctx.clone(), table());
+    let mcp = mcp::http::service(inside, ctx.closing.clone(), tables);
+    let mut all = table();
+    let summary = "The tools of MCP, as streamable HTTP";
+    all.push(Route::service("/mcp", Access::Known, summary, mcp));
+    serve(ctx, all)
 }
 
 fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
@@ -295,14 +360,22 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
             BODY_BYTES_MAX
         };
         let access = route.access;
-        // Nearest to the handler, so that whatever is laid around it later cannot come between.
-        let serve = route
-            .serve
-            .layer(DefaultBodyLimit::max(bytes))
-            .layer(from_fn(move |request, next| admit(access, request, next)));
+        let meter = ctx.meter.row(route.verb.word(), route.path);
+        let mut serve = route.serve.layer(DefaultBodyLimit::max(bytes));
+        if route.verb == Verb::Post {
+            serve = serve.layer(from_fn_with_state((ctx.clone(), bytes), repeats::once));
+        }
+        // Around all that reads a body, so that nothing of one is looked at for a stranger.
+        let serve = serve
+            .layer(from_fn(move |request, next| admit(access, request, next)))
+            .layer(from_fn(move |request, next| {
+                measure(Arc::clone(&meter), request, next)
+            }));
         router = router.route(route.path, serve);
     }
+    let seq = from_fn_with_state(ctx.clone(), at_least);
     router
+        .layer(seq)
         .method_not_allowed_fallback(error::no_method)
         .fallback(error::no_route)
         .layer(from_fn(known))
@@ -324,11 +397,30 @@ async fn admit(access: Access, request: Request, next: Next) -> Result<Response,
     Ok(next.run(Request::from_parts(parts, body)).await)
 }
 
+/// What is read has a position that it is true at: exactly, where its handler says so, else everything
+/// up to this is in it.
+async fn at_least(State(ctx): State<Ctx>, request: Request, next: Next) -> Response {
+    let (seq, read) = (ctx.engine.seq(), request.method() == Method::GET);
+    let mut response = next.run(request).await;
+    if read && response.status().is_success() {
+        let headers = response.headers_mut();
+        headers.entry(reads::SEQ).or_insert(HeaderValue::from(seq));
+    }
+    response
+}
+
 /// Also where there is no route: which paths there are is nobody's business who is not known.
 async fn known(request: Request, next: Next) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     super::caller::of(&parts)?;
     Ok(next.run(Request::from_parts(parts, body)).await)
+}
+
+async fn measure(meter: Arc<RowMeter>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let response = next.run(request).await;
+    meter.count(response.status(), begun.elapsed());
+    response
 }
 
 async fn count(State(ctx): State<Ctx>, request: Request, next: Next) -> Response {

@@ -20,11 +20,13 @@ use super::{
     door::{Door, Keys, Names},
     events::STREAMS_MAX,
     listen::{self, Listener},
-    routes::app,
+    metrics::Meter,
+    routes::with_mcp,
     tokens::Tokens,
 };
 use crate::{
     cli::{error::chain, out::aside},
+    mcp::server::{PRODUCT, Tables},
     notify::{self, Hooks},
     settings::{Paths, Settings},
 };
@@ -155,6 +157,15 @@ fn sockets(paths: &Paths) -> Result<[(Listener, Door, PathBuf); 2], ServeError> 
 impl Server {
     /// Takes the data directory and serves it.
     pub(crate) async fn open(settings: &Settings, net: Net) -> Result<Self, ServeError> {
+        Self::open_with(settings, net, PRODUCT).await
+    }
+
+    /// The same with other tables of MCP.
+    pub(crate) async fn open_with(
+        settings: &Settings,
+        net: Net,
+        tables: &'static Tables,
+    ) -> Result<Self, ServeError> {
         let before = notify::before(settings);
         let engine = Engine::open(settings.engine()).await?;
         let hooks = Hooks::start(settings, &engine, before);
@@ -167,18 +178,24 @@ impl Server {
         };
         let [own, agents] = sockets(&settings.paths)?;
         let (stop, busy) = (Arc::default(), Busy::default());
+        let meter: Arc<Meter> = Arc::default();
         let (close, closing) = watch::channel(false);
-        let routes = app(Ctx {
+        let ctx = Ctx {
             engine: engine.clone(),
+            settings: Arc::new(settings.clone()),
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
             stop: Arc::clone(&stop),
             closing: closing.clone(),
             busy: busy.clone(),
+            meter: Arc::clone(&meter),
+            repeats: Arc::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-        });
-        let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), engine.clone()));
+        };
+        let routes = with_mcp(ctx, tables);
+        let tokens = Tokens::of(&settings.paths.data);
+        let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));
         let mut serving = JoinSet::new();
         let mut serve = |listener: Listener, door: Door| {
             let (keys, routes, closing) = (Arc::clone(&keys), routes.clone(), closing.clone());

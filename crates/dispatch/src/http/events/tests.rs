@@ -38,9 +38,11 @@ use crate::{
         Busy,
         door::{Door, Keys},
         listen,
-        routes::app,
+        metrics::Meter,
+        routes::with_mcp,
         tokens::Tokens,
     },
+    mcp::server::PRODUCT,
     settings::{Env, Paths, Settings},
 };
 
@@ -99,17 +101,22 @@ impl Stage {
         let sites: Sites = Sites::from([(local, Arc::new(self.site.clone()) as _)]);
         let engine = Engine::with_sites(settings.engine(), sites).await.unwrap();
         let (close, closing) = watch::channel(false);
-        let routes = app(Ctx {
+        let meter: Arc<Meter> = Arc::default();
+        let ctx = Ctx {
             engine: engine.clone(),
+            settings: Arc::new(settings.clone()),
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
             stop: Arc::new(Notify::new()),
             closing: closing.clone(),
             busy: Busy::default(),
+            repeats: Arc::default(),
+            meter: Arc::clone(&meter),
             streams: Arc::new(Semaphore::new(streams)),
-        });
-        let keys = Keys::new(Tokens::of(&settings.paths.data), engine.clone());
+        };
+        let routes = with_mcp(ctx, PRODUCT);
+        let keys = Keys::new(Tokens::of(&settings.paths.data), engine.clone(), meter);
         let listener = listen::socket(&settings.paths.run, Paths::SOCKET).unwrap();
         let serve = listener.serve(Door::Own, Arc::new(keys), routes, closing);
         Serving {
