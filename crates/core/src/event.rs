@@ -404,7 +404,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 47] = [
+    pub const WORDS: [&str; 50] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -423,6 +423,9 @@ impl Kind {
         "letters_read",
         "agent_set",
         "child_ended",
+        "ends_delivered",
+        "parked",
+        "detached",
         "applied",
         "snapshotted",
         "snapshot_dropped",
