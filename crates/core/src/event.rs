@@ -17,6 +17,7 @@ use crate::{
     family::EndId,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
     letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
@@ -255,6 +256,13 @@ pub enum Kind {
     Parked {
         children: Vec<TaskId>,
     },
+    /// This was made by a request that its sender may repeat. In the same commit as what it made.
+    Keyed {
+        #[serde(flatten)]
+        key: RequestKey,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<MessageId>,
+    },
     /// The result was brought into a person's repository.
     Applied {
         repo: PathBuf,
@@ -481,6 +489,7 @@ impl Kind {
             Self::Detached { .. } => "detached",
             Self::Parked { .. } => "parked",
             Self::EndsDelivered { .. } => "ends_delivered",
+            Self::Keyed { .. } => "keyed",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
@@ -538,6 +547,7 @@ impl Kind {
             | Self::Detached { .. }
             | Self::Parked { .. }
             | Self::EndsDelivered { .. }
+            | Self::Keyed { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }

@@ -2,7 +2,8 @@
 //! Same input, same output. Read the modules in this order.
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
-//! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it
+//! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it;
+//!   [`keys`] requests that may come again
 //! * [`grant`] what a task's agent may do at our door; [`family`] who asked for whom, and what that leaves
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
 //!   [`spending`] sums of it
@@ -32,6 +33,7 @@ pub mod gate;
 pub mod grant;
 pub mod id;
 pub mod job;
+pub mod keys;
 pub mod ledger;
 pub mod letter;
 pub mod limits;

@@ -598,7 +598,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 61] = [
+const NAMES: [&str; 62] = [
     "after",
     "agent",
     "agents",
@@ -622,6 +622,7 @@ const NAMES: [&str; 61] = [
     "head",
     "id",
     "image",
+    "key",
     "named",
     "model",
     "network",
@@ -637,6 +638,7 @@ const NAMES: [&str; 61] = [
     "priority",
     "profile",
     "refname",
+    "request",
     "repo",
     "repos",
     "review_base",
@@ -657,7 +659,6 @@ const NAMES: [&str; 61] = [
     "version",
     "why",
     "workspace",
-    "wrap",
     "wrap",
     "exit",
 ];

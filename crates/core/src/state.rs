@@ -18,6 +18,7 @@ use crate::{
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::{Keys, Made},
     ledger::Ledger,
     letter::{LetterId, Letterbox},
     message::{Chain, Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
@@ -473,6 +474,7 @@ pub struct State {
     waited_for: BTreeMap<TaskId, BTreeSet<RunId>>,
     /// Those of them that will not complete any more.
     hopeless: BTreeSet<TaskId>,
+    keys: Keys,
     /// By the names of workspaces, which tasks that follow each other share.
     letterboxes: BTreeMap<String, Letterbox>,
     /// Messages of agents that each chain has led to; of the newest chains.
@@ -483,6 +485,12 @@ pub struct State {
 const CHAINS_MAX: usize = 10_000;
 
 impl State {
+    /// What requests that may come again have made.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// The last event applied or stepped over.
     #[must_use]
     pub fn seq(&self) -> Seq {
@@ -969,6 +977,15 @@ impl State {
             message,
         };
         match &event.kind {
+            Kind::Keyed {
+                key,
+                message: Some(message),
+            } => {
+                let message = *message;
+                task.message(message).ok_or_else(|| refused(message))?;
+                let made = Made::Message { task: id, message };
+                self.keys.keep(key, made, event.at);
+            }
             Kind::LetterSent {
                 letter,
                 written,
@@ -1235,6 +1252,13 @@ impl State {
                 family.goes_on(id.task);
             }
             self.enqueue(seq, id);
+            return Ok(());
+        }
+        if let Kind::Keyed { key, message: None } = &event.kind
+            && task.last_run().is_some_and(|run| run.n == id.n)
+        {
+            self.keys.keep(key, Made::Run(id), event.at);
+            task.seq = seq;
             return Ok(());
         }
         let refused = |message: MessageId| ApplyError::Message {

@@ -96,6 +96,7 @@ pub(crate) fn plan(
         profile: spec.terms.profile.as_ref().map(ModelName::as_str),
         unfenced: spec.placement.wrap == Wrap::Host,
         permissions: spec.terms.permissions,
+        tools: None,
     });
     let takes = profile.env.iter().filter_map(|(name, value)| match value {
         EnvValue::Taken { .. } => value.key(&spec.agent, name),

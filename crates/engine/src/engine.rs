@@ -22,6 +22,7 @@ use dispatch_core::{
     family::Deed,
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
+    keys::{Made, RequestKey},
     letter::{Letter, Written},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
@@ -174,6 +175,7 @@ pub(crate) enum Command {
         /// Under the id that its files lie under already.
         kept: Option<(TaskId, Kept)>,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Answer {
@@ -182,12 +184,14 @@ pub(crate) enum Command {
         by: Sender,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Retry {
         task: TaskId,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Resume {
@@ -195,6 +199,7 @@ pub(crate) enum Command {
         agent: Option<Selection>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Say {
@@ -204,6 +209,7 @@ pub(crate) enum Command {
         kept: Option<Kept>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<Spoken>,
     },
     Unsay {
@@ -467,6 +473,7 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
         self.may(Deed::Dispatch).await?;
         if self.who != Who::Person {
@@ -487,6 +494,7 @@ impl Engine {
             spec: Box::new(spec),
             kept,
             secrets,
+            key,
             reply,
         })
         .await
@@ -539,7 +547,7 @@ impl Engine {
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
         self.may(Deed::Answer(task)).await?;
-        let (secrets, tuning) = without_files("answer", given)?;
+        let (secrets, tuning, key) = without_files("answer", given)?;
         let by = self.speaker("answer", &secrets)?;
         let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
@@ -548,6 +556,7 @@ impl Engine {
             by,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -560,12 +569,13 @@ impl Engine {
     /// When it has not ended so, or cannot run again.
     pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
         self.may(Deed::Other("retry")).await?;
-        let (secrets, tuning) = without_files("retry", given)?;
+        let (secrets, tuning, key) = without_files("retry", given)?;
         let _busy = self.hold("retry", task).await?;
         self.ask(|reply| Command::Retry {
             task,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -583,7 +593,7 @@ impl Engine {
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
         self.may(Deed::Other("resume")).await?;
-        let (secrets, tuning) = without_files("resume", given)?;
+        let (secrets, tuning, key) = without_files("resume", given)?;
         let _busy = self.hold("resume", task).await?;
         self.bring_back("resume", task).await?;
         self.ask(|reply| Command::Resume {
@@ -591,6 +601,7 @@ impl Engine {
             agent,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -614,6 +625,7 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
         self.may(Deed::Say(task)).await?;
         let found = self.look(task).await?.task;
@@ -651,6 +663,7 @@ impl Engine {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
             })
             .await;
@@ -1447,13 +1460,17 @@ impl Actor {
                 spec,
                 kept,
                 secrets,
+                key,
                 reply,
             } => {
-                let made = match who {
-                    Who::Person => self.dispatch(*spec, kept, secrets),
-                    Who::Run(by) => self.dispatch_for(by, *spec, kept),
-                };
-                self.reply_later(reply, made);
+                let made = self.once(key, secrets, |actor, secrets| {
+                    let made = match who {
+                        Who::Person => actor.dispatch(*spec, kept, secrets),
+                        Who::Run(by) => actor.dispatch_for(by, *spec, kept),
+                    };
+                    made.map(Made::Run)
+                });
+                self.reply_later(reply, made.and_then(a_run));
             }
             Command::Answer {
                 task,
@@ -1461,29 +1478,39 @@ impl Actor {
                 by,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.answer(task, text, by, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.answer(task, text, by, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Retry {
                 task,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.retry(task, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.retry(task, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Resume {
                 task,
                 agent,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.resume(task, agent, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let queued = actor.resume(task, agent, tuning, secrets);
+                    queued.map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Say {
                 task,
@@ -1492,16 +1519,23 @@ impl Actor {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
-            } => match self.say(task, text, from, (kept, tuning), secrets) {
-                Ok(message) => self.sayers.push(Sayer {
-                    task,
-                    message,
-                    deaf: self.is_barred(task, message),
-                    reply,
-                }),
-                Err(error) => self.reply_later(reply, Err(error)),
-            },
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let message = actor.say(task, text, from, (kept, tuning), secrets)?;
+                    Ok(Made::Message { task, message })
+                });
+                match queued.and_then(a_message) {
+                    Ok((task, message)) => self.sayers.push(Sayer {
+                        task,
+                        message,
+                        deaf: self.is_barred(task, message),
+                        reply,
+                    }),
+                    Err(error) => self.reply_later(reply, Err(error)),
+                }
+            }
             Command::Unsay {
                 task,
                 message,
@@ -1769,6 +1803,39 @@ impl Actor {
         let (spec, secrets) = self.asked_by_agent(by, spec)?;
         let made = self.dispatch(spec, kept, secrets)?;
         self.fill_purse(by.task);
+        Ok(made)
+    }
+
+    /// Does what is asked, or says what came of it when it came before: what is made and the key that
+    /// it came with are one commit, so there is no crash between them.
+    fn once(
+        &mut self,
+        key: Option<RequestKey>,
+        secrets: Secrets,
+        work: impl FnOnce(&mut Self, Secrets) -> Result<Made, VerbError>,
+    ) -> Result<Made, VerbError> {
+        let Some(key) = key else {
+            return work(self, secrets);
+        };
+        let known = self.state.keys().find(&key, self.now());
+        if let Some(made) = known.map_err(|_| VerbError::KeyUsed)? {
+            // The engine that had them may be gone.
+            let task = made.task();
+            let queued = self.state.queue().find(|run| run.task == task);
+            if let Some(run) = queued {
+                self.secrets.entry(task).or_default().extend(secrets);
+                self.look_for_secrets(run);
+            }
+            // A supervisor that took the run over since has been asked about it by nobody.
+            self.ring(task);
+            return Ok(made);
+        }
+        let made = work(self, secrets)?;
+        let (subject, message) = match made {
+            Made::Run(run) => (Subject::Run(run), None),
+            Made::Message { task, message } => (Subject::Task(task), Some(message)),
+        };
+        self.put(subject, Kind::Keyed { key, message });
         Ok(made)
     }
 
@@ -2955,13 +3022,30 @@ fn agents_bring_no_secrets(verb: &str, secrets: &Secrets) -> Result<(), VerbErro
     Err(VerbError::BadInput { what })
 }
 
-fn without_files(verb: &str, given: impl Into<Given>) -> Result<(Secrets, Tuning), VerbError> {
+type WithoutFiles = (Secrets, Tuning, Option<RequestKey>);
+
+fn without_files(verb: &str, given: impl Into<Given>) -> Result<WithoutFiles, VerbError> {
     let given = given.into();
     if given.files.is_empty() {
-        return Ok((given.secrets, given.tuning));
+        return Ok((given.secrets, given.tuning, given.key));
     }
     let what = format!("{verb} with files: they come with a task or a message");
     Err(VerbError::BadInput { what })
+}
+
+/// A key says which verb it came with, so neither of these can be another's.
+fn a_run(made: Made) -> Result<RunId, VerbError> {
+    match made {
+        Made::Run(run) => Ok(run),
+        Made::Message { .. } => Err(VerbError::KeyUsed),
+    }
+}
+
+fn a_message(made: Made) -> Result<(TaskId, MessageId), VerbError> {
+    match made {
+        Made::Message { task, message } => Ok((task, message)),
+        Made::Run(_) => Err(VerbError::KeyUsed),
+    }
 }
 
 fn random_id() -> Result<TaskId, VerbError> {

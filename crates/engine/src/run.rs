@@ -721,6 +721,7 @@ impl Walk {
             profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
             permissions: task.spec.terms.permissions,
+            tools: None,
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;

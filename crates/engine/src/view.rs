@@ -13,6 +13,7 @@ use dispatch_core::{
     event::Event,
     family::{EndId, Refusal},
     id::{RunId, Seq, TaskId},
+    keys::RequestKey,
     letter::Letter,
     message::{Message, MessageId},
     schedule::Waiting,
@@ -259,6 +260,8 @@ pub struct Given {
     /// With a task or a message.
     pub files: Vec<NewFile>,
     pub tuning: Tuning,
+    /// It may come again, and is done once.
+    pub key: Option<RequestKey>,
 }
 
 impl From<Secrets> for Given {
@@ -304,6 +307,10 @@ pub enum VerbError {
     },
     #[error("{what}")]
     BadInput { what: String },
+    #[error(
+        "take the request: its key came with another one before; make a new key for each request"
+    )]
+    KeyUsed,
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("wait: {max} callers do already (limits.waits_max); try again later")]

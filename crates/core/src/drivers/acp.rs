@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Request, Step, Tail,
+    Ask, Driver, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
     pieces::Pieces,
     text::{
         AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, asked_text, asked_tool, blocks,
@@ -75,6 +75,8 @@ pub(super) struct Acp {
     resume: Option<String>,
     unfenced: bool,
     permissions: Permissions,
+    /// Our tools, as `session/new` names servers.
+    servers: Vec<Value>,
     model: Option<String>,
     next_id: u64,
     asked: Option<(u64, Asked)>,
@@ -111,10 +113,20 @@ struct Call {
     told: bool,
 }
 
+fn server(tools: Tools<'_>) -> Value {
+    let env = tools.env.iter();
+    let env: Vec<Value> = env
+        .map(|(name, value)| json!({"name": name, "value": value}))
+        .collect();
+    let (command, args) = (tools.program(), tools.args());
+    json!({"name": TOOLS_NAME, "command": command, "args": args, "env": env})
+}
+
 impl Driver for Acp {
     fn open(&mut self, ask: &Ask<'_>) -> Opening {
         self.cwd = ask.cwd.to_owned();
         self.folders = ask.folders.to_vec();
+        self.servers = ask.tools.map(server).into_iter().collect();
         self.prompt = ask.prompt.to_owned();
         self.whole = ask.whole.to_owned();
         self.resume = ask.resume.filter(|id| session_ok(id)).map(str::to_owned);
@@ -342,14 +354,17 @@ impl Acp {
     /// could run commands, send the key elsewhere or give permissions (its CLAUDE.md is read as
     /// that of an additional directory), and a guess at the next prompt would cost a request.
     fn session_params(&self) -> Value {
-        let options = json!({
+        let mut options = json!({
             "settingSources": ["user"],
             "strictMcpConfig": true,
             "additionalDirectories": [self.cwd],
             "promptSuggestions": false,
         });
+        if !self.servers.is_empty() {
+            options["allowedTools"] = json!([format!("mcp__{TOOLS_NAME}")]);
+        }
         let meta = json!({"claudeCode": {"options": options}});
-        let mut params = json!({"cwd": self.cwd, "mcpServers": [], "_meta": meta});
+        let mut params = json!({"cwd": self.cwd, "mcpServers": self.servers, "_meta": meta});
         let can = &self.agent["agentCapabilities"]["sessionCapabilities"];
         if can["additionalDirectories"].is_object() && !self.folders.is_empty() {
             params["additionalDirectories"] = json!(self.folders);
@@ -791,6 +806,7 @@ mod tests {
             profile: None,
             unfenced,
             permissions,
+            tools: None,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);
         assert_eq!(opening.stdin, Stdin::Open);

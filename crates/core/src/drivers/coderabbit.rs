@@ -229,6 +229,7 @@ mod tests {
             profile: None,
             unfenced: false,
             permissions: Permissions::Allow,
+            tools: None,
         });
         let want = format!(
             "coderabbit review --agent --committed --base-commit {} --type committed",

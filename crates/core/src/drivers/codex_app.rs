@@ -86,6 +86,7 @@ impl Driver for CodexApp {
         Opening {
             argv: argv
                 .into_iter()
+                .chain(ask.tools.map(codex::tools).into_iter().flatten())
                 .chain(ask.args.iter().cloned())
                 .chain(effort)
                 .collect(),
@@ -635,6 +636,7 @@ mod tests {
             profile: None,
             unfenced,
             permissions,
+            tools: None,
         });
         assert_eq!(opening.argv, ["codex", "app-server", "-c", "model=x"]);
         app

@@ -109,6 +109,7 @@ fn opened_with(
         review: None,
         unfenced: false,
         permissions,
+        tools: None,
         model: None,
         profile: None,
     });

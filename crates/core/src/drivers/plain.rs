@@ -70,6 +70,7 @@ mod tests {
             review: None,
             unfenced: true,
             permissions: Permissions::Allow,
+            tools: None,
             model: None,
             profile: None,
         };

@@ -17,6 +17,7 @@ use dispatch_core::{
     gate::MicroUsd,
     grant::{Offer, Tool},
     id::{AgentName, CheckName, GrantName, ModelName, PlacementName},
+    keys::RequestKey,
     limits::Lowered,
     prompt::{Guide, GuideError, TextKind},
     redact::Redactor,
@@ -840,11 +841,17 @@ pub(crate) fn check_attachments(
 }
 
 /// What the engine is given along with a task or a message.
-pub(crate) fn given(secrets: Secrets, files: Vec<Attach>, tuning: Tuning) -> Given {
+pub(crate) fn given(
+    secrets: Secrets,
+    files: Vec<Attach>,
+    tuning: Tuning,
+    key: Option<RequestKey>,
+) -> Given {
     Given {
         secrets: secrets.0,
         files: files.into_iter().map(NewFile::from).collect(),
         tuning,
+        key,
     }
 }
 

@@ -60,13 +60,21 @@ pub(crate) enum Permissions {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct Lowered {
+    #[serde(skip_serializing_if = "Option::is_none")]
     wall_clock_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     idle_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     output_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     check_wall_clock_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     processes_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     open_files_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     workspace_bytes: Option<u64>,
 }
 

@@ -253,6 +253,7 @@ fn in_home(
         resume: None,
         unfenced: true,
         permissions: Permissions::Allow,
+        tools: None,
     });
     let mut command = Command::new(program);
     command

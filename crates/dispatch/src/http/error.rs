@@ -17,8 +17,10 @@ use axum::{
 };
 use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
+use http_body_util::LengthLimitError;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 
+use super::listen::TooSlow;
 use crate::{
     api::{self, request::BadRequest},
     plan::PlanError,
@@ -95,7 +97,9 @@ codes! {
     WorkspaceTaken 409 "workspace_taken" "Another task has the workspace.";
     NothingLeft 409 "nothing_left" "The grant allows it, and its budget, places or time are used up.";
     NothingToDo 409 "nothing_to_do" "There is nothing that this could be done with.";
+    KeyInUse 409 "key_in_use" "The first request with this Idempotency-Key is still being answered.";
     TooLarge 413 "too_large" "The body is longer than that route takes.";
+    KeyUsed 422 "key_used" "Another request came with this Idempotency-Key.";
     QueueFull 429 "queue_full" "So many tasks wait already; try again after Retry-After.";
     TooManyWait 429 "too_many_wait" "So many callers wait for ends already; try again.";
     TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
@@ -150,6 +154,7 @@ impl From<VerbError> for Problem {
             VerbError::NoSuchTask { .. } => Code::NoSuchTask,
             VerbError::QueueFull { .. } => Code::QueueFull,
             VerbError::WorkspaceTaken { .. } => Code::WorkspaceTaken,
+            VerbError::KeyUsed => Code::KeyUsed,
             VerbError::WrongState { .. } => Code::WrongState,
             VerbError::Nothing { .. } => Code::NothingToDo,
             VerbError::Refused(Refusal::Spent { .. }) => Code::NothingLeft,
@@ -267,18 +272,41 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
-            let code = match error.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Code::TooLarge,
-                _ => Code::BadBody,
-            };
-            Problem::new(code, format!("read the request: {error}"))
+        let bytes = Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::TooLarge, unread_text(&error)),
+            _ => unread(&error),
         })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text)
             .map(Self)
             .map_err(|error| Problem::new(Code::BadBody, format!("read the request: {error}")))
     }
+}
+
+/// A body as it came, up to so many bytes.
+pub(crate) async fn whole(body: axum::body::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let body = axum::body::to_bytes(body, bytes_max).await;
+    body.map_err(|error| unread(&error))
+}
+
+/// Why a body was not read: too long, too slow, or broken off.
+fn unread(error: &(dyn Error + 'static)) -> Problem {
+    let mut code = Code::BadBody;
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if inner.is::<LengthLimitError>() {
+            code = Code::TooLarge;
+        } else if inner.is::<TooSlow>() {
+            code = Code::TooSlow;
+        }
+        cause = inner.source();
+    }
+    Problem::new(code, unread_text(error))
+}
+
+fn unread_text(error: &dyn Error) -> String {
+    format!("read the request: {error}")
 }
 
 /// The query of a request; what is not known in it is refused.

@@ -7,21 +7,27 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{Router, body::Body, middleware::from_fn_with_state};
 use dispatch_engine::jobdir::socket_path;
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request,
+    body::{Bytes, Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tower::{Layer as _, ServiceExt as _};
@@ -37,6 +43,8 @@ const HEAD_TIME: Duration = Duration::from_secs(15);
 /// Of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 64;
+/// For the whole body: time for the largest that a route takes, over a slow line.
+const BODY_TIME: Duration = Duration::from_secs(120);
 const TLS_TIME: Duration = Duration::from_secs(10);
 /// Connections of one listener; more wait in the system's queue.
 const CONNECTIONS_MAX: usize = 512;
@@ -175,7 +183,11 @@ async fn http(
     // Around the whole router: nothing of it is reached before the door.
     let service = from_fn_with_state(guarded, guard).layer(routes);
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = service.clone().oneshot(request.map(Body::new));
+        let request = request.map(|body| {
+            let deadline = Box::pin(sleep(BODY_TIME));
+            Body::new(Timed { body, deadline })
+        });
+        let answer = service.clone().oneshot(request);
         async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });
     let serving = http1::Builder::new()
@@ -195,5 +207,42 @@ async fn http(
                 Ok(()) | Err(_) => {}
             }
         }
+    }
+}
+
+/// The body of a request did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error("its body did not come within {} s", BODY_TIME.as_secs())]
+pub(crate) struct TooSlow;
+
+/// A body that has to be there in time, whoever reads it.
+struct Timed {
+    body: Incoming,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl hyper::body::Body for Timed {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| Ok(frame?))),
+            Poll::Pending => {
+                let over = self.deadline.as_mut().poll(cx);
+                over.map(|()| Some(Err(TooSlow.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

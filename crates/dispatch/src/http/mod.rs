@@ -12,6 +12,7 @@ mod listen;
 mod metrics;
 mod own;
 pub(crate) mod reads;
+mod repeats;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod stall;
@@ -75,6 +76,7 @@ pub(crate) struct Ctx {
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
     pub(crate) meter: Arc<metrics::Meter>,
+    pub(crate) repeats: Arc<repeats::Repeats>,
     /// Room for streams of events.
     pub(crate) streams: Arc<Semaphore>,
 }

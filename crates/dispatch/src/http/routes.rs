@@ -23,7 +23,9 @@ use super::{
     error::{self, Body, Params, Problem},
     events, letters,
     metrics::{self, RowMeter},
-    own, reads, tasks,
+    own, reads,
+    repeats::{self, Key},
+    tasks,
 };
 use crate::{
     api::task::Task,
@@ -91,6 +93,10 @@ impl Takes for State<Ctx> {
 }
 
 impl Takes for Caller {
+    fn describe(_: &mut Sheet) {}
+}
+
+impl Takes for Key {
     fn describe(_: &mut Sheet) {}
 }
 
@@ -355,10 +361,12 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         };
         let access = route.access;
         let meter = ctx.meter.row(route.verb.word(), route.path);
-        // Nearest to the handler, so that whatever is laid around it later cannot come between.
-        let serve = route
-            .serve
-            .layer(DefaultBodyLimit::max(bytes))
+        let mut serve = route.serve.layer(DefaultBodyLimit::max(bytes));
+        if route.verb == Verb::Post {
+            serve = serve.layer(from_fn_with_state((ctx.clone(), bytes), repeats::once));
+        }
+        // Around all that reads a body, so that nothing of one is looked at for a stranger.
+        let serve = serve
             .layer(from_fn(move |request, next| admit(access, request, next)))
             .layer(from_fn(move |request, next| {
                 measure(Arc::clone(&meter), request, next)

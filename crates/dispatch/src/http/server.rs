@@ -190,6 +190,7 @@ impl Server {
             closing: closing.clone(),
             busy: busy.clone(),
             meter: Arc::clone(&meter),
+            repeats: Arc::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         };
         let routes = with_mcp(ctx, tables);

@@ -21,6 +21,7 @@ use super::{
     Ctx,
     error::{Body, Code, Params, Problem},
     reads::{At, NEXT},
+    repeats::Key,
 };
 use crate::{
     api::{self, request, task::Task},
@@ -48,6 +49,7 @@ async fn find(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
 
 pub(crate) async fn dispatch(
     State(ctx): State<Ctx>,
+    Key(key): Key,
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let secrets = asked.secrets.clone();
@@ -62,7 +64,7 @@ pub(crate) async fn dispatch(
     let (spec, files) = spec
         .await
         .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
-    let given = request::given(secrets, files, tuning);
+    let given = request::given(secrets, files, tuning, key);
     let run = ctx.engine.dispatch(spec, given).await?;
     Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))
 }
@@ -130,11 +132,12 @@ pub(crate) async fn remove(
 pub(crate) async fn answer(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Answer>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.answer(task, asked.text, given).await?;
     find(&ctx, task).await
 }
@@ -142,11 +145,12 @@ pub(crate) async fn answer(
 pub(crate) async fn retry(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Retry>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
     find(&ctx, task).await
 }
@@ -154,11 +158,12 @@ pub(crate) async fn retry(
 pub(crate) async fn say(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Say>,
 ) -> Result<Json<api::Spoken>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, asked.attachments, tuning);
+    let given = request::given(asked.secrets, asked.attachments, tuning, key);
     let spoken = ctx
         .engine
         .say(task, asked.text, Sender::Person, given)
@@ -199,6 +204,7 @@ pub(crate) async fn permit(
 pub(crate) async fn resume(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Resume>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
@@ -214,7 +220,7 @@ pub(crate) async fn resume(
         Some(selection) => request::tuning(&ctx.config, &selection.agent, model, effort)?,
         None => tuning(&ctx, task, model, effort).await?,
     };
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;
     find(&ctx, task).await
 }

@@ -105,6 +105,11 @@ impl Door {
     #[track_caller]
     pub(crate) fn open(world: &TestWorld) -> Self {
         let token = token(world, &["--scope", "read,dispatch,answer,admin"]);
+        Self::with(world, token)
+    }
+
+    #[track_caller]
+    pub(crate) fn with(world: &TestWorld, token: String) -> Self {
         let mut serve = world.follow(&["serve", "--listen", "127.0.0.1:0", "--json"]);
         serve.until("url");
         let told: Value = serde_json::from_str(serve.last()).unwrap();
@@ -131,6 +136,14 @@ impl Door {
     pub(crate) fn close(self) -> Done {
         self.post("/v1/shutdown", &serde_json::json!({})).good();
         self.serve.end()
+    }
+
+    /// The next one, as if the machine's memory had run out under this one.
+    #[track_caller]
+    pub(crate) fn killed(self, world: &TestWorld) -> Self {
+        self.serve.signal(rustix::process::Signal::KILL);
+        self.serve.end();
+        Self::with(world, self.token)
     }
 }
 

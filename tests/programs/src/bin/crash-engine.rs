@@ -26,6 +26,7 @@ use dispatch_core::{
     event::Kind,
     id::RunId,
     job::{Invocation, JobId, Offset, Order},
+    keys::RequestKey,
     message::Sender,
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
@@ -168,21 +169,20 @@ async fn main() -> Result<()> {
         clock: Clock::default(),
     };
     let engine = Engine::with_sites(settings, sites).await?;
-    if engine.tasks().await?.is_empty() {
-        let spec = match scene {
-            Scene::Golden => golden(&home, from)?,
-            Scene::Running => listening(&home)?,
-            Scene::Next => waiting(&home, "")?,
-            Scene::Attached => waiting(&home, &home.join("heard").to_string_lossy())?,
-            Scene::Asking => asking(&home)?,
-            Scene::Family(ends) => lead(&home, &engine, ends)?,
-        };
-        let given = Given {
-            files: scene.files("one"),
-            ..secrets.clone().into()
-        };
-        engine.dispatch(spec, given).await?;
-    }
+    let spec = match scene {
+        Scene::Golden => golden(&home, from)?,
+        Scene::Running => listening(&home)?,
+        Scene::Next => waiting(&home, "")?,
+        Scene::Attached => waiting(&home, &home.join("heard").to_string_lossy())?,
+        Scene::Asking => asking(&home)?,
+        Scene::Family(ends) => lead(&home, &engine, ends)?,
+    };
+    let given = Given {
+        files: scene.files("one"),
+        key: key("the task"),
+        ..secrets.clone().into()
+    };
+    engine.dispatch(spec, given).await?;
     if scene == Scene::Asking {
         permit(&engine).await?;
     }
@@ -243,7 +243,14 @@ impl Scene {
     }
 }
 
-/// As a person would who looks at what is there before saying it again.
+/// Every engine is asked the same again, as by a program that never heard whether the last one did it.
+fn key(of: &str) -> Option<RequestKey> {
+    Some(RequestKey {
+        key: of.to_owned(),
+        request: of.to_owned(),
+    })
+}
+
 async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
     let heard = home.join("heard").to_string_lossy().into_owned();
     let messages = match scene {
@@ -265,10 +272,10 @@ async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
             break;
         }
     }
-    let known = engine.task(task).await?.task.messages_count as usize;
-    for text in messages.into_iter().skip(known) {
+    for text in messages {
         let given = Given {
             files: scene.files("two"),
+            key: key(&text),
             ..Given::default()
         };
         engine.say(task, text, Sender::Person, given).await?;

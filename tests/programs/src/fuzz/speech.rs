@@ -266,6 +266,7 @@ fn opened(kind: DriverKind, permissions: Permissions) -> Box<dyn Driver> {
         review: None,
         unfenced: false,
         permissions,
+        tools: None,
         model: None,
         profile: None,
     });

@@ -10,6 +10,7 @@ use dispatch_core::{
     family::EndId,
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
     letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
@@ -191,6 +192,16 @@ fn seeds() -> Vec<Vec<u8>> {
                 spent: "1 of 2 tokens".into(),
             },
         ),
+        (
+            run(1),
+            Kind::Keyed {
+                key: RequestKey {
+                    key: "l".into(),
+                    request: "r".into(),
+                },
+                message: None,
+            },
+        ),
         (run(1), Kind::Admitted),
         (
             run(1),
@@ -283,6 +294,16 @@ fn seeds() -> Vec<Vec<u8>> {
                     model: "m".parse().ok(),
                     effort: None,
                 },
+            },
+        ),
+        (
+            Subject::Task(task),
+            Kind::Keyed {
+                key: RequestKey {
+                    key: "k".into(),
+                    request: "r".into(),
+                },
+                message: Some(MessageId(2)),
             },
         ),
         (

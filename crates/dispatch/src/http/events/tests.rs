@@ -111,6 +111,7 @@ impl Stage {
             stop: Arc::new(Notify::new()),
             closing: closing.clone(),
             busy: Busy::default(),
+            repeats: Arc::default(),
             meter: Arc::clone(&meter),
             streams: Arc::new(Semaphore::new(streams)),
         };
