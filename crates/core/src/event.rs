@@ -412,12 +412,13 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 50] = [
+    pub const WORDS: [&str; 51] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
         "budget_warned",
         "waits",
+        "keyed",
         "task_created",
         "answered",
         "message_queued",
