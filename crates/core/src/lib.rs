@@ -12,6 +12,8 @@
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
+//! * [`models`] keys and models of the native agent; [`native`] the lines it says and hears;
+//!   [`rules`] what it may do without asking
 //! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
 
 pub mod ask;
@@ -30,7 +32,9 @@ pub mod job;
 pub mod ledger;
 pub mod limits;
 pub mod message;
+pub mod models;
 pub mod naming;
+pub mod native;
 pub mod network;
 pub mod notify;
 pub mod outcome;
@@ -38,6 +42,7 @@ pub mod project;
 pub mod prompt;
 pub mod redact;
 pub mod review;
+pub mod rules;
 pub mod run;
 pub mod schedule;
 pub mod seatbelt;
