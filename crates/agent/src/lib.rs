@@ -1,8 +1,14 @@
 //! What works: guests of our own, run as jobs like any other, without a privilege (I8).
-//! For now the scripted one, which does the demo's work; the one with a model comes beside it.
+//! Must not know the engine: what it hears and says are lines of [`dispatch_core::native`].
 //!
 //! * [`script`] follow a script: the words of the demo's agent
+//! * [`model`] ask a model
 
+mod model;
+#[cfg(test)]
+mod provider;
+#[cfg(test)]
+mod random;
 pub mod script;
 
 use std::{ffi::OsString, io, process::ExitCode};

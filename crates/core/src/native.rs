@@ -223,7 +223,45 @@ pub enum Live {
     Void,
 }
 
-/// Something that is closed, or happened. What has `raw` is what the model's provider must get back.
+/// A closed piece of a model's answer. `raw` is what its provider must get back, the rest is for
+/// everybody else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Block {
+    Text {
+        text: String,
+        raw: Raw,
+    },
+    Thinking {
+        text: String,
+        raw: Raw,
+    },
+    Call {
+        id: String,
+        name: String,
+        /// As the model wrote it; not always JSON.
+        input: String,
+        raw: Raw,
+    },
+    /// Nothing for a person, and yet a part of the answer.
+    Other {
+        raw: Raw,
+    },
+}
+
+impl Block {
+    #[must_use]
+    pub fn raw(&self) -> &Raw {
+        match self {
+            Self::Text { raw, .. }
+            | Self::Thinking { raw, .. }
+            | Self::Call { raw, .. }
+            | Self::Other { raw } => raw,
+        }
+    }
+}
+
+/// Something that is closed, or happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Chunk {
@@ -248,24 +286,7 @@ pub enum Chunk {
         model: Choice,
         wire: Wire,
     },
-    Text {
-        text: String,
-        raw: Raw,
-    },
-    Thinking {
-        text: String,
-        raw: Raw,
-    },
-    Call {
-        id: String,
-        name: String,
-        input: String,
-        raw: Raw,
-    },
-    /// Nothing for a person, and yet a part of the answer.
-    Other {
-        raw: Raw,
-    },
+    Block(Block),
     StepEnded(StepEnd),
     Usage {
         tokens: Tokens,
@@ -422,10 +443,10 @@ mod tests {
     fn what_a_provider_gets_back_keeps_every_byte() {
         // Spaces, an order of members, an escape and a number that a parser would write otherwise.
         let raw = r#"{ "b":1.50e2,"a" : "\u00e9","b":[ ]}"#;
-        let chunk = Chunk::Thinking {
+        let chunk = Chunk::Block(Block::Thinking {
             text: "hm".into(),
             raw: Raw::parse(raw.into()).unwrap(),
-        };
+        });
         let text = serde_json::to_string(&line(chunk)).unwrap();
         assert!(text.contains(raw), "{text}");
         let back: Line = serde_json::from_str(&text).unwrap();
