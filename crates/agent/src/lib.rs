@@ -2,8 +2,10 @@
 //! Must not know the engine: what it hears and says are lines of [`dispatch_core::native`].
 //!
 //! * [`script`] follow a script: the words of the demo's agent
-//! * [`model`] ask a model
+//! * [`model`] ask a model; [`keys`] with which key; [`fallback`] what comes after a failure
 
+mod fallback;
+mod keys;
 mod model;
 #[cfg(test)]
 mod provider;

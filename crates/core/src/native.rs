@@ -12,7 +12,7 @@ use crate::{
     Millis,
     id::KeyName,
     models::{Choice, KeyTable, Wire},
-    rules::Rules,
+    rules::{Group, Rules},
 };
 
 /// Of these lines. A reader refuses a newer one.
@@ -314,11 +314,16 @@ pub enum Chunk {
         id: u64,
         call: String,
         tool: String,
+        group: Group,
+        /// What it would touch: a path, a command.
+        subject: String,
         input: String,
     },
     Answered {
         id: u64,
         allowed: bool,
+        /// For the same again, too, until the task's end.
+        always: bool,
         why: String,
     },
     /// Nothing is asked of the model before `at`.
