@@ -4,14 +4,18 @@
 //! * [`script`] follow a script: the words of the demo's agent
 //! * [`model`] ask a model; [`keys`] with which key; [`fallback`] what comes after a failure
 
+mod conversation;
 mod fallback;
+mod inbox;
 mod keys;
 mod model;
 #[cfg(test)]
 mod provider;
 #[cfg(test)]
 mod random;
+mod record;
 pub mod script;
+mod tools;
 
 use std::{ffi::OsString, io, process::ExitCode};
 
