@@ -9,7 +9,7 @@ use std::{
 
 use dispatch_core::{
     models::{Choice, Wire},
-    native::{Block, Chunk, Line, Message, StepEnd, StepId, Todo, Tokens},
+    native::{Block, Chunk, Message, StepEnd, StepId, Todo, Tokens},
     rules::Group,
 };
 
@@ -161,9 +161,8 @@ pub(crate) struct Spent {
 }
 
 impl Conversation {
-    pub(crate) fn apply(&mut self, line: &Line) {
-        let step = line.step;
-        match &line.chunk {
+    pub(crate) fn apply(&mut self, step: StepId, chunk: &Chunk) {
+        match chunk {
             Chunk::Turn { said } => {
                 self.close();
                 self.step = step;

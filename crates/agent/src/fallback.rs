@@ -97,10 +97,6 @@ impl Chain {
         self.failures
     }
 
-    pub(crate) fn of(&self, index: usize) -> &Choice {
-        &self.choices[index]
-    }
-
     pub(crate) fn hop(&mut self, to: usize) {
         self.at = to.min(self.choices.len() - 1);
         self.failures = 0;

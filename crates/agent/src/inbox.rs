@@ -10,12 +10,15 @@ use std::{
 };
 
 use dispatch_core::native::{Message, Order};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    signal::unix::Signal,
+    sync::{mpsc, watch},
+};
 
 /// One order. The first one holds a prompt and all settings.
 const LINE_BYTES_MAX: u64 = 32 << 20;
 const ORDERS_MAX: usize = 64;
-/// Messages that wait. Whoever sends more waits, too.
+/// Messages that wait. One more is told to be refused, and its sender never hears that it was told.
 const WAITING_MAX: usize = 256;
 
 /// An answer to a question for permission.
@@ -29,6 +32,8 @@ pub(crate) struct Permit {
 #[derive(Debug)]
 pub(crate) struct Inbox {
     orders: mpsc::Receiver<Result<Order, String>>,
+    /// The polite request to end, as every program gets it.
+    signal: Option<Signal>,
     waiting: VecDeque<Message>,
     permits: BTreeMap<u64, Permit>,
     /// What could not be read, for the record.
@@ -49,12 +54,9 @@ impl Inbox {
             .name("orders".into())
             .stack_size(256 << 10)
             .spawn(move || read_all(BufReader::new(input), &sender))?;
-        Ok(Self::new(orders))
-    }
-
-    fn new(orders: mpsc::Receiver<Result<Order, String>>) -> Self {
-        Self {
+        Ok(Self {
             orders,
+            signal: None,
             waiting: VecDeque::new(),
             permits: BTreeMap::new(),
             problems: Vec::new(),
@@ -62,7 +64,12 @@ impl Inbox {
             stopped: false,
             closed: false,
             count: watch::channel(0).0,
-        }
+        })
+    }
+
+    /// A signal is an order to stop, too.
+    pub(crate) fn listen_to(&mut self, signal: Signal) {
+        self.signal = Some(signal);
     }
 
     /// The first order, before there is anything else.
@@ -70,17 +77,31 @@ impl Inbox {
         self.orders.recv().await
     }
 
-    /// Takes up the next order. May be dropped while it waits. Comes back at once, and does nothing,
-    /// when no more will come: ask [`Inbox::closed`] first.
+    /// Takes up the next order. May be dropped while it waits; waits for ever when nothing more can
+    /// come.
     pub(crate) async fn hear(&mut self) {
-        match self.orders.recv().await {
-            None => self.closed = true,
-            Some(order) => self.take(order),
+        let signalled = async {
+            match &mut self.signal {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = signalled => self.stopped = true,
+            order = self.orders.recv(), if !self.closed => match order {
+                None => self.closed = true,
+                Some(order) => self.take(order),
+            },
         }
     }
 
     fn take(&mut self, order: Result<Order, String>) {
         match order {
+            Ok(Order::Say(message)) if self.waiting.len() >= WAITING_MAX => {
+                let problem = format!("message {} is refused: too many wait", message.id);
+                self.problems.push(problem);
+            }
             Ok(Order::Say(message)) => self.waiting.push_back(message),
             Ok(Order::Unsay { id }) => {
                 let before = self.waiting.len();
@@ -106,22 +127,13 @@ impl Inbox {
         self.count.send_replace(self.waiting.len());
     }
 
-    /// From a signal, which is an order, too.
-    pub(crate) fn stop(&mut self) {
-        self.stopped = true;
-    }
-
     pub(crate) fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Whether there is no use in [`Inbox::hear`] now: nothing will come, or there is no room.
+    /// Nothing more will be said.
     pub(crate) fn closed(&self) -> bool {
         self.closed
-    }
-
-    pub(crate) fn full(&self) -> bool {
-        self.waiting.len() >= WAITING_MAX
     }
 
     pub(crate) fn count(&self) -> watch::Receiver<usize> {
@@ -133,10 +145,6 @@ impl Inbox {
         let all = self.waiting.drain(..).collect();
         self.count.send_replace(0);
         all
-    }
-
-    pub(crate) fn has_messages(&self) -> bool {
-        !self.waiting.is_empty()
     }
 
     pub(crate) fn permit(&mut self, id: u64) -> Option<Permit> {
@@ -201,7 +209,7 @@ mod tests {
         let ids: Vec<u64> = inbox.messages().iter().map(|message| message.id).collect();
         assert_eq!(ids, [1, 3]);
         assert_eq!(*count.borrow(), 0);
-        assert!(!inbox.has_messages() && !inbox.stopped());
+        assert!(inbox.messages().is_empty() && !inbox.stopped());
     }
 
     #[tokio::test]
@@ -215,5 +223,15 @@ mod tests {
         assert_eq!(inbox.permit(1), None);
         assert!(inbox.stopped());
         assert_eq!(inbox.problems().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn there_is_room_for_so_many() {
+        let all: String = (0..300)
+            .map(|id| format!("{{\"say\":{{\"id\":{id},\"text\":\"x\"}}}}\n"))
+            .collect();
+        let mut inbox = heard(&all).await;
+        assert_eq!(inbox.problems().len(), 300 - WAITING_MAX);
+        assert_eq!(inbox.messages().len(), WAITING_MAX);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use dispatch_core::native::{Chunk, Line, Live, StepId};
+use dispatch_core::native::{Chunk, Live, StepId};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::{mpsc, oneshot};
 
@@ -166,6 +166,8 @@ fn wait_until_taken(fd: BorrowedFd<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, pipe};
+
+    use dispatch_core::native::Line;
 
     use super::*;
 

@@ -231,6 +231,11 @@ impl Answer<'_> {
         }
     }
 
+    /// Nothing more of it has come so far.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.heard.is_empty()
+    }
+
     async fn more(&mut self) -> Result<Vec<Heard>, ModelError> {
         let frame = timeout(self.silence, self.body.frame())
             .await

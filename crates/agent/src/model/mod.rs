@@ -26,9 +26,10 @@ mod sse;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use client::{Answer, Client, Timers};
+pub(crate) use client::{Client, Timers, now};
 pub(crate) use entry::{Entry, Origin, ToolResult};
 pub(crate) use error::ModelError;
+pub(crate) use http::Proxy;
 
 use dispatch_core::{
     models::{Endpoint, Think, Wire},

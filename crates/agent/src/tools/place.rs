@@ -8,7 +8,7 @@ use std::{
     hash::{DefaultHasher, Hasher},
     io,
     path::{Component, Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use dispatch_core::native::{Live, Todo};
@@ -67,6 +67,15 @@ impl Place {
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// What the model is told of a result.
+    pub(crate) async fn fit(self: &Arc<Self>, tool: &'static str, text: String) -> String {
+        let place = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || place.spill.fit(tool, text)).await {
+            Ok(text) => text,
+            Err(error) => format!("error: this is a bug: the result is lost: {error}"),
+        }
     }
 
     /// All that commands left running ends.

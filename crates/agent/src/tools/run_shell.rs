@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Place, Run, Tool, Wrong,
+    Run, Tool, Wrong,
     jobs::{Job, Jobs, Order},
     schema, text_of,
 };
@@ -48,16 +48,12 @@ struct Input {
 }
 
 /// Ends what nobody waits for any more, unless it was left to itself.
-struct Waited<'a> {
-    place: &'a Place,
-    job: Option<Arc<Job>>,
-}
+struct Waited(Option<Arc<Job>>);
 
-impl Drop for Waited<'_> {
+impl Drop for Waited {
     fn drop(&mut self) {
-        if let Some(job) = &self.job {
+        if let Some(job) = &self.0 {
             job.kill();
-            self.place.jobs.forget(job);
         }
     }
 }
@@ -87,15 +83,15 @@ async fn run_command(run: Run) -> Result<String, Wrong> {
             job.id
         ));
     }
-    let mut waited = Waited {
-        place,
-        job: Some(Arc::clone(&job)),
-    };
+    let mut waited = Waited(Some(Arc::clone(&job)));
     tokio::select! {
         biased;
-        ended = job.wait() => Ok(job.told(&ended)),
+        ended = job.wait() => {
+            place.jobs.forget(&job);
+            Ok(job.told(&ended))
+        }
         () = place.spoken_to() => {
-            waited.job = None;
+            waited.0 = None;
             Ok(left(&job))
         }
     }
