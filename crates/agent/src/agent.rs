@@ -10,7 +10,6 @@ use std::{
 };
 
 use dispatch_core::{
-    Millis,
     id::KeyName,
     models::{Choice, Endpoint, KeySource, KeyTable},
     native::{Chunk, Message, Opening, Order, TurnEnd, TurnLimits, VERSION},
@@ -22,10 +21,11 @@ use tokio::{
 };
 
 use crate::{
+    clock::Clock,
     inbox::Inbox,
     keys::Keys,
     log::{Log, ResumeError, resume},
-    model::{Client, Proxy, Timers, ToolSpec, now},
+    model::{Client, Proxy, Timers, ToolSpec},
     record::{Record, RecordError, Sink},
     system,
     tools::{self, Place, Sign, Spill, Tool},
@@ -77,6 +77,7 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Agent {
     pub(crate) settings: Settings,
+    pub(crate) clock: Clock,
     pub(crate) system: String,
     pub(crate) tools: Vec<&'static Tool>,
     pub(crate) specs: Vec<ToolSpec>,
@@ -91,6 +92,7 @@ pub(crate) struct Agent {
 
 /// From the first order to the last word.
 pub(crate) async fn run(
+    clock: Clock,
     input: impl Read + Send + 'static,
     output: impl Sink,
 ) -> Result<ExitCode, AgentError> {
@@ -102,7 +104,7 @@ pub(crate) async fn run(
     inbox.listen_to(signal(SignalKind::terminate()).map_err(started)?);
     let opening = opened(&mut inbox).await?;
     let prompt = opening.prompt.clone();
-    let mut agent = Agent::open(opening, inbox, output).await?;
+    let mut agent = Agent::open(clock, opening, inbox, output)?;
     agent.live(prompt).await
 }
 
@@ -119,7 +121,12 @@ async fn opened(inbox: &mut Inbox) -> Result<Opening, AgentError> {
 }
 
 impl Agent {
-    async fn open(opening: Opening, inbox: Inbox, output: impl Sink) -> Result<Self, AgentError> {
+    fn open(
+        clock: Clock,
+        opening: Opening,
+        inbox: Inbox,
+        output: impl Sink,
+    ) -> Result<Self, AgentError> {
         let used = |what: &std::path::Path| {
             let what = what.display().to_string();
             move |source| AgentError::Io { what, source }
@@ -140,6 +147,7 @@ impl Agent {
             rules.allow_always(*group, subject);
         }
         let agent = Self {
+            clock,
             system: system::prompt(opening.system.as_deref(), place.root(), &tools),
             specs: tools.iter().map(|tool| tools::spec(tool)).collect(),
             tools,
@@ -188,10 +196,6 @@ impl Agent {
         table
             .endpoint(key, model)
             .map_err(|error| error.to_string())
-    }
-
-    pub(crate) fn now(&self) -> Millis {
-        now()
     }
 
     async fn live(&mut self, prompt: Option<String>) -> Result<ExitCode, AgentError> {

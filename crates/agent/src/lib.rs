@@ -11,6 +11,7 @@
 
 mod agent;
 mod calls;
+mod clock;
 mod conversation;
 mod fallback;
 mod inbox;
@@ -35,6 +36,8 @@ use std::{
     process::ExitCode,
 };
 
+use clock::Clock;
+
 /// Threads that run tasks; work on files has others. A model's stream goes on while a tool computes.
 const WORKERS: usize = 2;
 
@@ -55,7 +58,7 @@ fn native() -> ExitCode {
         .build();
     let ended = match runtime {
         Ok(runtime) => {
-            let ended = runtime.block_on(agent::run(io::stdin(), io::stdout()));
+            let ended = runtime.block_on(agent::run(Clock::default(), io::stdin(), io::stdout()));
             // The thread that reads standard input may wait there for ever.
             runtime.shutdown_background();
             ended.map_err(|error| error.to_string())

@@ -26,7 +26,7 @@ use crate::{
 /// Answers of full length in a row; one more is a model that does not come to an end.
 const FULL_MAX: u32 = 3;
 /// A wait is said again this often, so that nobody takes the agent for dead.
-const WAIT_TOLD_EVERY: Duration = Duration::from_secs(300);
+const WAIT_TOLD_EVERY_MS: Millis = 300_000;
 const STOPPED: &str =
     "error: this call was stopped by whoever watches; it may have had some of its effects";
 
@@ -73,7 +73,7 @@ pub(crate) async fn run(agent: &mut Agent, said: Vec<Message>) -> Result<TurnEnd
         agent.settings.chain.clone(),
         limits.wait_ms_max,
         &outs,
-        agent.now(),
+        agent.clock.now(),
     );
     let begun = agent.begin(said).await?;
     let end = match chain {
@@ -383,7 +383,7 @@ impl Turn<'_> {
         endpoint: &Endpoint,
         key: Option<&Secret>,
     ) -> Result<(), Halt> {
-        let now = self.agent.now();
+        let now = self.agent.clock.now();
         if error.fault == Fault::Auth && self.key_changed(endpoint, key).await? {
             return Ok(());
         }
@@ -443,7 +443,7 @@ impl Turn<'_> {
         why: &str,
     ) -> Result<(), Halt> {
         loop {
-            let left = at.saturating_sub(self.agent.now());
+            let left = at.saturating_sub(self.agent.clock.now());
             if left == 0 {
                 return Ok(());
             }
@@ -455,9 +455,9 @@ impl Turn<'_> {
                 why,
             })
             .await?;
-            let nap = Duration::from_millis(left).min(WAIT_TOLD_EVERY);
-            let nap = tokio::time::sleep(nap);
-            Self::attend(&mut self.agent.inbox, self.deadline, nap).await?;
+            let Agent { inbox, clock, .. } = &mut *self.agent;
+            let nap = clock.sleep(left.min(WAIT_TOLD_EVERY_MS));
+            Self::attend(inbox, self.deadline, nap).await?;
         }
     }
 }

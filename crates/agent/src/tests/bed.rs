@@ -15,7 +15,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
-use crate::{agent, agent::AgentError, provider::Provider};
+use crate::{
+    agent::{self, AgentError},
+    clock::Clock,
+    provider::Provider,
+};
 
 /// Far more than any test needs, and less than anybody waits.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -28,6 +32,7 @@ pub(crate) struct Bed {
     /// What was said in earlier runs, for the next one.
     pub(crate) resume: bool,
     pub(crate) opening: Value,
+    pub(crate) clock: Clock,
 }
 
 impl Bed {
@@ -55,6 +60,15 @@ impl Bed {
             runs: 0,
             resume: true,
             opening,
+            clock: Clock::default(),
+        }
+    }
+
+    /// One that does not wait for providers.
+    pub(crate) fn quick(keys: &[(&str, &str, &Provider)]) -> Self {
+        Self {
+            clock: Clock::jumping(),
+            ..Self::new(keys)
         }
     }
 
@@ -99,7 +113,7 @@ impl Bed {
                 }
             }
         });
-        let agent = tokio::spawn(agent::run(input, output));
+        let agent = tokio::spawn(agent::run(self.clock.clone(), input, output));
         let mut live = Live {
             orders: Some(orders),
             lines,

@@ -168,7 +168,7 @@ async fn a_command_that_was_running_is_told_as_interrupted() {
 
 /// What was sent before a restart is sent in the same bytes after it, and after a fail-over to
 /// another model of the same key.
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn row_10_cache_stability() {
     for kind in ["anthropic", "openai", "compatible"] {
         let mut replies = script(kind);
@@ -181,7 +181,7 @@ async fn row_10_cache_stability() {
             Reply::Events(say::any(kind, "The other.", &[])),
         ]);
         let provider = Provider::start(replies).await;
-        let mut bed = Bed::new(&[("k", kind, &provider)]);
+        let mut bed = Bed::quick(&[("k", kind, &provider)]);
         let second = json!({"key": "k", "model": "model-two", "effort": "low"});
         bed.opening["chain"].as_array_mut().unwrap().push(second);
         bed.run(Some("Go.")).await;

@@ -6,7 +6,10 @@ use dispatch_core::native::{Chunk, TurnEnd};
 use serde_json::{Value, json};
 
 use super::bed::{Bed, end, results};
-use crate::provider::{Provider, Reply, say};
+use crate::{
+    clock::Clock,
+    provider::{Provider, Reply, say},
+};
 
 fn shell(command: &str) -> Value {
     json!({"command": command})
@@ -146,7 +149,7 @@ async fn row_5_without_a_record_nothing_is_done() {
     let bed = Bed::new(&[("k", "compatible", &provider)]);
     let (input, mut orders) = std::io::pipe().unwrap();
     let (reader, output) = std::io::pipe().unwrap();
-    let agent = tokio::spawn(crate::agent::run(input, output));
+    let agent = tokio::spawn(crate::agent::run(Clock::default(), input, output));
     drop(reader);
     let mut opening = bed.opening.clone();
     opening["prompt"] = json!("Go.");

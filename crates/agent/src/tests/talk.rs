@@ -155,19 +155,19 @@ async fn a_permission_is_asked_answered_and_remembered() {
 
 #[tokio::test]
 async fn nobody_who_answers_is_a_denial_and_a_rule_needs_nobody() {
-    let provider = Provider::start(vec![
-        Reply::Events(say::chat(
-            "",
-            &[
-                ("a", "run_shell", shell("true")),
-                ("b", "write_file", json!({"path": ".git/x", "content": ""})),
-                ("c", "list_files", json!({})),
-            ],
-        )),
-        Reply::Events(say::chat("Done.", &[])),
-    ])
-    .await;
     for closed in [true, false] {
+        let provider = Provider::start(vec![
+            Reply::Events(say::chat(
+                "",
+                &[
+                    ("a", "run_shell", shell("true")),
+                    ("b", "write_file", json!({"path": ".git/x", "content": ""})),
+                    ("c", "list_files", json!({})),
+                ],
+            )),
+            Reply::Events(say::chat("Done.", &[])),
+        ])
+        .await;
         let mut bed = Bed::new(&[("k", "compatible", &provider)]);
         bed.opening["limits"]["ask_wait_ms"] = json!(100);
         bed.opening["rules"] = json!({"layers": [{"otherwise": "ask", "rules": [

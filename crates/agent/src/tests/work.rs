@@ -245,7 +245,7 @@ async fn a_result_that_is_too_long_is_spilled_and_can_be_read() {
     let lines = bed.run(Some("Go.")).await;
     let told = results(&lines).into_values().next().unwrap();
     assert!(
-        told.len() < 4000 && told.contains("read_file gave 15021 characters in 3001 lines"),
+        told.len() < 4000 && told.contains("read_file gave 15025 characters in 3001 lines"),
         "{told}"
     );
     let path = told

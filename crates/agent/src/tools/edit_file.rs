@@ -179,7 +179,6 @@ fn squeezed(line: &str) -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::*;
     use crate::tools::testing::Bench;
 
     fn edits(list: &[(&str, &str, bool)]) -> Value {

@@ -228,7 +228,6 @@ pub(super) fn failed(doing: &str, path: &str, error: &io::Error) -> Wrong {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use super::*;
     use crate::tools::testing::Bench;
 
     #[test]

@@ -194,7 +194,6 @@ impl Line {
 mod tests {
     use serde_json::json;
 
-    use super::*;
     use crate::tools::{place::hash, testing::Bench};
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use super::{Place, Run, Sign, Spill, TOOLS, find};
 
 #[derive(Debug)]
 pub(crate) struct Bench {
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
     pub(crate) place: Arc<Place>,
     pub(crate) signs: mpsc::Receiver<Sign>,
     pub(crate) messages: watch::Sender<usize>,
@@ -33,7 +33,7 @@ impl Bench {
         let hidden = BTreeSet::from(["CARGO_MANIFEST_DIR".to_owned()]);
         let place = Place::new(&root, spill, hidden, count, sender).unwrap();
         Self {
-            dir,
+            _dir: dir,
             place: Arc::new(place),
             signs,
             messages,

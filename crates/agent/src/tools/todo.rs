@@ -58,14 +58,14 @@ async fn set(run: Run) -> Result<String, Wrong> {
             "the list has more than {TODOS_MAX} items"
         )));
     }
-    let todos: Result<Vec<Todo>, Wrong> = input.todos.into_iter().map(todo).collect();
+    let todos: Result<Vec<Todo>, Wrong> = input.todos.iter().map(todo).collect();
     let todos = todos?;
     let told = text(&todos);
     run.place.say(Sign::Plan(todos)).await;
     Ok(told)
 }
 
-fn todo(item: Item) -> Result<Todo, Wrong> {
+fn todo(item: &Item) -> Result<Todo, Wrong> {
     let content = item.content.trim();
     if content.is_empty() {
         return Err(Wrong::new("an item says nothing"));
