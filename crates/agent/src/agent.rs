@@ -12,7 +12,7 @@ use std::{
 use dispatch_core::{
     id::KeyName,
     models::{Choice, Endpoint, KeySource, KeyTable},
-    native::{Chunk, Message, Opening, Order, TurnEnd, TurnLimits, VERSION},
+    native::{Chunk, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
     rules::Rules,
 };
 use tokio::{
@@ -234,25 +234,28 @@ impl Agent {
     }
 
     /// A turn begins; or one goes on that an earlier process did not end, and then what is said now
-    /// is told to it.
+    /// is told to it. What comes back is to be told.
     pub(crate) async fn begin(&mut self, said: Vec<Message>) -> Result<Vec<Message>, RecordError> {
         let conversation = &self.log.conversation;
-        if !conversation.in_turn() {
-            let step = conversation.next_turn();
-            self.log.put(step, Chunk::Turn { said }).await?;
-            return Ok(Vec::new());
+        if conversation.in_turn() {
+            let step = conversation.step();
+            let over = conversation
+                .open_step()
+                .map(|(end, _)| end == Some(StepEnd::Done));
+            let text = "an earlier run of this turn was ended; it goes on".to_owned();
+            self.log.put(step, Chunk::Notice { text }).await?;
+            match over {
+                // It had answered already: what is said now is for the next turn.
+                Some(true) if !said.is_empty() => self.end(TurnEnd::Done).await?,
+                Some(_) => return Ok(said),
+                None if said.is_empty() => return Ok(said),
+                // It had not begun to answer: this belongs to what was said.
+                None => {}
+            }
         }
-        let step = conversation.step();
-        let nothing_open = conversation.open_step().is_none();
-        let text = "an earlier run of this turn was ended; it goes on".to_owned();
-        self.log.put(step, Chunk::Notice { text }).await?;
-        if nothing_open && !said.is_empty() {
-            // It had not begun to answer: this belongs to what was said.
-            let step = self.log.conversation.next_turn();
-            self.log.put(step, Chunk::Turn { said }).await?;
-            return Ok(Vec::new());
-        }
-        Ok(said)
+        let step = self.log.conversation.next_turn();
+        self.log.put(step, Chunk::Turn { said }).await?;
+        Ok(Vec::new())
     }
 
     pub(crate) async fn end(&mut self, end: TurnEnd) -> Result<(), RecordError> {

@@ -166,6 +166,39 @@ async fn a_command_that_was_running_is_told_as_interrupted() {
     );
 }
 
+/// What is said to a task whose last run was ended in the middle is told, wherever that was.
+#[tokio::test]
+async fn a_new_prompt_after_a_crash_is_told_once() {
+    let kind = "anthropic";
+    let provider = Provider::start(script(kind)).await;
+    let mut bed = Bed::new(&[("k", kind, &provider)]);
+    bed.run(Some("Go.")).await;
+    let record = fs::read_to_string(bed.out(1)).unwrap();
+    let whole: Vec<&str> = record.split_inclusive('\n').collect();
+    for kept in 1..=whole.len() {
+        let text = whole[..kept].concat();
+        let before = parse(&text);
+        let mut replies = rest(kind, &before);
+        replies.push(Reply::Events(say::any(kind, "As you say.", &[])));
+        let provider = Provider::start(replies).await;
+        let mut bed = Bed::new(&[("k", kind, &provider)]);
+        let out = bed.dir.path().join("earlier");
+        fs::write(&out, &text).unwrap();
+        bed.resume = false;
+        bed.opening["resume"] = json!([out]);
+        let after = bed.run(Some("And use UTC.")).await;
+        assert_eq!(end(&after), TurnEnd::Done, "after line {kept}");
+        let all: Vec<Line> = before.into_iter().chain(after).collect();
+        results(&all);
+        let last = provider.asked().pop().unwrap().text;
+        assert_eq!(
+            last.matches("And use UTC.").count(),
+            1,
+            "after line {kept}: {last}"
+        );
+    }
+}
+
 /// What was sent before a restart is sent in the same bytes after it, and after a fail-over to
 /// another model of the same key.
 #[tokio::test]

@@ -83,6 +83,8 @@ impl Group {
         for _ in 0..KILLS_MAX {
             self.signal(Signal::KILL);
             if self.is_gone() {
+                // Its number may soon be another's.
+                self.pid = None;
                 return;
             }
             sleep(KILL_AGAIN).await;
