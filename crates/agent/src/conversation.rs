@@ -232,11 +232,7 @@ impl Conversation {
     }
 
     fn begin_step(&mut self, step: StepId, model: &Choice, wire: Wire) {
-        let again = step == self.step
-            && self
-                .open
-                .as_ref()
-                .is_some_and(|open| open.blocks.is_empty());
+        let again = step == self.step && self.open.is_some() && self.open_is_empty();
         if !again {
             self.close();
             self.spent.steps += 1;
@@ -302,7 +298,8 @@ impl Conversation {
 
     /// Whether the step that is not over has anything a model must be told of.
     pub(crate) fn open_is_empty(&self) -> bool {
-        self.open.as_ref().is_none_or(|open| open.blocks.is_empty())
+        let empty = |open: &Step| open.blocks.is_empty() && open.said.is_empty();
+        self.open.as_ref().is_none_or(empty)
     }
 
     pub(crate) fn is_running(&self, call: &str) -> bool {

@@ -10,14 +10,12 @@ use dispatch_core::{
 
 use crate::keys::Outs;
 
-/// Before the next of the chain is tried.
-const HERE_MS: [Millis; 3] = [1_000, 4_000, 15_000];
+/// Waits before the next of the chain is tried, in multiples of the first one.
+const HERE: [Millis; 3] = [1, 4, 15];
 /// Where there is no other: the last one again and again, until the turn's limit for waits.
-const ALONE_MS: [Millis; 9] = [
-    1_000, 4_000, 15_000, 30_000, 60_000, 300_000, 600_000, 900_000, 1_800_000,
-];
-/// Nobody waits longer than this at one place when there is another.
-const HERE_MAX_MS: Millis = 30_000;
+const ALONE: [Millis; 9] = [1, 4, 15, 30, 60, 300, 600, 900, 1_800];
+/// Nobody waits longer than this at one place when there is another, in the same multiples.
+const HERE_MAX: Millis = 30;
 /// A limit whose end nobody told is tried again after this.
 const UNKNOWN_MS: Millis = 600_000;
 
@@ -67,14 +65,23 @@ pub(crate) struct Chain {
     failures: u32,
     /// What has been waited in this turn.
     waited_ms: Millis,
-    wait_ms_max: Millis,
+    waits: Waits,
+}
+
+/// Of the turn's limits, those of its waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waits {
+    /// The first one.
+    pub(crate) retry_ms: Millis,
+    /// All of them together; 0 means no limit.
+    pub(crate) sum_ms_max: Millis,
 }
 
 impl Chain {
-    /// A turn begins: at the first choice whose key is of use. 0 for the limit means none.
+    /// A turn begins: at the first choice whose key is of use.
     pub(crate) fn new(
         choices: Vec<Choice>,
-        wait_ms_max: Millis,
+        waits: Waits,
         outs: &Outs,
         now: Millis,
     ) -> Option<Self> {
@@ -85,7 +92,7 @@ impl Chain {
             at,
             failures: 0,
             waited_ms: 0,
-            wait_ms_max,
+            waits,
         })
     }
 
@@ -178,15 +185,16 @@ impl Chain {
         spread: u64,
     ) -> Option<Millis> {
         let index = usize::try_from(self.failures.saturating_sub(1)).unwrap_or(usize::MAX);
-        let delay = if another {
-            *HERE_MS.get(index)?
+        let times = if another {
+            *HERE.get(index)?
         } else {
-            ALONE_MS[index.min(ALONE_MS.len() - 1)]
+            ALONE[index.min(ALONE.len() - 1)]
         };
+        let delay = times.saturating_mul(self.waits.retry_ms);
         // Up to a quarter more.
         let delay = delay + delay * spread.min(999) / 4000;
         let at = (now + delay).max(retry_at.unwrap_or(0));
-        (!another || at <= now + HERE_MAX_MS).then_some(at)
+        (!another || at <= now + HERE_MAX * self.waits.retry_ms).then_some(at)
     }
 
     /// Of the other choices, the one that can be asked first; in order where several can.
@@ -209,7 +217,7 @@ impl Chain {
             Next::Fail => return Next::Fail,
         };
         self.waited_ms += at.saturating_sub(now);
-        if self.wait_ms_max > 0 && self.waited_ms > self.wait_ms_max {
+        if self.waits.sum_ms_max > 0 && self.waited_ms > self.waits.sum_ms_max {
             return Next::Fail;
         }
         next
@@ -221,7 +229,10 @@ mod tests {
     use super::*;
 
     const NOW: Millis = 1_000_000;
-    const WAIT: Millis = 8 * 3600 * 1000;
+    const WAITS: Waits = Waits {
+        retry_ms: 1000,
+        sum_ms_max: 8 * 3600 * 1000,
+    };
 
     fn choices(keys: &[&str]) -> Vec<Choice> {
         let choice = |key: &&str| Choice {
@@ -233,7 +244,7 @@ mod tests {
     }
 
     fn chain(keys: &[&str]) -> Chain {
-        Chain::new(choices(keys), WAIT, &Outs::default(), NOW).unwrap()
+        Chain::new(choices(keys), WAITS, &Outs::default(), NOW).unwrap()
     }
 
     fn outs(list: &[(&str, Option<Millis>)]) -> Outs {
@@ -342,7 +353,7 @@ mod tests {
             match chain.next(Fault::Overloaded, None, &Outs::default(), now, 999) {
                 Next::Again { at } => {
                     let delay = at - now;
-                    let usual = ALONE_MS[waits.min(ALONE_MS.len() - 1)];
+                    let usual = ALONE[waits.min(ALONE.len() - 1)] * WAITS.retry_ms;
                     assert!(delay >= usual && delay < usual + usual / 4, "{delay}");
                     now = at;
                     waits += 1;
@@ -352,13 +363,13 @@ mod tests {
             assert!(waits < 100);
         };
         assert_eq!(end, Next::Fail);
-        assert!(now - NOW <= WAIT);
+        assert!(now - NOW <= WAITS.sum_ms_max);
     }
 
     #[test]
     fn a_turn_begins_where_a_key_is_of_use() {
         let start = |list: &[(&str, Option<Millis>)]| {
-            let chain = Chain::new(choices(&["a", "b"]), 0, &outs(list), NOW).unwrap();
+            let chain = Chain::new(choices(&["a", "b"]), WAITS, &outs(list), NOW).unwrap();
             chain.choice().key.to_string()
         };
         assert_eq!(start(&[]), "a");
@@ -366,6 +377,6 @@ mod tests {
         // Its time is over: it is tried again.
         assert_eq!(start(&[("a", Some(NOW))]), "a");
         assert_eq!(start(&[("a", None), ("b", None)]), "a");
-        assert!(Chain::new(Vec::new(), 0, &Outs::default(), NOW).is_none());
+        assert!(Chain::new(Vec::new(), WAITS, &Outs::default(), NOW).is_none());
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 #[derive(Clone, Debug)]
@@ -63,6 +64,7 @@ impl Asked {
 pub(crate) struct Provider {
     pub(crate) url: String,
     asked: Arc<Mutex<Vec<Asked>>>,
+    came: Arc<Notify>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -79,19 +81,36 @@ impl Provider {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let kept = Arc::clone(&asked);
+        let came: Arc<Notify> = Arc::default();
+        let tell = Arc::clone(&came);
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             for number in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (replies, kept) = (replies.clone(), Arc::clone(&kept));
-                connections.spawn(serve(stream, number, replies, kept));
+                connections.spawn(serve(stream, number, replies, kept, Arc::clone(&tell)));
             }
         });
-        Self { url, asked, task }
+        Self {
+            url,
+            asked,
+            came,
+            task,
+        }
     }
 
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
+    }
+
+    pub(crate) async fn until_asked(&self, times: usize) {
+        loop {
+            let came = self.came.notified();
+            if self.asked.lock().unwrap().len() >= times {
+                return;
+            }
+            came.await;
+        }
     }
 
     /// What to ask it for, in this provider's wire format.
@@ -112,6 +131,7 @@ async fn serve(
     connection: usize,
     replies: Vec<Reply>,
     asked: Arc<Mutex<Vec<Asked>>>,
+    came: Arc<Notify>,
 ) {
     while let Some((head, text)) = request(&mut stream).await {
         let number = {
@@ -123,6 +143,7 @@ async fn serve(
             });
             asked.len() - 1
         };
+        came.notify_waiters();
         let reply = &replies[number.min(replies.len() - 1)];
         if !answer(&mut stream, reply).await {
             return;

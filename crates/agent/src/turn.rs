@@ -17,7 +17,7 @@ use crate::{
     agent::Agent,
     calls,
     conversation::{Call, INTERRUPTED, NOT_RUN},
-    fallback::{Chain, Next},
+    fallback::{Chain, Next, Waits},
     keys::KeyError,
     model::{Heard, ModelError, Question},
     record::RecordError,
@@ -69,12 +69,12 @@ pub(crate) struct Turn<'a> {
 pub(crate) async fn run(agent: &mut Agent, said: Vec<Message>) -> Result<TurnEnd, RecordError> {
     let outs = agent.log.conversation.outs.clone();
     let limits = agent.settings.limits;
-    let chain = Chain::new(
-        agent.settings.chain.clone(),
-        limits.wait_ms_max,
-        &outs,
-        agent.clock.now(),
-    );
+    let waits = Waits {
+        retry_ms: limits.retry_ms,
+        sum_ms_max: limits.wait_ms_max,
+    };
+    let now = agent.clock.now();
+    let chain = Chain::new(agent.settings.chain.clone(), waits, &outs, now);
     let begun = agent.begin(said).await?;
     let end = match chain {
         Some(chain) => {

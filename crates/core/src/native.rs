@@ -374,6 +374,8 @@ pub struct TurnLimits {
     pub tokens_max: u64,
     pub cost_usd_max: f64,
     pub wall_clock_ms: u64,
+    /// From a first failure to the second try; later ones wait for many times that.
+    pub retry_ms: u64,
     /// All waits for keys and providers of a turn together.
     pub wait_ms_max: u64,
     /// From a permission request to its denial; 0 denies at once.

@@ -6,8 +6,7 @@
     reason = "in a test, what is not as expected shall panic"
 )]
 
-#[path = "world/model.rs"]
-mod model;
+mod world;
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +20,9 @@ use std::{
 
 use dispatch_core::native::{Block, Chunk, Line, TurnEnd};
 use dispatch_test_programs::fuzz::Random;
-use model::Model;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use world::model::Model;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_native-agent");
 /// Provider and what of its base URL comes before the path of its wire format.
@@ -46,7 +45,7 @@ impl Task {
             "chain": [{"key": "k", "model": "m"}],
             "keys": {"k": {"provider": provider.0, "base_url": url, "auth": "none"}},
             "limits": {"steps_max": 100, "tokens_max": 0, "cost_usd_max": 0.0, "wall_clock_ms": 0,
-                "wait_ms_max": 60_000, "ask_wait_ms": 1000},
+                "retry_ms": 5, "wait_ms_max": 60_000, "ask_wait_ms": 1000},
             "rules": {"layers": [{"otherwise": "allow"}]},
         });
         Self {
@@ -65,6 +64,11 @@ impl Task {
     }
 
     fn start(&mut self, prompt: Option<&str>) -> Agent {
+        self.start_and_kill(prompt, usize::MAX)
+    }
+
+    /// Killed as soon as it has said so many bytes.
+    fn start_and_kill(&mut self, prompt: Option<&str>, bytes: usize) -> Agent {
         let earlier: Vec<PathBuf> = (1..=self.runs).map(|run| self.out(run)).collect();
         self.opening["resume"] = json!(earlier);
         self.opening["prompt"] = json!(prompt);
@@ -82,14 +86,20 @@ impl Task {
             .append(true)
             .open(self.out(self.runs))
             .unwrap();
+        let pid = Pid::from_child(&child);
         // As a keeper does: bytes as they come, to the end of the pipe.
         let keeper = thread::spawn(move || {
-            let mut chunk = [0; 4096];
+            let (mut chunk, mut left) = ([0; 512], bytes);
             loop {
-                match stdout.read(&mut chunk).unwrap() {
-                    0 => return,
-                    n => file.write_all(&chunk[..n]).unwrap(),
+                let n = stdout.read(&mut chunk).unwrap();
+                if n == 0 {
+                    return;
                 }
+                file.write_all(&chunk[..n]).unwrap();
+                if left <= n {
+                    kill_process(pid, Signal::KILL).unwrap();
+                }
+                left = left.saturating_sub(n).max(1);
             }
         });
         Agent {
@@ -209,7 +219,7 @@ fn every_wire_format_with_every_kind_of_trouble() {
 /// is over: nothing runs twice, nothing closed is lost, nothing is left open.
 #[test]
 fn row_1_kill_9_at_any_moment() {
-    const ROUNDS: u64 = 24;
+    const ROUNDS: u64 = 30;
     const STEPS: usize = 6;
     let (mut kills, mut interrupted_all, mut runs) = (0, 0, 0);
     for seed in 0..ROUNDS {
@@ -227,15 +237,7 @@ fn row_1_kill_9_at_any_moment() {
         let mut prompt = Some("Do it.");
         loop {
             runs += 1;
-            let agent = task.start(prompt);
-            if kills < 8 * (seed + 1) {
-                let moment = Duration::from_micros(random.below(160_000) as u64);
-                let until = Instant::now() + moment;
-                while Instant::now() < until {
-                    thread::sleep(Duration::from_micros(200));
-                }
-                agent.signal(Signal::KILL);
-            }
+            let agent = task.start_and_kill(prompt, 1 + random.below(5_000));
             let code = agent.end();
             kills += u64::from(code.is_none());
             let lines = task.lines();
@@ -287,13 +289,15 @@ fn check(task: &Task, lines: &[Line], seed: u64) -> usize {
 #[test]
 fn row_4_the_polite_signal_stops_it_within_a_second() {
     let model = Model::start(&json!([
-        {"tool": "shell", "command": "trap '' TERM; echo begun > mark; sleep 86460; sleep 86460"},
+        {"tool": "shell", "command": "trap '' TERM; echo > ../begun; sleep 86460; sleep 86460"},
     ]));
     let mut task = Task::new(&model, PROVIDERS[0]);
+    let begun = task.dir.path().join("begun");
+    let made = Command::new("mkfifo").arg(&begun).status().unwrap();
+    assert!(made.success());
     let agent = task.start(Some("Go."));
-    while task.read("mark").is_empty() {
-        thread::sleep(Duration::from_millis(2));
-    }
+    // Comes back when the command writes into it.
+    fs::read(begun).unwrap();
     let asked = Instant::now();
     agent.signal(Signal::TERM);
     let code = agent.end();
@@ -301,18 +305,11 @@ fn row_4_the_polite_signal_stops_it_within_a_second() {
     assert!(took < Duration::from_secs(1), "{took:?}");
     let lines = task.lines();
     assert_eq!((code, end(&lines)), (Some(0), Some(TurnEnd::Stopped)));
-    assert!(
-        results(&lines)
-            .into_values()
-            .next()
-            .unwrap()
-            .contains("stopped by whoever watches")
-    );
-    let left = Command::new("pgrep")
-        .args(["-f", "sleep 86460"])
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    let told = results(&lines).into_values().next().unwrap();
+    assert!(told.contains("stopped by whoever watches"), "{told}");
+    let all = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let mut lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    assert!(!lines.any(|line| line == b"sleep\x0086460\0"));
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl Bed {
             "version": 1, "session": "s1", "cwd": dir.path().join("work"),
             "spill": dir.path().join("spill"), "chain": chain, "keys": tables,
             "limits": {"steps_max": 50, "tokens_max": 0, "cost_usd_max": 0.0, "wall_clock_ms": 0,
-                "wait_ms_max": 60_000, "ask_wait_ms": 5_000},
+                "retry_ms": 1000, "wait_ms_max": 60_000, "ask_wait_ms": 5_000},
             "rules": {"layers": [{"otherwise": "allow"}]},
         });
         Self {
@@ -97,12 +97,12 @@ impl Bed {
         let (input, orders) = pipe().unwrap();
         let (reader, output) = pipe().unwrap();
         let (sender, lines) = mpsc::unbounded_channel();
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(out)
+            .unwrap();
         std::thread::spawn(move || {
-            let mut file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(out)
-                .unwrap();
             for line in BufReader::new(reader).split(b'\n') {
                 let mut line = line.unwrap();
                 line.push(b'\n');
@@ -165,6 +165,16 @@ impl Live {
         let line = line?;
         self.seen.push(line.clone());
         Some(line.chunk)
+    }
+
+    /// Some more lines, as long as it is doing something.
+    pub(crate) async fn some(&mut self, lines: usize) {
+        let idle = |line: &Line| matches!(line.chunk, Chunk::TurnEnded { .. });
+        for _ in 0..lines {
+            if self.seen.last().is_some_and(idle) || self.next().await.is_none() {
+                return;
+            }
+        }
     }
 
     pub(crate) async fn until(&mut self, what: impl Fn(&Chunk) -> bool) -> Chunk {

@@ -94,8 +94,7 @@ async fn row_4_a_stop_is_prompt_and_complete() {
         bed.opening["rules"] = json!({"layers": [{"otherwise": otherwise}]});
         let mut live = bed.start(Some("Go."));
         live.until(until).await;
-        // Into the middle of it.
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        provider.until_asked(1).await;
         let asked = Instant::now();
         live.order(&json!({"stop": {}}));
         let lines = live.end().await;

@@ -1,8 +1,6 @@
 //! What is said to an agent: messages during a turn and between turns, permissions, and that there is
 //! never more than one turn.
 
-use std::time::Duration;
-
 use dispatch_core::native::{Chunk, Line, TurnEnd};
 use serde_json::{Value, json};
 
@@ -223,11 +221,11 @@ async fn row_3_at_most_one_turn() {
         let mut live = bed.start(Some("Go."));
         let messages = random.below(6) as u64;
         for id in 1..=messages {
-            tokio::time::sleep(Duration::from_millis(random.below(12) as u64)).await;
+            live.some(random.below(6)).await;
             live.say(id, &format!("m{id}"));
         }
         if random.below(3) == 0 {
-            tokio::time::sleep(Duration::from_millis(random.below(30) as u64)).await;
+            live.some(random.below(15)).await;
             live.order(&json!({"stop": {}}));
         }
         live.close();
