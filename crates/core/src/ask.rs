@@ -18,6 +18,8 @@ pub const SETTLED_MAX: usize = 50;
 pub const ASKS_MAX: usize = 500;
 /// Asks of one run that wait at the same time. Each holds what the agent sent.
 pub const OPEN_MAX: usize = 32;
+/// What is kept of the name of what it wants to use.
+pub const TOOL_BYTES_MAX: usize = 200;
 /// What is kept of an ask for whoever answers it.
 pub const INPUT_BYTES_MAX: usize = 4096;
 
@@ -184,9 +186,59 @@ impl Ask {
     }
 }
 
+/// A text of the agent's as it is shown to whoever answers it: in one line, where nothing is hidden,
+/// stands in another order than it is read in, or moves the cursor.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out.push('\u{23ce}'),
+            c if c.is_control() || is_hidden(c) => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Characters of Unicode that have no look of their own: format characters, and what programs leave
+/// out when they do not know it.
+fn is_hidden(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+        | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
+        | '\u{13430}'..='\u{1345f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_answers_sees_all_of_it() {
+        for (text, want) in [
+            (
+                "make \u{e9} \u{1f600} \u{5d0}",
+                "make \u{e9} \u{1f600} \u{5d0}",
+            ),
+            ("ls\n\u{1b}[2Jrm\t\r", "ls\u{23ce}\\u{1b}[2Jrm\\t\\r"),
+            ("rm -r \u{202e}dliub", "rm -r \\u{202e}dliub"),
+            (
+                "a\u{2066}b\u{2069}\u{200b}\u{feff}",
+                "a\\u{2066}b\\u{2069}\\u{200b}\\u{feff}",
+            ),
+            (
+                "x\u{ad}\u{2028}\u{3164}\u{e0041}",
+                "x\\u{ad}\\u{2028}\\u{3164}\\u{e0041}",
+            ),
+        ] {
+            assert_eq!(shown(text), want);
+        }
+    }
 
     #[test]
     fn of_two_the_stricter_one_counts() {

@@ -14,18 +14,21 @@ use crate::{
     attach::Attached,
     carried::Carried,
     drivers::DriverKind,
+    family::EndId,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::RequestKey,
+    letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
-    run::RunCause,
+    run::{self, RunCause},
     task::{TaskSpec, Tuning},
-    update::{Update, Usage},
+    update::{ChunkId, Update, Usage},
 };
 
 /// Version of the log's content. A newer one than this is refused, never guessed at.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
@@ -180,6 +183,8 @@ pub enum Kind {
     },
     Answered {
         text: String,
+        #[serde(default = "run::by_person", skip_serializing_if = "run::is_person")]
+        by: Sender,
     },
     /// Something was said to it. Durable before anybody hears it.
     MessageQueued {
@@ -189,6 +194,12 @@ pub enum Kind {
         /// It brings something along that a run has from its start only: not for one that has begun.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         fresh: bool,
+        /// Its chain has led to enough: no run gets it before a person says something.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        held: bool,
+        /// The ends that it tells of.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ends: Vec<EndId>,
     },
     /// Files were handed over, and are on the disk. Said before anybody is told of them.
     Attached {
@@ -201,6 +212,16 @@ pub enum Kind {
     /// Withdrawn before a run had it.
     MessageCancelled {
         message: MessageId,
+    },
+    /// An agent left something for another under the name of this task's workspace.
+    LetterSent {
+        letter: LetterId,
+        written: Written,
+        from: Sender,
+    },
+    /// They were handed out. What was not is still to be read.
+    LettersRead {
+        letters: Vec<LetterId>,
     },
     /// Its next runs are another agent's.
     AgentSet {
@@ -215,10 +236,32 @@ pub enum Kind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         permissions: Option<Permissions>,
     },
-    /// A task that this one asked for has ended.
+    /// A task that this one asked for has ended. If its agent asked for it, the end is owed to it from
+    /// here on.
     ChildEnded {
         child: TaskId,
         state: String,
+        /// Of the child; 0 in logs that did not say.
+        #[serde(default)]
+        run: u32,
+        /// In words, cut.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    },
+    /// It does not wait for that task any more.
+    Detached {
+        child: TaskId,
+    },
+    /// Its run has ended, and it has not: it waits for these. Told: it follows from what is owed to it.
+    Parked {
+        children: Vec<TaskId>,
+    },
+    /// This was made by a request that its sender may repeat. In the same commit as what it made.
+    Keyed {
+        #[serde(flatten)]
+        key: RequestKey,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<MessageId>,
     },
     /// The result was brought into a person's repository.
     Applied {
@@ -236,6 +279,8 @@ pub enum Kind {
     SnapshotDropped {
         refname: String,
     },
+    /// So is that of the files of a task that was put away and never had a workspace.
+    AttachmentsDropped,
     WorkspaceRemoved,
     WorkspaceRestored,
     /// A person put the task away; its events stay.
@@ -319,8 +364,14 @@ pub enum Kind {
         ask: AskId,
         allow: bool,
         by: By,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        why: Option<String>,
+        /// In the words of whoever denied it. Not `why`, which in an event is one of our own words and
+        /// so not masked; the first logs had it under that name.
+        #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// Its agent waited for these, and is about to be given them: durable before the answer goes out.
+    EndsDelivered {
+        ends: Vec<EndId>,
     },
     StopRequested {
         why: Stop,
@@ -353,10 +404,64 @@ pub enum Kind {
     Said {
         update: Update,
         out_offset: u64,
+        /// The text that came in pieces before, of which this is the whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        chunk: Option<ChunkId>,
     },
 }
 
 impl Kind {
+    /// The words of all kinds.
+    pub const WORDS: [&str; 47] = [
+        "engine_started",
+        "frozen_set",
+        "pool_paused",
+        "budget_warned",
+        "waits",
+        "task_created",
+        "answered",
+        "message_queued",
+        "message_cancelled",
+        "attached",
+        "tuning_set",
+        "message_taken",
+        "message_delivered",
+        "message_returned",
+        "letter_sent",
+        "letters_read",
+        "agent_set",
+        "child_ended",
+        "applied",
+        "snapshotted",
+        "snapshot_dropped",
+        "attachments_dropped",
+        "workspace_removed",
+        "workspace_restored",
+        "task_removed",
+        "task_restored",
+        "run_queued",
+        "admitted",
+        "workspace_ready",
+        "carried_found",
+        "prompt_made",
+        "range_set",
+        "reviewed",
+        "site_refused",
+        "started",
+        "adopted",
+        "session_seen",
+        "permission_asked",
+        "permission_answered",
+        "stop_requested",
+        "agent_ended",
+        "workspace_sealed",
+        "checks_started",
+        "check_finished",
+        "finished",
+        "noted",
+        "said",
+    ];
+
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -374,11 +479,18 @@ impl Kind {
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
             Self::MessageReturned { .. } => "message_returned",
+            Self::LetterSent { .. } => "letter_sent",
+            Self::LettersRead { .. } => "letters_read",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
+            Self::Detached { .. } => "detached",
+            Self::Parked { .. } => "parked",
+            Self::EndsDelivered { .. } => "ends_delivered",
+            Self::Keyed { .. } => "keyed",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
+            Self::AttachmentsDropped => "attachments_dropped",
             Self::WorkspaceRemoved => "workspace_removed",
             Self::WorkspaceRestored => "workspace_restored",
             Self::TaskRemoved => "task_removed",
@@ -425,11 +537,18 @@ impl Kind {
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
             | Self::MessageReturned { .. }
+            | Self::LetterSent { .. }
+            | Self::LettersRead { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
+            | Self::Detached { .. }
+            | Self::Parked { .. }
+            | Self::EndsDelivered { .. }
+            | Self::Keyed { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }
             | Self::SnapshotDropped { .. }
+            | Self::AttachmentsDropped
             | Self::WorkspaceRemoved
             | Self::WorkspaceRestored
             | Self::TaskRemoved
@@ -455,5 +574,21 @@ impl Kind {
             | Self::Finished { .. }
             | Self::Noted { .. } => Class::Life,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_word_in_the_list() {
+        let unknown = serde_json::from_str::<Kind>("\"from_the_future\"").unwrap_err();
+        let unknown = unknown.to_string();
+        let mut named: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+        let mut listed = Kind::WORDS.to_vec();
+        named.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, named);
     }
 }

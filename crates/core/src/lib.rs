@@ -2,8 +2,11 @@
 //! Same input, same output. Read the modules in this order.
 //!
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
-//! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it
-//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start
+//! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it;
+//!   [`keys`] requests that may come again
+//! * [`grant`] what a task's agent may do at our door; [`family`] who asked for whom, and what that leaves
+//! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
+//!   [`spending`] sums of it
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`notify`] who is told of what
@@ -14,7 +17,8 @@
 //! * [`limits`] every limit; [`config`] the settings
 //! * [`models`] keys and models of the native agent; [`native`] the lines it says and hears;
 //!   [`rules`] what it may do without asking
-//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says
+//! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
+//!   [`server`] where the engine listens
 
 pub mod ask;
 pub mod attach;
@@ -26,10 +30,14 @@ pub mod config;
 pub mod container;
 pub mod drivers;
 pub mod event;
+pub mod family;
 pub mod gate;
+pub mod grant;
 pub mod id;
 pub mod job;
+pub mod keys;
 pub mod ledger;
+pub mod letter;
 pub mod limits;
 pub mod message;
 pub mod models;
@@ -47,7 +55,9 @@ pub mod run;
 pub mod schedule;
 pub mod seatbelt;
 pub mod secret;
+pub mod server;
 pub mod sidecar;
+pub mod spending;
 pub mod state;
 pub mod task;
 pub mod update;

@@ -7,7 +7,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ask::Ask, config::EnvValue, event::Kind, id::AgentName, outcome::Outcome, run::RunCause,
+    ask::{Ask, shown},
+    config::EnvValue,
+    event::Kind,
+    id::AgentName,
+    outcome::Outcome,
+    run::RunCause,
     state::Task,
 };
 
@@ -267,8 +272,13 @@ impl Hook {
         };
         (self.repos.is_empty() || self.repos.iter().any(named))
             && (self.agents.is_empty() || self.agents.contains(&task.spec.agent))
-            && !run.is_some_and(|run| tried_again(task, run))
+            && !run.is_some_and(|run| tried_again(task, run) || parked(task, run))
     }
+}
+
+/// Its task waits for what it has asked for, and goes on by itself.
+fn parked(task: &Task, run: u32) -> bool {
+    task.runs.iter().any(|one| one.n == run && one.parked)
 }
 
 /// The run after it is one that nobody asked for.
@@ -278,6 +288,7 @@ fn tried_again(task: &Task, run: u32) -> bool {
         RunCause::Dispatched
         | RunCause::Answer { .. }
         | RunCause::Said { .. }
+        | RunCause::Ends
         | RunCause::Resumed { .. } => false,
     })
 }
@@ -326,7 +337,10 @@ pub fn words(kind: &Kind, task: Option<(&Task, &str)>) -> Option<Words> {
             ask, tool, input, ..
         } => (
             of_task("asks for permission"),
-            about(one_line(&format!("{ask}: {tool} {input}"), TEXT_CHARS)),
+            about(one_line(
+                &shown(&format!("{ask}: {tool} {input}")),
+                TEXT_CHARS,
+            )),
         ),
         Kind::BudgetWarned { what, spent } => (
             of_task("budget"),
@@ -497,12 +511,16 @@ mod tests {
         assert_eq!(Occasion::of(&asked), Some(Occasion::Asked));
         let words = words(&asked, Some((task, "3f"))).unwrap();
         assert_eq!(words.title, "dispatch: 3f asks for permission");
-        assert!(words.text.ends_with("1: Bash make [2J"), "{}", words.text);
+        assert!(
+            words.text.ends_with("1: Bash make\\u{1b}[2J"),
+            "{}",
+            words.text
+        );
         let answered = Kind::PermissionAnswered {
             ask: AskId(1),
             allow: true,
             by: By::Person,
-            why: None,
+            reason: None,
         };
         kinds.push((2, answered));
         let state = ended(Outcome::Lost, kinds);

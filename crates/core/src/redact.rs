@@ -88,6 +88,11 @@ fn upper(byte: u8) -> bool {
     byte.is_ascii_uppercase() || byte.is_ascii_digit()
 }
 
+/// Hexadecimal, in parts.
+fn handle(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'_' | b'-')
+}
+
 /// A key block as it is and as JSON writes it, its headers and its indentation included; no quote.
 fn armour(byte: u8) -> bool {
     word(byte) || b"+/=\n\r\t \\:,.-".contains(&byte)
@@ -120,6 +125,9 @@ const SHAPES: &[Shape] = &[
     ),
     Shape::token(&[b"AIza"], word_or_dash, 35).exact().alone(),
     Shape::token(&[b"npm_"], alnum, 36),
+    // Ours: a program's, and a run's for its agent.
+    Shape::token(&[b"dt_"], handle, 49).exact().alone(),
+    Shape::token(&[b"dr_"], handle, 83).alone(),
     Shape::token(KEY_STARTS, armour, 32),
 ];
 
@@ -590,9 +598,11 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 57] = [
+const NAMES: [&str; 62] = [
     "after",
     "agent",
+    "agents",
+    "asked_by",
     "base",
     "base_branch",
     "behind",
@@ -612,6 +622,7 @@ const NAMES: [&str; 57] = [
     "head",
     "id",
     "image",
+    "key",
     "named",
     "model",
     "network",
@@ -622,11 +633,14 @@ const NAMES: [&str; 57] = [
     "permissions",
     "persona",
     "plan",
+    "placements",
     "pool",
     "priority",
     "profile",
     "refname",
+    "request",
     "repo",
+    "repos",
     "review_base",
     "runtime",
     "session",
@@ -646,11 +660,21 @@ const NAMES: [&str; 57] = [
     "why",
     "workspace",
     "wrap",
-    "wrap",
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 5] = ["after", "allow", "checks", "named", "sites"];
+const NAME_LISTS: [&str; 10] = [
+    "after",
+    "agents",
+    "allow",
+    "checks",
+    "children",
+    "named",
+    "placements",
+    "repos",
+    "sites",
+    "tools",
+];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.
@@ -693,6 +717,7 @@ impl Redactor {
 mod tests {
     use super::*;
     use crate::{
+        ask::{AskId, By},
         event::Verified,
         outcome::{Failure, Outcome, Stop},
         update::Update,
@@ -725,6 +750,8 @@ mod tests {
         all.extend([
             format!("AKIA{}", "A7".repeat(8)),
             format!("ASIA{}", "Z2".repeat(8)),
+            format!("dt_0a1b2c3d_{}", "e4".repeat(20)),
+            format!("dr_000000000000003f-12_{}", "5f".repeat(32)),
         ]);
         all.extend([JWT.to_owned(), KEY.to_owned(), KEY.replace('\n', "\\n")]);
         all
@@ -836,6 +863,7 @@ mod tests {
             "sk-learn-is-a-library-for-machine-learning",
             "sk-ant-short sk-proj-x sk-",
             "ghp_short github_pat_x glpat-x npm_config_fund npm_",
+            "width_ dt_count dt_0a1b2c3d_0a1b add_ dr_x dr_000000000000003f-1",
             "AKIA lower AKIAabcdefghijklmnop MAKIAAAAAAAAAAAAAAAAAA",
             "xoxb-1 AIzaShort eyJ eyJhbGciOi.eyJ eyJhbGciOiJIUzI1NiJ9.not-json-12345",
             "\"-----BEGIN PRIVATE KEY-----\" begins a key, \"-----BEGIN CERTIFICATE-----\" none",
@@ -902,6 +930,7 @@ mod tests {
                 input: text.into(),
             },
             out_offset: 7,
+            chunk: None,
         };
         let quoted = serde_json::json!({"key": "a\"b\nc-d-e"}).to_string();
         let masked = redactor.event(said(&quoted)).unwrap();
@@ -918,6 +947,13 @@ mod tests {
             redactor.event(finished(&token)).unwrap(),
             finished("use ***")
         );
+        let denied = |reason: &str| Kind::PermissionAnswered {
+            ask: AskId(1),
+            allow: false,
+            by: By::Person,
+            reason: Some(reason.into()),
+        };
+        assert_eq!(redactor.event(denied(&token)).unwrap(), denied("use ***"));
         // Nothing in it: it is the same one.
         assert_eq!(redactor.event(finished("no")).unwrap(), finished("no"));
         let ready = Kind::WorkspaceReady {
@@ -1008,6 +1044,8 @@ mod tests {
             Kind::ChildEnded {
                 child: crate::id::TaskId::from_bits(1),
                 state: "completed".into(),
+                run: 1,
+                reason: String::new(),
             },
         ] {
             assert_eq!(redactor.event(kind.clone()).unwrap(), kind);

@@ -14,11 +14,15 @@ use crate::{
     carried::Carried,
     drivers::DriverKind,
     event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
+    family::{self, EndId, Family},
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keys::{Keys, Made},
     ledger::Ledger,
-    message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
+    letter::{LetterId, Letterbox},
+    message::{Chain, Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
+    naming,
     outcome::{Again, Outcome},
     prompt::Told,
     review::{Range, Review},
@@ -39,6 +43,8 @@ pub struct Check {
 pub struct Run {
     pub n: u32,
     pub cause: RunCause,
+    /// To which it belongs: that of what started it, or of what it has heard since.
+    pub chain: Chain,
     pub state: RunState,
     pub queued_seq: Seq,
     pub queued_at: Millis,
@@ -57,6 +63,21 @@ pub struct Run {
     /// The commits under review.
     pub range: Option<Range>,
     pub review: Option<Review>,
+    /// Its end was not its task's: that waited for what it had asked for.
+    pub parked: bool,
+}
+
+impl Run {
+    /// Whether its agent can be at work: started or about to be, and not seen to have ended.
+    #[must_use]
+    pub fn may_knock(&self) -> bool {
+        match self.state {
+            RunState::Preparing | RunState::Running | RunState::Stopping { .. } => {
+                self.report.is_none()
+            }
+            RunState::Queued | RunState::Checking | RunState::Finished(_) => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +109,8 @@ pub struct Task {
     pub snapshots: Vec<Snapshot>,
     pub applied: Option<(PathBuf, String)>,
     pub removed: bool,
+    /// When that was.
+    pub removed_at: Option<Millis>,
     pub notes: Vec<String>,
     /// Configuration for agents in the base commit.
     pub carried: Vec<Carried>,
@@ -101,12 +124,18 @@ pub struct Task {
     pub asks_count: u32,
     /// Files that were handed over with it and with what was said to it.
     pub attached: Vec<Attached>,
+    /// They were let go of: it cannot run again as if there had been none.
+    pub attached_dropped: bool,
     /// For the next run, while one goes on.
     pub tuning: Tuning,
     /// Runs that messages of agents have started since a person said something.
     pub wakes: u32,
     /// Sessions of runs up to this one belong to an agent it had before.
     pub foreign_runs: u32,
+    /// What its agents have asked for.
+    pub family: Family,
+    /// It has ended well at least once, and waited for nothing then.
+    pub completed: bool,
 }
 
 impl Task {
@@ -143,15 +172,13 @@ impl Task {
     #[must_use]
     pub fn holds_workspace(&self) -> bool {
         let blocked = matches!(self.outcome(), Some(Outcome::Blocked { .. }));
-        !self.removed && (self.is_open() || blocked)
+        !self.removed && (!self.is_done() || blocked)
     }
 
     /// A task that waits for it may go on.
     #[must_use]
     pub fn has_completed(&self) -> bool {
-        let completed =
-            |run: &Run| matches!(run.state, RunState::Finished(Outcome::Completed { .. }));
-        self.runs.iter().any(completed)
+        self.completed
     }
 
     /// It has ended, and without a person it will not complete any more.
@@ -160,9 +187,42 @@ impl Task {
         !self.has_completed()
             && match self.outcome() {
                 None => false,
-                Some(Outcome::Blocked { .. }) => self.removed,
+                // One that has completed and is not done waits for what it asked for.
+                Some(Outcome::Blocked { .. } | Outcome::Completed { .. }) => self.removed,
                 Some(_) => true,
             }
+    }
+
+    /// The task whose agent asked for it.
+    #[must_use]
+    pub fn asker(&self) -> Option<TaskId> {
+        self.spec.terms.asked_by.map(|run| run.task)
+    }
+
+    /// Something it asked for is not done, or it has not heard how that ended.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        let owed = |end: &family::End| match end.fate {
+            family::Fate::Owed => true,
+            family::Fate::Told { message } => {
+                let message = self.message(message);
+                message.is_some_and(|message| message.fate == Fate::Waiting)
+            }
+            family::Fate::Waited { .. } | family::Fate::Detached => false,
+        };
+        self.family.awaited().next().is_some() || self.family.ends.iter().any(owed)
+    }
+
+    /// Its last run has ended well and it has not: it waits for what it asked for. It holds no slot.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        matches!(self.outcome(), Some(Outcome::Completed { .. })) && self.is_owed()
+    }
+
+    /// Nothing of it runs or waits, and nothing that it waits for does.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        !self.is_open() && !self.is_parked()
     }
 
     /// What all its runs have spent, as far as their agents told.
@@ -234,6 +294,8 @@ impl Task {
                 Some(_) | None => {}
             }
         }
+        let heard = self.family.heard.iter().filter(|(run, _)| *run < n);
+        told.before.extend(heard.map(|(_, text)| text.clone()));
         told
     }
 
@@ -241,6 +303,19 @@ impl Task {
     #[must_use]
     pub fn is_beyond_recall(&self) -> bool {
         self.snapshots.is_empty() && self.workspace.as_ref().is_some_and(|w| w.removed)
+    }
+
+    /// One that cannot run again needs no files, and nobody will read them.
+    fn forget_attached(&mut self) {
+        if self.is_beyond_recall() {
+            self.attached.clear();
+        }
+    }
+
+    /// Its files are all that is kept of it: it was put away and never had a workspace.
+    #[must_use]
+    pub fn is_put_away_with_files(&self) -> bool {
+        self.removed && self.workspace.is_none() && !self.attached.is_empty()
     }
 
     /// The files that run `n` is given, and whether they are new to it: an earlier one had the rest.
@@ -305,8 +380,13 @@ impl Task {
 
     /// `None`: no such message may do that now.
     fn take(&mut self, id: MessageId, taken: Taken) -> Option<()> {
-        let message = self.message_mut(id).filter(|message| message.waits())?;
+        let message = self.message_mut(id).filter(|message| message.is_due())?;
         message.taken = Some(taken);
+        let chain = message.chain;
+        // What it does from now on may be because of this.
+        if let Some(run) = self.runs.last_mut() {
+            run.chain = run.chain.max(chain);
+        }
         Some(())
     }
 
@@ -354,6 +434,19 @@ pub enum ApplyError {
         task: TaskId,
         ask: AskId,
     },
+    #[error("apply event {seq} ({word}): letter {letter} of {workspace} is not where it must be")]
+    Letter {
+        seq: Seq,
+        word: &'static str,
+        workspace: String,
+        letter: LetterId,
+    },
+    #[error("apply event {seq} ({word}): an end that is told to task {task} is not owed to it")]
+    End {
+        seq: Seq,
+        word: &'static str,
+        task: TaskId,
+    },
     #[error("apply event {seq}: task {task} exists already")]
     Twice { seq: Seq, task: TaskId },
     #[error("apply event {seq} to run {run}")]
@@ -381,9 +474,23 @@ pub struct State {
     waited_for: BTreeMap<TaskId, BTreeSet<RunId>>,
     /// Those of them that will not complete any more.
     hopeless: BTreeSet<TaskId>,
+    keys: Keys,
+    /// By the names of workspaces, which tasks that follow each other share.
+    letterboxes: BTreeMap<String, Letterbox>,
+    /// Messages of agents that each chain has led to; of the newest chains.
+    chains: BTreeMap<Chain, u32>,
 }
 
+/// Chains of which is remembered how much they have led to. An older one is as good as over.
+const CHAINS_MAX: usize = 10_000;
+
 impl State {
+    /// What requests that may come again have made.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// The last event applied or stepped over.
     #[must_use]
     pub fn seq(&self) -> Seq {
@@ -455,6 +562,58 @@ impl State {
             .get(&id.task)?
             .runs
             .get(usize::try_from(id.n).ok()?.checked_sub(1)?)
+    }
+
+    /// The letters of a workspace, if there were any.
+    #[must_use]
+    pub fn letterbox(&self, workspace: &str) -> Option<&Letterbox> {
+        self.letterboxes.get(workspace)
+    }
+
+    /// The newest task whose workspace has that name.
+    #[must_use]
+    pub fn at_workspace(&self, name: &str) -> Option<&Task> {
+        let has = |task: &&Task| naming::workspace_name(&task.spec, &task.short) == name;
+        self.tasks().rev().find(has)
+    }
+
+    /// Messages of agents that it has led to.
+    #[must_use]
+    pub fn chain_messages(&self, chain: Chain) -> u32 {
+        self.chains.get(&chain).copied().unwrap_or(0)
+    }
+
+    /// The chain that a task's agent works in.
+    #[must_use]
+    pub fn chain_of(&self, task: TaskId) -> Chain {
+        let run = self.tasks.get(&task).and_then(Task::last_run);
+        run.map_or(Chain::default(), |run| run.chain)
+    }
+
+    /// Whether agents of `above` asked for it, or those of tasks that they asked for.
+    #[must_use]
+    pub fn is_below(&self, id: TaskId, above: TaskId) -> bool {
+        let asker = |id: &TaskId| self.tasks.get(id).and_then(Task::asker);
+        std::iter::successors(asker(&id), asker).any(|asker| asker == above)
+    }
+
+    /// How many tasks were asked for below it, and how many of them are not done.
+    #[must_use]
+    pub fn below(&self, id: TaskId) -> (u32, u32) {
+        let (mut all, mut open) = (0_u32, 0_u32);
+        let children = self.tasks.get(&id).map(|task| &task.family.children);
+        for child in children.into_iter().flatten() {
+            let (below, open_below) = self.below(child.task);
+            all = all.saturating_add(1).saturating_add(below);
+            let own = u32::from(!child.done);
+            open = open.saturating_add(own).saturating_add(open_below);
+        }
+        (all, open)
+    }
+
+    fn family_of(&mut self, asker: Option<TaskId>) -> Option<&mut Family> {
+        let asker = self.tasks.get_mut(&asker?)?;
+        Some(&mut asker.family)
     }
 
     /// Oldest first.
@@ -604,6 +763,36 @@ impl State {
         }
     }
 
+    /// Which chain a run belongs to that is queued now.
+    fn chain_for(&self, seq: Seq, id: RunId, cause: &RunCause) -> Chain {
+        let task = self.tasks.get(&id.task);
+        match cause {
+            // Asked for by an agent, it belongs to what that agent works on.
+            RunCause::Dispatched => match task.and_then(Task::asker) {
+                Some(asker) => self.chain_of(asker),
+                None => Chain(seq),
+            },
+            RunCause::Answer { by, .. } => match by {
+                Sender::Task(other) => self.chain_of(*other),
+                Sender::Person | Sender::Dispatch => Chain(seq),
+            },
+            RunCause::Said { .. } => {
+                let due = task.into_iter().flat_map(Task::waiting);
+                let due = due.filter(|message| message.is_due());
+                let newest = due.map(|message| message.chain).max();
+                newest.unwrap_or(self.chain_of(id.task))
+            }
+            RunCause::RetryOf {
+                by_person: false, ..
+            }
+            | RunCause::Ends => self.chain_of(id.task),
+            RunCause::RetryOf {
+                by_person: true, ..
+            }
+            | RunCause::Resumed { .. } => Chain(seq),
+        }
+    }
+
     /// A run that has just been queued waits for its turn, or for other tasks first.
     fn enqueue(&mut self, seq: Seq, id: RunId) {
         self.queue.insert((seq, id));
@@ -680,7 +869,6 @@ impl State {
         let (seq, at) = (event.seq, event.at);
         let (started_at, queued_seq) = (run.started_at, run.queued_seq);
         let (held, holds) = (before.holds_slot(), run.state.holds_slot());
-        let completed = matches!(run.state, RunState::Finished(Outcome::Completed { .. }));
         let ledger = self.pools.entry(task.spec.pool.clone()).or_default();
         match (&run.state, held, holds) {
             (_, false, true) => {
@@ -698,10 +886,29 @@ impl State {
             self.queue.remove(&(queued_seq, id));
             self.unpark(id);
         }
-        if completed {
-            self.let_go(seq, id.task);
-        }
+        self.look_at_end(seq, id.task);
         self.look_at_hope(id.task);
+    }
+
+    /// A task that has ended well and waits for nothing lets go of those that wait for it.
+    fn look_at_end(&mut self, seq: Seq, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        let well = matches!(task.outcome(), Some(Outcome::Completed { .. }));
+        if well && task.is_done() {
+            task.completed = true;
+            self.let_go(seq, id);
+        }
+    }
+
+    /// One more message of an agent.
+    fn count(&mut self, chain: Chain) {
+        let count = self.chains.entry(chain).or_default();
+        *count = count.saturating_add(1);
+        while self.chains.len() > CHAINS_MAX {
+            self.chains.pop_first();
+        }
     }
 
     fn apply_task(&mut self, event: &Event, id: TaskId) -> Result<(), ApplyError> {
@@ -721,6 +928,7 @@ impl State {
                 snapshots: Vec::new(),
                 applied: None,
                 removed: false,
+                removed_at: None,
                 notes: Vec::new(),
                 carried: Vec::new(),
                 messages: Vec::new(),
@@ -728,14 +936,35 @@ impl State {
                 asks: Vec::new(),
                 asks_count: 0,
                 attached: Vec::new(),
+                attached_dropped: false,
                 tuning: Tuning::default(),
                 wakes: 0,
                 foreign_runs: 0,
+                family: Family::default(),
+                completed: false,
             };
+            // It is there first, so nobody is below himself.
+            if let Some(asker) = task.asker() {
+                let family = self.family_of(Some(asker));
+                let family = family.ok_or(ApplyError::NoTask {
+                    seq,
+                    word,
+                    task: asker,
+                })?;
+                family.asked_for(id, task.spec.terms.detached);
+            }
             self.tasks.insert(id, task);
             self.created.push(id);
             return Ok(());
         }
+        let said_in = match &event.kind {
+            Kind::MessageQueued { from, .. } => match from {
+                Sender::Person => Chain(seq),
+                Sender::Task(other) => self.chain_of(*other),
+                Sender::Dispatch => self.chain_of(id),
+            },
+            _ => Chain::default(),
+        };
         let task = self.tasks.get_mut(&id).ok_or(ApplyError::NoTask {
             seq,
             word,
@@ -748,20 +977,85 @@ impl State {
             message,
         };
         match &event.kind {
-            Kind::ChildEnded { .. } => {}
-            Kind::Answered { .. } => task.wakes = 0,
+            Kind::Keyed {
+                key,
+                message: Some(message),
+            } => {
+                let message = *message;
+                task.message(message).ok_or_else(|| refused(message))?;
+                let made = Made::Message { task: id, message };
+                self.keys.keep(key, made, event.at);
+            }
+            Kind::LetterSent {
+                letter,
+                written,
+                from,
+            } => {
+                let workspace = naming::workspace_name(&task.spec, &task.short);
+                // A refused event leaves nothing behind, an empty box neither.
+                let known = self.letterboxes.get(&workspace).map(Letterbox::next_id);
+                if *letter != known.unwrap_or(LetterId::FIRST) {
+                    return Err(ApplyError::Letter {
+                        seq,
+                        word,
+                        workspace,
+                        letter: *letter,
+                    });
+                }
+                let post = self.letterboxes.entry(workspace).or_default();
+                post.put(written.clone(), *from, event.at);
+            }
+            Kind::LettersRead { letters } => {
+                let workspace = naming::workspace_name(&task.spec, &task.short);
+                let post = self.letterboxes.get_mut(&workspace);
+                let read = post.and_then(|post| post.read(letters, event.at));
+                read.ok_or_else(|| ApplyError::Letter {
+                    seq,
+                    word,
+                    workspace,
+                    letter: letters.first().copied().unwrap_or_default(),
+                })?;
+            }
+            Kind::ChildEnded { child, run, .. } => {
+                let end = EndId {
+                    child: *child,
+                    run: *run,
+                };
+                // Of a task that nobody's agent asked for nothing is owed.
+                task.family.ended(end, event.at);
+            }
+            Kind::Detached { child } => {
+                let detached = task.family.detach(*child);
+                detached.ok_or(ApplyError::End {
+                    seq,
+                    word,
+                    task: id,
+                })?;
+                task.seq = seq;
+                self.look_at_end(seq, id);
+            }
+            Kind::Answered { by, .. } => match by {
+                Sender::Person => task.wakes = 0,
+                Sender::Task(_) | Sender::Dispatch => {}
+            },
             Kind::MessageQueued {
                 message,
                 text,
                 from,
                 fresh,
+                held,
+                ends,
             } => {
                 if message.0 != task.messages_count.saturating_add(1) {
                     return Err(refused(*message));
                 }
+                let told = family::Fate::Told { message: *message };
+                let told = task.family.settle(ends, told);
+                told.ok_or_else(|| refused(*message))?;
                 task.messages_count = message.0;
                 if *from == Sender::Person {
                     task.wakes = 0;
+                    task.messages.iter_mut().for_each(|m| m.held = false);
                 }
                 let begun = task.last_run().filter(|run| run.state.holds_slot());
                 let barred = begun.map(|run| run.n).filter(|_| *fresh);
@@ -772,9 +1066,14 @@ impl State {
                     at: event.at,
                     taken: None,
                     barred,
+                    chain: said_in,
+                    held: *held,
                     fate: Fate::Waiting,
                 });
                 task.forget_messages();
+                if let (Sender::Task(_), false) = (from, held) {
+                    self.count(said_in);
+                }
             }
             Kind::MessageCancelled { message } => {
                 let found = task.message_mut(*message).filter(|found| found.waits());
@@ -847,15 +1146,24 @@ impl State {
             Kind::SnapshotDropped { refname } => {
                 task.snapshots
                     .retain(|snapshot| snapshot.refname != *refname);
-                // It cannot run again, and nobody will read them.
-                if task.is_beyond_recall() {
-                    task.attached.clear();
-                }
+                task.forget_attached();
             }
             Kind::WorkspaceRemoved => {
                 if let Some(workspace) = &mut task.workspace {
                     workspace.removed = true;
                 }
+                task.forget_attached();
+            }
+            Kind::AttachmentsDropped => {
+                if task.is_open() {
+                    return Err(ApplyError::WrongSubject {
+                        seq,
+                        word,
+                        subject: event.subject,
+                    });
+                }
+                task.attached.clear();
+                task.attached_dropped = true;
             }
             Kind::WorkspaceRestored => {
                 if let Some(workspace) = &mut task.workspace {
@@ -864,10 +1172,11 @@ impl State {
             }
             Kind::TaskRemoved | Kind::TaskRestored => {
                 task.removed = event.kind == Kind::TaskRemoved;
+                task.removed_at = Some(event.at).filter(|_| task.removed);
                 self.look_at_hope(id);
             }
             Kind::Noted { text } => task.notes.push(text.clone()),
-            Kind::Said { .. } | Kind::BudgetWarned { .. } => {}
+            Kind::Said { .. } | Kind::BudgetWarned { .. } | Kind::Parked { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {
                     seq,
@@ -884,6 +1193,14 @@ impl State {
 
     fn apply_run(&mut self, event: &Event, id: RunId) -> Result<(), ApplyError> {
         let (seq, word) = (event.seq, event.kind.word());
+        let chain = match &event.kind {
+            Kind::RunQueued { cause } => self.chain_for(seq, id, cause),
+            _ => Chain::default(),
+        };
+        let heard = match &event.kind {
+            Kind::EndsDelivered { ends } => family::words(self, ends),
+            _ => String::new(),
+        };
         let Some(task) = self.tasks.get_mut(&id.task) else {
             return Err(ApplyError::NoTask {
                 seq,
@@ -896,7 +1213,9 @@ impl State {
                 return Err(ApplyError::NoRun { seq, word, run: id });
             }
             match cause {
-                RunCause::Said { by_person: false } => task.wakes = task.wakes.saturating_add(1),
+                RunCause::Said { by_person: false } | RunCause::Ends => {
+                    task.wakes = task.wakes.saturating_add(1);
+                }
                 RunCause::Said { by_person: true }
                 | RunCause::RetryOf {
                     by_person: true, ..
@@ -904,9 +1223,12 @@ impl State {
                 | RunCause::Resumed { .. } => task.wakes = 0,
                 RunCause::Dispatched | RunCause::Answer { .. } | RunCause::RetryOf { .. } => {}
             }
+            let asker = task.asker();
             task.runs.push(Run {
                 n: id.n,
                 cause: cause.clone(),
+                chain,
+                parked: false,
                 state: RunState::Queued,
                 queued_seq: seq,
                 queued_at: event.at,
@@ -926,7 +1248,17 @@ impl State {
                 verified: Verified::NotVerified,
             });
             task.seq = seq;
+            if let Some(family) = self.family_of(asker) {
+                family.goes_on(id.task);
+            }
             self.enqueue(seq, id);
+            return Ok(());
+        }
+        if let Kind::Keyed { key, message: None } = &event.kind
+            && task.last_run().is_some_and(|run| run.n == id.n)
+        {
+            self.keys.keep(key, Made::Run(id), event.at);
+            task.seq = seq;
             return Ok(());
         }
         let refused = |message: MessageId| ApplyError::Message {
@@ -976,7 +1308,7 @@ impl State {
                 ask,
                 allow,
                 by,
-                why,
+                reason,
             } => {
                 let mut asks = task.asks.iter_mut();
                 let found = asks.find(|known| known.id == *ask && known.run == id.n);
@@ -984,7 +1316,7 @@ impl State {
                 found.ok_or_else(|| unasked(*ask))?.fate = AskFate::Answered {
                     allow: *allow,
                     by: *by,
-                    why: why.clone(),
+                    why: reason.clone(),
                 };
             }
             Kind::MessageTaken {
@@ -1011,6 +1343,17 @@ impl State {
                 let found = found.ok_or_else(|| refused(*message))?;
                 (found.taken, found.barred) = (None, Some(id.n));
                 found.fate = Fate::Waiting;
+            }
+            Kind::EndsDelivered { ends } => {
+                let working = task.last_run().is_some_and(|run| run.n == id.n);
+                let waited = family::Fate::Waited { run: id.n };
+                let waited = working.then(|| task.family.settle(ends, waited)).flatten();
+                waited.ok_or(ApplyError::End {
+                    seq,
+                    word,
+                    task: id.task,
+                })?;
+                task.family.hear(id.n, heard);
             }
             _ => {}
         }
@@ -1091,6 +1434,10 @@ impl State {
                 let old = task.asks.len().saturating_sub(ask::SETTLED_MAX);
                 task.asks.drain(..old);
                 task.spec.tune(std::mem::take(&mut task.tuning));
+                let parked = task.is_parked();
+                if let Some(run) = task.runs.get_mut(index) {
+                    run.parked = parked;
+                }
             }
             Kind::WorkspaceReady {
                 path,
@@ -1121,6 +1468,7 @@ impl State {
             | Kind::MessageTaken { .. }
             | Kind::MessageDelivered { .. }
             | Kind::MessageReturned { .. }
+            | Kind::EndsDelivered { .. }
             | Kind::Said { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {
@@ -1414,6 +1762,8 @@ pub(crate) mod tests {
             text: "m".into(),
             from: Sender::Person,
             fresh,
+            held: false,
+            ends: Vec::new(),
         };
         world.put(Subject::Task(run.task), queued)
     }
@@ -1472,6 +1822,55 @@ pub(crate) mod tests {
         assert_eq!(given(3), [(1, false), (2, false)]);
         // What is for this run is withdrawn no more.
         assert!(world.put(about, attached(Some(1), 9)).is_err());
+    }
+
+    /// When nothing can run any more, nobody will read them.
+    #[test]
+    fn files_go_when_nothing_can_run_any_more() {
+        let kept = |refname: &str| Kind::Snapshotted {
+            refname: refname.into(),
+            commit: "c".into(),
+            keep_until: 9,
+        };
+        let dropped = |refname: &str| Kind::SnapshotDropped {
+            refname: refname.into(),
+        };
+        let ready = Kind::WorkspaceReady {
+            path: "/w".into(),
+            base: "b".into(),
+            base_branch: None,
+            how: String::new(),
+        };
+        let removed = Kind::WorkspaceRemoved;
+        // All but the last keep them.
+        for steps in [
+            vec![removed.clone()],
+            vec![kept("a"), removed.clone(), dropped("a")],
+            vec![kept("a"), kept("b"), removed, dropped("a"), dropped("b")],
+            vec![Kind::TaskRemoved, Kind::AttachmentsDropped],
+        ] {
+            let mut world = World::new();
+            let run = world.task(1, "default");
+            let about = Subject::Task(run.task);
+            world.put(about, attached(None, 1)).unwrap();
+            assert!(world.put(about, Kind::AttachmentsDropped).is_err());
+            world.put(Subject::Run(run), Kind::Admitted).unwrap();
+            world.put(Subject::Run(run), ready.clone()).unwrap();
+            let lost = finished(Outcome::Lost);
+            world.put(Subject::Run(run), lost).unwrap();
+            let (last, before) = steps.split_last().unwrap();
+            for step in before {
+                world.put(about, step.clone()).unwrap();
+            }
+            let left = |world: &World| world.state.task(run.task).unwrap().attached.len();
+            assert_eq!(left(&world), 1, "{steps:?}");
+            world.put(about, last.clone()).unwrap();
+            assert_eq!(left(&world), 0, "{steps:?}");
+            let task = world.state.task(run.task).unwrap();
+            let dropped = *last == Kind::AttachmentsDropped;
+            assert_eq!(task.attached_dropped, dropped);
+            assert_eq!(task.removed_at.is_some(), dropped);
+        }
     }
 
     /// A run that waits for the gate changes its model; one that was let in keeps it to its end.
@@ -1566,7 +1965,7 @@ pub(crate) mod tests {
             ask: AskId(n),
             allow,
             by: ask::By::Person,
-            why: None,
+            reason: None,
         }
     }
 
@@ -1621,6 +2020,20 @@ pub(crate) mod tests {
             let task = world.state.task(run.task).unwrap();
             assert_eq!(task.open_asks().count(), 0);
         }
+    }
+
+    /// What was said to a denial had another name in the first logs.
+    #[test]
+    fn a_reason_is_read_under_either_name() {
+        let read = |name: &str| {
+            let answer =
+                r#"{"permission_answered":{"ask":1,"allow":false,"by":"person","NAME":"no"}}"#;
+            serde_json::from_str::<Kind>(&answer.replace("NAME", name)).unwrap()
+        };
+        assert_eq!(read("why"), read("reason"));
+        assert!(
+            matches!(read("why"), Kind::PermissionAnswered { reason, .. } if reason.as_deref() == Some("no"))
+        );
     }
 
     /// All of an open run's are there for a replay; then only the newest.

@@ -1,9 +1,66 @@
 //! What an agent says, in our words, whatever CLI it is.
 //! Must not hold anything a driver needs to go on; that stays in the driver.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Millis;
+
+/// A text of a run that comes in pieces: numbers start at 1 and are never used again in the run. A
+/// replay comes to the same ones.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct ChunkId(pub u32);
+
+impl ChunkId {
+    /// What is only for the eye, such as the lines of a plain program: one text from the run's start
+    /// to its end, which no event closes.
+    pub const OUTPUT: Self = Self(0);
+}
+
+impl fmt::Display for ChunkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a text that comes in pieces is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Voice {
+    Text,
+    Thinking,
+    Output,
+}
+
+impl Voice {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Thinking => "thinking",
+            Self::Output => "output",
+        }
+    }
+}
+
+/// One thing that an agent means to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Todo {
+    pub text: String,
+    pub state: TodoState,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TodoState {
+    #[default]
+    Pending,
+    Active,
+    Done,
+}
 
 /// Something an agent said, normalized and kept: stored by task and output offset, not folded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +102,10 @@ pub enum Update {
     Notice {
         text: String,
     },
+    /// Its list of things to do, whole; it stands in place of the one before.
+    Todo {
+        items: Vec<Todo>,
+    },
 }
 
 impl Update {
@@ -60,6 +121,7 @@ impl Update {
             Self::Usage(_) => "usage",
             Self::Retrying { .. } => "retrying",
             Self::Notice { .. } => "notice",
+            Self::Todo { .. } => "todo",
         }
     }
 }

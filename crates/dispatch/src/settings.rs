@@ -74,9 +74,15 @@ pub(crate) struct Paths {
 
 impl Paths {
     pub(crate) const SOCKET: &'static str = "dispatch.sock";
+    pub(crate) const AGENTS_SOCKET: &'static str = "engine.sock";
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.run.join(Self::SOCKET)
+    }
+
+    /// The directory of the agents' socket, which can be mounted alone.
+    pub(crate) fn agents(&self) -> PathBuf {
+        self.run.join("agents")
     }
 
     pub(crate) fn engine_log(&self) -> PathBuf {

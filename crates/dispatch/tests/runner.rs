@@ -27,6 +27,16 @@ mod gate;
 mod ids;
 #[path = "runner/login.rs"]
 mod login;
+#[path = "runner/mcp.rs"]
+mod mcp;
+#[path = "runner/mcp_client.rs"]
+mod mcp_client;
+#[path = "runner/mcp_go.rs"]
+mod mcp_go;
+#[path = "runner/mcp_needs.rs"]
+mod mcp_needs;
+#[path = "runner/mcp_notices.rs"]
+mod mcp_notices;
 #[path = "runner/notify.rs"]
 mod notify;
 #[path = "runner/output.rs"]
@@ -37,6 +47,10 @@ mod placement;
 mod prompts;
 #[path = "runner/reading.rs"]
 mod reading;
+#[path = "runner/repeats.rs"]
+mod repeats;
+#[path = "runner/routes.rs"]
+mod routes;
 #[path = "runner/run.rs"]
 mod run;
 #[path = "runner/say.rs"]
@@ -45,10 +59,14 @@ mod say;
 mod schema;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/tokens.rs"]
+mod tokens;
 #[path = "runner/top.rs"]
 mod top;
 #[path = "runner/usage.rs"]
 mod usage;
+#[path = "runner/wire.rs"]
+mod wire;
 #[path = "runner/world.rs"]
 mod world;
 

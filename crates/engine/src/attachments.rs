@@ -20,6 +20,9 @@ use dispatch_core::{
 
 use crate::{files, prompts::sha256};
 
+/// Of the folders that cannot be swept, how many are named.
+const STAYS_NAMED_MAX: usize = 5;
+
 /// Its name is what somebody called it; see [`attach::names`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewFile {
@@ -82,6 +85,13 @@ pub(crate) fn folders(data: &Path, task: &Task, n: u32) -> Vec<PathBuf> {
     given
         .map(|(attached, _)| folder(data, task.id, attached.folder))
         .collect()
+}
+
+/// What all of these are below, when there are any. An agent is told of this one rather than of each: one
+/// that takes a `CLAUDE.md` at the top of a folder for instructions finds none.
+pub(crate) fn top(data: &Path, task: &Task, n: u32) -> Option<PathBuf> {
+    let any = task.attached_for(n).next().is_some();
+    any.then(|| own(data, task.id))
 }
 
 /// One of these is not as it was handed over: an agent that is told of it would look in vain.
@@ -202,34 +212,55 @@ pub(crate) fn remove(data: &Path, task: TaskId, attached: &Attached) {
     }
 }
 
-/// Removes what a crash left between the disk and the log. Only before anything is handed over.
+/// Removes what a crash left between the disk and the log. Only before anything is handed over. What
+/// cannot be removed stays and is told; it keeps nothing else.
 pub(crate) fn sweep(data: &Path, state: &State) -> io::Result<()> {
+    let mut stays = Vec::new();
     for id in entries(&data.join("tasks"))? {
-        let Ok(id) = id.parse::<TaskId>() else {
-            continue;
-        };
-        let own = own(data, id);
-        let task = state.task(id);
-        let known: BTreeSet<String> = task
-            .iter()
-            .flat_map(|task| &task.attached)
-            .map(|attached| attached.folder.to_string())
-            .collect();
-        for name in entries(&own)? {
-            if !known.contains(&name) {
-                files::remove_tree(&own.join(name))?;
-            }
+        if let Ok(id) = id.parse::<TaskId>() {
+            stays.extend(sweep_task(data, id, state.task(id)));
         }
-        if task.is_none() {
-            // Of a task that never came to be there is nothing else; and only what is empty goes.
-            for dir in [&*own, own.parent().unwrap_or(&own)] {
-                match fs::remove_dir(dir) {
-                    Ok(()) | Err(_) => {}
-                }
+    }
+    if stays.is_empty() {
+        return Ok(());
+    }
+    let more = stays.len().saturating_sub(STAYS_NAMED_MAX);
+    stays.truncate(STAYS_NAMED_MAX);
+    if more > 0 {
+        stays.push(format!("{more} more"));
+    }
+    Err(io::Error::other(stays.join("; ")))
+}
+
+/// What of it stays, and why.
+fn sweep_task(data: &Path, id: TaskId, task: Option<&Task>) -> Vec<String> {
+    let own = own(data, id);
+    let stays = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    let found = match entries(&own) {
+        Ok(found) => found,
+        Err(error) => return vec![stays(&own, error)],
+    };
+    let known: BTreeSet<String> = task
+        .iter()
+        .flat_map(|task| &task.attached)
+        .map(|attached| attached.folder.to_string())
+        .collect();
+    let unknown = found.iter().filter(|name| !known.contains(*name));
+    let unknown = unknown.map(|name| own.join(name));
+    let left = unknown.filter_map(|path| {
+        let error = files::remove_tree(&path).err()?;
+        Some(stays(&path, error))
+    });
+    let left = left.collect();
+    if task.is_none() {
+        // Of a task that never came to be there is nothing else; and only what is empty goes.
+        for dir in [&*own, own.parent().unwrap_or(&own)] {
+            match fs::remove_dir(dir) {
+                Ok(()) | Err(_) => {}
             }
         }
     }
-    Ok(())
+    left
 }
 
 fn entries(dir: &Path) -> io::Result<Vec<String>> {
@@ -305,5 +336,28 @@ mod tests {
         assert_eq!(left, [other.to_string(), "else".to_owned()]);
         assert!(prompts.exists());
         sweep(&data.path().join("nowhere"), &State::default()).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_swept_keeps_nothing_else_and_is_told_together() {
+        let data = tempfile::tempdir().unwrap();
+        let bad: Vec<TaskId> = (0..7).map(TaskId::from_bits).collect();
+        for task in &bad {
+            fs::create_dir_all(own(data.path(), *task).parent().unwrap()).unwrap();
+            fs::write(own(data.path(), *task), "no folder").unwrap();
+        }
+        for task in (7..14).map(TaskId::from_bits) {
+            keep(data.path(), task, &[new("x", b"1")]).unwrap().told();
+        }
+        let told = sweep(data.path(), &State::default()).unwrap_err();
+        let mut left = entries(&data.path().join("tasks")).unwrap();
+        left.sort();
+        assert_eq!(
+            left,
+            bad.iter().map(ToString::to_string).collect::<Vec<_>>()
+        );
+        let told = told.to_string();
+        assert_eq!(told.matches("/attachments: ").count(), STAYS_NAMED_MAX);
+        assert!(told.ends_with("; 2 more"), "{told}");
     }
 }

@@ -2,6 +2,8 @@
 //! it applies a batch in memory, commits it, and only then lets its effects out.
 //! Must not wait for anything but its channel and its disk; whatever takes long is a run's.
 
+mod family;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
@@ -17,8 +19,11 @@ use dispatch_core::{
     config::{Config, EnvValue, Selection},
     drivers::DriverKind,
     event::{Event, Kind, Scope, Subject, Verified},
+    family::Deed,
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
+    keys::{Made, RequestKey},
+    letter::{Letter, Written},
     message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
@@ -26,12 +31,13 @@ use dispatch_core::{
     run::{RunCause, RunState},
     schedule::{self, Held, Host, Next, View, Waiting, Why},
     secret::Secret,
-    state::State,
-    task::{AFTER_MAX, Base, Taken, TaskSpec, Tuning},
+    spending::Spending,
+    state::{Run, State},
+    task::{AFTER_MAX, Base, Effort, Taken, TaskSpec, Tuning},
     update::Usage,
 };
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -39,28 +45,35 @@ use crate::{
     attachments::{self, Kept, NewFile},
     clock::Clock,
     containers::Runtimes,
-    events::EventStream,
+    doorkeys::DoorKey,
+    events::{EventStream, Logs},
     fence::Fences,
     jobdir::JobDir,
+    letters::{self, Post},
     lock::{self, EngineLock},
     mirror::Wanted,
     pressure,
+    reads::{self, Listed, Listing, Overview},
     run::{self, Ctx, Ended},
     sites::{
         Site,
         local::{Keeper, Local},
     },
     store::{Store, StoreError},
+    tail::{self, Tail},
     trees::Trees,
-    view::{Force, Given, Heard, Spoken, TaskView, Told, VerbError},
+    verbs,
+    view::{Force, Given, Heard, Inbox, Spoken, TaskView, Until, VerbError, Waited, Who},
 };
+
+pub(crate) use self::family::Purse;
+use self::family::Waiter;
 
 /// By name; held in memory only.
 pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
-const TOLD_MAX: usize = 1024;
 const FOLD_CHUNK: usize = 10_000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -114,30 +127,71 @@ pub enum OpenError {
     Fold(#[from] dispatch_core::state::ApplyError),
     #[error("set up the workspaces: {what}")]
     Trees { what: String },
+    #[error("get the key of the agents' tokens in {}: {source}", data.display())]
+    DoorKey {
+        data: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
 
 /// Everything the actor can be told. Closed: this is all that can happen to an engine.
 pub(crate) enum Command {
+    /// Whether the agent of that run may do that.
+    May {
+        run: RunId,
+        deed: Deed,
+        reply: Reply<()>,
+    },
+    /// A task and all that was asked for below it.
+    Family {
+        task: TaskId,
+        reply: Reply<BTreeSet<TaskId>>,
+    },
+    Wait {
+        who: Who,
+        tasks: Vec<TaskId>,
+        mode: Until,
+        until: Millis,
+        reply: Reply<Waited>,
+    },
+    /// A caller that waited has gone away.
+    Left,
+    /// Whoever asked for that task does not wait for it.
+    Detach {
+        task: TaskId,
+        reply: Reply<()>,
+    },
+    /// From a run: whether its task is owed ends, so that its own end is not the task's.
+    Owed {
+        run: RunId,
+        reply: Reply<bool>,
+    },
     Dispatch {
+        who: Who,
         spec: Box<TaskSpec>,
         /// Under the id that its files lie under already.
         kept: Option<(TaskId, Kept)>,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Answer {
         task: TaskId,
         text: String,
+        by: Sender,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Retry {
         task: TaskId,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Resume {
@@ -145,6 +199,7 @@ pub(crate) enum Command {
         agent: Option<Selection>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<RunId>,
     },
     Say {
@@ -154,6 +209,7 @@ pub(crate) enum Command {
         kept: Option<Kept>,
         tuning: Tuning,
         secrets: Secrets,
+        key: Option<RequestKey>,
         reply: Reply<Spoken>,
     },
     Unsay {
@@ -191,9 +247,11 @@ pub(crate) enum Command {
         run: RunId,
         reply: Reply<()>,
     },
+    Letters(Post),
     Stop {
         task: TaskId,
         force: Force,
+        why: Stop,
         reply: Reply<()>,
     },
     StopAll {
@@ -213,7 +271,19 @@ pub(crate) enum Command {
         reply: Reply<Vec<String>>,
     },
     Tasks {
+        /// Only this one and those below it.
+        of: Option<TaskId>,
         reply: Reply<Vec<TaskView>>,
+    },
+    List {
+        listing: Listing,
+        reply: Reply<Listed>,
+    },
+    Overview {
+        reply: Reply<Overview>,
+    },
+    Spending {
+        reply: Reply<(Seq, Spending)>,
     },
     Task {
         task: TaskId,
@@ -247,18 +317,24 @@ pub(crate) struct StopOrder {
 struct Shared {
     settings: Settings,
     commands: mpsc::Sender<Command>,
-    told: broadcast::Sender<Told>,
+    tail: Arc<Tail>,
+    logs: Logs,
     open: watch::Receiver<usize>,
     failed: watch::Receiver<Option<String>>,
+    /// Runs whose agent may come to our door.
+    working: watch::Receiver<BTreeSet<RunId>>,
+    door_key: Arc<DoorKey>,
     trees: Arc<Trees>,
     fences: Arc<Fences>,
-    busy: Mutex<BTreeSet<TaskId>>,
+    desk: Arc<Desk>,
 }
 
 /// The handle: cheap to clone, and all verbs there are.
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
+    /// On whose behalf.
+    who: Who,
 }
 
 impl fmt::Debug for Engine {
@@ -293,6 +369,10 @@ impl Engine {
             .ok_or(OpenError::Busy { data: data.clone() })?;
         let store = Store::open(&data)?;
         let state = fold(&store)?;
+        let door_key = DoorKey::of(&data).map_err(|source| OpenError::DoorKey {
+            data: data.clone(),
+            source,
+        })?;
         // Before anybody can hand something over; what stays is no reason to serve nobody.
         let swept = attachments::sweep(&data, &state);
         if let Ok(name) = "local".parse::<SiteName>() {
@@ -304,17 +384,20 @@ impl Engine {
         let fences = Fences::new(data, settings.keeper.clone(), settings.bwrap.clone());
         let fences = Arc::new(fences.with(settings.runtimes.clone()));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (told, _) = broadcast::channel(TOLD_MAX);
+        let tail = Arc::new(Tail::new(&state, store.last()));
         let (open_now, open) = watch::channel(usize::MAX);
         let (failed_now, failed) = watch::channel(None);
+        let (working_now, working) = watch::channel(who_works(&state));
         let ctx = Ctx {
             settings: Arc::new(settings.clone()),
             sites: Arc::new(sites),
             trees: Arc::clone(&trees),
             fences: Arc::clone(&fences),
+            desk: Arc::default(),
             commands: commands.clone(),
-            told: told.clone(),
+            tail: Arc::clone(&tail),
         };
+        let desk = Arc::clone(&ctx.desk);
         let actor = Actor {
             state,
             store,
@@ -322,10 +405,14 @@ impl Engine {
             inbox,
             open_now,
             failed_now,
+            working_now,
             runs: JoinSet::new(),
             orders: HashMap::new(),
             bells: HashMap::new(),
             sayers: Vec::new(),
+            waiters: Vec::new(),
+            owing: BTreeSet::new(),
+            purses: HashMap::new(),
             secrets: HashMap::new(),
             held: Held::new(),
             pending: Vec::new(),
@@ -336,25 +423,34 @@ impl Engine {
             wake_at: None,
             turns_changed: false,
             swept,
+            _ends: tail::Ends(Arc::clone(&tail)),
             _lock: lock,
         };
+        let logs = Logs::new(settings.data.clone());
         spawn_actor(actor);
         let shared = Shared {
             settings,
             commands,
-            told,
+            tail,
+            logs,
             open,
             failed,
+            working,
+            door_key: Arc::new(door_key),
             trees,
             fences,
-            busy: Mutex::new(BTreeSet::new()),
+            desk,
         };
         Ok(Self {
             shared: Arc::new(shared),
+            who: Who::Person,
         })
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, VerbError> {
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, VerbError> {
         let (reply, answer) = oneshot::channel();
         self.shared
             .commands
@@ -377,7 +473,12 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
+        self.may(Deed::Dispatch).await?;
+        if self.who != Who::Person {
+            agents_bring_no_secrets("dispatch", &secrets)?;
+        }
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
         let kept = if files.is_empty() {
@@ -387,10 +488,13 @@ impl Engine {
             let id = self.unused_id()?;
             Some((id, self.keep(id, files).await?))
         };
+        let who = self.who;
         self.ask(|reply| Command::Dispatch {
+            who,
             spec: Box::new(spec),
             kept,
             secrets,
+            key,
             reply,
         })
         .await
@@ -442,13 +546,17 @@ impl Engine {
         text: String,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("answer", given)?;
-        let _busy = self.hold("answer", task)?;
+        self.may(Deed::Answer(task)).await?;
+        let (secrets, tuning, key) = without_files("answer", given)?;
+        let by = self.speaker("answer", &secrets)?;
+        let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
             task,
             text,
+            by,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -460,12 +568,14 @@ impl Engine {
     /// # Errors
     /// When it has not ended so, or cannot run again.
     pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("retry", given)?;
-        let _busy = self.hold("retry", task)?;
+        self.may(Deed::Other("retry")).await?;
+        let (secrets, tuning, key) = without_files("retry", given)?;
+        let _busy = self.hold("retry", task).await?;
         self.ask(|reply| Command::Retry {
             task,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -482,14 +592,16 @@ impl Engine {
         agent: Option<Selection>,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
-        let (secrets, tuning) = without_files("resume", given)?;
-        let _busy = self.hold("resume", task)?;
+        self.may(Deed::Other("resume")).await?;
+        let (secrets, tuning, key) = without_files("resume", given)?;
+        let _busy = self.hold("resume", task).await?;
         self.bring_back("resume", task).await?;
         self.ask(|reply| Command::Resume {
             task,
             agent,
             tuning,
             secrets,
+            key,
             reply,
         })
         .await
@@ -513,12 +625,27 @@ impl Engine {
             secrets,
             files,
             tuning,
+            key,
         } = given.into();
-        let found = self.task(task).await?.task;
+        self.may(Deed::Say(task)).await?;
+        let found = self.look(task).await?.task;
+        let from = match self.speaker("say", &secrets)? {
+            Sender::Person => from,
+            agent => agent,
+        };
+        if let Sender::Task(own) = from
+            && self.who != Who::Person
+            && !tuning.is_empty()
+            && self.look(own).await?.task.asker() == Some(task)
+        {
+            let what = "say that with another model or effort: those of the task that asked for \
+                        yours are not yours to set";
+            return Err(VerbError::BadInput { what: what.into() });
+        }
         let busy = if found.is_open() {
             None
         } else {
-            let busy = self.hold("say to", task)?;
+            let busy = self.hold("say to", task).await?;
             self.bring_back("say to", task).await?;
             Some(busy)
         };
@@ -536,6 +663,7 @@ impl Engine {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
             })
             .await;
@@ -548,6 +676,7 @@ impl Engine {
     /// # Errors
     /// When there is none, or it is delivered or on its way.
     pub async fn unsay(&self, task: TaskId, message: MessageId) -> Result<(), VerbError> {
+        self.may(Deed::Other("unsay")).await?;
         self.ask(|reply| Command::Unsay {
             task,
             message,
@@ -568,11 +697,16 @@ impl Engine {
         allow: bool,
         why: Option<String>,
     ) -> Result<(), VerbError> {
+        self.may(Deed::Permit { task, allow }).await?;
+        let by = match self.who {
+            Who::Person => By::Person,
+            Who::Run(run) => By::Task(run.task),
+        };
         self.ask(|reply| Command::Permit {
             task,
             ask,
             allow,
-            by: By::Person,
+            by,
             why,
             reply,
         })
@@ -584,6 +718,7 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn stop_all(&self, force: Force) -> Result<Vec<TaskId>, VerbError> {
+        self.may(Deed::Other("stop all tasks")).await?;
         self.ask(|reply| Command::StopAll { force, reply }).await
     }
 
@@ -593,7 +728,18 @@ impl Engine {
     /// # Errors
     /// When nothing of them runs or waits.
     pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
-        self.ask(|reply| Command::Stop { task, force, reply }).await
+        self.may(Deed::Stop(task)).await?;
+        let why = match self.who {
+            Who::Person => Stop::ByPerson,
+            Who::Run(_) => Stop::ByAsker,
+        };
+        self.ask(|reply| Command::Stop {
+            task,
+            force,
+            why,
+            reply,
+        })
+        .await
     }
 
     /// Starts nothing new of all, of a pool or of a repository; or does again.
@@ -601,6 +747,7 @@ impl Engine {
     /// # Errors
     /// When there is no such pool, or the engine has ended.
     pub async fn set_frozen(&self, frozen: bool, scope: Scope) -> Result<(), VerbError> {
+        self.may(Deed::Other("freeze")).await?;
         self.ask(|reply| Command::Freeze {
             frozen,
             scope,
@@ -614,6 +761,7 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn provide(&self, secrets: Secrets) -> Result<(), VerbError> {
+        self.may(Deed::Other("hand over secrets")).await?;
         self.ask(|reply| Command::Provide { secrets, reply }).await
     }
 
@@ -622,31 +770,99 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn needs(&self) -> Result<Vec<String>, VerbError> {
+        self.may(Deed::Other("list secrets")).await?;
         self.ask(|reply| Command::Needs { reply }).await
     }
 
-    /// All tasks, oldest first, removed ones too.
+    /// All tasks, oldest first, removed ones too; of an agent its own and those below it.
     ///
     /// # Errors
     /// When the engine has ended.
     pub async fn tasks(&self) -> Result<Vec<TaskView>, VerbError> {
-        self.ask(|reply| Command::Tasks { reply }).await
+        self.may(Deed::List).await?;
+        let of = match self.who {
+            Who::Person => None,
+            Who::Run(run) => Some(run.task),
+        };
+        self.ask(|reply| Command::Tasks { of, reply }).await
+    }
+
+    /// A page of tasks, all true at one position of the log; of an agent, of its family.
+    ///
+    /// # Errors
+    /// When the engine has ended, or whoever asks may not.
+    pub async fn list(&self, mut listing: Listing) -> Result<Listed, VerbError> {
+        self.may(Deed::List).await?;
+        if let Who::Run(run) = self.who {
+            listing.family = Some(run.task);
+        }
+        self.ask(|reply| Command::List { listing, reply }).await
+    }
+
+    /// How many tasks are in which state, and how the pools do.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn overview(&self) -> Result<Overview, VerbError> {
+        self.may(Deed::Other("look at the pools")).await?;
+        self.ask(|reply| Command::Overview { reply }).await
+    }
+
+    /// What runs have spent, and the position of the log at which that is true.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub async fn spending(&self) -> Result<(Seq, Spending), VerbError> {
+        self.may(Deed::Other("look at what was spent")).await?;
+        self.ask(|reply| Command::Spending { reply }).await
     }
 
     /// # Errors
     /// When there is no such task.
     pub async fn task(&self, task: TaskId) -> Result<TaskView, VerbError> {
+        self.may(Deed::Show(task)).await?;
+        self.look(task).await
+    }
+
+    /// For ourselves, whoever this handle is for.
+    pub(crate) async fn look(&self, task: TaskId) -> Result<TaskView, VerbError> {
         self.ask(|reply| Command::Task { task, reply }).await
     }
 
-    /// History after `after`, then live: no gap, none twice.
+    /// Who says something with this handle. An agent brings no secrets: those that it has are ours.
+    fn speaker(&self, verb: &str, secrets: &Secrets) -> Result<Sender, VerbError> {
+        match self.who {
+            Who::Person => Ok(Sender::Person),
+            Who::Run(run) => {
+                agents_bring_no_secrets(verb, secrets)?;
+                Ok(Sender::Task(run.task))
+            }
+        }
+    }
+
+    /// History after `after`, then what happens: no gap, none twice. Only events; of an agent, those of
+    /// its family.
     #[must_use]
     pub fn events(&self, after: Seq) -> EventStream {
-        EventStream::new(
-            self.shared.settings.data.clone(),
-            after,
-            self.shared.told.subscribe(),
-        )
+        let shared = &self.shared;
+        let events = EventStream::new(shared.logs.clone(), Arc::clone(&shared.tail), after);
+        match self.who {
+            Who::Person => events,
+            Who::Run(run) => events.of_family(self.clone(), run),
+        }
+    }
+
+    /// The same of some tasks or of everything, and what is open in their live runs beside it: first
+    /// as it is when history has been told, then as it grows.
+    #[must_use]
+    pub fn watch(&self, after: Seq, tasks: Option<BTreeSet<TaskId>>) -> EventStream {
+        self.events(after).watching(tasks)
+    }
+
+    /// The position of the last durable event: whatever is asked from now on is at least as new.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.shared.tail.seq()
     }
 
     /// Resolves when nothing is live, queued or waiting, or the engine has ended.
@@ -677,6 +893,7 @@ impl Engine {
     /// # Errors
     /// When it has ended already.
     pub async fn shutdown(&self) -> Result<(), VerbError> {
+        self.may(Deed::Other("shut the engine down")).await?;
         self.ask(|reply| Command::Shutdown { reply }).await
     }
 
@@ -689,48 +906,92 @@ impl Engine {
         .await
     }
 
+    /// What the agent of a run shows at our door. The same whenever it is asked.
+    #[must_use]
+    pub fn run_token(&self, run: RunId) -> String {
+        self.shared.door_key.token(run)
+    }
+
+    /// Whose token this is, as long as that run's agent can be at work.
+    #[must_use]
+    pub fn whose(&self, token: &str) -> Option<RunId> {
+        let run = self.shared.door_key.whose(token)?;
+        self.shared.working.borrow().contains(&run).then_some(run)
+    }
+
     pub(crate) fn trees(&self) -> Arc<Trees> {
         Arc::clone(&self.shared.trees)
     }
 
-    pub(crate) fn config(&self) -> &Config {
+    /// What it was opened with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
         &self.shared.settings.config
     }
 
-    /// One verb at a time may touch a task's workspace.
-    pub(crate) fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
-        let mut busy = self.shared.busy();
-        if !busy.insert(task) {
-            let hint = "another command works on it right now; try again when that one is done";
-            return Err(VerbError::Nothing {
-                verb,
-                task,
-                hint: hint.into(),
-            });
+    /// One verb at a time may touch a task's workspace. Retention is waited for: nobody asked for it.
+    pub(crate) async fn hold(&self, verb: &'static str, task: TaskId) -> Result<Busy, VerbError> {
+        loop {
+            let freed = self.shared.desk.freed.notified();
+            match Desk::take(&self.shared.desk, task, Holder::Verb) {
+                Ok(busy) => return Ok(busy),
+                Err(Holder::Retention) => freed.await,
+                Err(Holder::Verb) => {
+                    let hint =
+                        "another command works on it right now; try again when that one is done";
+                    return Err(VerbError::Nothing {
+                        verb,
+                        task,
+                        hint: hint.into(),
+                    });
+                }
+            }
         }
-        drop(busy);
-        Ok(Busy {
-            shared: Arc::clone(&self.shared),
-            task,
-        })
     }
 }
 
-impl Shared {
-    fn busy(&self) -> MutexGuard<'_, BTreeSet<TaskId>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+/// Who works on a task and must be alone with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Verb,
+    Retention,
+}
+
+/// The tasks that somebody works on.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    held: Mutex<BTreeMap<TaskId, Holder>>,
+    /// Rung whenever one is let go of.
+    freed: Notify,
+}
+
+impl Desk {
+    /// `Err`: who has it.
+    pub(crate) fn take(desk: &Arc<Self>, task: TaskId, holder: Holder) -> Result<Busy, Holder> {
+        let mut held = desk.held();
+        if let Some(other) = held.get(&task) {
+            return Err(*other);
+        }
+        held.insert(task, holder);
+        let desk = Arc::clone(desk);
+        Ok(Busy { desk, task })
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<TaskId, Holder>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Lets go of a task when dropped.
 pub(crate) struct Busy {
-    shared: Arc<Shared>,
+    desk: Arc<Desk>,
     task: TaskId,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.shared.busy().remove(&self.task);
+        self.desk.held().remove(&self.task);
+        self.desk.freed.notify_waiters();
     }
 }
 
@@ -760,6 +1021,12 @@ pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
     }
 }
 
+/// Runs whose agent may come to our door.
+fn who_works(state: &State) -> BTreeSet<RunId> {
+    let works = |run: &RunId| state.run(*run).is_some_and(Run::may_knock);
+    state.live().filter(works).collect()
+}
+
 pub(crate) fn now() -> Millis {
     Clock::System.now()
 }
@@ -781,11 +1048,18 @@ struct Actor {
     inbox: mpsc::Receiver<Command>,
     open_now: watch::Sender<usize>,
     failed_now: watch::Sender<Option<String>>,
+    working_now: watch::Sender<BTreeSet<RunId>>,
     runs: JoinSet<(RunId, Ended)>,
     orders: HashMap<RunId, mpsc::Sender<StopOrder>>,
     bells: HashMap<RunId, Arc<Notify>>,
     /// Who waits to hear what became of a message.
     sayers: Vec<Sayer>,
+    /// Who waits for the end of tasks.
+    waiters: Vec<Waiter>,
+    /// Tasks that may have something to hear of what they asked for.
+    owing: BTreeSet<TaskId>,
+    /// Of live runs.
+    purses: HashMap<RunId, Arc<Purse>>,
     secrets: HashMap<TaskId, Secrets>,
     held: Held,
     /// Applied and not yet durable.
@@ -803,6 +1077,7 @@ struct Actor {
     turns_changed: bool,
     /// Whether what a crash left of attachments is gone.
     swept: std::io::Result<()>,
+    _ends: tail::Ends,
     _lock: EngineLock,
 }
 
@@ -833,7 +1108,8 @@ impl Actor {
         let mut clean = tokio::time::interval(Duration::from_millis(DAY_MS / 24));
         while self.shutdown.is_none() {
             let clock = self.ctx.settings.clock.clone();
-            let wake_at = self.wake_at;
+            let waiters = self.waiters_wake_at();
+            let wake_at = self.wake_at.into_iter().chain(waiters).min();
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(command) => self.handle(command),
@@ -866,48 +1142,56 @@ impl Actor {
     /// Decides, commits and lets the effects out, until nothing follows. `false`: the log failed.
     async fn settle(&mut self) -> bool {
         loop {
+            self.answer_waiters();
+            self.look_at_owing();
+            let before = self.state.seq();
             self.decide();
             self.answer_sayers();
+            let decided = self.state.seq() != before;
+            // What a decision has ended may be what somebody waits for.
+            if decided && !(self.waiters.is_empty() && self.owing.is_empty()) {
+                continue;
+            }
             if !self.pending.is_empty() {
                 let events = std::mem::take(&mut self.pending);
                 let appended = tokio::task::block_in_place(|| self.store.append(&events));
-                if let Err(error) = appended {
-                    // A failed commit ends the engine: what is in memory is not what is on disk.
-                    // Jobs live on, and the next engine starts from the log.
-                    self.effects.clear();
-                    self.runs.shutdown().await;
-                    let hint = if error.is_full() {
-                        "; make room and start again"
-                    } else {
-                        ""
-                    };
-                    self.failed_now.send_replace(Some(format!("{error}{hint}")));
-                    if let Some(reply) = self.shutdown.take() {
-                        let doing = "end the engine".to_owned();
-                        answer(
-                            reply,
-                            Err(VerbError::Failed {
-                                doing,
-                                source: Box::new(error),
-                            }),
-                        );
+                let kinds = match appended {
+                    Ok(kinds) => kinds,
+                    Err(error) => {
+                        // A failed commit ends the engine: what is in memory is not what is on disk.
+                        // Jobs live on, and the next engine starts from the log.
+                        self.effects.clear();
+                        self.runs.shutdown().await;
+                        let hint = if error.is_full() {
+                            "; make room and start again"
+                        } else {
+                            ""
+                        };
+                        self.failed_now.send_replace(Some(format!("{error}{hint}")));
+                        if let Some(reply) = self.shutdown.take() {
+                            let doing = "end the engine".to_owned();
+                            answer(
+                                reply,
+                                Err(VerbError::Failed {
+                                    doing,
+                                    source: Box::new(error),
+                                }),
+                            );
+                        }
+                        return false;
                     }
-                    return false;
-                }
+                };
                 if let Some(observe) = &self.ctx.settings.observer.0 {
                     observe(self.store.last());
                 }
-                for event in events {
-                    match self.ctx.told.send(Told::Event(Arc::new(event))) {
-                        // Nobody listens.
-                        Ok(_) | Err(_) => {}
-                    }
-                }
+                let events = events.into_iter().zip(kinds);
+                self.ctx.tail.tell(events, &self.state);
             }
             // Before any reply: whoever hears that a task is queued must not find the engine idle.
             let open = self.state.live().len() + self.state.queue().len();
             self.open_now
                 .send_if_modified(|now| std::mem::replace(now, open) != open);
+            self.tell_who_works();
             if self.effects.is_empty() {
                 return true;
             }
@@ -915,6 +1199,16 @@ impl Actor {
                 effect(self);
             }
         }
+    }
+
+    /// Before any effect: an agent whose start is on its way must not find the door closed.
+    fn tell_who_works(&self) {
+        let working = who_works(&self.state);
+        self.working_now.send_if_modified(|now| {
+            let changed = *now != working;
+            *now = working;
+            changed
+        });
     }
 
     /// Those that wait for a workspace look again whether it is free.
@@ -1019,8 +1313,10 @@ impl Actor {
             subject,
             kind,
         };
+        let before = self.may_let_go(&event);
         match self.state.apply(&event) {
             Ok(()) => {
+                self.remove_let_go(subject, before);
                 let spent = match (&event.subject, &event.kind) {
                     (
                         Subject::Run(run),
@@ -1065,6 +1361,38 @@ impl Actor {
         }
     }
 
+    /// The attachments of a task that this event may be the last of.
+    fn may_let_go(&self, event: &Event) -> Vec<attach::Attached> {
+        let lets_go = matches!(
+            event.kind,
+            Kind::MessageCancelled { .. }
+                | Kind::SnapshotDropped { .. }
+                | Kind::WorkspaceRemoved
+                | Kind::AttachmentsDropped
+        );
+        let task = event.subject.task().filter(|_| lets_go);
+        let task = task.and_then(|task| self.state.task(task));
+        task.map(|task| task.attached.clone()).unwrap_or_default()
+    }
+
+    /// Of these, what the state has no more goes from the disk. After the commit: what the log tells of
+    /// is there.
+    fn remove_let_go(&mut self, subject: Subject, mut before: Vec<attach::Attached>) {
+        let Some(task) = subject.task().and_then(|task| self.state.task(task)) else {
+            return;
+        };
+        before.retain(|attached| !task.attached.contains(attached));
+        if before.is_empty() {
+            return;
+        }
+        let id = task.id;
+        self.effects.push(Box::new(move |actor| {
+            for attached in &before {
+                attachments::remove(&actor.ctx.settings.data, id, attached);
+            }
+        }));
+    }
+
     /// Tells of the budgets of a day that this usage has brought near their end.
     fn warn_of_budgets(&mut self, task: TaskId, usage: &Usage) {
         let config = &self.ctx.settings.config;
@@ -1096,57 +1424,93 @@ impl Actor {
         }
     }
 
-    /// A child's end is a fact of its parent too, in the same commit.
-    fn tell_parent(&mut self, child: TaskId, state: String) {
-        let parent = self.state.task(child).and_then(|task| task.spec.parent);
-        if let Some(parent) = parent.filter(|parent| self.state.task(*parent).is_some()) {
-            self.put(Subject::Task(parent), Kind::ChildEnded { child, state });
-        }
-    }
-
     fn reply_later<T: Send + 'static>(&mut self, reply: Reply<T>, value: Result<T, VerbError>) {
         self.effects.push(Box::new(move |_| answer(reply, value)));
     }
 
     fn handle(&mut self, command: Command) {
         match command {
+            Command::May { run, deed, reply } => {
+                let may = self.may(run, deed);
+                self.reply_later(reply, may);
+            }
+            Command::Family { task, reply } => {
+                let family = self.family(task);
+                self.reply_later(reply, Ok(family));
+            }
+            Command::Wait {
+                who,
+                tasks,
+                mode,
+                until,
+                reply,
+            } => self.wait(who, tasks, mode, until, reply),
+            // It is looked at with everything that happens.
+            Command::Left => {}
+            Command::Detach { task, reply } => {
+                let detached = self.detach(task);
+                self.reply_later(reply, detached);
+            }
+            Command::Owed { run, reply } => {
+                let owed = self.is_owed(run);
+                self.reply_later(reply, Ok(owed));
+            }
             Command::Dispatch {
+                who,
                 spec,
                 kept,
                 secrets,
+                key,
                 reply,
             } => {
-                let made = self.dispatch(*spec, kept, secrets);
-                self.reply_later(reply, made);
+                let made = self.once(key, secrets, |actor, secrets| {
+                    let made = match who {
+                        Who::Person => actor.dispatch(*spec, kept, secrets),
+                        Who::Run(by) => actor.dispatch_for(by, *spec, kept),
+                    };
+                    made.map(Made::Run)
+                });
+                self.reply_later(reply, made.and_then(a_run));
             }
             Command::Answer {
                 task,
                 text,
+                by,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.answer(task, text, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.answer(task, text, by, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Retry {
                 task,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.retry(task, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.retry(task, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Resume {
                 task,
                 agent,
                 tuning,
                 secrets,
+                key,
                 reply,
             } => {
-                let queued = self.resume(task, agent, tuning, secrets);
-                self.reply_later(reply, queued);
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let queued = actor.resume(task, agent, tuning, secrets);
+                    queued.map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Say {
                 task,
@@ -1155,16 +1519,23 @@ impl Actor {
                 kept,
                 tuning,
                 secrets,
+                key,
                 reply,
-            } => match self.say(task, text, from, (kept, tuning), secrets) {
-                Ok(message) => self.sayers.push(Sayer {
-                    task,
-                    message,
-                    deaf: self.is_barred(task, message),
-                    reply,
-                }),
-                Err(error) => self.reply_later(reply, Err(error)),
-            },
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let message = actor.say(task, text, from, (kept, tuning), secrets)?;
+                    Ok(Made::Message { task, message })
+                });
+                match queued.and_then(a_message) {
+                    Ok((task, message)) => self.sayers.push(Sayer {
+                        task,
+                        message,
+                        deaf: self.is_barred(task, message),
+                        reply,
+                    }),
+                    Err(error) => self.reply_later(reply, Err(error)),
+                }
+            }
             Command::Unsay {
                 task,
                 message,
@@ -1210,8 +1581,14 @@ impl Actor {
                 self.deaf(run.task);
                 self.reply_later(reply, Ok(()));
             }
-            Command::Stop { task, force, reply } => {
-                let stopped = self.stop(task, force);
+            Command::Letters(post) => self.post(post),
+            Command::Stop {
+                task,
+                force,
+                why,
+                reply,
+            } => {
+                let stopped = self.stop(task, force, &why);
                 self.reply_later(reply, stopped);
             }
             Command::StopAll { force, reply } => {
@@ -1234,13 +1611,22 @@ impl Actor {
                 let needs = self.needs();
                 self.reply_later(reply, Ok(needs));
             }
-            Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
-                // All places at once: each on its own counts those before it.
-                let pools = actor.state.pools().map(|(_, ledger)| ledger.places());
-                let places: HashMap<RunId, usize> = pools.flatten().collect();
-                let place = |run: RunId| places.get(&run).copied();
-                let views = actor.state.tasks().map(|task| actor.view(task.id, place));
-                answer(reply, views.collect());
+            Command::Tasks { of, reply } => self.effects.push(Box::new(move |actor| {
+                let seen = |task: &&dispatch_core::state::Task| {
+                    of.is_none_or(|own| task.id == own || actor.state.is_below(task.id, own))
+                };
+                let ids: Vec<TaskId> = actor.state.tasks().filter(seen).map(|t| t.id).collect();
+                answer(reply, actor.views(&ids));
+            })),
+            Command::List { listing, reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, actor.list(&listing));
+            })),
+            Command::Overview { reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, Ok(reads::overview(&actor.gate())));
+            })),
+            Command::Spending { reply } => self.effects.push(Box::new(move |actor| {
+                let spending = Spending::of(&actor.state);
+                answer(reply, Ok((actor.state.seq(), spending)));
             })),
             Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
                 let view = actor.view(task, |run| {
@@ -1280,6 +1666,102 @@ impl Actor {
         }
     }
 
+    fn post(&mut self, post: Post) {
+        match post {
+            Post::Send {
+                workspace,
+                written,
+                from,
+                reply,
+            } => {
+                let sent = self.send_letter(&workspace, written, from);
+                self.reply_later(reply, sent);
+            }
+            Post::Fetch {
+                workspace,
+                reader,
+                limit,
+                reply,
+            } => {
+                let inbox = self.fetch_letters(&workspace, &reader, limit);
+                self.reply_later(reply, inbox);
+            }
+            Post::Between {
+                workspace,
+                names,
+                limit,
+                reply,
+            } => {
+                let found = letters::between(&self.state, &workspace, &names, limit);
+                self.reply_later(reply, found);
+            }
+        }
+    }
+
+    fn send_letter(
+        &mut self,
+        workspace: &str,
+        written: Written,
+        from: Sender,
+    ) -> Result<Letter, VerbError> {
+        let config = &self.ctx.settings.config;
+        let (task, letter) = letters::address(&self.state, config, workspace, &written)?;
+        let sent = Kind::LetterSent {
+            letter,
+            written,
+            from,
+        };
+        self.put(Subject::Task(task), sent);
+        // As it was kept, with what was masked in it.
+        let kept = self.state.letterbox(workspace);
+        let kept = kept.and_then(|post| post.letters().find(|kept| kept.id == letter));
+        kept.cloned().ok_or_else(|| VerbError::BadInput {
+            what: "send a letter: it could not be kept; see the log's last note".to_owned(),
+        })
+    }
+
+    fn fetch_letters(
+        &mut self,
+        workspace: &str,
+        reader: &str,
+        limit: usize,
+    ) -> Result<Inbox, VerbError> {
+        let (subject, read, handed) = letters::fetched(&self.state, workspace, reader, limit)?;
+        let new = match &read {
+            Some(Kind::LettersRead { letters }) => letters.len(),
+            Some(_) | None => 0,
+        };
+        if let Some(read) = read {
+            self.put(subject, read);
+        }
+        Ok(letters::inbox(&self.state, workspace, reader, &handed, new))
+    }
+
+    fn list(&self, listing: &Listing) -> Result<Listed, VerbError> {
+        let (page, next) = reads::page(&self.gate(), listing);
+        Ok(Listed {
+            seq: self.state.seq(),
+            tasks: self.views(&page)?,
+            next,
+        })
+    }
+
+    fn views(&self, tasks: &[TaskId]) -> Result<Vec<TaskView>, VerbError> {
+        let queued = |id: &TaskId| {
+            let last = self.state.task(*id).and_then(|task| task.last_run());
+            last.is_some_and(|run| run.state == RunState::Queued)
+        };
+        // All places at once, where somebody waits: each on its own counts those before it.
+        let places: HashMap<RunId, usize> = if tasks.iter().any(queued) {
+            let pools = self.state.pools().map(|(_, ledger)| ledger.places());
+            pools.flatten().collect()
+        } else {
+            HashMap::new()
+        };
+        let place = |run: RunId| places.get(&run).copied();
+        tasks.iter().map(|task| self.view(*task, place)).collect()
+    }
+
     fn view(
         &self,
         task: TaskId,
@@ -1305,6 +1787,56 @@ impl Actor {
             }
         }
         Ok(view)
+    }
+
+    /// The place that it takes is taken with this commit.
+    fn dispatch_for(
+        &mut self,
+        by: RunId,
+        spec: TaskSpec,
+        kept: Option<(TaskId, Kept)>,
+    ) -> Result<RunId, VerbError> {
+        self.may(by, Deed::Dispatch)?;
+        if let Some(before) = self.asked_before(by, &spec) {
+            return before;
+        }
+        let (spec, secrets) = self.asked_by_agent(by, spec)?;
+        let made = self.dispatch(spec, kept, secrets)?;
+        self.fill_purse(by.task);
+        Ok(made)
+    }
+
+    /// Does what is asked, or says what came of it when it came before: what is made and the key that
+    /// it came with are one commit, so there is no crash between them.
+    fn once(
+        &mut self,
+        key: Option<RequestKey>,
+        secrets: Secrets,
+        work: impl FnOnce(&mut Self, Secrets) -> Result<Made, VerbError>,
+    ) -> Result<Made, VerbError> {
+        let Some(key) = key else {
+            return work(self, secrets);
+        };
+        let known = self.state.keys().find(&key, self.now());
+        if let Some(made) = known.map_err(|_| VerbError::KeyUsed)? {
+            // The engine that had them may be gone.
+            let task = made.task();
+            let queued = self.state.queue().find(|run| run.task == task);
+            if let Some(run) = queued {
+                self.secrets.entry(task).or_default().extend(secrets);
+                self.look_for_secrets(run);
+            }
+            // A supervisor that took the run over since has been asked about it by nobody.
+            self.ring(task);
+            return Ok(made);
+        }
+        let made = work(self, secrets)?;
+        let (subject, message) = match made {
+            Made::Run(run) => (Subject::Run(run), None),
+            Made::Message { task, message } => (Subject::Task(task), Some(message)),
+        };
+        self.put(subject, Kind::Keyed { key, message });
+        Ok(made)
     }
 
     fn dispatch(
@@ -1336,6 +1868,7 @@ impl Actor {
         if let Some((_, kept)) = &kept {
             names_no_secret(kept, &secrets)?;
         }
+        self.takes_effort(&spec.agent, spec.guide.effort)?;
         Wanted::of(&spec.base).map_err(|error| VerbError::BadInput {
             what: error.to_string(),
         })?;
@@ -1380,7 +1913,7 @@ impl Actor {
         let state = self.state.task(old).and_then(|task| task.last_run());
         // A second request would be a kill.
         if state.is_some_and(|run| !matches!(run.state, RunState::Stopping { .. })) {
-            match self.stop(old, Force::Ask) {
+            match self.stop(old, Force::Ask, &Stop::ByPerson) {
                 // Blocked: nothing of it runs.
                 Ok(()) | Err(_) => {}
             }
@@ -1473,6 +2006,7 @@ impl Actor {
         &mut self,
         task: TaskId,
         text: String,
+        by: Sender,
         tuning: Tuning,
         secrets: Secrets,
     ) -> Result<RunId, VerbError> {
@@ -1502,13 +2036,23 @@ impl Actor {
             );
             return Err(VerbError::BadInput { what });
         }
+        if self.is_held(by) {
+            let hint = "one word of a person has led to all the messages of agents that it may \
+                        (limits.chain_messages_max); a person answers it, or says something to you";
+            return Err(wrong(hint));
+        }
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         self.tune(task, tuning);
-        self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
-        self.queue(run, RunCause::Answer { text });
+        let answered = Kind::Answered {
+            text: text.clone(),
+            by,
+        };
+        self.put(Subject::Task(task), answered);
+        self.queue(run, RunCause::Answer { text, by });
         Ok(run)
     }
 
@@ -1551,6 +2095,7 @@ impl Actor {
         // What a person says to an ended task starts a run, however it ended; refused, nothing has
         // changed. An agent's message does not go on after a stop or a hard failure.
         let ended = found.outcome();
+        let held = self.is_held(from);
         let starts = ended.is_some_and(|outcome| from == Sender::Person || outcome.goes_on());
         if from == Sender::Person && ended.is_some() {
             self.can_run_again("say to", found)?;
@@ -1565,19 +2110,24 @@ impl Actor {
             names_no_secret(kept, &secrets)?;
         }
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         let queued = Kind::MessageQueued {
             message,
             text,
             from,
             fresh: kept.is_some() || !tuning.is_empty(),
+            held,
+            ends: Vec::new(),
         };
         self.put(Subject::Task(task), queued);
         if let Some(kept) = kept {
             self.attach(task, kept, Some(message));
         }
         self.tune(task, tuning);
-        if starts {
+        if held {
+            self.tell_held(task, from);
+        } else if starts {
             self.start_for_messages(task);
         } else {
             self.ring(task);
@@ -1601,7 +2151,8 @@ impl Actor {
         let Some(task) = self.state.task(id) else {
             return;
         };
-        let outcome = task.outcome().filter(|_| task.waiting().next().is_some());
+        let due = task.waiting().any(Message::is_due);
+        let outcome = task.outcome().filter(|_| due);
         match outcome {
             Some(outcome) if outcome.goes_on() => self.start_for_messages(id),
             Some(outcome) => {
@@ -1656,6 +2207,11 @@ impl Actor {
             };
             return Err(nothing(format!("message {message} is {hint}")));
         };
+        if known.from == Sender::Dispatch {
+            return Err(nothing(format!(
+                "message {message} tells how tasks have ended that it asked for"
+            )));
+        }
         if !known.waits() {
             let word = match known.word() {
                 "on_its_way" => "on its way to the agent",
@@ -1663,15 +2219,7 @@ impl Actor {
             };
             return Err(nothing(format!("message {message} is {word} already")));
         }
-        let with = |attached: &&attach::Attached| attached.message == Some(message);
-        let files: Vec<_> = found.attached.iter().filter(with).cloned().collect();
         self.put(Subject::Task(task), Kind::MessageCancelled { message });
-        // After the commit: what the log tells of is there.
-        self.effects.push(Box::new(move |actor| {
-            for attached in &files {
-                attachments::remove(&actor.ctx.settings.data, task, attached);
-            }
-        }));
         self.call_off(task);
         Ok(())
     }
@@ -1734,7 +2282,7 @@ impl Actor {
             ask,
             allow,
             by,
-            why,
+            reason: why,
         };
         self.put(Subject::Run(run), answered);
         self.ring(task);
@@ -1761,24 +2309,25 @@ impl Actor {
         };
         let idle = last.state == RunState::Queued
             && matches!(last.cause, RunCause::Said { .. })
-            && task.waiting().next().is_none();
+            && !task.waiting().any(Message::is_due);
         if let (true, RunState::Finished(outcome)) = (idle, &before.state) {
-            let (outcome, verified) = (outcome.clone(), before.verified);
+            let (outcome, verified, before) = (outcome.clone(), before.verified, before.n);
             let run = RunId {
                 task: id,
                 n: last.n,
             };
-            self.held.remove(&run);
-            self.put(Subject::Run(run), Kind::Finished { outcome, verified });
+            self.call_off_run(run, before, outcome, verified);
         }
     }
 
     fn take_all(&mut self, run: RunId) -> Vec<Message> {
         let waiting = |task: &dispatch_core::state::Task| {
             // In order: what was said later waits behind what is for another run.
-            let ids = task.waiting().take_while(|m| !m.is_barred_from(run.n));
+            let due = task.waiting().filter(|message| message.is_due());
+            let ids = due.take_while(|m| !m.is_barred_from(run.n));
             ids.map(|message| message.id).collect::<Vec<_>>()
         };
+        self.put_ends(run.task);
         let out_offset = None;
         for message in self.state.task(run.task).map(waiting).unwrap_or_default() {
             let taken = Kind::MessageTaken {
@@ -1798,8 +2347,16 @@ impl Actor {
         // What one run has heard is kept until its end, for a replay.
         let heard = task.messages.iter().filter(|m| m.is_with(run.n)).count();
         let hears = running && heard < SETTLED_MAX;
-        let next = task.waiting().next().filter(|_| hears)?;
-        let message = Some(next).filter(|m| !m.is_barred_from(run.n))?.id;
+        if !hears {
+            return None;
+        }
+        let next = task.waiting().find(|message| message.is_due());
+        let next = next.map(|message| (message.id, message.is_barred_from(run.n)));
+        let message = match next {
+            Some((_, true)) => return None,
+            Some((message, false)) => message,
+            None => self.put_ends(run.task)?,
+        };
         let taken = Kind::MessageTaken {
             message,
             out_offset: Some(out_offset),
@@ -1846,7 +2403,9 @@ impl Actor {
         match message.fate {
             Fate::Delivered(_) => Some(Heard::Delivered),
             Fate::Cancelled => Some(Heard::Held),
-            Fate::Waiting if !task.last_run().is_some_and(goes) => Some(Heard::Held),
+            Fate::Waiting if message.held || !task.last_run().is_some_and(goes) => {
+                Some(Heard::Held)
+            }
             Fate::Waiting if !task.last_run().is_some_and(listens) => Some(Heard::Queued),
             Fate::Waiting if message.taken.is_none() && sayer.deaf => Some(Heard::Queued),
             Fate::Waiting => None,
@@ -1883,6 +2442,12 @@ impl Actor {
             n: last.n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        // What it had before counts for another agent, too, unless it is said anew.
+        let next = agent.as_ref().map(|selection| &selection.agent);
+        let effort = tuning
+            .effort
+            .or(found.spec.guide.effort.filter(|_| next.is_some()));
+        self.takes_effort(next.unwrap_or(&found.spec.agent), effort)?;
         if let Some(Selection {
             agent,
             model,
@@ -1930,6 +2495,31 @@ impl Actor {
         Ok(run)
     }
 
+    /// The agent of the next run may be another one than whoever asked has seen, or than the effort was
+    /// for. There is nothing to check of a model: each agent takes any name, and another agent never
+    /// gets the model of the one before.
+    fn takes_effort(&self, agent: &AgentName, effort: Option<Effort>) -> Result<(), VerbError> {
+        let profile = self.ctx.settings.config.agents.get(agent);
+        let Some((profile, effort)) = profile.zip(effort) else {
+            return Ok(());
+        };
+        let takes = profile.driver.efforts();
+        if takes.contains(&effort) {
+            return Ok(());
+        }
+        let word = effort.word();
+        let what = if takes.is_empty() {
+            format!(
+                "use effort {word}: agent {agent} cannot be told how hard to think; take one that \
+                 can, or dispatch another task"
+            )
+        } else {
+            let takes = dispatch_core::config::list(takes.iter().map(|effort| effort.word()));
+            format!("use effort {word}: agent {agent} takes {takes}; say which with --effort")
+        };
+        Err(VerbError::BadInput { what })
+    }
+
     /// A model's name goes where nothing can mask it.
     fn tunes_no_secret(
         &self,
@@ -1969,6 +2559,12 @@ impl Actor {
                 "its workspace was removed; bring it back with `dispatch undo` first",
             ));
         }
+        if found.attached_dropped {
+            return Err(wrong(
+                "its attachments are not kept any more (retention.snapshots_d); dispatch it again \
+                 with them",
+            ));
+        }
         // Whoever waits for the workspace, or lost it to another, does not have it.
         let mut holders = self.state.holders(&found.spec);
         if holders.any(|other| {
@@ -1985,6 +2581,7 @@ impl Actor {
             let hint = format!("its budget is spent ({spent}); dispatch a task with a larger one");
             return Err(VerbError::Nothing { verb, task, hint });
         }
+        self.budget_allows(found)?;
         if self.state.queue().len() >= limits.queue_max {
             return Err(VerbError::QueueFull {
                 max: limits.queue_max,
@@ -2029,6 +2626,7 @@ impl Actor {
             n: n.saturating_add(1),
         };
         self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.tune(task, tuning);
         self.secrets.entry(task).or_default().extend(secrets);
         self.queue(run, cause);
@@ -2036,32 +2634,64 @@ impl Actor {
     }
 
     /// The task, and what it asked for, and so on: whoever wants an end wants no more work of it.
-    fn stop(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
+    fn stop(&mut self, task: TaskId, force: Force, why: &Stop) -> Result<(), VerbError> {
         let mut family = vec![task];
         let mut next = 0;
         while let Some(parent) = family.get(next).copied() {
             next += 1;
-            let theirs = |other: &&dispatch_core::state::Task| other.spec.parent == Some(parent);
+            let asker = self.state.task(parent);
+            let let_go = |child: TaskId| {
+                let child = asker.and_then(|asker| asker.family.child(child));
+                child.is_some_and(|child| child.detached)
+            };
+            let theirs = |other: &&dispatch_core::state::Task| {
+                other.spec.parent == Some(parent) && !let_go(other.id)
+            };
             let children = self.state.tasks().filter(theirs).map(|child| child.id);
             let new: Vec<_> = children.filter(|id| !family.contains(id)).collect();
             family.extend(new);
         }
-        let own = self.stop_one(task, force);
+        // The end of one may stop another, for which that must not be the second time.
+        let stopping: BTreeSet<TaskId> = family
+            .iter()
+            .copied()
+            .filter(|id| self.is_stopping(*id))
+            .collect();
+        let own = self.stop_one(task, force, why.clone());
         let mut any = own.is_ok();
         for child in family.into_iter().skip(1) {
-            any |= self.stop_one(child, force).is_ok();
+            if self.is_stopping(child) && !stopping.contains(&child) {
+                continue;
+            }
+            any |= self.stop_one(child, force, why.clone()).is_ok();
         }
         if any { Ok(()) } else { own }
     }
 
-    fn stop_all(&mut self, force: Force) -> Vec<TaskId> {
-        let open = self.state.tasks().filter(|task| task.is_open());
-        let open: Vec<TaskId> = open.map(|task| task.id).collect();
-        let stopped = |id: &TaskId| self.stop_one(*id, force).is_ok();
-        open.into_iter().filter(stopped).collect()
+    fn is_stopping(&self, task: TaskId) -> bool {
+        let run = self.state.task(task).and_then(|task| task.last_run());
+        run.is_some_and(|run| matches!(run.state, RunState::Stopping { .. }))
     }
 
-    fn stop_one(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
+    fn stop_all(&mut self, force: Force) -> Vec<TaskId> {
+        let open = self.state.tasks().filter(|task| !task.is_done());
+        let open: Vec<TaskId> = open.map(|task| task.id).collect();
+        let stopping: BTreeSet<TaskId> = open
+            .iter()
+            .copied()
+            .filter(|id| self.is_stopping(*id))
+            .collect();
+        let mut stopped = Vec::new();
+        for id in open {
+            let with_another = self.is_stopping(id) && !stopping.contains(&id);
+            if with_another || self.stop_one(id, force, Stop::ByPerson).is_ok() {
+                stopped.push(id);
+            }
+        }
+        stopped
+    }
+
+    fn stop_one(&mut self, task: TaskId, force: Force, why: Stop) -> Result<(), VerbError> {
         let found = self
             .state
             .task(task)
@@ -2071,6 +2701,10 @@ impl Actor {
         };
         let (id, state) = (RunId { task, n: run.n }, run.state.clone());
         match state {
+            RunState::Finished(_) if found.is_parked() => {
+                self.end_parking(task, why);
+                Ok(())
+            }
             RunState::Finished(_) => Err(VerbError::WrongState {
                 verb: "stop",
                 task,
@@ -2078,16 +2712,11 @@ impl Actor {
                 hint: "nothing of it runs or waits",
             }),
             RunState::Queued => {
-                self.finish(id, Outcome::Stopped(Stop::ByPerson));
+                self.finish(id, Outcome::Stopped(why));
                 Ok(())
             }
             RunState::Preparing | RunState::Running | RunState::Checking => {
-                self.put(
-                    Subject::Run(id),
-                    Kind::StopRequested {
-                        why: Stop::ByPerson,
-                    },
-                );
+                self.put(Subject::Run(id), Kind::StopRequested { why });
                 self.tell_to_stop(id, force);
                 Ok(())
             }
@@ -2128,6 +2757,13 @@ impl Actor {
             return;
         };
         let (pool, runs_max) = (task.spec.pool.clone(), config.limits.runs_max);
+        let outcome = match (outcome, task.last_run().map(|run| &run.state)) {
+            // A keeper knows of persons only; the log knows who it was.
+            (Outcome::Stopped(Stop::ByPerson), Some(RunState::Stopping { why })) => {
+                Outcome::Stopped(why.clone())
+            }
+            (outcome, _) => outcome,
+        };
         let next = if swept && self.shutdown.is_none() {
             schedule::next_after(task, &outcome, &config.gate, runs_max)
         } else {
@@ -2138,7 +2774,6 @@ impl Actor {
             Next::Again => (outcome, true),
             Next::GivesUp(failure) => (Outcome::Failed(failure), false),
         };
-        let state = outcome.word().to_owned();
         let paused = self.gate().pause(&pool).map(|pause| pause.until);
         self.held.remove(&run);
         if !self.put(Subject::Run(run), Kind::Finished { outcome, verified }) {
@@ -2161,13 +2796,7 @@ impl Actor {
             return;
         }
         self.go_on(run.task);
-        if !self
-            .state
-            .task(run.task)
-            .is_some_and(dispatch_core::state::Task::is_open)
-        {
-            self.tell_parent(run.task, state);
-        }
+        self.family_ended(run);
     }
 
     /// What the run's agent takes from whoever dispatches and has not been given.
@@ -2255,9 +2884,15 @@ impl Actor {
         self.orders.insert(run, orders);
         let bell = Arc::new(Notify::new());
         self.bells.insert(run, Arc::clone(&bell));
+        let purse = Arc::new(Purse::default());
+        self.purses.insert(run, Arc::clone(&purse));
+        self.fill_purse(run.task);
+        let answers = self.answers_for(&task);
         let job = run::Supervised {
             task,
             run,
+            purse,
+            answers,
             recorded,
             secrets,
             complete,
@@ -2274,6 +2909,7 @@ impl Actor {
             Ok((run, ended)) => {
                 self.orders.remove(&run);
                 self.bells.remove(&run);
+                self.purses.remove(&run);
                 match ended {
                     Ended::Judged => {}
                     Ended::NeedsSecrets => self.look_for_secrets(run),
@@ -2298,65 +2934,27 @@ impl Actor {
 
     /// Retention: workspaces whose time is over are snapshotted and removed, old snapshots dropped.
     fn clean(&mut self) {
-        let retention = &self.ctx.settings.config.retention;
-        let days = |outcome: &Outcome| match outcome {
-            Outcome::Completed { .. } => retention.completed_d,
-            Outcome::Blocked { .. } => retention.blocked_d,
-            Outcome::Failed(_) => retention.failed_d,
-            Outcome::Stopped(_) => retention.stopped_d,
-            Outcome::Lost => retention.lost_d,
-        };
+        let retention = self.ctx.settings.config.retention.clone();
         let now = self.now();
-        let over = |task: &&dispatch_core::state::Task| {
-            let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
-                return false;
-            };
-            let keep_ms = days(outcome).saturating_mul(DAY_MS);
-            let ended = run.ended_at.unwrap_or(now);
-            keep_ms > 0
-                && now.saturating_sub(ended) > keep_ms
-                && task
-                    .workspace
-                    .as_ref()
-                    .is_some_and(|workspace| !workspace.removed)
-        };
-        let over: Vec<TaskId> = self
+        let put_away: Vec<TaskId> = self
             .state
             .tasks()
-            .filter(over)
+            .filter(|task| verbs::are_files_over(task, &retention, now))
             .map(|task| task.id)
             .collect();
-        let old = |task: &&dispatch_core::state::Task| {
-            task.snapshots
-                .iter()
-                .any(|snapshot| snapshot.keep_until < now)
+        for task in put_away {
+            self.put(Subject::Task(task), Kind::AttachmentsDropped);
+        }
+        let due = |task: &&dispatch_core::state::Task| {
+            verbs::is_over(task, &retention, now) || verbs::old_snapshot(task, now).is_some()
         };
-        let old: Vec<_> = self.state.tasks().filter(old).cloned().collect();
-        for task in old {
-            let (ctx, run) = (
-                self.ctx.clone(),
-                RunId {
-                    task: task.id,
-                    n: 0,
-                },
-            );
+        let due: Vec<TaskId> = self.state.tasks().filter(due).map(|task| task.id).collect();
+        for task in due {
+            let (ctx, run) = (self.ctx.clone(), RunId { task, n: 0 });
             self.runs.spawn(async move {
-                crate::verbs::forget(&ctx, &task, now).await;
+                verbs::retain(&ctx, task, now).await;
                 (run, Ended::Judged)
             });
-        }
-        for task in over {
-            if let Some(task) = self.state.task(task).cloned() {
-                let ctx = self.ctx.clone();
-                let run = RunId {
-                    task: task.id,
-                    n: 0,
-                };
-                self.runs.spawn(async move {
-                    crate::verbs::retire(&ctx, &task).await;
-                    (run, Ended::Judged)
-                });
-            }
         }
     }
 }
@@ -2413,13 +3011,41 @@ fn can_attach(
     Ok(attach::allowed(&config.limits, agent, there, sizes)?)
 }
 
-fn without_files(verb: &str, given: impl Into<Given>) -> Result<(Secrets, Tuning), VerbError> {
+/// What an agent was given is handed on by us; anything else would be a way to point a child at
+/// another provider.
+fn agents_bring_no_secrets(verb: &str, secrets: &Secrets) -> Result<(), VerbError> {
+    if secrets.is_empty() {
+        return Ok(());
+    }
+    let what =
+        format!("{verb} with secrets: a task that an agent asks for gets those of its asker");
+    Err(VerbError::BadInput { what })
+}
+
+type WithoutFiles = (Secrets, Tuning, Option<RequestKey>);
+
+fn without_files(verb: &str, given: impl Into<Given>) -> Result<WithoutFiles, VerbError> {
     let given = given.into();
     if given.files.is_empty() {
-        return Ok((given.secrets, given.tuning));
+        return Ok((given.secrets, given.tuning, given.key));
     }
     let what = format!("{verb} with files: they come with a task or a message");
     Err(VerbError::BadInput { what })
+}
+
+/// A key says which verb it came with, so neither of these can be another's.
+fn a_run(made: Made) -> Result<RunId, VerbError> {
+    match made {
+        Made::Run(run) => Ok(run),
+        Made::Message { .. } => Err(VerbError::KeyUsed),
+    }
+}
+
+fn a_message(made: Made) -> Result<(TaskId, MessageId), VerbError> {
+    match made {
+        Made::Message { task, message } => Ok((task, message)),
+        Made::Run(_) => Err(VerbError::KeyUsed),
+    }
 }
 
 fn random_id() -> Result<TaskId, VerbError> {

@@ -15,9 +15,13 @@ use std::{
     io::{self, BufRead, BufReader, Read},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
-use dispatch_core::job::{Around, ExitReport, JobId};
+use dispatch_core::{
+    Millis,
+    job::{Around, ExitReport, JobId},
+};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -211,6 +215,24 @@ impl JobDir {
             }
             given.insert(id);
         }
+    }
+
+    /// When it last wrote something; `None`: it has no output yet.
+    ///
+    /// # Errors
+    /// When a file of its output is there and cannot be looked at.
+    pub fn grew_at(&self) -> io::Result<Option<Millis>> {
+        let mut last = None;
+        for name in ["out", "err"] {
+            let modified = match fs::metadata(self.file(name)) {
+                Ok(meta) => meta.modified()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+            last = last.max(Some(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
+        }
+        Ok(last)
     }
 
     /// # Errors

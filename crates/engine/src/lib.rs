@@ -3,18 +3,21 @@
 //!
 //! * [`engine`] commands in, events out; `run` one run, top to bottom; `verbs` what is done to a
 //!   finished one
-//! * [`store`] the log; [`events`] the log as a stream; [`reader`] the log without an engine;
-//!   [`lock`] who is the engine; [`view`] what a reader sees
+//! * [`store`] the log; [`events`] the log as a stream, of whose end and of what is open `tail` knows;
+//!   `speech` what an agent says before it is whole; [`reader`] the log without an engine;
+//!   [`lock`] who is the engine; [`view`] what a reader sees; [`reads`] pages and pools
 //! * [`clock`] what time it is; [`pressure`] what the machine has left
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
 //!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
 //!   tasks share
+//! * [`doorkeys`] what a run's agent shows at our door
 //! * `sidecar` what a run's proxy and broker are asked to be, and what they say
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
 //!   live
 //! * [`git`] how git is called; [`mirror`] what upstream has; [`vault`] what we keep; [`workspace`]
 //!   checkouts; [`snapshot`] their content, kept; `trees` all of it for one task; [`prompts`] what
-//!   an agent is given, [`attachments`] the files that come with it
+//!   an agent is given, [`attachments`] the files that come with it; [`letters`] what agents leave
+//!   for each other
 
 #[cfg(windows)]
 compile_error!(
@@ -24,6 +27,7 @@ compile_error!(
 pub mod attachments;
 pub mod clock;
 pub mod containers;
+pub mod doorkeys;
 pub mod engine;
 pub mod events;
 pub mod fence;
@@ -34,6 +38,7 @@ pub mod fuzzing;
 pub mod git;
 pub mod jobdir;
 pub mod keeper;
+pub mod letters;
 mod lines;
 pub mod lock;
 pub mod logins;
@@ -42,14 +47,17 @@ pub mod mirror;
 pub mod pressure;
 pub mod prompts;
 pub mod reader;
+pub mod reads;
 mod run;
 mod sidecar;
 pub mod sites;
 pub mod snapshot;
+mod speech;
 pub mod store;
+mod tail;
 #[cfg(test)]
 mod testing;
-mod trees;
+pub mod trees;
 pub mod vault;
 mod verbs;
 pub mod view;

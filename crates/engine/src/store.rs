@@ -2,6 +2,7 @@
 //! Must not interpret events, and must not repair: what it cannot read is an error.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -64,6 +65,23 @@ impl StoreError {
                 ..
             } => failure.code == rusqlite::ErrorCode::DiskFull,
             _ => false,
+        }
+    }
+}
+
+/// Some events, each with its kind as it is in the log.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) events: Vec<(Event, String)>,
+    /// All up to here have been read, of those that were asked for.
+    pub(crate) upto: Seq,
+}
+
+impl Page {
+    pub(crate) fn nothing(after: Seq) -> Self {
+        Self {
+            events: Vec::new(),
+            upto: after,
         }
     }
 }
@@ -165,18 +183,18 @@ impl Store {
         self.last
     }
 
-    /// All of them or none, durable when it returns.
+    /// All of them or none, durable when it returns. Answers their kinds as they were written.
     ///
     /// # Errors
     /// When they do not follow the last one, or cannot be written.
-    pub fn append(&mut self, events: &[Event]) -> Result<(), StoreError> {
+    pub fn append(&mut self, events: &[Event]) -> Result<Vec<String>, StoreError> {
         let path = &self.path;
         let failed = |source| StoreError::Sqlite {
             doing: "append to",
             path: path.clone(),
             source,
         };
-        let mut last = self.last;
+        let (mut last, mut kinds) = (self.last, Vec::with_capacity(events.len()));
         let transaction = self.connection.transaction().map_err(failed)?;
         {
             let mut insert = transaction
@@ -206,12 +224,13 @@ impl Store {
                         kind
                     ])
                     .map_err(failed)?;
+                kinds.push(kind);
                 last = event.seq;
             }
         }
         transaction.commit().map_err(failed)?;
         self.last = last;
-        Ok(())
+        Ok(kinds)
     }
 
     /// Events after `after`, oldest first, up to `limit`.
@@ -265,19 +284,67 @@ impl Store {
         }
     }
 
+    /// Events after `after`, oldest first, of some tasks or of everything: up to `limit`, and no more
+    /// when they have `bytes_max` bytes together.
+    pub(crate) fn read_page(
+        &self,
+        after: Seq,
+        tasks: Option<&BTreeSet<TaskId>>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, StoreError> {
+        // Before the events: what comes between is one of them, or left for the next page.
+        let end: i64 = self
+            .connection
+            .query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| {
+                row.get(0)
+            })
+            .map_err(|source| self.unread(source))?;
+        let mut page = Page::nothing(after);
+        let mut bytes = 0;
+        // Ids are hexadecimal digits.
+        let tasks = tasks.map(|tasks| {
+            let all = tasks.iter().map(|task| format!("'{task}'"));
+            let all = all.collect::<Vec<_>>().join(",");
+            format!("seq > ?1 AND task IN ({all})")
+        });
+        let which = tasks.as_deref().unwrap_or("seq > ?1");
+        self.each(which, after, limit, |event, json| {
+            bytes += json.len();
+            page.upto = event.seq;
+            page.events.push((event, json.to_owned()));
+            bytes < bytes_max
+        })?;
+        if page.events.len() < limit && bytes < bytes_max {
+            page.upto = page.upto.max(from_sql(end));
+        }
+        Ok(page)
+    }
+
     fn select(&self, which: &str, after: Seq, limit: usize) -> Result<Vec<Event>, StoreError> {
-        let failed = |source| StoreError::Sqlite {
-            doing: "read",
-            path: self.path.clone(),
-            source,
-        };
+        let mut events = Vec::new();
+        self.each(which, after, limit, |event, _| {
+            events.push(event);
+            true
+        })?;
+        Ok(events)
+    }
+
+    /// `take` says whether it wants more.
+    fn each(
+        &self,
+        which: &str,
+        after: Seq,
+        limit: usize,
+        mut take: impl FnMut(Event, &str) -> bool,
+    ) -> Result<(), StoreError> {
+        let failed = |source| self.unread(source);
         let text = format!(
             "SELECT seq, at, task, run, kind FROM events WHERE {which} ORDER BY seq LIMIT ?2"
         );
         let mut query = self.connection.prepare_cached(&text).map_err(failed)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut rows = query.query(params![to_sql(after), limit]).map_err(failed)?;
-        let mut events = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
             let seq = from_sql(row.get(0).map_err(failed)?);
             let task: Option<String> = row.get(2).map_err(failed)?;
@@ -293,7 +360,7 @@ impl Store {
                     run.map_or(Subject::Task(task), |n| Subject::Run(RunId { task, n }))
                 }
             };
-            events.push(Event {
+            let event = Event {
                 seq,
                 at: from_sql(row.get(1).map_err(failed)?),
                 subject,
@@ -302,9 +369,20 @@ impl Store {
                     seq,
                     source,
                 })?,
-            });
+            };
+            if !take(event, kind) {
+                return Ok(());
+            }
         }
-        Ok(events)
+        Ok(())
+    }
+
+    fn unread(&self, source: rusqlite::Error) -> StoreError {
+        StoreError::Sqlite {
+            doing: "read",
+            path: self.path.clone(),
+            source,
+        }
     }
 
     fn row(&self, seq: Seq, what: String) -> StoreError {

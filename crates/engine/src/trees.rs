@@ -195,6 +195,14 @@ pub(crate) struct Trees {
     folder_limits: folder::Limits,
 }
 
+/// Where a task's workspace is, or will be.
+#[must_use]
+pub fn workspace_of(data: &Path, spec: &TaskSpec, short: &str) -> PathBuf {
+    let key = mirror::store_key(&spec.base, &spec.repo);
+    let name = naming::workspace_folder(spec, short);
+    data.join("workspaces").join(key).join(name)
+}
+
 /// The vault that a repository's results are in, whether or not it is there yet.
 pub(crate) fn vault_of(data: &Path, spec: &TaskSpec) -> Option<PathBuf> {
     let key = mirror::store_key(&spec.base, &spec.repo);
@@ -314,8 +322,7 @@ impl Trees {
         }
         let mirror = self.mirror(task)?;
         let Brought { mut base, notes } = self.bring(task, &mirror)?;
-        let name = naming::workspace_folder(&task.spec, &task.short);
-        let path = self.data.join("workspaces").join(mirror.key()).join(name);
+        let path = workspace_of(&self.data, &task.spec, &task.short);
         let (branch, meta) = (Self::branch(task)?, self.meta(task));
         let make = |commit: &CommitId| {
             self.workspaces

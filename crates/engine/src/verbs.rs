@@ -4,16 +4,19 @@
 use std::{path::PathBuf, sync::Arc};
 
 use dispatch_core::{
+    Millis,
+    config::Retention,
     event::{Kind, Subject},
+    family::Deed,
     id::TaskId,
-    state::Task,
+    outcome::Outcome,
+    state::{Snapshot, Task},
     task::Base,
 };
 use tokio::sync::oneshot;
 
 use crate::{
-    attachments,
-    engine::{Command, Engine, now},
+    engine::{Command, Desk, Engine, Holder, now},
     run::Ctx,
     trees::{TreeError, Trees},
     view::{Applied, Force, TaskView, VerbError, Written},
@@ -46,7 +49,8 @@ impl Engine {
     /// # Errors
     /// When the content could not be kept; then nothing was removed.
     pub async fn remove(&self, task: TaskId) -> Result<(), VerbError> {
-        let _busy = self.hold("remove", task)?;
+        self.may(Deed::Other("remove")).await?;
+        let _busy = self.hold("remove", task).await?;
         let view = self.stopped(task).await?;
         if view.task.removed {
             return Err(VerbError::WrongState {
@@ -101,7 +105,7 @@ impl Engine {
     /// Waits for the end of a live run, which it asks for.
     async fn stopped(&self, task: TaskId) -> Result<TaskView, VerbError> {
         let view = self.task(task).await?;
-        if !view.task.is_open() {
+        if view.task.is_done() {
             return Ok(view);
         }
         let mut events = self.events(view.seq);
@@ -111,7 +115,7 @@ impl Engine {
         }
         loop {
             let view = self.task(task).await?;
-            if !view.task.is_open() {
+            if view.task.is_done() {
                 return Ok(view);
             }
             events.next().await.ok_or(VerbError::Gone)?;
@@ -125,7 +129,7 @@ impl Engine {
         verb: &'static str,
         task: TaskId,
     ) -> Result<(), VerbError> {
-        let view = self.task(task).await?;
+        let view = self.look(task).await?;
         let gone = view.task.workspace.as_ref().is_some_and(|w| w.removed);
         if view.task.removed || view.task.is_open() || !gone {
             return Ok(());
@@ -145,7 +149,8 @@ impl Engine {
     /// # Errors
     /// When nothing was removed, or its content is not kept any more.
     pub async fn undo(&self, task: TaskId) -> Result<PathBuf, VerbError> {
-        let _busy = self.hold("undo", task)?;
+        self.may(Deed::Other("undo")).await?;
+        let _busy = self.hold("undo", task).await?;
         let view = self.task(task).await?;
         let nothing = |hint: &str| VerbError::Nothing {
             verb: "undo",
@@ -164,7 +169,13 @@ impl Engine {
             None if view.task.removed => {
                 self.record(Subject::Task(task), vec![Kind::TaskRestored])
                     .await?;
-                return Err(nothing("it is back in the list; it never had a workspace"));
+                let hint = if view.task.attached_dropped {
+                    "it is back in the list; it never had a workspace, and its attachments are not \
+                     kept any more, so it cannot run again"
+                } else {
+                    "it is back in the list; it never had a workspace"
+                };
+                return Err(nothing(hint));
             }
             None => return Err(nothing("it never had a workspace")),
         };
@@ -187,6 +198,7 @@ impl Engine {
         states: Vec<String>,
         older_than_ms: u64,
     ) -> Result<Vec<TaskId>, VerbError> {
+        self.may(Deed::Other("clean")).await?;
         let now = now();
         let mut removed = Vec::new();
         for view in self.tasks().await? {
@@ -194,7 +206,11 @@ impl Engine {
                 continue;
             };
             let old = now.saturating_sub(run.ended_at.unwrap_or(now)) >= older_than_ms;
-            if !view.task.removed && old && states.iter().any(|state| state == outcome.word()) {
+            if !view.task.removed
+                && view.task.is_done()
+                && old
+                && states.iter().any(|state| state == outcome.word())
+            {
                 self.remove(view.task.id).await?;
                 removed.push(view.task.id);
             }
@@ -207,7 +223,8 @@ impl Engine {
     /// # Errors
     /// When there is no result, or the branch there is in the way.
     pub async fn apply(&self, task: TaskId, to: Option<PathBuf>) -> Result<Applied, VerbError> {
-        let _busy = self.hold("apply", task)?;
+        self.may(Deed::Other("apply")).await?;
+        let _busy = self.hold("apply", task).await?;
         let view = self.task(task).await?;
         let commit = result_of("apply", &view)?;
         if let Some(hint) = no_branch(&view.task.spec.base) {
@@ -259,7 +276,8 @@ impl Engine {
         task: TaskId,
         to: Option<PathBuf>,
     ) -> Result<Written, VerbError> {
-        let _busy = self.hold("apply", task)?;
+        self.may(Deed::Other("apply")).await?;
+        let _busy = self.hold("apply", task).await?;
         let view = self.task(task).await?;
         let commit = result_of("apply", &view)?;
         let nothing = |hint: &str| VerbError::Nothing {
@@ -358,9 +376,70 @@ fn result_of(verb: &'static str, view: &TaskView) -> Result<String, VerbError> {
     })
 }
 
+/// Whether the workspace of an ended task has been there long enough.
+pub(crate) fn is_over(task: &Task, retention: &Retention, now: Millis) -> bool {
+    let Some((outcome, run)) = task.outcome().zip(task.last_run()) else {
+        return false;
+    };
+    let days = match outcome {
+        Outcome::Completed { .. } => retention.completed_d,
+        Outcome::Blocked { .. } => retention.blocked_d,
+        Outcome::Failed(_) => retention.failed_d,
+        Outcome::Stopped(_) => retention.stopped_d,
+        Outcome::Lost => retention.lost_d,
+    };
+    let there = task.workspace.as_ref().is_some_and(|w| !w.removed);
+    there && is_past(days, run.ended_at.unwrap_or(now), now)
+}
+
+/// Whether the files of a task that was put away, and has nothing else, were kept as long as a snapshot
+/// would have been.
+pub(crate) fn are_files_over(task: &Task, retention: &Retention, now: Millis) -> bool {
+    let since = task.removed_at.unwrap_or(now);
+    task.is_put_away_with_files() && is_past(retention.snapshots_d, since, now)
+}
+
+/// 0 days: for ever.
+fn is_past(days: u64, since: Millis, now: Millis) -> bool {
+    let keep_ms = days.saturating_mul(DAY_MS);
+    keep_ms > 0 && now.saturating_sub(since) > keep_ms
+}
+
+pub(crate) fn old_snapshot(task: &Task, now: Millis) -> Option<&Snapshot> {
+    let mut kept = task.snapshots.iter();
+    kept.find(|snapshot| snapshot.keep_until < now)
+}
+
+/// Retention of one task, alone with it and by what it is now: a verb may have changed it since. One
+/// that somebody works on is left to the next turn.
+pub(crate) async fn retain(ctx: &Ctx, id: TaskId, now: Millis) {
+    let Ok(_busy) = Desk::take(&ctx.desk, id, Holder::Retention) else {
+        return;
+    };
+    while let Some(task) = current(ctx, id).await
+        && let Some(snapshot) = old_snapshot(&task, now)
+    {
+        if !forget(ctx, &task, snapshot).await {
+            return;
+        }
+    }
+    if let Some(task) = current(ctx, id).await
+        && is_over(&task, &ctx.settings.config.retention, now)
+    {
+        retire(ctx, &task).await;
+    }
+}
+
+async fn current(ctx: &Ctx, task: TaskId) -> Option<Task> {
+    let (reply, answer) = oneshot::channel();
+    let sent = ctx.commands.send(Command::Task { task, reply }).await;
+    sent.ok()?;
+    Some(answer.await.ok()?.ok()?.task)
+}
+
 /// Retention of one task: its content is kept under a ref, its workspace removed. Told as events;
 /// what fails is noted and tried again at the next turn.
-pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
+async fn retire(ctx: &Ctx, task: &Task) {
     let trees = Arc::clone(&ctx.trees);
     let keep_ms = ctx
         .settings
@@ -408,46 +487,23 @@ pub(crate) async fn retire(ctx: &Ctx, task: &Task) {
     record(ctx, task.id, vec![kind]).await;
 }
 
-/// Drops the snapshots of a task whose time is over. Their commits stay reachable by nothing of ours
-/// from then on; the event is written first, so that `undo` never promises what is gone.
-pub(crate) async fn forget(ctx: &Ctx, task: &Task, now: u64) {
-    for snapshot in task
-        .snapshots
-        .iter()
-        .filter(|snapshot| snapshot.keep_until < now)
-    {
-        let kind = Kind::SnapshotDropped {
-            refname: snapshot.refname.clone(),
-        };
-        if !record(ctx, task.id, vec![kind]).await {
-            return;
-        }
-        let (trees, owned) = (Arc::clone(&ctx.trees), task.clone());
-        let refname = snapshot.refname.clone();
-        let dropped = tokio::task::spawn_blocking(move || trees.forget(&owned, &refname)).await;
-        if let Ok(Err(error)) = dropped {
-            let text = format!("an old snapshot stays: {error}");
-            record(ctx, task.id, vec![Kind::Noted { text }]).await;
-        }
+/// Drops a snapshot whose time is over. Its commit stays reachable by nothing of ours from then on; the
+/// event is written first, so that `undo` never promises what is gone. Whether it is written.
+async fn forget(ctx: &Ctx, task: &Task, snapshot: &Snapshot) -> bool {
+    let refname = snapshot.refname.clone();
+    let kind = Kind::SnapshotDropped {
+        refname: refname.clone(),
+    };
+    if !record(ctx, task.id, vec![kind]).await {
+        return false;
     }
-    let mut left = task.clone();
-    left.snapshots.retain(|snapshot| {
-        let mut same = task
-            .snapshots
-            .iter()
-            .filter(|other| other.refname == snapshot.refname);
-        same.all(|other| other.keep_until >= now)
-    });
-    if left.is_beyond_recall() {
-        let data = ctx.settings.data.clone();
-        let remove = move || {
-            for attached in &left.attached {
-                attachments::remove(&data, left.id, attached);
-            }
-        };
-        // What stays is swept when the next engine begins.
-        drop(tokio::task::spawn_blocking(remove).await);
+    let (trees, owned) = (Arc::clone(&ctx.trees), task.clone());
+    let dropped = tokio::task::spawn_blocking(move || trees.forget(&owned, &refname)).await;
+    if let Ok(Err(error)) = dropped {
+        let text = format!("an old snapshot stays: {error}");
+        record(ctx, task.id, vec![Kind::Noted { text }]).await;
     }
+    true
 }
 
 async fn record(ctx: &Ctx, task: TaskId, kinds: Vec<Kind>) -> bool {

@@ -1,16 +1,25 @@
 //! What a reader sees of a task: the fold, and what only the job directory or the schedule knows.
 //! Must not hold a wire type: the doors convert.
 
-use std::path::PathBuf;
+use std::{
+    ops::Deref,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use dispatch_core::{
+    ask::Ask,
     attach::{Attachment, BadAttachment},
     event::Event,
+    family::{EndId, Refusal},
     id::{RunId, Seq, TaskId},
-    message::MessageId,
+    keys::RequestKey,
+    letter::Letter,
+    message::{Message, MessageId},
     schedule::Waiting,
     state::Task,
     task::Tuning,
+    update::{ChunkId, Todo, Voice},
 };
 
 use crate::{attachments::NewFile, engine::Secrets};
@@ -30,8 +39,69 @@ pub struct TaskView {
     pub jobs: Vec<JobView>,
     /// What is attached, what it came with, and where it lies.
     pub attached: Vec<(Attachment, Option<MessageId>, PathBuf)>,
+    /// Where its workspace is, or will be.
+    pub workspace: PathBuf,
     /// The vault that holds its results.
     pub vault: Option<PathBuf>,
+    pub family: FamilyView,
+}
+
+/// What a task's agents have asked for, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FamilyView {
+    pub children: Vec<ChildView>,
+    /// It waits for them, or to hear how they ended.
+    pub parked: bool,
+    /// And nothing happens before a person says something.
+    pub held: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildView {
+    pub task: TaskId,
+    pub short: String,
+    /// The word of its state; `parked` where it waits itself.
+    pub state: &'static str,
+    pub detached: bool,
+    pub done: bool,
+}
+
+/// Whose verbs an engine's handle does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever may do all of it; the doors say who that is.
+    Person,
+    /// The agent of that run, with the grant of its task.
+    Run(RunId),
+}
+
+/// For which of several ends one waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Until {
+    #[default]
+    All,
+    /// The next one that was not heard of; all of them where nothing more can be heard.
+    Any,
+}
+
+/// What a wait ended with.
+#[derive(Clone, Debug)]
+pub struct Waited {
+    /// As they were asked for.
+    pub tasks: Vec<WaitedFor>,
+    /// What was waited for did not happen in time.
+    pub over: bool,
+    /// The ends among them, in words for an agent.
+    pub words: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct WaitedFor {
+    pub view: TaskView,
+    /// Nothing of it runs or waits.
+    pub done: bool,
+    /// Ends of it that this answer delivers; what was delivered before is not among them.
+    pub delivered: Vec<EndId>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,9 +120,81 @@ pub struct JobView {
 #[derive(Clone, Debug)]
 pub enum Told {
     /// Durable; none is left out and none comes twice.
-    Event(std::sync::Arc<Event>),
-    /// A line of a running agent; lossy, and nothing depends on it.
-    Live { run: RunId, text: String },
+    Event(Arc<Logged>),
+    /// More of what a running agent says; lossy, and nothing depends on it.
+    Live(Arc<Live>),
+    /// What is open in a live run, true at `seq`. It stands in place of all that was told live of it.
+    Open { seq: Seq, open: Arc<Open> },
+    /// All events up to this one have been told, and what was open by then.
+    At(Seq),
+}
+
+/// An event on its way to whoever listens.
+#[derive(Debug)]
+pub struct Logged {
+    event: Event,
+    /// Its kind as the log has it.
+    json: String,
+    encoded: OnceLock<String>,
+}
+
+impl Logged {
+    pub(crate) fn new(event: Event, json: String) -> Self {
+        Self {
+            event,
+            json,
+            encoded: OnceLock::new(),
+        }
+    }
+
+    /// The event in the words of one door, made once for all who listen there.
+    pub fn encoded(&self, encode: impl FnOnce(&Event, &str) -> String) -> &str {
+        self.encoded.get_or_init(|| encode(&self.event, &self.json))
+    }
+}
+
+impl Deref for Logged {
+    type Target = Event;
+
+    fn deref(&self) -> &Event {
+        &self.event
+    }
+}
+
+/// A piece of a text that is being said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    pub run: RunId,
+    pub chunk: ChunkId,
+    pub voice: Voice,
+    /// Bytes of the text before this piece.
+    pub offset: u64,
+    pub text: String,
+}
+
+/// What is open in a live run and in no event yet, and what waits in it.
+#[derive(Clone, Debug)]
+pub struct Open {
+    pub run: RunId,
+    /// The text that is being said.
+    pub text: Option<OpenText>,
+    /// The end of what is only for the eye.
+    pub output: Option<OpenText>,
+    pub todo: Vec<Todo>,
+    /// That wait, and that were delivered to this run; long ones cut.
+    pub messages: Vec<Message>,
+    /// That nobody has answered yet.
+    pub asks: Vec<Ask>,
+}
+
+/// The end of a text so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenText {
+    pub chunk: ChunkId,
+    pub voice: Voice,
+    /// Bytes of the text before what is held here.
+    pub offset: u64,
+    pub text: String,
 }
 
 /// The result in a person's repository.
@@ -100,6 +242,17 @@ impl Heard {
     }
 }
 
+/// What lies at a workspace for one reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbox {
+    /// Handed out, oldest first.
+    pub letters: Vec<Letter>,
+    /// How many of them had not been read before.
+    pub new: usize,
+    /// How many still wait for it.
+    pub unread: usize,
+}
+
 /// What whoever asks gives along.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
@@ -107,6 +260,8 @@ pub struct Given {
     /// With a task or a message.
     pub files: Vec<NewFile>,
     pub tuning: Tuning,
+    /// It may come again, and is done once.
+    pub key: Option<RequestKey>,
 }
 
 impl From<Secrets> for Given {
@@ -152,6 +307,14 @@ pub enum VerbError {
     },
     #[error("{what}")]
     BadInput { what: String },
+    #[error(
+        "take the request: its key came with another one before; make a new key for each request"
+    )]
+    KeyUsed,
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("wait: {max} callers do already (limits.waits_max); try again later")]
+    TooManyWait { max: usize },
     #[error(transparent)]
     Attachment(#[from] BadAttachment),
     #[error("start: less than {min_bytes} bytes are free on the disk of the data directory")]

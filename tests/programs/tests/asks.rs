@@ -9,19 +9,28 @@
 
 mod world;
 
-use std::{fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, UNIX_EPOCH},
+};
 
 use dispatch_core::{
     ask::{ASKS_MAX, Ask, AskId, By, Fate, OPEN_MAX, Permissions},
     config::AgentProfile,
     event::Kind,
     id::{RunId, TaskId},
+    job::{Invocation, JobId, Offset, Order, Part},
     message::Sender,
     task::{Expects, TaskSpec, Terms},
 };
 use dispatch_engine::{
     clock::{Clock, SetClock},
-    engine::{Engine, Secrets, Settings},
+    engine::{Engine, Secrets, Settings, Sites},
+    jobdir::JobDir,
+    sites::{BoxFuture, Follow, Site, Start, local::Local},
     view::{Force, TaskView},
 };
 use world::{AGENT, World, finished, outcome, patient, talk, until};
@@ -225,6 +234,54 @@ async fn another_engine_finds_the_ask_as_it_was() {
     assert_eq!(ids, ["allow", "deny", "allow"], "{answers}");
 }
 
+/// What it asked while no engine was there has waited since then, as its keeper counts: it is asked for
+/// the rest of its time, and denied when there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ask_that_no_engine_heard_has_waited_since_it_was_written() {
+    for (ago_ms, open) in [(200_000, true), (700_000, false)] {
+        let world = world();
+        let settings = || Settings {
+            clock: Clock::Set(SetClock::at(NOW)),
+            ..world.settings()
+        };
+        let engine = Engine::open(settings()).await.unwrap();
+        let (_home, pipe) = talk::pipe();
+        let waits = format!("append {} x", pipe.display());
+        let orders = [&waits, "ask ANSWERS Bash make"];
+        let run = dispatched(&engine, spec(&world, Permissions::Ask, &orders)).await;
+        let started = |kind: &Kind| matches!(kind, Kind::Started { .. });
+        until(&engine, run.task, started).await;
+        engine.shutdown().await.unwrap();
+        let waiting = tokio::task::spawn_blocking(move || fs::read_to_string(pipe));
+        patient(waiting).await.unwrap().unwrap();
+        let part = Part::Agent;
+        let job = JobDir::of(&world.data(), &JobId { run, part });
+        let wrote = async {
+            while !fs::read_to_string(job.file("out"))
+                .unwrap()
+                .contains("can_use_tool")
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        patient(wrote).await;
+        for name in ["out", "err"] {
+            let file = fs::File::open(job.file(name)).unwrap();
+            let then = UNIX_EPOCH + Duration::from_millis(NOW - ago_ms);
+            file.set_modified(then).unwrap();
+        }
+        let engine = Engine::open(settings()).await.unwrap();
+        let ask = asked(&engine, run.task, 1).await;
+        assert_eq!(ask.until, NOW - ago_ms + 600_000);
+        if open {
+            engine.permit(run.task, ask.id, true, None).await.unwrap();
+        }
+        let view = finished(&engine, run).await;
+        let by = if open { By::Person } else { By::Deadline };
+        assert_eq!(fates(&view), [&answered(open, by)]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_closes_what_is_asked() {
     let world = world();
@@ -324,7 +381,7 @@ async fn another_agent_is_not_looser() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agent_of_a_sub_task_asks_its_parent_and_a_person_may_answer() {
+async fn a_sub_task_whose_parent_cannot_answer_asks_a_person() {
     let world = world();
     let engine = world.engine().await;
     let parent = dispatched(&engine, spec(&world, Permissions::Ask, &["say hello"])).await;
@@ -335,7 +392,7 @@ async fn the_agent_of_a_sub_task_asks_its_parent_and_a_person_may_answer() {
     };
     let run = dispatched(&engine, child).await;
     let ask = asked(&engine, run.task, 1).await;
-    assert_eq!(ask.owner, Sender::Task(parent.task));
+    assert_eq!(ask.owner, Sender::Person);
     engine.permit(run.task, ask.id, true, None).await.unwrap();
     finished(&engine, run).await;
 }
@@ -377,4 +434,93 @@ async fn there_is_an_end_to_asking() {
     assert_eq!(count(" deny "), ASKS_MAX + more - OPEN_MAX);
     assert_eq!(count("stray"), 0);
     assert!(view.task.asks.len() <= dispatch_core::ask::SETTLED_MAX);
+}
+
+/// This machine, where an order to say something goes wrong the first times it is tried, each in its way:
+/// not told, or told and not answered.
+#[derive(Debug)]
+struct Flaky {
+    site: Local,
+    tried: Mutex<BTreeMap<u64, u32>>,
+}
+
+impl Flaky {
+    fn sites(world: &World) -> (Arc<Self>, Sites) {
+        let settings = world.settings();
+        let flaky = Arc::new(Self {
+            site: Local::new(settings.data, settings.keeper),
+            tried: Mutex::default(),
+        });
+        let site = Arc::clone(&flaky) as Arc<dyn Site>;
+        (flaky, Sites::from([("local".parse().unwrap(), site)]))
+    }
+
+    fn tries(&self) -> Vec<(u64, u32)> {
+        let tried = self.tried.lock().unwrap();
+        tried.iter().map(|(id, times)| (*id, *times)).collect()
+    }
+}
+
+impl Site for Flaky {
+    fn put<'a>(&'a self, path: &'a Path, bytes: &'a [u8]) -> BoxFuture<'a, io::Result<()>> {
+        self.site.put(path, bytes)
+    }
+
+    fn start<'a>(&'a self, job: &'a JobId, what: &'a Invocation) -> BoxFuture<'a, Start> {
+        self.site.start(job, what)
+    }
+
+    fn follow<'a>(
+        &'a self,
+        job: &'a JobId,
+        from: Offset,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Follow>>> {
+        self.site.follow(job, from)
+    }
+
+    fn given<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<BTreeSet<u64>>> {
+        self.site.given(job)
+    }
+
+    fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {
+        let Order::Say { id, .. } = order else {
+            return self.site.order(job, order);
+        };
+        let mut tried = self.tried.lock().unwrap();
+        let times = tried.entry(*id).or_default();
+        *times += 1;
+        let times = *times;
+        drop(tried);
+        Box::pin(async move {
+            match times {
+                1 => Err(io::Error::from_raw_os_error(24)),
+                2 => {
+                    self.site.order(job, order).await?;
+                    Err(io::ErrorKind::TimedOut.into())
+                }
+                _ => self.site.order(job, order).await,
+            }
+        })
+    }
+}
+
+/// Whatever is for an agent's input reaches it once, however often its keeper could not be told: its first
+/// words, a person's answer, and what its driver says by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_could_not_be_given_is_given_again() {
+    for (permissions, order) in [(Permissions::Ask, 2 << 32 | 1), (Permissions::Allow, 1)] {
+        let world = world();
+        let (flaky, sites) = Flaky::sites(&world);
+        let engine = world.engine_with(sites).await;
+        let orders = ["ask ANSWERS Bash make"];
+        let run = dispatched(&engine, spec(&world, permissions, &orders)).await;
+        if permissions == Permissions::Ask {
+            let ask = asked(&engine, run.task, 1).await;
+            engine.permit(run.task, ask.id, true, None).await.unwrap();
+        }
+        let view = finished(&engine, run).await;
+        assert_eq!(outcome(&view).word(), "completed");
+        assert_eq!(answers(&world), "ask-1 allow make\n");
+        assert_eq!(flaky.tries(), [(0, 3), (order, 3)]);
+    }
 }

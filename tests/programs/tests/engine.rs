@@ -7,7 +7,7 @@
 
 mod world;
 
-use std::fs;
+use std::{fs, sync::Arc, task::Poll};
 
 use dispatch_core::{
     event::{CheckState, Kind, Verified},
@@ -16,7 +16,8 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     attachments::NewFile,
-    engine::{Engine, OpenError, Secrets},
+    clock::{Clock, SetClock},
+    engine::{Engine, Observer, OpenError, Secrets, Settings},
     view::{Force, Given, TaskView, VerbError},
 };
 use world::{World, finished, git, outcome, patient, reason, run, until};
@@ -433,6 +434,117 @@ async fn old_snapshots_are_dropped_when_their_time_is_over_and_not_before() {
     engine.shutdown().await.unwrap();
     world.engine().await.shutdown().await.unwrap();
     assert!(!attached.exists(), "nobody can read it any more");
+}
+
+fn with_a_file() -> Given {
+    Given {
+        files: vec![NewFile {
+            name: "a.txt".into(),
+            bytes: b"a".to_vec(),
+        }],
+        ..Given::default()
+    }
+}
+
+/// What was put away before it began has files and nothing else: they are kept as long as the
+/// workspace of another one would be, and what needs them does not run without.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_a_task_without_a_workspace_are_kept_as_long_as_a_snapshot() {
+    const NOW: u64 = 1_000_000_000_000;
+    const DAY_MS: u64 = 86_400_000;
+    let world = World::new();
+    let clock = SetClock::at(NOW);
+    let settings = || Settings {
+        clock: Clock::Set(clock.clone()),
+        ..world.settings()
+    };
+    let engine = Engine::open(settings()).await.unwrap();
+    engine.set_frozen(true, Default::default()).await.unwrap();
+    let spec = world.spec(&["write kept yes"]);
+    let task = engine.dispatch(spec, with_a_file()).await.unwrap().task;
+    let attached = engine.task(task).await.unwrap().attached[0].2.clone();
+    engine.remove(task).await.unwrap();
+    let undone = engine.undo(task).await.unwrap_err().to_string();
+    assert!(undone.contains("it is back in the list"), "{undone}");
+    assert_eq!(fs::read(&attached).unwrap(), b"a");
+    engine.retry(task, Secrets::new()).await.unwrap();
+    engine.remove(task).await.unwrap();
+    engine.shutdown().await.unwrap();
+
+    let kept_ms = world.config.retention.snapshots_d * DAY_MS;
+    clock.set(NOW + kept_ms);
+    let engine = Engine::open(settings()).await.unwrap();
+    engine.shutdown().await.unwrap();
+    assert_eq!(fs::read(&attached).unwrap(), b"a", "not before");
+    clock.set(NOW + kept_ms + 1);
+    let engine = Engine::open(settings()).await.unwrap();
+    until(&engine, task, |kind| *kind == Kind::AttachmentsDropped).await;
+    assert_eq!(engine.task(task).await.unwrap().attached, []);
+    assert!(!attached.exists());
+    let undone = engine.undo(task).await.unwrap_err().to_string();
+    assert!(undone.contains("cannot run again"), "{undone}");
+    let again = engine.retry(task, Secrets::new()).await.unwrap_err();
+    let again = again.to_string();
+    assert!(
+        again.contains("its attachments are not kept any more"),
+        "{again}"
+    );
+}
+
+/// An agent that takes its workspace away leaves nothing to keep.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_go_with_a_workspace_of_which_nothing_is_kept() {
+    let world = World::new();
+    let engine = world.engine().await;
+    for gone in [false, true] {
+        let begun = engine.dispatch(world.spec(&["write kept yes"]), with_a_file());
+        let view = finished(&engine, begun.await.unwrap()).await;
+        let (task, attached) = (view.task.id, view.attached[0].2.clone());
+        if gone {
+            fs::remove_dir_all(view.task.workspace.unwrap().path).unwrap();
+        }
+        engine.remove(task).await.unwrap();
+        assert_eq!(attached.exists(), !gone);
+        let left = engine.task(task).await.unwrap().attached;
+        assert_eq!(left.is_empty(), gone);
+        assert_eq!(engine.undo(task).await.is_err(), gone);
+    }
+}
+
+/// A verb that was there first is alone with the task: retention comes again another time.
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_leaves_a_task_alone_that_somebody_works_on() {
+    let world = World::new();
+    let engine = world.engine().await;
+    let begun = engine.dispatch(world.spec(&["write kept yes"]), with_a_file());
+    let view = finished(&engine, begun.await.unwrap()).await;
+    let (task, attached) = (view.task.id, view.attached[0].2.clone());
+    engine.remove(task).await.unwrap();
+    engine.shutdown().await.unwrap();
+
+    // Its time is over. The engine waits with its first turn until an undo has begun.
+    let clock = Clock::Set(SetClock::at(4_000_000_000_000));
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    // Once it is dropped nobody waits any more.
+    let observer = move |_| assert!(wait.lock().unwrap().recv().is_err());
+    let engine = Engine::open(Settings {
+        clock,
+        observer: Observer(Some(Arc::new(observer))),
+        ..world.settings()
+    });
+    let engine = engine.await.unwrap();
+    let mut undoing = std::pin::pin!(engine.undo(task));
+    let begun = std::future::poll_fn(|cx| Poll::Ready(undoing.as_mut().poll(cx).is_pending()));
+    assert!(begun.await);
+    drop(go_on);
+    undoing.await.unwrap();
+    let view = engine.task(task).await.unwrap();
+    assert_eq!((view.attached.len(), view.task.snapshots.len()), (1, 1));
+    assert_eq!(fs::read(&attached).unwrap(), b"a");
+    engine.shutdown().await.unwrap();
+    world.engine().await.shutdown().await.unwrap();
+    assert!(attached.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

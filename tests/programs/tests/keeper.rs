@@ -7,7 +7,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -453,6 +454,52 @@ async fn what_is_said_twice_is_heard_once() {
         let whole = (cut / frame).min(2) as u64;
         assert_eq!(world.dir().given().unwrap(), (0..whole).collect(), "{cut}");
     }
+}
+
+/// Who is turned away can try again; who comes too late cannot.
+#[tokio::test]
+async fn an_order_that_is_refused_says_whether_it_may_be_tried_again() {
+    let world = World::new();
+    let what = Invocation {
+        stdin: Stdin::Open,
+        ..world.agent(&[])
+    };
+    assert_eq!(world.site.start(&world.job, &what).await, Start::Started);
+    let say = Order::Say {
+        id: 0,
+        bytes: b"@say one\n".to_vec(),
+    };
+    let socket = world.dir().file("ctl");
+    let crowd: Vec<UnixStream> = (0..64)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    let refused = world.site.order(&world.job, &say).await.unwrap_err();
+    assert!(refused.to_string().contains("too many"), "{refused:?}");
+    drop(crowd);
+    while let Err(still) = world.site.order(&world.job, &say).await {
+        assert!(still.to_string().contains("too many"), "{still:?}");
+    }
+    world
+        .site
+        .order(&world.job, &Order::CloseInput)
+        .await
+        .unwrap();
+    let more = Order::Say {
+        id: 1,
+        bytes: b"@say two\n".to_vec(),
+    };
+    // It may have read the end and be gone by now.
+    let late = world
+        .site
+        .order(&world.job, &more)
+        .await
+        .unwrap_err()
+        .kind();
+    assert!(matches!(
+        late,
+        io::ErrorKind::BrokenPipe | io::ErrorKind::NotFound
+    ));
+    assert_eq!(world.end().await.0, b"one\n");
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use dispatch_core::{
     message::{Delivery, Fate, MessageId, Sender},
     outcome::Outcome,
     run::RunCause,
-    task::{Expects, TaskSpec, Tuning},
+    task::{Effort, Expects, TaskSpec, Tuning},
 };
 use dispatch_engine::{
     attachments::NewFile,
@@ -488,6 +488,61 @@ async fn another_agent_goes_on_and_is_told_everything() {
     };
     let nobody = engine.resume(run.task, Some(nobody), Secrets::new()).await;
     assert!(matches!(nobody, Err(VerbError::BadInput { .. })));
+}
+
+/// How hard an agent was to think is not always what another one can be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_effort_is_one_that_the_agent_of_the_next_run_takes() {
+    let world = world();
+    let engine = world.engine().await;
+    let with = |effort| Given {
+        tuning: Tuning {
+            model: None,
+            effort: Some(effort),
+        },
+        ..Given::default()
+    };
+    let task = |agent| spec(&world, agent, &["say done".to_owned()]);
+    let refused = engine.dispatch(task("fake"), with(Effort::High)).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("agent fake cannot be told"), "{refused}");
+    let run = engine.dispatch(task("talker"), with(Effort::Max)).await;
+    let run = run.unwrap();
+    finished(&engine, run).await;
+    engine.set_frozen(true, Default::default()).await.unwrap();
+    let select = |agent| world.config.select(agent).unwrap();
+    for (agent, given, words) in [
+        (
+            "codex",
+            Given::default(),
+            "takes minimal, low, medium, high, xhigh",
+        ),
+        (
+            "codex",
+            with(Effort::Max),
+            "use effort max: agent codex takes",
+        ),
+        ("fake", Given::default(), "agent fake cannot be told"),
+    ] {
+        let refused = engine.resume(run.task, Some(select(agent)), given).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(words), "{agent}: {refused}");
+    }
+    for effort in [Effort::Minimal, Effort::Max] {
+        let said = engine.say(run.task, "more".into(), Sender::Person, with(effort));
+        assert_eq!(said.await.is_err(), effort == Effort::Minimal);
+    }
+    let task = engine.task(run.task).await.unwrap().task;
+    assert_eq!(
+        (task.spec.agent.as_str(), task.messages.len()),
+        ("talker", 1)
+    );
+    engine.unsay(run.task, MessageId(1)).await.unwrap();
+    let codex = engine.resume(run.task, Some(select("codex")), with(Effort::High));
+    codex.await.unwrap();
+    let task = engine.task(run.task).await.unwrap().task;
+    assert_eq!(task.spec.agent.as_str(), "codex");
+    assert_eq!(task.spec.guide.effort, Some(Effort::High));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,30 +6,33 @@
 //! One conversation: `initialize`, then `session/new` (or the earlier session, where the agent can),
 //! then `session/prompt`; the answer to that one is its last word.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Request, Step, Tail,
+    Ask, Driver, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
+    pieces::Pieces,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, asked_text, blocks, bounded, epoch_in,
-        has_any, is_away, kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at,
-        tool_text,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, asked_text, asked_tool, blocks,
+        bounded, epoch_in, has_any, is_away, kept_text, notice, plain, retry_after_ms, session_ok,
+        status_in, str_at, todos, tool_text,
     },
 };
 use crate::{
     ask::Permissions,
     job::Stdin,
-    update::{LastWord, Said, Update, Usage},
+    update::{LastWord, Said, Update, Usage, Voice},
 };
 
 const PROTOCOL_VERSION: u64 = 1;
 const METHOD_NOT_FOUND: i64 = -32601;
 /// "Authentication required", as the protocol numbers it.
 const AUTH_REQUIRED: i64 = -32000;
-/// How many tool calls may be open at a time.
+/// How many tool calls are remembered until they end; of more the oldest is forgotten.
 const CALLS_MAX: usize = 256;
+/// Of the id of one; a longer one is told apart by its start and its length.
+const CALL_ID_BYTES_MAX: usize = 256;
 /// Ways to log in that need nobody: the key is in the agent's environment.
 const KEY_METHODS: [&str; 6] = [
     "gemini-api-key",
@@ -45,8 +48,9 @@ const READ_ONLY_MODE: &str = "read-only";
 const OPEN_MODES: [&str; 2] = ["agent-full-access", "full-access"];
 const FENCED_MODES: [&str; 2] = ["workspace-write", "auto"];
 
-const OPENCODE_ASKS: &str =
-    r#"{"edit":"ask","bash":"ask","webfetch":"ask","external_directory":"ask"}"#;
+/// Folders that Gemini's own tools may enter, beside the one it works in, as `PATH` lists them. It is
+/// meant for editors that have several open.
+const GEMINI_FOLDERS: &str = "GEMINI_CLI_IDE_WORKSPACE_PATH";
 
 /// What was asked of it and is not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +68,15 @@ enum Asked {
 #[derive(Debug, Default)]
 pub(super) struct Acp {
     cwd: String,
+    folders: Vec<String>,
     prompt: String,
     /// What to say when it does not remember the session.
     whole: String,
     resume: Option<String>,
     unfenced: bool,
     permissions: Permissions,
+    /// Our tools, as `session/new` names servers.
+    servers: Vec<Value>,
     model: Option<String>,
     next_id: u64,
     asked: Option<(u64, Asked)>,
@@ -81,7 +88,9 @@ pub(super) struct Acp {
     mode: Option<&'static str>,
     /// A message or thought that is still coming.
     open: Option<Chunk>,
-    calls: BTreeMap<String, Call>,
+    pieces: Pieces,
+    /// By id, the oldest first.
+    calls: VecDeque<(String, Call)>,
     text: String,
     tail: Tail,
     usage: Usage,
@@ -104,9 +113,20 @@ struct Call {
     told: bool,
 }
 
+fn server(tools: Tools<'_>) -> Value {
+    let env = tools.env.iter();
+    let env: Vec<Value> = env
+        .map(|(name, value)| json!({"name": name, "value": value}))
+        .collect();
+    let (command, args) = (tools.program(), tools.args());
+    json!({"name": TOOLS_NAME, "command": command, "args": args, "env": env})
+}
+
 impl Driver for Acp {
     fn open(&mut self, ask: &Ask<'_>) -> Opening {
         self.cwd = ask.cwd.to_owned();
+        self.folders = ask.folders.to_vec();
+        self.servers = ask.tools.map(server).into_iter().collect();
         self.prompt = ask.prompt.to_owned();
         self.whole = ask.whole.to_owned();
         self.resume = ask.resume.filter(|id| session_ok(id)).map(str::to_owned);
@@ -182,14 +202,23 @@ impl Driver for Acp {
 }
 
 impl Acp {
-    /// For opencode, which asks for nothing unless it is told to, and nothing to others.
+    /// For opencode, which asks for nothing unless it is told to, and for Gemini, whose tools know no
+    /// other folders; each is nothing to others. Of opencode's rules the last one that fits counts.
     fn environment(&self) -> Vec<(String, String)> {
-        match self.permissions {
-            Permissions::Allow => Vec::new(),
-            Permissions::Ask | Permissions::Deny => {
-                vec![("OPENCODE_PERMISSION".into(), OPENCODE_ASKS.into())]
+        let mut env = Vec::new();
+        if self.permissions != Permissions::Allow {
+            let mut elsewhere = json!({"*": "ask"});
+            for folder in &self.folders {
+                elsewhere[format!("{folder}/*")] = json!("allow");
             }
+            let rules = json!({"edit": "ask", "bash": "ask", "webfetch": "ask",
+                "external_directory": elsewhere});
+            env.push(("OPENCODE_PERMISSION".into(), rules.to_string()));
         }
+        if !self.folders.is_empty() {
+            env.push((GEMINI_FOLDERS.into(), self.folders.join(":")));
+        }
+        env
     }
 
     fn request(&mut self, what: Asked, method: &str, params: &Value) -> Vec<u8> {
@@ -325,14 +354,22 @@ impl Acp {
     /// could run commands, send the key elsewhere or give permissions (its CLAUDE.md is read as
     /// that of an additional directory), and a guess at the next prompt would cost a request.
     fn session_params(&self) -> Value {
-        let options = json!({
+        let mut options = json!({
             "settingSources": ["user"],
             "strictMcpConfig": true,
             "additionalDirectories": [self.cwd],
             "promptSuggestions": false,
         });
+        if !self.servers.is_empty() {
+            options["allowedTools"] = json!([format!("mcp__{TOOLS_NAME}")]);
+        }
         let meta = json!({"claudeCode": {"options": options}});
-        json!({"cwd": self.cwd, "mcpServers": [], "_meta": meta})
+        let mut params = json!({"cwd": self.cwd, "mcpServers": self.servers, "_meta": meta});
+        let can = &self.agent["agentCapabilities"]["sessionCapabilities"];
+        if can["additionalDirectories"].is_object() && !self.folders.is_empty() {
+            params["additionalDirectories"] = json!(self.folders);
+        }
+        params
     }
 
     fn opened(&mut self, what: Asked, result: &Value) -> Vec<Step> {
@@ -345,6 +382,7 @@ impl Acp {
         }
         // What it said while it loaded was said in an earlier run.
         self.open = None;
+        self.pieces.cut();
         self.calls.clear();
         let id = self.session.clone().unwrap_or_default();
         let mut steps = Vec::new();
@@ -474,10 +512,17 @@ impl Acp {
             line(&json!({"jsonrpc": "2.0", "id": id, "result": result}))
         };
         let mut steps = self.flush();
+        // One that it calls over already is forgotten when it is told.
+        let before = self.known(call);
         steps.extend(self.tool(call, true));
-        let known = self.calls.get(str_at(call, "toolCallId"));
-        let mut tool = known.map_or_else(|| tool_text(tool_name(call)), |call| call.name.clone());
-        let input = known.map_or_else(String::new, |call| call.input.clone());
+        let known = self.known(call).or(before);
+        let (name, input) = known.unwrap_or_else(|| (tool_name(call).to_owned(), String::new()));
+        let mut tool = asked_tool(&name);
+        // Nobody is to answer without seeing what: what was told before, or the request itself.
+        let input = match input.is_empty() {
+            true => tool_text(&input_of(call)),
+            false => input,
+        };
         if self.permissions == Permissions::Ask && allow.is_some() {
             if once.is_none() {
                 // It offers no less, and whoever answers must know.
@@ -541,10 +586,16 @@ impl Acp {
             .open
             .as_ref()
             .is_some_and(|open| open.thought == thought && open.message == message);
-        let steps = if same { Vec::new() } else { self.flush() };
+        let mut steps = if same { Vec::new() } else { self.flush() };
         if text.is_empty() {
             return steps;
         }
+        let voice = if thought {
+            Voice::Thinking
+        } else {
+            Voice::Text
+        };
+        steps.extend(self.pieces.more(message, voice, &text));
         let open = self.open.get_or_insert_with(|| Chunk {
             thought,
             message: message.to_owned(),
@@ -559,37 +610,51 @@ impl Acp {
 
     /// What came in pieces, as one.
     fn flush(&mut self) -> Vec<Step> {
-        let Some(Chunk { thought, text, .. }) = self.open.take() else {
+        let Some(open) = self.open.take() else {
             return Vec::new();
         };
-        let text = kept_text(text.trim());
+        let text = kept_text(open.text.trim());
         if text.is_empty() {
+            self.pieces.cut();
             return Vec::new();
         }
-        if thought {
-            return vec![Step::Said(Update::Thinking { text })];
-        }
-        self.text.clone_from(&text);
-        vec![Step::Said(Update::Text { text })]
+        let update = if open.thought {
+            Update::Thinking { text }
+        } else {
+            self.text.clone_from(&text);
+            Update::Text { text }
+        };
+        vec![self.pieces.whole(&open.message, update)]
+    }
+
+    /// The name and the input of this call, as far as they were told.
+    fn known(&self, update: &Value) -> Option<(String, String)> {
+        let id = call_id(update);
+        let (_, call) = self.calls.iter().find(|(known, _)| *known == id)?;
+        Some((call.name.clone(), call.input.clone()))
     }
 
     /// `tell`: what it is about to do is as good as begun.
     fn tool(&mut self, update: &Value, tell: bool) -> Vec<Step> {
         let mut steps = Vec::new();
-        let id = bounded(str_at(update, "toolCallId"), 256);
-        if self.calls.len() >= CALLS_MAX && !self.calls.contains_key(&id) {
+        let id = call_id(update);
+        let at = self.calls.iter().position(|(known, _)| *known == id);
+        let at = at.unwrap_or_else(|| {
+            if self.calls.len() >= CALLS_MAX {
+                self.calls.pop_front();
+            }
+            self.calls.push_back((id.clone(), Call::default()));
+            self.calls.len() - 1
+        });
+        let Some((_, call)) = self.calls.get_mut(at) else {
             return steps;
-        }
-        let call = self.calls.entry(id.clone()).or_default();
+        };
         let name = tool_name(update);
         if call.name.is_empty() || update["name"].is_string() {
             call.name = tool_text(name);
         }
-        let input = &update["rawInput"];
-        if !input.is_null() && *input != json!({}) {
-            call.input = tool_text(&plain(input));
-        } else if call.input.is_empty() && !str_at(update, "title").is_empty() {
-            call.input = tool_text(str_at(update, "title"));
+        if has_input(update) || call.input.is_empty() {
+            call.input = tool_text(&input_of(update));
         }
         let output = output(update);
         if !output.is_empty() {
@@ -607,28 +672,38 @@ impl Acp {
         }
         if over {
             steps.push(Step::Said(Update::ToolResult {
-                id: id.clone(),
+                id,
                 output: std::mem::take(&mut call.output),
                 failed: status == "failed",
             }));
-            self.calls.remove(&id);
+            self.calls.remove(at);
         }
         steps
     }
 
     fn plan(&mut self, update: &Value) -> Vec<Step> {
         let mut steps = self.flush();
-        let mut text = String::from("plan:");
-        for entry in update["entries"].as_array().into_iter().flatten() {
-            let mark = match str_at(entry, "status") {
-                "completed" => "[x]",
-                "in_progress" => "[>]",
-                _ => "[ ]",
-            };
-            text.push_str(&format!("\n{mark} {}", str_at(entry, "content")));
-        }
-        steps.push(Step::Said(notice(&text)));
+        let todos = todos(&update["entries"], "content", "status");
+        steps.push(Step::Said(todos));
         steps
+    }
+}
+
+fn call_id(update: &Value) -> String {
+    bounded(str_at(update, "toolCallId"), CALL_ID_BYTES_MAX)
+}
+
+fn has_input(call: &Value) -> bool {
+    let input = &call["rawInput"];
+    !input.is_null() && *input != json!({})
+}
+
+/// What is called with, or else what the agent calls it.
+fn input_of(call: &Value) -> String {
+    if has_input(call) {
+        plain(&call["rawInput"])
+    } else {
+        str_at(call, "title").to_owned()
     }
 }
 
@@ -704,6 +779,8 @@ fn line(value: &Value) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":1,"agentCapabilities":{"loadSession":true},"authMethods":[{"id":"oauth"},{"id":"api-key"}]}}"#;
@@ -721,6 +798,7 @@ mod tests {
             args: &["--acp".to_owned()],
             home: "/h",
             cwd: "/w",
+            folders: &[],
             resume,
             effort: None,
             review: None,
@@ -728,6 +806,7 @@ mod tests {
             profile: None,
             unfenced,
             permissions,
+            tools: None,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);
         assert_eq!(opening.stdin, Stdin::Open);
@@ -873,6 +952,35 @@ mod tests {
         let taken_back =
             r#"{"jsonrpc":"2.0","method":"$/cancel_request","params":{"requestId":7}}"#;
         assert_eq!(acp.hear(taken_back), [Step::Withdrawn { id: "7".into() }]);
+        // Nobody answers blindly: whatever the request is about, it shows.
+        let asks_for = |acp: &mut Acp, call: Value| {
+            let params = json!({"sessionId": "s", "toolCall": call, "options": all});
+            let line = json!({"jsonrpc": "2.0", "id": 7, "method": "session/request_permission",
+                "params": params});
+            match acp.hear(&line.to_string()).pop() {
+                Some(Step::Ask(asked)) => (asked.tool, asked.input),
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut acp = permitted(None, false, Permissions::Ask);
+        let many = |n: usize| json!({"toolCallId": format!("open-{n}"), "title": n.to_string()});
+        for n in 0..=CALLS_MAX {
+            assert_eq!(asks_for(&mut acp, many(n)), (n.to_string(), n.to_string()));
+        }
+        assert_eq!(acp.calls.len(), CALLS_MAX);
+        let id = "x".repeat(CALL_ID_BYTES_MAX + 1);
+        let raw = json!({"toolCallId": id, "kind": "edit", "rawInput": {"path": "a"}});
+        let edit = || ("edit".to_owned(), r#"{"path":"a"}"#.to_owned());
+        assert_eq!(asks_for(&mut acp, raw), edit());
+        // Later it only says which one, or that it is over.
+        assert_eq!(asks_for(&mut acp, json!({"toolCallId": id})), edit());
+        let over = json!({"toolCallId": id, "status": "completed"});
+        assert_eq!(asks_for(&mut acp, over), edit());
+        let over = json!({"toolCallId": id, "status": "failed", "title": "rm -r a"});
+        let asked = asks_for(&mut acp, over);
+        assert_eq!(asked, ("rm -r a".to_owned(), "rm -r a".to_owned()));
+        let (tool, _) = asks_for(&mut acp, json!({"name": "n".repeat(9_000)}));
+        assert!(tool.len() < 250, "{}", tool.len());
         // More than this once is said to be more.
         let steps = acp.hear(&request(&json!([option("always", "allow_always")])));
         let more =
@@ -896,8 +1004,38 @@ mod tests {
                 ..Acp::default()
             };
             assert_eq!(variables.environment()[0].0, "OPENCODE_PERMISSION");
+            assert_eq!(variables.environment().len(), 1);
         }
         assert_eq!(Acp::default().environment(), []);
+    }
+
+    /// What it is told to read it need not ask for, in the words that each of them has for it.
+    #[test]
+    fn folders_beside_the_workspace_are_told() {
+        let folders = ["/d/a".to_owned(), "/d/b".to_owned()];
+        for permissions in Permissions::ALL {
+            let mut acp = Acp {
+                permissions,
+                folders: folders.to_vec(),
+                ..Acp::default()
+            };
+            let env: BTreeMap<String, String> = acp.environment().into_iter().collect();
+            assert_eq!(env[GEMINI_FOLDERS], "/d/a:/d/b");
+            let rules = env.get("OPENCODE_PERMISSION");
+            assert_eq!(rules.is_none(), permissions == Permissions::Allow);
+            let elsewhere = r#""external_directory":{"*":"ask","/d/a/*":"allow","/d/b/*":"allow"}"#;
+            assert!(
+                rules.is_none_or(|rules| rules.contains(elsewhere)),
+                "{rules:?}"
+            );
+            let told = |acp: &Acp| acp.session_params()["additionalDirectories"].clone();
+            assert_eq!(told(&acp), Value::Null);
+            acp.agent = json!({"agentCapabilities":
+                {"sessionCapabilities": {"additionalDirectories": {}}}});
+            assert_eq!(told(&acp), json!(folders));
+            acp.folders.clear();
+            assert_eq!(told(&acp), Value::Null);
+        }
     }
 
     #[test]

@@ -3,21 +3,23 @@
 //! Must not take an exit code for an end (it exits 0 when interrupted), nor `subtype:"success"`
 //! for a success (API errors carry it too): only a `result` without an error is one.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
-    Ask, Driver, Opening, Request, Step, Tail,
+    Ask, Driver, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
+    pieces::Pieces,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, blocks, epoch_in, epoch_ms, has_any,
-        is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok, status_at,
-        str_at, tool_text, u32_at,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, asked_tool, blocks, epoch_in, epoch_ms,
+        has_any, is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok,
+        status_at, str_at, tool_text, u32_at,
     },
+    todos::Todos,
 };
 use crate::{
     Millis,
     ask::Permissions,
     job::Stdin,
-    update::{LastWord, Said, Update, Usage},
+    update::{LastWord, Said, Update, Usage, Voice},
 };
 
 /// Its own count is 10, with waits of up to 40 s: the run would sit on its slot for minutes while
@@ -48,6 +50,8 @@ pub(super) struct Claude {
     /// The messages of this turn so far, and the one that is being said.
     spent: Usage,
     message: Option<(String, Usage)>,
+    pieces: Pieces,
+    todos: Todos,
     questions: Vec<String>,
     denied: Vec<String>,
     /// When a rejected rate limit window opens again.
@@ -77,6 +81,8 @@ impl Driver for Claude {
             "--output-format",
             "stream-json",
             "--verbose",
+            // What it says while it says it; the whole comes as before.
+            "--include-partial-messages",
             "--permission-prompt-tool",
             "stdio",
             // It then says each message back when it takes it into its conversation.
@@ -98,6 +104,13 @@ impl Driver for Claude {
         ]
         .map(str::to_owned)
         .to_vec();
+        // It would ask before it reads there; what belongs to the option ends with the next one.
+        argv.extend(ask.folders.iter().cloned());
+        // With `=`, because both take as many words as follow.
+        if let Some(tools) = ask.tools {
+            argv.push(format!("--mcp-config={}", servers(tools)));
+            argv.push(format!("--allowedTools=mcp__{TOOLS_NAME}"));
+        }
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
             argv.extend(["--resume".to_owned(), session.to_owned()]);
         }
@@ -147,7 +160,8 @@ impl Driver for Claude {
                 self.taken = self.taken.saturating_add(blocks);
                 Vec::new()
             }
-            "user" => tool_results(&event),
+            "user" => self.tool_results(&event),
+            "stream_event" => self.piece(&event),
             "control_request" => self.control(&event),
             "control_cancel_request" => vec![Step::Withdrawn {
                 id: event["request_id"].to_string(),
@@ -214,6 +228,22 @@ impl Driver for Claude {
     }
 }
 
+/// Our tools in the form of its own files of such servers.
+fn servers(tools: Tools<'_>) -> Value {
+    let env: Map<String, Value> = tools
+        .env
+        .iter()
+        .map(|(name, value)| (name.clone(), json!(value)))
+        .collect();
+    let server = json!({
+        "type": "stdio",
+        "command": tools.program(),
+        "args": tools.args(),
+        "env": env,
+    });
+    json!({"mcpServers": {TOOLS_NAME: server}})
+}
+
 impl Claude {
     fn system(&mut self, event: &Value) -> Vec<Step> {
         match str_at(event, "subtype") {
@@ -273,24 +303,70 @@ impl Claude {
                 "text" if ours => {
                     self.text = kept_text(text);
                     let text = self.text.clone();
-                    steps.push(Step::Said(Update::Text { text }));
+                    steps.push(self.pieces.whole("", Update::Text { text }));
                 }
                 "text" => steps.push(Step::Live(kept_text(text))),
                 "thinking" if ours && !str_at(block, "thinking").is_empty() => {
                     let text = kept_text(str_at(block, "thinking"));
-                    steps.push(Step::Said(Update::Thinking { text }));
+                    steps.push(self.pieces.whole("", Update::Thinking { text }));
                 }
                 "tool_use" | "server_tool_use" | "mcp_tool_use" => {
+                    let (id, name) = (str_at(block, "id"), str_at(block, "name"));
                     steps.push(Step::Said(Update::ToolCall {
-                        id: str_at(block, "id").to_owned(),
-                        name: str_at(block, "name").to_owned(),
+                        id: id.to_owned(),
+                        name: name.to_owned(),
                         input: tool_text(&plain(&block["input"])),
                     }));
+                    let todos = ours.then(|| self.todos.called(name, id, &block["input"]));
+                    steps.extend(todos.flatten().map(Step::Said));
                 }
                 _ => {}
             }
         }
         steps.extend(self.spent_so_far(&event["message"]));
+        steps
+    }
+
+    /// The model's own events, of which only the pieces of texts are for the eye. Its sub-agents'
+    /// would run into its own.
+    fn piece(&mut self, event: &Value) -> Vec<Step> {
+        if !event["parent_tool_use_id"].is_null() {
+            return Vec::new();
+        }
+        let (event, delta) = (&event["event"], &event["event"]["delta"]);
+        match (str_at(event, "type"), str_at(delta, "type")) {
+            // One that broke off begins again with another.
+            ("message_start" | "content_block_start", _) => {
+                self.pieces.cut();
+                Vec::new()
+            }
+            ("content_block_delta", "text_delta") => {
+                self.pieces.more("", Voice::Text, str_at(delta, "text"))
+            }
+            ("content_block_delta", "thinking_delta") => {
+                let text = str_at(delta, "thinking");
+                self.pieces.more("", Voice::Thinking, text)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn tool_results(&mut self, event: &Value) -> Vec<Step> {
+        let blocks_of = event["message"]["content"].as_array();
+        let mut steps = Vec::new();
+        for block in blocks_of.into_iter().flatten() {
+            if str_at(block, "type") != "tool_result" {
+                continue;
+            }
+            let (id, output) = (str_at(block, "tool_use_id"), blocks(&block["content"]));
+            let todos = self.todos.answered(id, &output);
+            steps.push(Step::Said(Update::ToolResult {
+                id: id.to_owned(),
+                output: tool_text(&output),
+                failed: block["is_error"].as_bool() == Some(true),
+            }));
+            steps.extend(todos.map(Step::Said));
+        }
         steps
     }
 
@@ -349,7 +425,7 @@ impl Claude {
             Permissions::Ask => {
                 return vec![Step::Ask(Request {
                     id: id.to_string(),
-                    tool: tool_text(tool),
+                    tool: asked_tool(tool),
                     input: asked_text(&plain(input)),
                     allow: line(&permission(id, &allow)),
                     deny: line(&permission(id, &deny(DENIED))),
@@ -358,7 +434,7 @@ impl Claude {
         };
         vec![
             Step::Said(Update::Asked {
-                tool: tool.to_owned(),
+                tool: asked_tool(tool),
                 input: tool_text(&plain(input)),
                 allowed: self.permissions == Permissions::Allow && !question,
             }),
@@ -555,25 +631,6 @@ fn result_text(event: &Value) -> Option<String> {
 }
 
 /// What its tools said. Everything else in a `user` event is our own words, or a sub-agent's prompt.
-fn tool_results(event: &Value) -> Vec<Step> {
-    if event["isReplay"].as_bool() == Some(true) {
-        return Vec::new();
-    }
-    event["message"]["content"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|block| str_at(block, "type") == "tool_result")
-        .map(|block| {
-            Step::Said(Update::ToolResult {
-                id: str_at(block, "tool_use_id").to_owned(),
-                output: tool_text(&blocks(&block["content"])),
-                failed: block["is_error"].as_bool() == Some(true),
-            })
-        })
-        .collect()
-}
-
 fn user_message(text: &str) -> Vec<u8> {
     let content = json!([{"type": "text", "text": text}]);
     line(&json!({"type": "user", "message": {"role": "user", "content": content}}))
@@ -604,6 +661,7 @@ mod tests {
             prompt: "-p; $(x)\n\"q\"",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "claude",
             args,
             home: "/h",
@@ -612,6 +670,7 @@ mod tests {
             review: None,
             unfenced: false,
             permissions: Permissions::Allow,
+            tools: None,
             model: None,
             profile: None,
         }
@@ -644,7 +703,7 @@ mod tests {
         assert_eq!(
             opening.argv.join(" "),
             "claude -p --input-format stream-json --output-format stream-json --verbose \
-             --permission-prompt-tool stdio --replay-user-messages --permission-mode default --setting-sources user \
+             --include-partial-messages --permission-prompt-tool stdio --replay-user-messages --permission-mode default --setting-sources user \
              --strict-mcp-config --add-dir . --resume abc-1 --model opus"
         );
         assert_eq!(opening.stdin, Stdin::Open);
@@ -655,6 +714,17 @@ mod tests {
                 .env
                 .contains(&("CLAUDE_CONFIG_DIR".into(), "/h/.claude".into()))
         );
+    }
+
+    #[test]
+    fn folders_beside_the_workspace_are_told_with_it() {
+        let asked = Ask {
+            folders: &["/d/a".to_owned(), "/d/b".to_owned()],
+            ..ask(&[], Some("abc-1"))
+        };
+        let argv = Claude::default().open(&asked).argv.join(" ");
+        let ends = " --add-dir . /d/a /d/b --resume abc-1";
+        assert!(argv.ends_with(ends), "{argv}");
     }
 
     #[test]
@@ -812,6 +882,7 @@ mod tests {
             let mut claude = Claude::default();
             claude.open(&Ask {
                 permissions,
+                tools: None,
                 ..ask(&[], None)
             });
             claude

@@ -3,31 +3,33 @@
 //! turn, asks before it does what its sandbox forbids, and tells the kind of an error by name.
 //! Must not take an `error` that it will retry for an end; only `turn/completed` is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::{Value, json};
 
 use super::{
     Ask, Driver, Opening, Request, Step, Tail, codex,
+    pieces::Pieces,
     text::{
-        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, epoch_in, epoch_ms, has_any, is_away,
-        kept_text, notice, plain, questions, retry_after_ms, session_ok, status_in, str_at,
-        tool_text,
+        AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, asked_tool, bounded, epoch_in, epoch_ms,
+        has_any, is_away, kept_text, notice, plain, questions, retry_after_ms, session_ok,
+        status_in, str_at, todos, tool_text,
     },
 };
 use crate::{
     Millis,
     ask::Permissions,
     job::Stdin,
-    update::{LastWord, Said, Update, Usage},
+    update::{LastWord, Said, Update, Usage, Voice},
 };
 
 const METHOD_NOT_FOUND: i64 = -32601;
 /// How many messages may wait for the end of a turn.
 const WAITING_MAX: usize = 256;
 const FULL: u64 = 100;
-/// How many changes of files may be under way.
+/// How many changes of files are remembered until they end; of more the oldest is forgotten.
 const CHANGES_MAX: usize = 256;
+const ITEM_ID_BYTES_MAX: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
@@ -51,11 +53,12 @@ pub(super) struct CodexApp {
     /// Messages on their way into the turn; refused, they begin the next one.
     steered: BTreeMap<u64, String>,
     waiting: Vec<String>,
-    /// What it is about to change, by its item: a request names the item only.
-    changing: BTreeMap<String, String>,
+    /// What it is about to change, by its item, the oldest first: a request names the item only.
+    changing: VecDeque<(String, String)>,
     thread: Option<String>,
     turn: Option<String>,
     text: String,
+    pieces: Pieces,
     error: String,
     /// A question it asked with its own tool: nobody is there to answer.
     question: String,
@@ -83,6 +86,7 @@ impl Driver for CodexApp {
         Opening {
             argv: argv
                 .into_iter()
+                .chain(ask.tools.map(codex::tools).into_iter().flatten())
                 .chain(ask.args.iter().cloned())
                 .chain(effort)
                 .collect(),
@@ -236,7 +240,7 @@ impl CodexApp {
             // Where our fence is there is nothing that it needs to ask for.
             (Permissions::Allow, false) => "never",
             (Permissions::Allow, true) => "on-request",
-            // All but what only reads.
+            // Every command, in practice: it knows few that it trusts.
             (Permissions::Ask | Permissions::Deny, _) => "untrusted",
         };
         let mut params = json!({
@@ -276,7 +280,11 @@ impl CodexApp {
             "turn/completed" => self.completed(&params["turn"]),
             "item/started" => self.item(&params["item"], false),
             "item/completed" => self.item(&params["item"], true),
-            "turn/plan/updated" => plan(params),
+            "item/agentMessage/delta" => self.piece(params, Voice::Text),
+            "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => {
+                self.piece(params, Voice::Thinking)
+            }
+            "turn/plan/updated" => vec![Step::Said(todos(&params["plan"], "step", "status"))],
             "thread/tokenUsage/updated" => {
                 let total = &params["tokenUsage"]["total"];
                 let usage = Usage {
@@ -371,13 +379,18 @@ impl CodexApp {
         vec![Step::Said(notice(text)), Step::Done]
     }
 
+    fn piece(&mut self, params: &Value, voice: Voice) -> Vec<Step> {
+        let (item, text) = (str_at(params, "itemId"), str_at(params, "delta"));
+        self.pieces.more(item, voice, text)
+    }
+
     fn item(&mut self, item: &Value, ended: bool) -> Vec<Step> {
         let text = str_at(item, "text");
         match str_at(item, "type") {
             "agentMessage" if ended && !text.is_empty() => {
                 self.text = kept_text(text);
                 let text = self.text.clone();
-                vec![Step::Said(Update::Text { text })]
+                vec![self.pieces.whole(str_at(item, "id"), Update::Text { text })]
             }
             "reasoning" if ended => {
                 let parts = [&item["summary"], &item["content"]];
@@ -388,19 +401,27 @@ impl CodexApp {
                     .filter_map(Value::as_str)
                     .collect::<Vec<_>>()
                     .join("\n");
-                match kept_text(text.trim()) {
-                    text if text.is_empty() => Vec::new(),
-                    text => vec![Step::Said(Update::Thinking { text })],
+                let text = kept_text(text.trim());
+                if text.is_empty() {
+                    return Vec::new();
                 }
+                vec![
+                    self.pieces
+                        .whole(str_at(item, "id"), Update::Thinking { text }),
+                ]
             }
             "plan" if ended => vec![Step::Said(notice(text))],
             "commandExecution" => tool(item, ended, "shell", str_at(item, "command")),
             "fileChange" => {
-                let (id, changes) = (str_at(item, "id"), changes(item));
-                if ended {
-                    self.changing.remove(id);
-                } else if self.changing.len() < CHANGES_MAX {
-                    self.changing.insert(tool_text(id), asked_text(&changes));
+                let id = bounded(str_at(item, "id"), ITEM_ID_BYTES_MAX);
+                let changes = changes(item);
+                self.changing.retain(|(known, _)| *known != id);
+                if !ended {
+                    if self.changing.len() >= CHANGES_MAX {
+                        self.changing.pop_front();
+                    }
+                    let about = asked_text(&changes);
+                    self.changing.push_back((id, about));
                 }
                 tool(item, ended, "file_change", &changes)
             }
@@ -425,11 +446,12 @@ impl CodexApp {
             })
         };
         match method {
-            // Its own sandbox is the only fence there is on the host, so it stays closed there.
             "item/commandExecution/requestApproval" | "item/fileChange/requestApproval" => {
-                let item = self.changing.get(str_at(params, "itemId"));
-                let item = item.cloned().map_or(Value::Null, Value::from);
-                let told = [&params["command"], &item, &params["reason"]];
+                let item = bounded(str_at(params, "itemId"), ITEM_ID_BYTES_MAX);
+                let mut known = self.changing.iter().filter(|(known, _)| *known == item);
+                let item = known.next().map_or(Value::Null, |(_, what)| json!(what));
+                // Nobody is to answer blindly: at the least it is the request itself.
+                let told = [&params["command"], &item, &params["reason"], params];
                 let what = told.into_iter().find(|what| !what.is_null());
                 let what = what.unwrap_or(&Value::Null);
                 let tool = match method {
@@ -437,27 +459,18 @@ impl CodexApp {
                     _ => "shell",
                 };
                 let decide = |word: &str| line(&json!({"id": id, "result": {"decision": word}}));
-                let (accept, decline) = (decide("accept"), decide("decline"));
-                let allowed = match self.permissions {
-                    Permissions::Allow => !self.unfenced,
-                    Permissions::Deny => false,
-                    Permissions::Ask => {
-                        return vec![Step::Ask(Request {
-                            id: id.to_string(),
-                            tool: tool.to_owned(),
-                            input: asked_text(&plain(what)),
-                            allow: accept,
-                            deny: decline,
-                        })];
-                    }
-                };
-                let answer = if allowed { accept } else { decline };
-                vec![asked(tool, what, allowed), Step::Send(answer)]
+                self.permission(id, tool, what, (decide("accept"), decide("decline")))
             }
-            "item/permissions/requestApproval" => vec![
-                asked("permissions", &params["permissions"], false),
-                reply(json!({"permissions": {}})),
-            ],
+            // More than its sandbox gives, until the end of the turn.
+            "item/permissions/requestApproval" => {
+                let what = &params["permissions"];
+                let granted = |what: &Value| {
+                    let result = json!({"permissions": what, "scope": "turn"});
+                    line(&json!({"id": id, "result": result}))
+                };
+                let answers = (granted(what), granted(&json!({})));
+                self.permission(id, "permissions", what, answers)
+            }
             "item/tool/requestUserInput" => {
                 if !self.question.is_empty() {
                     self.question.push_str("\n\n");
@@ -481,6 +494,37 @@ impl CodexApp {
                 ]
             }
         }
+    }
+
+    /// Allowed, denied, or asked of somebody. Its own sandbox is the only fence there is on the host, so
+    /// it stays closed there unless somebody says otherwise.
+    fn permission(
+        &self,
+        id: &Value,
+        tool: &str,
+        what: &Value,
+        (allow, deny): (Vec<u8>, Vec<u8>),
+    ) -> Vec<Step> {
+        let allowed = match self.permissions {
+            Permissions::Allow => !self.unfenced,
+            Permissions::Deny => false,
+            Permissions::Ask => {
+                return vec![Step::Ask(Request {
+                    id: id.to_string(),
+                    tool: asked_tool(tool),
+                    input: asked_text(&plain(what)),
+                    allow,
+                    deny,
+                })];
+            }
+        };
+        let update = Update::Asked {
+            tool: asked_tool(tool),
+            input: tool_text(&plain(what)),
+            allowed,
+        };
+        let answer = if allowed { allow } else { deny };
+        vec![Step::Said(update), Step::Send(answer)]
     }
 }
 
@@ -517,19 +561,6 @@ fn changes(item: &Value) -> String {
         format!("{kind} {}", str_at(change, "path"))
     });
     lines.collect::<Vec<_>>().join("\n")
-}
-
-fn plan(params: &Value) -> Vec<Step> {
-    let mut text = String::from("plan:");
-    for entry in params["plan"].as_array().into_iter().flatten() {
-        let mark = match str_at(entry, "status") {
-            "completed" => "[x]",
-            "inProgress" => "[>]",
-            _ => "[ ]",
-        };
-        text.push_str(&format!("\n{mark} {}", str_at(entry, "step")));
-    }
-    vec![Step::Said(notice(&text))]
 }
 
 /// `Reconnecting... 2/5`: it counts aloud.
@@ -597,6 +628,7 @@ mod tests {
             args: &["-c".to_owned(), "model=x".to_owned()],
             home: "/h",
             cwd: "/w",
+            folders: &[],
             resume,
             effort: None,
             review: None,
@@ -604,6 +636,7 @@ mod tests {
             profile: None,
             unfenced,
             permissions,
+            tools: None,
         });
         assert_eq!(opening.argv, ["codex", "app-server", "-c", "model=x"]);
         app
@@ -690,6 +723,33 @@ mod tests {
                     assert_eq!(reply, json!({"id": id, "result": {"decision": word}}));
                 }
             }
+            let wanted = json!({"network": {"enabled": true}});
+            let more = json!({"id": 3, "method": "item/permissions/requestApproval",
+                "params": {"itemId": "i-3", "reason": "to fetch", "permissions": wanted}});
+            let steps = app.hear(&more.to_string());
+            let [Step::Ask(asked)] = &steps[..] else {
+                panic!("{steps:?}");
+            };
+            assert_eq!(asked.input, wanted.to_string());
+            for (allow, granted) in [(true, wanted), (false, json!({}))] {
+                let reply: Value = serde_json::from_slice(&app.permit(asked, allow, "")).unwrap();
+                let result = json!({"permissions": granted, "scope": "turn"});
+                assert_eq!(reply, json!({"id": 3, "result": result}));
+            }
+            let mut strict = permitted(None, unfenced, Permissions::Deny);
+            let denied = json!({"permissions": {}, "scope": "turn"});
+            assert_eq!(sent(&mut strict, &more)[0]["result"], denied);
+            // Of what it told too long ago the request itself is shown.
+            for n in 0..=CHANGES_MAX {
+                let mut other = change.clone();
+                other["params"]["item"]["id"] = json!(format!("other-{n}"));
+                app.hear(&other.to_string());
+            }
+            assert_eq!(app.changing.len(), CHANGES_MAX);
+            let steps = app.hear(&file.to_string());
+            let shown =
+                |step: &Step| matches!(step, Step::Ask(asked) if asked.input.contains("i-1"));
+            assert!(steps.iter().any(shown), "{steps:?}");
             let over = json!({"method": "serverRequest/resolved",
                 "params": {"threadId": "t-1", "requestId": 9}});
             assert_eq!(

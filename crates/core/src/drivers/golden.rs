@@ -1,6 +1,7 @@
 //! Golden transcripts: `testdata/KIND/NAME.jsonl` is what a CLI said, `NAME.out` what its driver
 //! makes of it. `made-*` are written by hand after documentation, all others are recordings with
-//! their longest lists cut. `ctl.*` hold both directions: `<` from the CLI, `>` to it.
+//! their longest lists cut. `ctl.*` hold both directions: `<` from the CLI, `>` to it. `ask.*` are of
+//! agents whose permissions somebody is asked for; the others' are granted.
 //! Must not be a place for wishes: a hand-made transcript goes when a recording can be had.
 //!
 //! After a change that was meant, take the new texts out of the failing test:
@@ -15,7 +16,7 @@ use std::{collections::VecDeque, fmt::Write as _, fs, path::PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Ask, Driver, DriverKind, Step};
+use super::{Ask, Driver, DriverKind, Request, Step};
 use crate::{
     ask::Permissions,
     update::{LastWord, Said, Update, Usage},
@@ -32,6 +33,14 @@ struct Transcript {
 impl Transcript {
     fn both_ways(&self) -> bool {
         self.name.contains("/ctl.")
+    }
+
+    fn opened(&self) -> (Box<dyn Driver>, Option<Vec<u8>>) {
+        let permissions = match self.name.contains("/ask.") {
+            true => Permissions::Ask,
+            false => Permissions::Allow,
+        };
+        opened_with(self.kind, "x", permissions)
     }
 
     /// What the CLI said, alone.
@@ -78,11 +87,20 @@ fn transcripts() -> Vec<Transcript> {
 }
 
 fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) {
+    opened_with(kind, prompt, Permissions::Allow)
+}
+
+fn opened_with(
+    kind: DriverKind,
+    prompt: &str,
+    permissions: Permissions,
+) -> (Box<dyn Driver>, Option<Vec<u8>>) {
     let mut driver = kind.driver();
     let opening = driver.open(&Ask {
         prompt,
         whole: "whole",
         cwd: "/workspace/repo",
+        folders: &[],
         program: "agent",
         args: &[],
         home: "/home",
@@ -90,7 +108,8 @@ fn opened(kind: DriverKind, prompt: &str) -> (Box<dyn Driver>, Option<Vec<u8>>) 
         effort: None,
         review: None,
         unfenced: false,
-        permissions: Permissions::Allow,
+        permissions,
+        tools: None,
         model: None,
         profile: None,
     });
@@ -118,7 +137,7 @@ fn golden() {
 fn a_replay_comes_to_the_same_steps() {
     for transcript in transcripts() {
         let replay = || {
-            let (mut driver, _) = opened(transcript.kind, "x");
+            let (mut driver, _) = transcript.opened();
             let steps: Vec<Vec<Step>> = transcript
                 .heard()
                 .iter()
@@ -267,7 +286,7 @@ fn mutated(value: &Value, other: &Value, hear: &mut dyn FnMut(&Value)) {
 
 fn rendered(transcript: &Transcript) -> String {
     let mut out = String::new();
-    let (mut driver, _) = opened(transcript.kind, "x");
+    let (mut driver, _) = transcript.opened();
     for (at, line) in transcript.lines.iter().enumerate() {
         let heard = match (transcript.both_ways(), line.strip_prefix("< ")) {
             (false, _) => line,
@@ -299,10 +318,21 @@ fn rendered(transcript: &Transcript) -> String {
 fn step_text(step: &Step) -> String {
     match step {
         Step::Said(update) => update_text(update),
+        Step::Whole(chunk, update) => format!("{} (the whole of {chunk})", update_text(update)),
+        Step::Piece { chunk, voice, text } => {
+            format!("piece of {} {chunk}: {text:?}", voice.word())
+        }
         Step::Live(text) => format!("live {text:?}"),
         Step::Spent(usage) => format!("spent so far {}", usage_text(usage)),
         Step::Send(bytes) => format!("-> {}", String::from_utf8_lossy(bytes).trim_end()),
-        Step::Ask(request) => format!("asks {} {}", request.tool, request.input),
+        Step::Ask(request) => {
+            let [allow, deny] = [&request.allow, &request.deny].map(|answer| {
+                let text = String::from_utf8_lossy(answer);
+                text.trim_end().to_owned()
+            });
+            let Request { tool, input, .. } = request;
+            format!("asks {tool} {input}\n    to allow {allow}\n    to deny {deny}")
+        }
         Step::Withdrawn { id } => format!("withdrawn {id}"),
         Step::CloseInput => "close input".into(),
         Step::Done => "done".into(),
@@ -336,6 +366,12 @@ fn update_text(update: &Update) -> String {
             )
         }
         Update::Usage(usage) => format!("{word} {}", usage_text(usage)),
+        Update::Todo { items } => {
+            let items = items
+                .iter()
+                .map(|item| format!("{:?} {:?}", item.state, item.text));
+            format!("{word} {}", items.collect::<Vec<_>>().join(", "))
+        }
         Update::Retrying {
             attempt,
             status,

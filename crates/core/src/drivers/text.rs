@@ -3,12 +3,19 @@
 
 use serde_json::Value;
 
-use crate::{Millis, ask::INPUT_BYTES_MAX, update::Update};
+use crate::{
+    Millis,
+    ask::{self, INPUT_BYTES_MAX},
+    update::{Todo, TodoState, Update},
+};
 
 /// The most that is kept of a tool's input or output in an update.
 pub(super) const TOOL_BYTES_MAX: usize = 16 * 1024;
 /// The most that is kept of one text, thought or notice.
 pub(super) const TEXT_BYTES_MAX: usize = 256 * 1024;
+/// What is kept of a list of things to do.
+pub(super) const TODO_ITEMS_MAX: usize = 64;
+const TODO_BYTES_MAX: usize = 256;
 const SESSION_BYTES_MAX: usize = 128;
 /// An epoch above this is in milliseconds; as seconds it would be the year 5138.
 const EPOCH_SECONDS_MAX: u64 = 100_000_000_000;
@@ -29,6 +36,11 @@ pub(super) fn tool_text(text: &str) -> String {
     bounded(text, TOOL_BYTES_MAX)
 }
 
+/// What it asks for: a word in a list, before a question, of a hook.
+pub(super) fn asked_tool(text: &str) -> String {
+    bounded(text, ask::TOOL_BYTES_MAX)
+}
+
 /// What somebody has to read before they answer it.
 pub(super) fn asked_text(text: &str) -> String {
     bounded(text, INPUT_BYTES_MAX)
@@ -41,6 +53,28 @@ pub(super) fn kept_text(text: &str) -> String {
 pub(super) fn notice(text: &str) -> Update {
     Update::Notice {
         text: kept_text(text),
+    }
+}
+
+/// One of a list of things to do, in the words that CLIs have for its state.
+pub(super) fn todo(text: &str, state: &str) -> Todo {
+    Todo {
+        text: bounded(text, TODO_BYTES_MAX),
+        state: match state {
+            "completed" => TodoState::Done,
+            "in_progress" | "inProgress" => TodoState::Active,
+            _ => TodoState::Pending,
+        },
+    }
+}
+
+/// Such a list, each of its entries with a text and a state by these names.
+pub(super) fn todos(entries: &Value, text: &str, state: &str) -> Update {
+    let entries = entries.as_array().into_iter().flatten();
+    let items = entries.take(TODO_ITEMS_MAX);
+    let items = items.map(|entry| todo(str_at(entry, text), str_at(entry, state)));
+    Update::Todo {
+        items: items.collect(),
     }
 }
 

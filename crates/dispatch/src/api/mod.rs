@@ -1,17 +1,24 @@
 //! Wire types: what goes over the socket and what `--json` prints, and conversions from our own.
 //! Must not decide anything and must not be used below the doors (I9).
 
+pub(crate) mod agentic;
 pub(crate) mod event;
+pub(crate) mod letter;
+pub(crate) mod mcp;
 pub(crate) mod notice;
+pub(crate) mod overview;
+pub(crate) mod plan;
 pub(crate) mod request;
+mod shapes;
 pub(crate) mod task;
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// RFC 9457, with a stable `code` for programs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Problem {
     pub(crate) status: u16,
     pub(crate) code: String,
@@ -19,14 +26,14 @@ pub(crate) struct Problem {
     pub(crate) detail: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Health {
     pub(crate) version: String,
     pub(crate) pid: u32,
     pub(crate) data: PathBuf,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Applied {
     /// Or the directory that was written into; `branch` is empty then.
     pub(crate) repo: PathBuf,
@@ -37,13 +44,13 @@ pub(crate) struct Applied {
     pub(crate) files: Option<u64>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Restored {
     pub(crate) workspace: PathBuf,
 }
 
 /// What became of a message so far: `delivered`, `queued` or `held`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Spoken {
     pub(crate) message: u32,
     pub(crate) how: String,

@@ -15,7 +15,9 @@ use dispatch_core::{
     container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
     gate::MicroUsd,
-    id::{AgentName, CheckName, ModelName, PlacementName},
+    grant::{Offer, Tool},
+    id::{AgentName, CheckName, GrantName, ModelName, PlacementName},
+    keys::RequestKey,
     limits::Lowered,
     prompt::{Guide, GuideError, TextKind},
     redact::Redactor,
@@ -25,13 +27,24 @@ use dispatch_core::{
         TaskSpec, Terms, Tuning, Turn, Wrap, title_of,
     },
 };
-use dispatch_engine::{attachments::NewFile, view::Given};
+use dispatch_engine::{
+    attachments::NewFile,
+    reads::{Listing, Order},
+    view::Given,
+};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::{shapes, task::STATES};
+
 /// Values of variables by name; never printed.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub(crate) struct Secrets(#[serde(with = "travel")] pub(crate) BTreeMap<String, Secret>);
+pub(crate) struct Secrets(
+    #[serde(with = "travel")]
+    #[schemars(with = "shapes::Secrets")]
+    pub(crate) BTreeMap<String, Secret>,
+);
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,10 +81,12 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 /// A file that comes along.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Attach {
     pub(crate) name: String,
+    /// What it holds.
+    #[schemars(with = "String")]
     pub(crate) base64: Content,
 }
 
@@ -84,7 +99,7 @@ impl From<Attach> for NewFile {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ChecksWord {
     Detect,
@@ -92,14 +107,14 @@ pub(crate) enum ChecksWord {
 }
 
 /// `"detect"`, `"none"` or names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum ChecksWanted {
     Word(ChecksWord),
-    Named(Vec<CheckName>),
+    Named(#[schemars(with = "Vec<String>")] Vec<CheckName>),
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dispatch {
     pub(crate) task: String,
@@ -116,21 +131,34 @@ pub(crate) struct Dispatch {
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
     pub(crate) model: Option<String>,
+    #[schemars(with = "Option<shapes::Priority>")]
     pub(crate) priority: Option<Priority>,
     /// Whole ids of tasks that must complete first.
     #[serde(default)]
     pub(crate) after: Vec<String>,
     pub(crate) budget_tokens: Option<u64>,
+    #[schemars(with = "Option<f64>")]
     pub(crate) budget_usd: Option<MicroUsd>,
     pub(crate) placement: Option<String>,
     /// A container's image; without a placement it makes one of the task's.
     pub(crate) image: Option<String>,
     /// auto, apple, docker or podman.
     pub(crate) runtime: Option<String>,
+    #[schemars(with = "Option<shapes::Expects>")]
     pub(crate) expects: Option<Expects>,
     /// What becomes of the agent's permission requests, instead of what its table says.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Permissions>")]
     pub(crate) permissions: Option<Permissions>,
+    /// What its agent may do at our door: a configured grant, or `none`; instead of what its table says.
+    #[serde(default)]
+    pub(crate) grant: Option<String>,
+    /// The most that the repository lets it have; never from a caller.
+    #[serde(skip)]
+    pub(crate) grant_most: Option<String>,
+    /// Of an agent's: it does not wait for its end.
+    #[serde(default)]
+    pub(crate) detached: bool,
     pub(crate) checks: Option<ChecksWanted>,
     /// Where the commits under review begin; makes it a review.
     #[serde(default)]
@@ -138,6 +166,7 @@ pub(crate) struct Dispatch {
     pub(crate) workspace: Option<String>,
     /// What to do when another task has the workspace.
     #[serde(default)]
+    #[schemars(with = "shapes::Taken")]
     pub(crate) taken: Taken,
     pub(crate) parent: Option<String>,
     pub(crate) org: Option<String>,
@@ -146,14 +175,17 @@ pub(crate) struct Dispatch {
     pub(crate) tag: Option<String>,
     /// Lower than the configuration's, for the jobs of this task.
     #[serde(default)]
+    #[schemars(with = "shapes::Lowered")]
     pub(crate) limits: Lowered,
     pub(crate) template: Option<String>,
     pub(crate) persona: Option<String>,
     pub(crate) plan: Option<String>,
     #[serde(default)]
     pub(crate) variables: BTreeMap<String, String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::IssueText>")]
     pub(crate) issue_text: Option<IssueText>,
     #[serde(default)]
     pub(crate) attachments: Vec<Attach>,
@@ -162,7 +194,7 @@ pub(crate) struct Dispatch {
 }
 
 /// An answer to what an agent asks permission for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Permit {
     pub(crate) allow: bool,
@@ -170,7 +202,7 @@ pub(crate) struct Permit {
     pub(crate) why: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Answer {
     pub(crate) text: String,
@@ -178,12 +210,13 @@ pub(crate) struct Answer {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Say {
     pub(crate) text: String,
@@ -193,12 +226,13 @@ pub(crate) struct Say {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Resume {
     /// Another agent than the one it has.
@@ -208,12 +242,13 @@ pub(crate) struct Resume {
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Force {
     #[default]
@@ -221,14 +256,14 @@ pub(crate) enum Force {
     Kill,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Stop {
     #[serde(default)]
     pub(crate) force: Force,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
     pub(crate) to: Option<PathBuf>,
@@ -237,14 +272,14 @@ pub(crate) struct Apply {
     pub(crate) write: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Clean {
     pub(crate) states: Vec<String>,
     pub(crate) older_than_ms: u64,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Freeze {
     pub(crate) frozen: bool,
@@ -266,16 +301,125 @@ impl Freeze {
     }
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Retry {
     /// From the next run on.
     #[serde(default)]
     pub(crate) model: Option<String>,
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
+}
+
+/// Which tasks; without any of it the first thousand.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct List {
+    /// In one of these states, with commas between.
+    #[serde(default)]
+    pub(crate) state: Option<String>,
+    /// A configured name, an absolute path or a URL.
+    #[serde(default)]
+    pub(crate) repo: Option<String>,
+    /// Whole id of the task that asked for them.
+    #[serde(default)]
+    pub(crate) parent: Option<String>,
+    /// How their ids begin.
+    #[serde(default)]
+    pub(crate) prefix: Option<String>,
+    /// The name of their workspace.
+    #[serde(default)]
+    pub(crate) workspace: Option<String>,
+    /// Which come first.
+    #[serde(default)]
+    pub(crate) order: ListOrder,
+    /// Whole id of the last task of the page before: `dispatch-next`.
+    #[serde(default)]
+    pub(crate) after: Option<String>,
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ListOrder {
+    #[default]
+    Oldest,
+    Newest,
+}
+
+impl From<ListOrder> for Order {
+    fn from(order: ListOrder) -> Self {
+        match order {
+            ListOrder::Oldest => Self::OldestFirst,
+            ListOrder::Newest => Self::NewestFirst,
+        }
+    }
+}
+
+/// Tasks of one page.
+pub(crate) const PAGE_MAX: usize = 1000;
+
+impl List {
+    pub(crate) fn listing(self, config: &Config) -> Result<Listing, BadRequest> {
+        let limit = self.limit.unwrap_or(PAGE_MAX);
+        if !(1..=PAGE_MAX).contains(&limit) {
+            return Err(BadRequest::Page(limit));
+        }
+        let words = self.state.iter().flat_map(|words| words.split(','));
+        let states: Vec<String> = words.map(str::to_owned).collect();
+        if let Some(unknown) = states.iter().find(|word| !STATES.contains(&word.as_str())) {
+            let state = unknown.clone();
+            return Err(BadRequest::State { state });
+        }
+        let id = |text: Option<String>| text.map(|id| id.parse()).transpose();
+        Ok(Listing {
+            states,
+            repo: self.repo.map(|repo| place(config, &repo).to_owned()),
+            parent: id(self.parent)?,
+            family: None,
+            prefix: self.prefix,
+            workspace: self.workspace,
+            order: self.order.into(),
+            after: id(self.after)?,
+            limit,
+        })
+    }
+}
+
+/// Which part of what a job wrote.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogPart {
+    /// The first byte.
+    #[serde(default)]
+    pub(crate) from: u64,
+    /// Instead: so many bytes from the end.
+    #[serde(default)]
+    pub(crate) last: Option<u64>,
+    /// How many bytes at most.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 8_388_608))]
+    pub(crate) limit: Option<u64>,
+    /// Standard error instead of output.
+    #[serde(default)]
+    pub(crate) err: bool,
+    /// Of a check, by its name, instead of the agent.
+    #[serde(default)]
+    pub(crate) check: Option<String>,
+}
+
+/// Of which run.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfRun {
+    /// Its number; without it, the last one.
+    #[serde(default)]
+    pub(crate) run: Option<u32>,
 }
 
 /// Why a request is refused before the engine hears of it.
@@ -314,6 +458,10 @@ pub(crate) enum BadRequest {
     TwoScopes,
     #[error("read the task: {0}")]
     Text(String),
+    #[error("list {0} tasks: a page has 1 to {PAGE_MAX}")]
+    Page(usize),
+    #[error("list tasks in state {state:?}: there are {}", STATES.join(", "))]
+    State { state: String },
     #[error(
         "use repository {name:?}: it is neither configured, nor an absolute path, nor a URL; \
          configured are {there}"
@@ -352,6 +500,14 @@ pub(crate) enum BadRequest {
         driver: &'static str,
         asked: Permissions,
         there: String,
+    },
+    #[error("use grant {name}: it is not configured; there are none, {there}")]
+    UnknownGrant { name: String, there: String },
+    #[error("use grant {name}: agent {agent} takes no tools of ours ({driver})")]
+    NoDoor {
+        name: String,
+        agent: AgentName,
+        driver: &'static str,
     },
     #[error(transparent)]
     Attach(#[from] BadAttachment),
@@ -576,6 +732,57 @@ fn permissions(
     })
 }
 
+/// The word for no grant at all.
+const NO_GRANT: &str = "none";
+
+fn offer<'a>(config: &'a Config, name: &str) -> Result<Option<&'a Offer>, BadRequest> {
+    if name == NO_GRANT {
+        return Ok(None);
+    }
+    let found = config
+        .grants
+        .iter()
+        .find(|(known, _)| known.as_str() == name);
+    match found {
+        Some((_, offer)) => Ok(Some(offer)),
+        None => Err(BadRequest::UnknownGrant {
+            name: name.to_owned(),
+            there: list(config.grants.keys()),
+        }),
+    }
+}
+
+/// What the task or its agent's table says, and no more than the repository allows.
+fn grant<'a>(
+    config: &'a Config,
+    asked: &Dispatch,
+    agent: &AgentName,
+    profile: &'a AgentProfile,
+) -> Result<Option<(&'a Offer, Option<&'a Offer>)>, BadRequest> {
+    let own = profile.grant.as_ref().map(GrantName::as_str);
+    let Some(name) = asked.grant.as_deref().or(own) else {
+        return Ok(None);
+    };
+    let Some(wanted) = offer(config, name)? else {
+        return Ok(None);
+    };
+    if !profile.driver.knocks() {
+        return Err(BadRequest::NoDoor {
+            name: name.to_owned(),
+            agent: agent.clone(),
+            driver: profile.driver.word(),
+        });
+    }
+    let most = match asked.grant_most.as_deref() {
+        None => None,
+        Some(name) => match offer(config, name)? {
+            Some(most) => Some(most),
+            None => return Ok(None),
+        },
+    };
+    Ok(Some((wanted, most)))
+}
+
 fn check_effort(
     config: &Config,
     agent: &AgentName,
@@ -634,11 +841,17 @@ pub(crate) fn check_attachments(
 }
 
 /// What the engine is given along with a task or a message.
-pub(crate) fn given(secrets: Secrets, files: Vec<Attach>, tuning: Tuning) -> Given {
+pub(crate) fn given(
+    secrets: Secrets,
+    files: Vec<Attach>,
+    tuning: Tuning,
+    key: Option<RequestKey>,
+) -> Given {
     Given {
         secrets: secrets.0,
         files: files.into_iter().map(NewFile::from).collect(),
         tuning,
+        key,
     }
 }
 
@@ -729,10 +942,14 @@ impl Dispatch {
             (Some(_), Some(base)) => return Err(BadRequest::NoReview(base.clone())),
             (Some(_), None) => self.expects,
         };
+        let granted = grant(config, &self, &name, profile)?;
+        let dispatches = granted.is_some_and(|(offer, _)| offer.tools.contains(&Tool::Dispatch));
         let expects = match (asked.or(profile.expects), self.no_repo) {
             (Some(expects), _) => expects,
             // The answer is the result where nothing can be changed.
             (None, true) => Expects::Report,
+            // What it has others do is not in its own tree.
+            (None, false) if dispatches => Expects::Either,
             (None, false) => config.task.expects,
         };
         if self.task.trim().is_empty() {
@@ -781,7 +998,7 @@ impl Dispatch {
         // The engine masks what it writes, but not the half of a secret that a title may end with.
         let redactor = Redactor::new(self.secrets.0.values().map(Secret::expose));
         let titled = redactor.redact(self.title.as_deref().unwrap_or(&self.task));
-        Ok(TaskSpec {
+        let mut spec = TaskSpec {
             title: title_of(&titled),
             text: self.task,
             repo,
@@ -827,10 +1044,17 @@ impl Dispatch {
                 budget_tokens: least(self.budget_tokens, config.gate.task_tokens),
                 budget_usd: least(self.budget_usd, config.gate.task_usd),
                 permissions,
+                detached: self.detached,
+                ..Terms::default()
             },
             limits: self.limits,
             guide,
-        })
+        };
+        spec.terms.grant = granted.map(|(offer, most)| {
+            let grant = offer.to(&spec);
+            Box::new(most.map_or(grant.clone(), |most| grant.meet(&most.to(&spec))))
+        });
+        Ok(spec)
     }
 }
 
@@ -899,6 +1123,68 @@ mod tests {
             error.contains("there are acp, claude, claude-acp"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_grant_is_the_tasks_or_the_agents_and_a_repository_takes_away() {
+        let text = "[agents.claude]\ngrant = \"helpers\"\n[grants.less]\ntools = [\"wait\", \"list\"]\n\
+                    children_max = 2\nchildren_live_max = 9\n";
+        let source = "mine";
+        let config = dispatch_core::config::load(&[dispatch_core::config::Layer { source, text }]);
+        let config = config.unwrap().0;
+        let granted = |agent: &str, asked: Option<&str>, most: Option<&str>| {
+            let json = format!(r#"{{"task": "x", "repo": "/r", "agent": "{agent}"}}"#);
+            let mut request: Dispatch = serde_json::from_str(&json).unwrap();
+            request.grant = asked.map(str::to_owned);
+            request.grant_most = most.map(str::to_owned);
+            request.spec(&config)
+        };
+        let tools = |spec: TaskSpec| spec.terms.grant.map(|grant| grant.tools.len());
+        for (agent, asked, most, wanted) in [
+            ("codex", None, None, None),
+            ("codex", Some("helpers"), None, Some(8)),
+            ("claude", None, None, Some(8)),
+            ("claude", Some("none"), None, None),
+            ("claude", Some("less"), None, Some(2)),
+            ("claude", None, Some("less"), Some(2)),
+            ("claude", None, Some("none"), None),
+            // What nobody granted cannot be lowered.
+            ("codex", None, Some("helpers"), None),
+        ] {
+            let spec = granted(agent, asked, most).unwrap();
+            assert_eq!(tools(spec), wanted, "{agent} {asked:?} {most:?}");
+        }
+        let least = granted("claude", None, Some("less"))
+            .unwrap()
+            .terms
+            .grant
+            .unwrap();
+        assert_eq!((least.children_max, least.children_live_max), (2, 4));
+        let lead = granted("claude", None, None).unwrap();
+        assert_eq!(
+            lead.expects,
+            Expects::Either,
+            "what others do is not its own change"
+        );
+        assert_eq!(
+            granted("codex", None, None).unwrap().expects,
+            Expects::Change
+        );
+        for (agent, asked, most, part) in [
+            ("codex", Some("nope"), None, "there are none, helpers, less"),
+            ("codex", Some("helpers"), Some("nope"), "use grant nope"),
+            (
+                "coderabbit",
+                Some("helpers"),
+                None,
+                "takes no tools of ours",
+            ),
+        ] {
+            let error = granted(agent, asked, most).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let sent = r#"{"task": "x", "repo": "/r", "grant_most": "helpers"}"#;
+        assert!(serde_json::from_str::<Dispatch>(sent).is_err());
     }
 
     #[test]

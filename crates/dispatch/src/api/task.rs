@@ -4,7 +4,9 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
-    ask::{Ask as CoreAsk, Fate as AskFate},
+    ask::{self, Ask as CoreAsk, Fate as AskFate},
+    family::{End as CoreEnd, Fate as EndFate},
+    grant::Grant,
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
@@ -18,14 +20,32 @@ use dispatch_core::{
     task::{Effort, Network},
     update::Usage,
 };
-use dispatch_engine::view::{JobView, TaskView};
+use dispatch_engine::{
+    reads::state_of,
+    view::{ChildView, JobView, TaskView},
+};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::time;
+use super::{shapes, time};
 
+/// Every state, in the order of a task's life.
+pub(crate) const STATES: [&str; 11] = [
+    "queued",
+    "preparing",
+    "running",
+    "stopping",
+    "checking",
+    "parked",
+    "completed",
+    "blocked",
+    "failed",
+    "stopped",
+    "lost",
+];
 pub(crate) const NOT_JUDGED: &str = "ended, not yet judged";
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Task {
     pub(crate) id: String,
     /// The shortest prefix that names it; more tasks make it longer.
@@ -58,6 +78,9 @@ pub(crate) struct Task {
     #[serde(default)]
     pub(crate) from: String,
     pub(crate) workspace: Option<PathBuf>,
+    /// Where that is, or will be.
+    #[serde(default)]
+    pub(crate) workspace_dir: PathBuf,
     #[serde(default)]
     pub(crate) workspace_name: String,
     /// The task that it was queued behind, or that it supersedes.
@@ -86,6 +109,25 @@ pub(crate) struct Task {
     /// What becomes of its agent's permission requests: `allow`, `ask` or `deny`.
     #[serde(default)]
     pub(crate) permissions: String,
+    /// What its agent may do at our door; null: nothing.
+    #[serde(default)]
+    #[schemars(with = "Option<shapes::Grant>")]
+    pub(crate) grant: Option<Grant>,
+    /// The run whose agent asked for it: `TASK-NUMBER`.
+    #[serde(default)]
+    pub(crate) asked_by: Option<String>,
+    /// Its asker does not wait for it.
+    #[serde(default)]
+    pub(crate) detached: bool,
+    /// When it must have ended.
+    #[serde(default)]
+    pub(crate) until: Option<String>,
+    /// What its agents asked for.
+    #[serde(default)]
+    pub(crate) children: Vec<Child>,
+    /// How those ended, as far as it was owed to it; of settled ones the newest.
+    #[serde(default)]
+    pub(crate) ends: Vec<End>,
     /// What its agents asked permission for; of earlier runs the newest.
     #[serde(default)]
     pub(crate) asks: Vec<Ask>,
@@ -97,6 +139,7 @@ pub(crate) struct Task {
     pub(crate) next_run: Option<NextRun>,
     /// Those it has lower than the configuration.
     #[serde(default)]
+    #[schemars(with = "shapes::Lowered")]
     pub(crate) limits: Lowered,
     /// How its prompt is made.
     #[serde(default)]
@@ -104,7 +147,7 @@ pub(crate) struct Task {
     pub(crate) removed: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Ask {
     pub(crate) id: u32,
     pub(crate) run: u32,
@@ -148,7 +191,7 @@ impl From<&CoreAsk> for Ask {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Attachment {
     pub(crate) name: String,
     pub(crate) bytes: u64,
@@ -158,20 +201,71 @@ pub(crate) struct Attachment {
     pub(crate) message: Option<u32>,
 }
 
+/// A task that an agent of this one asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Child {
+    pub(crate) id: String,
+    pub(crate) short: String,
+    pub(crate) state: String,
+    pub(crate) detached: bool,
+    /// Nothing of it runs or waits.
+    pub(crate) done: bool,
+}
+
+/// An end of one of them, on its way to this task's agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct End {
+    pub(crate) task: String,
+    pub(crate) run: u32,
+    /// `owed`, `told` in a message, `waited_for`, or `detached`.
+    pub(crate) state: String,
+    pub(crate) message: Option<u32>,
+}
+
+impl From<&ChildView> for Child {
+    fn from(child: &ChildView) -> Self {
+        Self {
+            id: child.task.to_string(),
+            short: child.short.clone(),
+            state: child.state.into(),
+            detached: child.detached,
+            done: child.done,
+        }
+    }
+}
+
+impl From<&CoreEnd> for End {
+    fn from(end: &CoreEnd) -> Self {
+        Self {
+            task: end.id.child.to_string(),
+            run: end.id.run,
+            state: end.word().into(),
+            message: match end.fate {
+                EndFate::Told { message } => Some(message.0),
+                EndFate::Owed | EndFate::Waited { .. } | EndFate::Detached => None,
+            },
+        }
+    }
+}
+
 /// Null: as it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NextRun {
     pub(crate) model: Option<String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Message {
     pub(crate) id: u32,
-    /// `person`, or the whole id of the task whose agent said it.
+    /// `person`, the whole id of the task whose agent said it, or `dispatch`: how children ended.
     pub(crate) from: String,
     pub(crate) text: String,
     pub(crate) at: String,
+    /// The event that began what led to it: a person's word, or a task of theirs.
+    #[serde(default)]
+    pub(crate) chain: u64,
     pub(crate) state: String,
     pub(crate) delivery: Option<String>,
     /// The run that has it.
@@ -185,6 +279,7 @@ impl From<&CoreMessage> for Message {
             from: message.from.to_string(),
             text: message.text.clone(),
             at: time(message.at),
+            chain: message.chain.0,
             state: message.word().into(),
             delivery: match message.fate {
                 Fate::Delivered(delivery) => Some(delivery.word().into()),
@@ -196,7 +291,7 @@ impl From<&CoreMessage> for Message {
 }
 
 /// Why it does not start, until when if that is known, and how many of its pool go first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Waiting {
     pub(crate) why: String,
     pub(crate) text: String,
@@ -205,23 +300,24 @@ pub(crate) struct Waiting {
 }
 
 /// What all its runs together may spend; 0 means no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Budget {
     pub(crate) tokens: u64,
     pub(crate) usd: f64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Guide {
     pub(crate) template: Option<String>,
     pub(crate) persona: Option<String>,
     pub(crate) plan: Option<String>,
     pub(crate) variables: BTreeMap<String, String>,
+    #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
 }
 
 /// What an agent was given to read, and the file that keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Prompt {
     pub(crate) path: PathBuf,
     pub(crate) sha256: String,
@@ -230,16 +326,21 @@ pub(crate) struct Prompt {
     pub(crate) repository: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Carried {
     pub(crate) path: String,
     pub(crate) can: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Run {
     pub(crate) n: u32,
     pub(crate) cause: String,
+    #[serde(default)]
+    pub(crate) chain: u64,
+    /// Its end was not its task's, which waited for what it had asked for.
+    #[serde(default)]
+    pub(crate) parked: bool,
     pub(crate) state: String,
     pub(crate) exit: Option<Exit>,
     /// The keeper's, while it lives.
@@ -248,30 +349,32 @@ pub(crate) struct Run {
     pub(crate) started_at: Option<String>,
     pub(crate) ended_at: Option<String>,
     pub(crate) session: Option<String>,
+    #[schemars(with = "Option<shapes::Usage>")]
     pub(crate) usage: Option<Usage>,
     pub(crate) checks: Vec<Check>,
     #[serde(default)]
     pub(crate) prompt: Option<Prompt>,
     /// What a reviewer said, where that was the task.
     #[serde(default)]
+    #[schemars(with = "Option<shapes::Review>")]
     pub(crate) review: Option<Review>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Check {
     pub(crate) name: String,
     pub(crate) state: String,
     pub(crate) exit: Option<Exit>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Diffstat {
     pub(crate) files: u64,
     pub(crate) insertions: u64,
@@ -311,22 +414,13 @@ impl From<&CoreCheck> for Check {
     }
 }
 
-fn state_word(state: &RunState) -> &'static str {
-    match state {
-        RunState::Queued => "queued",
-        RunState::Preparing => "preparing",
-        RunState::Running => "running",
-        RunState::Stopping { .. } => "stopping",
-        RunState::Checking => "checking",
-        RunState::Finished(outcome) => outcome.word(),
-    }
-}
-
 fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
     Run {
         n: run.n,
         cause: run.cause.word().into(),
-        state: state_word(&run.state).into(),
+        chain: run.chain.0,
+        parked: run.parked,
+        state: run.state.word().into(),
         exit: run.report.as_ref().map(|report| report.exit.into()),
         pid: job.and_then(|job| job.keeper_pid),
         log: job.map(|job| job.log.clone()),
@@ -364,7 +458,24 @@ impl From<&CoreGuide> for Guide {
     }
 }
 
+/// What a parked task waits for.
+fn parked(view: &TaskView) -> String {
+    if view.family.held {
+        let note = view.task.notes.last().cloned();
+        return note.unwrap_or_else(|| "what it asked for has ended, and it is not told".into());
+    }
+    let waits = |child: &&ChildView| !child.detached && !child.done;
+    let open = view.family.children.iter().filter(waits);
+    let open: Vec<String> = open
+        .map(|child| format!("{} ({})", child.short, child.state))
+        .collect();
+    format!("waits for what it asked for: {}", open.join(", "))
+}
+
 fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
+    if view.family.parked {
+        return Some(parked(view));
+    }
     let last = task.last_run()?;
     let text = match &last.state {
         RunState::Queued => view.waits.as_ref()?.text.clone(),
@@ -377,7 +488,8 @@ fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
-                return Some(format!("asks {}: {} {}{more}", ask.id, ask.tool, ask.input));
+                let what = ask::shown(&format!("{} {}", ask.tool, ask.input));
+                return Some(format!("asks {}: {what}{more}", ask.id));
             }
             if let Some(waiting) = &view.waits {
                 return Some(waiting.text.clone());
@@ -426,7 +538,7 @@ impl From<&TaskView> for Task {
                 Network::Allow(list) => Some(list.clone().into()),
                 Network::Full | Network::None => None,
             },
-            state: last.map_or("queued", |run| state_word(&run.state)).into(),
+            state: state_of(task).into(),
             reason: reason(task, view),
             waiting: view.waits.as_ref().map(|waiting| Waiting {
                 why: waiting.why.word().into(),
@@ -445,6 +557,7 @@ impl From<&TaskView> for Task {
                 .as_ref()
                 .filter(|w| !w.removed)
                 .map(|w| w.path.clone()),
+            workspace_dir: view.workspace.clone(),
             task: spec.text.clone(),
             org: spec.labels.org.clone(),
             issue: spec.labels.issue,
@@ -480,6 +593,12 @@ impl From<&TaskView> for Task {
                 .collect(),
             messages: task.messages.iter().map(Message::from).collect(),
             permissions: spec.terms.permissions.word().into(),
+            grant: spec.terms.grant.as_deref().cloned(),
+            asked_by: spec.terms.asked_by.as_ref().map(ToString::to_string),
+            detached: spec.terms.detached,
+            until: spec.terms.until.map(time),
+            children: view.family.children.iter().map(Child::from).collect(),
+            ends: task.family.ends.iter().map(End::from).collect(),
             asks: task.asks.iter().map(Ask::from).collect(),
             attachments: view
                 .attached
@@ -510,8 +629,9 @@ pub(crate) mod tests {
         ask::{AskId, By},
         attach::{Attachment as CoreAttachment, FileName},
         event::{CheckState, PromptMade, Sealed, Verified},
+        family::{EndId, Family},
         job::ExitReport,
-        message::{Delivery, MessageId, Sender, Taken},
+        message::{Chain, Delivery, MessageId, Sender, Taken},
         run::RunCause,
         state::Workspace,
         task::{
@@ -519,12 +639,16 @@ pub(crate) mod tests {
         },
     };
 
+    use dispatch_engine::view::FamilyView;
+
     use super::*;
 
     pub(crate) fn view(id: u64, state: RunState) -> TaskView {
         let run = CoreRun {
             n: 1,
             cause: RunCause::Dispatched,
+            chain: Chain(2),
+            parked: false,
             state,
             queued_seq: 2,
             queued_at: 0,
@@ -621,6 +745,7 @@ pub(crate) mod tests {
             snapshots: vec![],
             applied: None,
             removed: false,
+            removed_at: None,
             notes: vec![],
             carried: vec![dispatch_core::carried::Carried {
                 path: ".mcp.json".into(),
@@ -636,6 +761,8 @@ pub(crate) mod tests {
                     out_offset: Some(4),
                 }),
                 barred: None,
+                chain: Chain(7),
+                held: false,
                 fate: Fate::Delivered(Delivery::Interrupt),
             }],
             messages_count: 1,
@@ -655,12 +782,27 @@ pub(crate) mod tests {
             }],
             asks_count: 1,
             attached: vec![],
+            attached_dropped: false,
             tuning: Tuning {
                 model: None,
                 effort: Some(Effort::Low),
             },
             wakes: 0,
             foreign_runs: 0,
+            family: Family {
+                ends: vec![CoreEnd {
+                    id: EndId {
+                        child: TaskId::from_bits(0x5a),
+                        run: 1,
+                    },
+                    at: 900,
+                    fate: EndFate::Told {
+                        message: MessageId(1),
+                    },
+                }],
+                ..Family::default()
+            },
+            completed: false,
         };
         TaskView {
             task,
@@ -684,6 +826,17 @@ pub(crate) mod tests {
                 "/d/tasks/x/attachments/1/log.txt".into(),
             )],
             vault: None,
+            workspace: "/d/workspaces/k/fix-it-3f".into(),
+            family: FamilyView {
+                children: vec![ChildView {
+                    task: TaskId::from_bits(0x5a),
+                    short: "5a".into(),
+                    state: "completed",
+                    detached: false,
+                    done: true,
+                }],
+                ..FamilyView::default()
+            },
         }
     }
 
@@ -700,7 +853,7 @@ pub(crate) mod tests {
             "note": "no"
         }"#;
         let run = r#"{
-            "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
+            "n": 1, "cause": "dispatched", "chain": 2, "parked": false, "state": "blocked", "exit": {"code": 0},
             "pid": null, "log": "/d/runs/x/agent/out",
             "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
             "session": "s", "usage": null,
@@ -721,6 +874,7 @@ pub(crate) mod tests {
             "enforced": "host: nothing", "allow": null,
             "state": "blocked", "reason": "UTC?", "waiting": null, "question": "UTC?",
             "branch": "dispatch/fix-it-3f", "base": "b", "from": "head", "workspace": "/w",
+            "workspace_dir": "/d/workspaces/k/fix-it-3f",
             "workspace_name": "local/r/fix-it-3f", "behind": null,
             "task": "Fix it\nplease", "org": null, "issue": null, "pr": null, "tag": null,
             "parent": null, "created_at": "1970-01-01T00:00:00.500Z", "seq": 12,
@@ -731,9 +885,18 @@ pub(crate) mod tests {
             "carried": [{"path": ".mcp.json", "can": "run_commands"}],
             "messages": [{
                 "id": 1, "from": "person", "text": "and UTC", "at": "1970-01-01T00:00:00.700Z",
+                "chain": 7,
                 "state": "delivered", "delivery": "interrupt", "run": 1
             }],
-            "permissions": "allow",
+            "permissions": "allow", "grant": null, "asked_by": null, "detached": false,
+            "until": null,
+            "children": [{
+                "id": "000000000000005a", "short": "5a", "state": "completed", "detached": false,
+                "done": true
+            }],
+            "ends": [{
+                "task": "000000000000005a", "run": 1, "state": "told", "message": 1
+            }],
             "asks": [{
                 "id": 1, "run": 1, "tool": "Bash", "input": "ls", "owner": "person",
                 "at": "1970-01-01T00:00:00.800Z", "until": "1970-01-01T00:00:01.800Z",

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use serde::Serialize;
-
 use super::{Ctx, error::Result, exit::Exit, out, style::Colour};
+use crate::api::overview::Agent;
 
 /// List the configured agents.
 #[derive(Debug, clap::Args)]
@@ -13,17 +12,6 @@ pub(crate) struct Args {
     /// One JSON array
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Row {
-    name: String,
-    driver: dispatch_core::drivers::DriverKind,
-    program: String,
-    found: Option<std::path::PathBuf>,
-    pool: String,
-    placement: String,
-    default: bool,
 }
 
 /// How to install a program we know.
@@ -50,20 +38,8 @@ pub(crate) fn how_to_get(program: &str) -> &'static str {
 }
 
 pub(crate) fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
-    let config = &ctx.settings.config;
-    let row = |(name, agent): (
-        &dispatch_core::id::AgentName,
-        &dispatch_core::config::AgentProfile,
-    )| Row {
-        name: name.to_string(),
-        driver: agent.driver,
-        program: agent.program.clone(),
-        found: ctx.settings.find(&agent.program),
-        pool: agent.pool.to_string(),
-        placement: ctx.settings.config.placement_of(agent).to_string(),
-        default: *name == config.task.agent,
-    };
-    let rows: Vec<Row> = config.agents.iter().map(row).collect();
+    let settings = &ctx.settings;
+    let rows = Agent::all(&settings.config, |program| settings.find(program));
     if args.json {
         out::json(&rows)?;
         return Ok(Exit::Completed);

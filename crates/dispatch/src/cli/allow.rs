@@ -4,15 +4,13 @@ use super::{
     Ctx,
     error::{CliError, Result},
     exit::Exit,
-    out,
-    style::clean_line,
-    tasks,
+    out, tasks,
 };
 use crate::{
     api::{request, task::Task},
     client::{Client, start},
 };
-use dispatch_core::ask::AskId;
+use dispatch_core::ask::{AskId, shown};
 
 /// Allow what the agent of a task asks for, this once.
 #[derive(Debug, clap::Args)]
@@ -80,7 +78,7 @@ async fn answer(
     let known = task.asks.iter().find(|known| known.id == ask.0);
     let (state, tool) = known.map_or(("answered", ""), |known| (&known.state, &known.tool));
     let short = &task.short;
-    out::line(&format!("{short} ask {ask}: {state} {}", clean_line(tool)))?;
+    out::line(&format!("{short} ask {ask}: {state} {}", shown(tool)))?;
     Ok(Exit::Completed)
 }
 
@@ -99,12 +97,7 @@ fn which(task: &Task, named: Option<&str>) -> Result<AskId> {
         }
         several => {
             let line = |ask: &&crate::api::task::Ask| {
-                format!(
-                    "{} ({} {})",
-                    ask.id,
-                    clean_line(&ask.tool),
-                    clean_line(&ask.input)
-                )
+                format!("{} ({} {})", ask.id, shown(&ask.tool), shown(&ask.input))
             };
             let list: Vec<String> = several.iter().map(line).collect();
             let what = format!("answer task {}: {} asks wait", task.short, list.len());

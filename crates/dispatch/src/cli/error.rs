@@ -8,6 +8,7 @@ use crate::{
     api::request::BadRequest,
     client::{ClientError, start::StartError},
     http::server::ServeError,
+    plan::PlanError,
     settings::SettingsError,
 };
 
@@ -82,7 +83,9 @@ impl From<BadRequest> for CliError {
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
-            ClientError::Unreachable(_) | ClientError::Lost(_) => Exit::Unreachable,
+            ClientError::Unreachable(_) | ClientError::Lost(_) | ClientError::Token(_) => {
+                Exit::Unreachable
+            }
             ClientError::Refused(problem) if problem.code == "engine_gone" => Exit::Unreachable,
             ClientError::Refused(problem) if problem.code == "queue_full" => Exit::Failed,
             ClientError::Refused(problem) if problem.status < 500 => Exit::Usage,
@@ -105,6 +108,16 @@ impl From<StartError> for CliError {
             other => Self::new(Exit::Unreachable, chain(&other))
                 .hint("`dispatch serve` in another terminal shows what is wrong"),
         }
+    }
+}
+
+impl From<PlanError> for CliError {
+    fn from(error: PlanError) -> Self {
+        let exit = match error {
+            PlanError::Agent(_) | PlanError::Base(_) => Exit::Usage,
+            PlanError::Scratch(_) | PlanError::Prompt(_) => Exit::Failed,
+        };
+        Self::new(exit, chain(&error))
     }
 }
 

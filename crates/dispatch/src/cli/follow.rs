@@ -104,7 +104,10 @@ impl Following<'_> {
                     Step::Heard(Ok(None)) => break "the engine ended".to_owned(),
                     Step::Heard(Err(error)) => break error.to_string(),
                     Step::Heard(Ok(Some(heard))) => {
-                        tries = 0;
+                        // That it serves is not yet news.
+                        if let Heard::Event(_) | Heard::Live(_) = heard {
+                            tries = 0;
+                        }
                         if self.hear(&heard)? {
                             return Ok(());
                         }
@@ -123,6 +126,11 @@ impl Following<'_> {
                 event.run
             }
             Heard::Live(live) => Some(live.run),
+            Heard::Open(open) => Some(open.run),
+            Heard::At(at) => {
+                self.after = self.after.max(at.seq);
+                None
+            }
         };
         // History of earlier runs is not news.
         if run.is_some_and(|run| run != self.n) {

@@ -9,20 +9,8 @@ use super::{
     style::{clean_line, cut, span},
     tasks,
 };
-use crate::api::task::Task;
+use crate::api::task::{STATES, Task};
 
-pub(crate) const STATES: [&str; 10] = [
-    "queued",
-    "preparing",
-    "running",
-    "stopping",
-    "checking",
-    "completed",
-    "blocked",
-    "failed",
-    "stopped",
-    "lost",
-];
 const REASON_CHARS: usize = 80;
 
 /// Show tasks by what they need: you, nothing, their turn, or nothing any more.

@@ -18,17 +18,18 @@ mod events;
 pub(crate) mod exit;
 mod follow;
 mod freeze;
-mod ids;
+pub(crate) mod ids;
 mod list;
 mod login;
 mod logs;
+mod mcp;
 mod notify;
 pub(crate) mod out;
 mod repo;
 mod resume;
 mod retry;
 mod rm;
-mod run;
+pub(crate) mod run;
 mod say;
 mod screen;
 mod serve;
@@ -36,6 +37,7 @@ mod show;
 mod stop;
 mod style;
 mod tasks;
+mod token;
 #[cfg(feature = "tui")]
 mod top;
 mod undo;
@@ -99,7 +101,9 @@ enum Verb {
     Notify(notify::Args),
     Freeze(freeze::FreezeArgs),
     Thaw(freeze::ThawArgs),
+    Mcp(mcp::Args),
     Serve(serve::Args),
+    Token(token::Args),
     Doctor(doctor::Args),
     Agents(agents::Args),
     Login(login::Args),
@@ -158,6 +162,11 @@ fn dispatch(verb: Verb) -> Result<Exit> {
         serve::own_session(args)?;
     }
     let env = Env::read();
+    if let Verb::Mcp(args) = &verb
+        && args.run
+    {
+        return in_runtime(true, mcp::of_run(&env));
+    }
     let ctx = Ctx {
         style: Style::detect(env.text("NO_COLOR"), env.text("TERM")),
         settings: Settings::read()?,
@@ -168,9 +177,15 @@ fn dispatch(verb: Verb) -> Result<Exit> {
         // The screen goes on while the engine is asked.
         #[cfg(feature = "tui")]
         Verb::Top(_) => true,
+        // Calls go on side by side, and some of them ask git or a command of the person's.
+        Verb::Mcp(_) => true,
         _ => false,
     };
-    // A client waits for one thing at a time; threads would only cost its start.
+    in_runtime(serves, Box::pin(perform(&ctx, verb)))
+}
+
+/// A client waits for one thing at a time; threads would only cost its start.
+fn in_runtime(serves: bool, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
     let runtime = if serves {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -182,7 +197,7 @@ fn dispatch(verb: Verb) -> Result<Exit> {
             .build()
     };
     let runtime = runtime.map_err(|error| CliError::failed("start the runtime", &error))?;
-    let exit = runtime.block_on(Box::pin(perform(&ctx, verb)));
+    let exit = runtime.block_on(work);
     // What still reads a pipe in the background must not hold the prompt back.
     runtime.shutdown_background();
     exit
@@ -215,7 +230,9 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Notify(args) => notify::run(ctx, &args).await,
         Verb::Freeze(args) => freeze::freeze(ctx, &args).await,
         Verb::Thaw(args) => freeze::thaw(ctx, &args).await,
+        Verb::Mcp(args) => mcp::run(&ctx.settings, &args).await,
         Verb::Serve(args) => serve::run(ctx, &args).await,
+        Verb::Token(args) => token::run(ctx, args),
         Verb::Doctor(args) => doctor::run(ctx, &args).await,
         Verb::Agents(args) => agents::run(ctx, &args),
         Verb::Login(args) => login::run(ctx, &args),

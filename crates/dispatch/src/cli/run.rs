@@ -12,9 +12,11 @@ use dispatch_core::{
     ask::Permissions,
     config::{AgentProfile, list},
     gate::BadMoney,
+    grant::Among,
     id::AgentName,
     limits::{Limit, Lowered},
-    task::{Effort, Expects, IssueText, Priority, Taken, Wrap},
+    secret::Secret,
+    task::{Effort, Expects, IssueText, Priority, Taken, TaskSpec, Wrap},
 };
 
 use super::{
@@ -140,6 +142,10 @@ pub(crate) struct Args {
     /// What becomes of the agent's permission requests, instead of what its table says
     #[arg(long, value_parser = ["allow", "ask", "deny"])]
     permissions: Option<String>,
+    /// What the agent may do at Dispatch's own door, such as asking for tasks itself: a name of
+    /// [grants], or none
+    #[arg(long, value_name = "NAME")]
+    grant: Option<String>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -279,8 +285,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     if dry {
         let files = asked.attachments.clone();
         let spec = asked.spec(&settings.config)?;
-        let profile = profile(settings, &spec.agent)?;
-        return dry_run::run(ctx, &spec, profile, &files, json);
+        return dry_run::run(ctx, &spec, &files, json);
     }
     let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
     let left_out = match &asked.repo {
@@ -406,6 +411,9 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
             None => None,
         },
         permissions: args.permissions.as_deref().map(permissions),
+        grant: args.grant,
+        grant_most: None,
+        detached: false,
         review_base: args.base.clone(),
         checks,
         workspace: args.workspace,
@@ -428,22 +436,17 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
         effort: args.effort,
         attachments,
     };
-    // The engine does it, too; here it says whose keys are needed.
-    project::fill(&mut asked, &settings.config, &settings.paths.config)?;
-    let selection = request::agent(&settings.config, asked.agent.as_deref())?;
-    let name = selection.agent;
-    let agent = profile(settings, &name)?;
-    let program = selection.command.first().unwrap_or(&agent.program);
+    let agent = choose(settings, &mut asked)?;
     // A command that hands one out may ask somebody to touch a key.
     if !args.dry_run {
-        asked.secrets = agent_secrets(settings, name.as_str())?;
+        asked.secrets = agent_secrets(settings, agent.name.as_str())?;
     }
-    asked.agent = asked.agent.or_else(|| Some(name.to_string()));
-    // What the engine would refuse is refused before one is started for it.
-    let spec = asked.clone().spec(&settings.config)?;
-    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
-        let what = format!("use agent {name}: its program {program:?} is not on PATH");
-        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    let spec = check(settings, &asked, &agent)?;
+    if !args.dry_run {
+        let others = granted_secrets(settings, &spec);
+        others.into_iter().for_each(|(key, value)| {
+            asked.secrets.0.entry(key).or_insert(value);
+        });
     }
     if let Some(container) = &spec.placement.container
         && let Some(warning) = container.image.warning()
@@ -452,6 +455,87 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
         out::aside(&ctx.style.paint(Colour::Yellow, &text));
     }
     Ok(asked)
+}
+
+/// Who is to do it, and what that needs here.
+struct Chosen {
+    name: AgentName,
+    program: String,
+}
+
+/// The engine does it, too; here it says whose keys are needed.
+fn choose(settings: &Settings, asked: &mut Dispatch) -> Result<Chosen> {
+    project::fill(asked, &settings.config, &settings.paths.config)?;
+    let selection = request::agent(&settings.config, asked.agent.as_deref())?;
+    let name = selection.agent;
+    let own = profile(settings, &name)?;
+    let program = selection.command.into_iter().next();
+    asked.agent.get_or_insert_with(|| name.to_string());
+    Ok(Chosen {
+        program: program.unwrap_or_else(|| own.program.clone()),
+        name,
+    })
+}
+
+/// What the engine would refuse is refused before one is started for it.
+fn check(settings: &Settings, asked: &Dispatch, agent: &Chosen) -> Result<TaskSpec> {
+    let spec = asked.clone().spec(&settings.config)?;
+    let Chosen { name, program } = agent;
+    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
+        let what = format!("use agent {name}: its program {program:?} is not on PATH");
+        return Err(CliError::usage(what).hint(agents::how_to_get(program)));
+    }
+    Ok(spec)
+}
+
+/// For a request of somebody who sits beside us, such as an editor: the repository is the one we were
+/// started in where none is named, and the keys are those that we have.
+pub(crate) async fn complete(settings: &Settings, asked: &mut Dispatch) -> Result<()> {
+    if let Some(dir) = &asked.dir {
+        asked.dir = Some(repo::folder(dir.as_ref())?);
+    } else if !asked.no_repo {
+        let named = asked.repo.as_deref().unwrap_or(".");
+        asked.repo = Some(repo::resolve(&settings.config, named)?);
+    }
+    if let (Some(number), None) = (asked.issue, &asked.issue_text) {
+        let place = asked.repo.as_deref();
+        let place = place.map(|repo| request::place(&settings.config, repo));
+        asked.issue_text = match of_forge(settings, number, place).await {
+            Ok(found) => found,
+            Err(error) => {
+                without_its_text(&error);
+                None
+            }
+        };
+    }
+    let agent = choose(settings, asked)?;
+    asked.secrets = agent_secrets(settings, agent.name.as_str())?;
+    check(settings, asked, &agent)?;
+    Ok(())
+}
+
+/// What the forge of a repository says of an issue; `None`: no forge is configured for it.
+async fn of_forge(
+    settings: &Settings,
+    number: u64,
+    place: Option<&str>,
+) -> std::result::Result<Option<IssueText>, IssueError> {
+    match hosted(settings, place) {
+        Some(hosted) => forge::fetch(settings, &hosted, number).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+fn hosted(settings: &Settings, place: Option<&str>) -> Option<Hosted> {
+    let url = repo::url(settings, place?)?;
+    Hosted::of(&url).filter(|hosted| forge::forge_of(settings, hosted).is_some())
+}
+
+fn without_its_text(error: &IssueError) {
+    let why = chain(error);
+    out::aside(&format!(
+        "warning: {why}; the task goes on without its text"
+    ));
 }
 
 /// What the issue says. Beside a task's own text it is a help, without one it is needed.
@@ -468,11 +552,7 @@ async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<
         return forge::parse(number, &text).map(Some).map_err(told);
     }
     let needed = args.text.is_none() && args.file.is_none() && args.base.is_none();
-    let hosted = place
-        .and_then(|place| repo::url(settings, place))
-        .and_then(|url| Hosted::of(&url));
-    let known = hosted.filter(|hosted| forge::forge_of(settings, hosted).is_some());
-    let Some(hosted) = known else {
+    let Some(hosted) = hosted(settings, place) else {
         if !needed {
             return Ok(None);
         }
@@ -494,13 +574,23 @@ async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<
             Err(told(error).hint("--issue-file gives its text without the forge"))
         }
         Err(error) => {
-            out::aside(&format!(
-                "warning: {}; the task goes on without its text",
-                chain(&error)
-            ));
+            without_its_text(&error);
             Ok(None)
         }
     }
+}
+
+/// Of the agents that a task may ask for by name: what its children cannot bring, it hands on. What is
+/// not there they ask a person for.
+fn granted_secrets(settings: &Settings, spec: &TaskSpec) -> BTreeMap<String, Secret> {
+    let grant = spec.terms.grant.as_deref();
+    let Some(Among::Only(agents)) = grant.map(|grant| &grant.agents) else {
+        return BTreeMap::new();
+    };
+    let others = agents.iter().filter(|name| **name != spec.agent);
+    let profiles = others.filter_map(|name| Some((name, settings.config.agents.get(name)?)));
+    let taken = profiles.filter_map(|(name, profile)| settings.secrets_of(name, profile).ok());
+    taken.flat_map(|(found, _)| found).collect()
 }
 
 /// Clap has looked at the word.

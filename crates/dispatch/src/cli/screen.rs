@@ -7,7 +7,11 @@ use std::{
     time::Instant,
 };
 
-use dispatch_core::{review::Review, update::Update};
+use dispatch_core::{
+    ask::shown,
+    review::Review,
+    update::{TodoState, Update},
+};
 
 use super::{
     show,
@@ -15,10 +19,10 @@ use super::{
 };
 use crate::{
     api::{
-        event::Event,
+        event::{Event, OpenText},
         task::{Diffstat, Task},
     },
-    client::Heard,
+    client::{Heard, fold::RunView},
 };
 
 const LINES_SHOWN: usize = 5;
@@ -41,6 +45,10 @@ pub(crate) struct Screen {
     doing: String,
     begun: Instant,
     last: VecDeque<String>,
+    /// What is being said, as far as it has come.
+    live: RunView,
+    /// The lines that are kept nowhere else, up to the last whole one.
+    output: Lines,
     tools: usize,
     cost: Option<f64>,
     frame: usize,
@@ -66,6 +74,8 @@ impl Screen {
             doing,
             begun: Instant::now(),
             last: VecDeque::new(),
+            live: RunView::default(),
+            output: Lines::default(),
             tools: 0,
             cost: None,
             frame: 0,
@@ -81,6 +91,8 @@ impl Screen {
             doing: String::new(),
             begun: Instant::now(),
             last: VecDeque::new(),
+            live: RunView::default(),
+            output: Lines::default(),
             tools: 0,
             cost: None,
             frame: 0,
@@ -96,15 +108,35 @@ impl Screen {
         if self.mode == Mode::Silent {
             return Ok(());
         }
-        let (line, is_said) = match heard {
-            Heard::Live(live) => (Some(clean_line(&live.text)), true),
+        match heard {
             Heard::Event(event) => {
                 self.count(event);
+                self.live.event(event);
                 // The person has just typed the one, and the other is told in full at the end.
                 let told = matches!(event.kind.as_str(), "task_created" | "finished");
-                (describe(event).filter(|_| !told), event.kind == "said")
+                let line = describe(event).filter(|_| !told);
+                self.show(line, event.kind == "said")
             }
-        };
+            Heard::Live(live) => {
+                self.live.live(live);
+                self.show_output()
+            }
+            Heard::Open(open) => {
+                self.live.open(open);
+                self.show_output()
+            }
+            Heard::At(_) => Ok(()),
+        }
+    }
+
+    fn show_output(&mut self) -> io::Result<()> {
+        for line in self.output.new_ones(self.live.output.as_ref()) {
+            self.show(Some(clean_line(&line)), true)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, line: Option<String>, is_said: bool) -> io::Result<()> {
         let Some(line) = line.filter(|line| !line.trim().is_empty()) else {
             return Ok(());
         };
@@ -146,7 +178,16 @@ impl Screen {
         }
         head = cut(&head, width);
         let facts = cut(&format!("  {}", facts.join(" · ")), width);
-        let said = self.last.iter().map(|line| {
+        // What is being said stands where its whole will stand.
+        let open = self
+            .live
+            .text
+            .as_ref()
+            .map(|open| clean_line(open.text.trim()));
+        let open = open.filter(|open| !open.is_empty());
+        let all = self.last.iter().chain(&open);
+        let all = all.skip((self.last.len() + open.iter().len()).saturating_sub(LINES_SHOWN));
+        let said = all.map(|line| {
             let line = cut(&format!("  │ {line}"), width);
             self.style.paint(Colour::Dim, &line)
         });
@@ -189,6 +230,29 @@ impl Screen {
         let mut stdout = io::stdout().lock();
         stdout.write_all(out.as_bytes())?;
         stdout.flush()
+    }
+}
+
+/// Whole lines out of a text that grows at its end.
+#[derive(Debug, Default)]
+struct Lines {
+    /// Bytes of the text up to the last whole line.
+    read: u64,
+}
+
+impl Lines {
+    /// What has become whole since; a line with a hole in it is shown from behind the hole.
+    fn new_ones(&mut self, text: Option<&OpenText>) -> Vec<String> {
+        let Some(open) = text else {
+            return Vec::new();
+        };
+        let from = self.read.saturating_sub(open.offset);
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let Some((whole, _)) = open.text.get(from..).and_then(|new| new.rsplit_once('\n')) else {
+            return Vec::new();
+        };
+        self.read = self.read.max(open.offset) + whole.len() as u64 + 1;
+        whole.lines().map(str::to_owned).collect()
     }
 }
 
@@ -260,8 +324,8 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         "permission_asked" => format!(
             "asks {} for {} (`dispatch allow`, `deny`): {}",
             number("ask"),
-            text("tool"),
-            text("input")
+            event.text("tool").map(shown).unwrap_or_default(),
+            event.text("input").map(shown).unwrap_or_default()
         ),
         "permission_answered" => {
             let allowed = event.body.get("allow") == Some(&true.into());
@@ -345,6 +409,13 @@ fn said(update: &Update) -> Option<String> {
             attempt, reason, ..
         } => format!("trying again ({attempt}): {}", clean_line(reason)),
         Update::Notice { text } => clean_line(text),
+        Update::Todo { items } => {
+            let done = items.iter().filter(|item| item.state == TodoState::Done);
+            let now = items.iter().find(|item| item.state == TodoState::Active);
+            let now = now.map(|item| format!(": {}", clean_line(&item.text)));
+            let (done, all) = (done.count(), items.len());
+            format!("{done} of {all} done{}", now.unwrap_or_default())
+        }
     })
 }
 
@@ -449,10 +520,10 @@ mod tests {
             ),
             (
                 r#""kind":"permission_asked","ask":2,"tool":"Bash","input":"ls\u001b[2J","owner":"person","until":9}"#,
-                Some("asks 2 for Bash (`dispatch allow`, `deny`): ls [2J"),
+                Some("asks 2 for Bash (`dispatch allow`, `deny`): ls\\u{1b}[2J"),
             ),
             (
-                r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"why":"no"}"#,
+                r#""kind":"permission_answered","ask":2,"allow":false,"by":{"task":"3f"},"reason":"no"}"#,
                 Some("ask 2 denied by 3f"),
             ),
             (

@@ -1,7 +1,10 @@
 //! `dispatch serve`: the engine, in this process, until it is told to end or has nothing to do.
 //! Must not start a second one: the data directory's lock decides.
 
+use std::{net::SocketAddr, path::Path};
+
 use dispatch_engine::engine::OpenError;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -11,22 +14,38 @@ use super::{
     out,
 };
 use crate::{
-    http::server::{ServeError, Server},
+    http::server::{Net, ServeError, Server},
     settings::Settings,
 };
 
 /// Run the engine in the foreground; jobs outlive it.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch serve\n  dispatch serve --until-idle\n\nOther verbs start one by themselves when they need it. Ctrl-C ends the engine; jobs live on and\nthe next engine picks them up."
+    after_help = "Examples:\n  dispatch serve\n  dispatch serve --listen 127.0.0.1:7717\n  dispatch serve --listen 127.0.0.1:0 --json\n\nOther verbs start one by themselves when they need it. Ctrl-C ends the engine; jobs live on and\nthe next engine picks them up."
 )]
 pub(crate) struct Args {
+    /// Listen there too, for programs with a token (`dispatch token new`); port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Tokens may cross the network in the clear: for an address that other machines reach, without TLS
+    #[arg(long)]
+    insecure_plain_http: bool,
+    /// Print one JSON object when it serves: `url` is null without an address to listen at
+    #[arg(long)]
+    json: bool,
     /// End when nothing is live, queued or paused
     #[arg(long)]
     until_idle: bool,
     /// Leave the session of whoever started us
     #[arg(long, hide = true)]
     own_session: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Serving<'a> {
+    url: Option<&'a str>,
+    socket: &'a Path,
 }
 
 /// Before anything else, so that a Ctrl-C or hang-up of the starter's terminal never comes here.
@@ -38,13 +57,25 @@ pub(crate) fn own_session(args: &Args) -> Result<()> {
     Ok(())
 }
 
-async fn open(settings: &Settings) -> Result<Server> {
-    Server::open(settings).await.map_err(|error| {
+async fn open(settings: &Settings, args: &Args) -> Result<Server> {
+    let net = Net {
+        listen: args.listen,
+        insecure_plain_http: args.insecure_plain_http,
+        // Whoever started it wants an engine; an address that is taken is no reason to have none.
+        or_without: args.own_session,
+    };
+    Server::open(settings, net).await.map_err(|error| {
         let told = CliError::new(Exit::Unreachable, chain(&error));
-        if is_busy(&error) {
-            told.hint("an engine runs already and serves this data directory; verbs find it")
-        } else {
-            told
+        match &error {
+            _ if is_busy(&error) && args.listen.is_some() => told.hint(
+                "an engine runs already, without that address; end it first, or name the address \
+                 in dispatch.toml, as server.listen",
+            ),
+            _ if is_busy(&error) => {
+                told.hint("an engine runs already and serves this data directory; verbs find it")
+            }
+            ServeError::Exposed { .. } => CliError::usage(chain(&error)),
+            _ => told,
         }
     })
 }
@@ -55,7 +86,11 @@ fn is_busy(error: &ServeError) -> bool {
 
 /// For `run --here`: an engine in this process, or `None` when one serves already.
 pub(crate) async fn open_unless_served(settings: &Settings) -> Result<Option<Server>> {
-    match Server::open(settings).await {
+    let net = Net {
+        or_without: true,
+        ..Net::default()
+    };
+    match Server::open(settings, net).await {
         Ok(server) => Ok(Some(server)),
         Err(error) if is_busy(&error) => {
             out::aside("an engine serves this data directory already; the task goes there");
@@ -71,12 +106,21 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
         hook(SignalKind::interrupt())?,
         hook(SignalKind::terminate())?,
     );
-    let server = open(&ctx.settings).await?;
+    let server = open(&ctx.settings, args).await?;
+    let socket = ctx.settings.paths.socket();
+    let at = server.url().map(|url| format!(" and {url}"));
     out::aside(&format!(
-        "dispatch {} serves {}",
+        "dispatch {} serves {}{}",
         env!("CARGO_PKG_VERSION"),
-        ctx.settings.paths.socket().display()
+        socket.display(),
+        at.unwrap_or_default()
     ));
+    if args.json {
+        out::json(&Serving {
+            url: server.url(),
+            socket: &socket,
+        })?;
+    }
     let why = tokio::select! {
         _ = int.recv() => "interrupted",
         _ = term.recv() => "terminated",

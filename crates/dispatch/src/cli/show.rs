@@ -9,7 +9,7 @@ use super::{
     style::{Colour, Style, clean_line, clean_text},
     tasks,
 };
-use dispatch_core::{carried::Can, review::Review};
+use dispatch_core::{ask::shown, carried::Can, review::Review};
 use dispatch_engine::prompts::sha256;
 
 use crate::api::task::{Ask, Attachment, Budget, Exit as JobExit, Message, NextRun, Run, Task};
@@ -205,10 +205,8 @@ fn asked_line(ask: &Ask) -> String {
         "person" => String::new(),
         task => format!(", task {task} is to answer"),
     };
-    format!(
-        "({how}{owner}, run {}) {}: {}",
-        ask.run, ask.tool, ask.input
-    )
+    let what = shown(&format!("{}: {}", ask.tool, ask.input));
+    format!("({how}{owner}, run {}) {what}", ask.run)
 }
 
 fn attached_line(file: &Attachment) -> String {

@@ -69,16 +69,29 @@ impl Style {
 
 /// Without control characters, line ends included.
 pub(crate) fn clean_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    clean(text, |c| if c.is_control() { Some(' ') } else { Some(c) })
 }
 
 /// Without control characters other than line ends and tabs.
 pub(crate) fn clean_text(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .collect()
+    let kept = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    clean(text, |c| Some(c).filter(|c| kept(*c)))
+}
+
+/// What turns the order of letters around is shown as what it is: a name or a line of a patch must not
+/// look like another one.
+fn clean(text: &str, keep: impl Fn(char) -> Option<char>) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{61c}'
+            | '\u{200e}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}' => out.extend(c.escape_default()),
+            c => out.extend(keep(c)),
+        }
+    }
+    out
 }
 
 /// Cut to a number of characters, with a mark that it was.
@@ -109,6 +122,8 @@ mod tests {
     fn an_agent_cannot_move_the_cursor() {
         assert_eq!(clean_line("a\x1b[2Jb\nc"), "a [2Jb c");
         assert_eq!(clean_text("a\x1b]0;x\x07\n\tb\r"), "a]0;x\n\tb");
+        assert_eq!(clean_line("a\u{202e}b\u{2069}"), "a\\u{202e}b\\u{2069}");
+        assert_eq!(clean_text("a\u{200f}\n\u{200d}b"), "a\\u{200f}\n\u{200d}b");
         assert_eq!(cut("abcdef", 4), "abc…");
         assert_eq!(Style::plain().state("failed"), "failed");
     }

@@ -22,8 +22,8 @@ pub(crate) fn reader(settings: &Settings) -> Result<Option<Reader>> {
 /// All tasks, removed ones too, oldest first.
 pub(crate) async fn all(settings: &Settings) -> Result<Vec<Task>> {
     if let Some(client) = start::living(settings)? {
-        match client.get("/v1/tasks").await {
-            Ok(tasks) => return Ok(tasks),
+        match client.tasks().await {
+            Ok((tasks, _)) => return Ok(tasks),
             // It has just left, or is just coming: the log knows.
             Err(error) if error.nothing_happened() => {}
             Err(error) => return Err(error.into()),

@@ -3,18 +3,21 @@
 
 use std::collections::BTreeMap;
 
-use dispatch_core::{gate::Budget, update::Usage};
-use serde::Serialize;
+use dispatch_core::{gate::MicroUsd, spending::Spending};
 
 use super::{
     Ctx,
-    error::Result,
+    error::{CliError, Result},
     exit::Exit,
     out,
     style::{Colour, clean_line, cut},
     tasks,
 };
-use crate::api::task::{Run, Task};
+use crate::{
+    api::overview::{Row, Spent},
+    client::start,
+    settings::Settings,
+};
 
 /// Show tokens and money by day, pool and task.
 #[derive(Debug, clap::Args)]
@@ -25,90 +28,26 @@ pub(crate) struct Args {
     json: bool,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-struct Row {
-    name: String,
-    runs: u64,
-    /// Runs whose agent told nothing: they may have spent, too.
-    untold: u64,
-    input_tokens: u64,
-    output_tokens: u64,
-    cache_read_tokens: u64,
-    cache_write_tokens: u64,
-    cost_usd: f64,
-    #[serde(skip)]
-    spent: Budget,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Sums {
-    days: Vec<Row>,
-    pools: Vec<Row>,
-    tasks: Vec<Row>,
-}
-
-impl Row {
-    fn add(&mut self, usage: Option<&Usage>) {
-        self.runs += 1;
-        let Some(usage) = usage else {
-            self.untold += 1;
-            return;
-        };
-        for (sum, told) in [
-            (&mut self.input_tokens, usage.input_tokens),
-            (&mut self.output_tokens, usage.output_tokens),
-            (&mut self.cache_read_tokens, usage.cache_read_tokens),
-            (&mut self.cache_write_tokens, usage.cache_write_tokens),
-        ] {
-            *sum = sum.saturating_add(told.unwrap_or(0));
-        }
-        self.spent = self.spent.plus(Budget::of(usage));
-        self.cost_usd = self.spent.usd.into();
-    }
-}
-
-/// The day of its end, in UTC: when its spending is counted.
-fn day(run: &Run) -> Option<&str> {
-    run.ended_at.as_deref()?.split('T').next()
-}
-
-fn sums(tasks: &[Task]) -> Sums {
-    let (mut days, mut pools) = (BTreeMap::new(), BTreeMap::new());
-    let mut of_tasks = Vec::new();
-    for task in tasks {
-        let mut sum = Row {
-            name: task.short.clone(),
-            ..Row::default()
-        };
-        // A run that never started has spent nothing.
-        for run in task.runs.iter().filter(|run| run.started_at.is_some()) {
-            let (Some(day), usage) = (day(run), run.usage.as_ref()) else {
-                continue;
-            };
-            sum.add(usage);
-            let of_day: &mut Row = days.entry(day.to_owned()).or_default();
-            of_day.add(usage);
-            let of_pool: &mut Row = pools.entry(task.pool.clone()).or_default();
-            of_pool.add(usage);
-        }
-        if sum.runs > 0 {
-            of_tasks.push(sum);
+/// From the engine that lives, else from the log.
+async fn spent(settings: &Settings) -> Result<Spent> {
+    if let Some(client) = start::living(settings)? {
+        match client.get("/v1/usage").await {
+            Ok(spent) => return Ok(spent),
+            // It has just left, or is just coming: the log knows.
+            Err(error) if error.nothing_happened() => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    let named = |rows: BTreeMap<String, Row>| {
-        let row = |(name, row)| Row { name, ..row };
-        rows.into_iter().map(row).collect()
+    let Some(reader) = tasks::reader(settings)? else {
+        return Ok(Spent::default());
     };
-    Sums {
-        days: named(days),
-        pools: named(pools),
-        tasks: of_tasks,
-    }
+    let state = reader.state();
+    let state = state.map_err(|error| CliError::failed("read the log", &error))?;
+    Ok(Spent::from(&Spending::of(&state)))
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
-    let all = tasks::all(&ctx.settings).await?;
-    let sums = sums(&all);
+    let sums = spent(&ctx.settings).await?;
     if args.json {
         out::json(&sums)?;
         return Ok(Exit::Completed);
@@ -117,6 +56,7 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
         out::line("nothing has run yet")?;
         return Ok(Exit::Completed);
     }
+    let all = tasks::all(&ctx.settings).await?;
     let titles: BTreeMap<&str, &str> = all
         .iter()
         .map(|task| (task.short.as_str(), task.title.as_str()))
@@ -140,7 +80,9 @@ fn line(row: &Row, title: Option<&str>) -> String {
         "  {:<12} {:>4} runs  ${:<9} {:>10} in {:>9} out {:>10} cached",
         cut(&clean_line(&row.name), 12),
         row.runs,
-        row.spent.usd.to_string(),
+        MicroUsd::try_from(row.cost_usd)
+            .unwrap_or_default()
+            .to_string(),
         row.input_tokens,
         row.output_tokens,
         row.cache_read_tokens.saturating_add(row.cache_write_tokens),
@@ -156,35 +98,21 @@ fn line(row: &Row, title: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use dispatch_core::run::RunState;
-
     use super::*;
-    use crate::api::task::tests::view;
 
     #[test]
-    fn sums_are_exact_and_what_was_not_told_is_said() {
-        let told = |id, usd, tokens| {
-            let mut task = Task::from(&view(id, RunState::Running));
-            task.runs[0].usage = Some(Usage {
-                cost_usd: Some(usd),
-                input_tokens: Some(tokens),
-                ..Usage::default()
-            });
-            task
+    fn what_was_not_told_is_said() {
+        let row = Row {
+            name: "1970-01-01".into(),
+            runs: 3,
+            untold: 1,
+            cost_usd: 0.3,
+            ..Row::default()
         };
-        let untold = Task::from(&view(9, RunState::Running));
-        let sums = sums(&[told(1, 0.1, 5), told(2, 0.2, 6), untold]);
-        assert_eq!(sums.days.len(), 1);
-        let day = &sums.days[0];
-        assert_eq!(
-            (day.name.as_str(), day.runs, day.untold),
-            ("1970-01-01", 3, 1)
+        let line = line(&row, None);
+        assert!(
+            line.contains("$0.30") && line.contains("(1 told nothing)"),
+            "{line}"
         );
-        assert_eq!((day.cost_usd, day.input_tokens), (0.3, 11));
-        assert_eq!(
-            (sums.pools[0].name.as_str(), sums.tasks.len()),
-            ("default", 3)
-        );
-        assert!(line(day, None).contains("(1 told nothing)"));
     }
 }

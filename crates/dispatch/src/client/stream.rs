@@ -1,60 +1,71 @@
-//! Server-sent events, read: bytes in, events out.
+//! Server-sent events, read: bytes in, frames out.
 //! Must not reconnect; whoever reads knows the last position and whether to go on.
 
+use axum::body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::ClientError;
-use crate::api::event::{Event, Live};
+use crate::api::event::Frame;
 
 /// An event holds at most one update of an agent, whose lines are cut long before this.
 const FRAME_BYTES_MAX: usize = 64 << 20;
 
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Heard {
-    Event(Box<Event>),
-    Live(Live),
-}
+pub(crate) use crate::api::event::Frame as Heard;
 
-/// Splits a byte stream into events.
+/// Splits a byte stream into frames.
 #[derive(Debug, Default)]
 struct Frames {
     buffer: Vec<u8>,
+    /// Read already.
+    read: usize,
+    /// Looked at for an end already.
+    looked: usize,
 }
 
 impl Frames {
+    fn push(&mut self, bytes: &[u8]) {
+        self.buffer.drain(..self.read);
+        self.looked -= self.read;
+        self.read = 0;
+        self.buffer.extend_from_slice(bytes);
+    }
+
     /// The next whole frame, with what it holds; comments and unknown events are stepped over.
     fn next(&mut self) -> Option<Result<Heard, ClientError>> {
         loop {
-            let end = self.buffer.windows(2).position(|pair| pair == b"\n\n")?;
-            let frame: Vec<u8> = self.buffer.drain(..end + 2).collect();
-            let text = String::from_utf8_lossy(&frame);
-            let (mut kind, mut data) = ("", String::new());
+            let rest = &self.buffer[self.looked..];
+            let Some(end) = rest.windows(2).position(|pair| pair == b"\n\n") else {
+                // The first half of an end may be there.
+                let whole = self.buffer.len().saturating_sub(1);
+                self.looked = whole.max(self.looked);
+                return None;
+            };
+            let (from, end) = (self.read, self.looked + end);
+            (self.read, self.looked) = (end + 2, end + 2);
+            let text = String::from_utf8_lossy(&self.buffer[from..end]);
+            let (mut word, mut data) = ("", String::new());
             for line in text.lines() {
                 if let Some(value) = line.strip_prefix("event: ") {
-                    kind = value;
+                    word = value;
                 } else if let Some(value) = line.strip_prefix("data: ") {
                     data.push_str(value);
                 }
             }
-            let heard = match kind {
-                "event" => serde_json::from_str(&data).map(|event| Heard::Event(Box::new(event))),
-                "live" => serde_json::from_str(&data).map(Heard::Live),
-                _ => continue,
-            };
-            return Some(heard.map_err(|error| ClientError::Lost(error.to_string())));
+            if let Some(frame) = Frame::parse(word, &data) {
+                return Some(frame.map_err(|error| ClientError::Lost(error.to_string())));
+            }
         }
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct Events {
-    body: Incoming,
+    body: Body,
     frames: Frames,
 }
 
 impl Events {
-    pub(crate) fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Body) -> Self {
         Self {
             body,
             frames: Frames::default(),
@@ -72,7 +83,7 @@ impl Events {
                 Some(Err(error)) => return Err(ClientError::Lost(error.to_string())),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.frames.buffer.extend_from_slice(&data);
+                        self.frames.push(&data);
                     }
                 }
             }
@@ -87,21 +98,28 @@ impl Events {
 mod tests {
     use super::*;
 
+    const TEXT: &[u8] = b"retry: 1000\n\n:\n\nevent: live\ndata: {\"task\":\"a\",\"run\":1,\
+        \"chunk\":2,\"voice\":\"text\",\"offset\":7,\"text\":\"x\",\"lossy\":true}\n\n\
+        event: from_the_future\ndata: 1\n\nevent: event\nid: 4\ndata: {\"seq\":4,\"at\":\"\",\
+        \"task\":null,\"run\":null,\"kind\":\"admitted\"}\n\nevent: at\nid: 5\ndata: {\"seq\":5}\n\n\
+        event: li";
+
     #[test]
     fn frames_come_whole_however_they_are_cut() {
-        let text = b": hello\n\nevent: live\ndata: {\"task\":\"a\",\"run\":1,\"text\":\"x\"}\n\n\
-            event: event\nid: 4\ndata: {\"seq\":4,\"at\":\"\",\"task\":null,\"run\":null,\"kind\":\"admitted\"}\n\nevent: li";
-        let mut frames = Frames::default();
-        let mut heard = Vec::new();
-        for byte in text {
-            frames.buffer.push(*byte);
-            while let Some(one) = frames.next() {
-                heard.push(one.unwrap());
+        for size in 1..TEXT.len() {
+            let mut frames = Frames::default();
+            let mut heard = Vec::new();
+            for piece in TEXT.chunks(size) {
+                frames.push(piece);
+                while let Some(one) = frames.next() {
+                    heard.push(one.unwrap());
+                }
             }
+            assert!(
+                matches!(&heard[..], [Heard::Live(live), Heard::Event(event), Heard::At(at)]
+                if live.text == "x" && live.offset == 7 && event.seq == 4 && at.seq == 5),
+                "pieces of {size}: {heard:?}"
+            );
         }
-        assert!(
-            matches!(&heard[..], [Heard::Live(live), Heard::Event(event)]
-            if live.text == "x" && event.seq == 4 && event.body.is_empty())
-        );
     }
 }

@@ -1,70 +1,205 @@
-//! Errors for callers: one match from a refusal to a status and a stable code, and JSON bodies
-//! whose refusals have the same shape. Must not word anything a person reads twice.
+//! Errors for callers: one table of stable codes, one match from a refusal to one of them, and
+//! bodies and queries whose refusals have the same shape. Must not word anything a person reads twice.
+#![allow(dead_code, reason = "read by the document of the routes")]
 
 use std::error::Error;
 
 use axum::{
     Json,
     body::Bytes,
-    extract::{FromRequest, Request},
-    http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    extract::{FromRequest, FromRequestParts, Query, Request},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+        request::Parts,
+    },
     response::{IntoResponse, Response},
 };
-use dispatch_core::{config::SelectError, prompt::GuideError, redact::Redactor};
+use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
-use serde::de::DeserializeOwned;
+use http_body_util::LengthLimitError;
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 
-use crate::api::{self, request::BadRequest};
+use super::listen::TooSlow;
+use crate::{
+    api::{self, request::BadRequest},
+    plan::PlanError,
+};
+
+/// Every code that an answer of ours can carry, with its status and what it means: one table, for
+/// programs to rely on and for the documents. A row never changes its word.
+macro_rules! codes {
+    ($($name:ident $status:literal $word:literal $means:literal;)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Code {
+            $($name,)*
+        }
+
+        impl Code {
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)*];
+
+            pub(crate) fn status(self) -> u16 {
+                match self {
+                    $(Self::$name => $status,)*
+                }
+            }
+
+            pub(crate) fn word(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                }
+            }
+
+            pub(crate) fn means(self) -> &'static str {
+                match self {
+                    $(Self::$name => $means,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    BadBody 400 "bad_body" "The body is no JSON, or has a field that is not known or of another type.";
+    BadQuery 400 "bad_query" "A query parameter is not known, or its value cannot be read.";
+    BadInput 400 "bad_input" "What is asked cannot be; the detail says why.";
+    BadAttachment 400 "bad_attachment" "A file that comes along is too large, one too many, or its name is none.";
+    BadGuide 400 "bad_guide" "Template, persona, plan, variables or effort do not fit.";
+    BadGrant 400 "bad_grant" "No such grant is configured, or the agent cannot use our door.";
+    BadImage 400 "bad_image" "An image is named wrongly, is missing, or goes with no container.";
+    BadProject 400 "bad_project" "The repository's own dispatch.toml cannot be used.";
+    BadRuntime 400 "bad_runtime" "There is no such container engine.";
+    BadHead 400 "bad_head" "The head of the request is not one that can be relied on.";
+    HostNotAllowed 400 "host_not_allowed" "The placement has no fence, and the configuration does not allow that.";
+    LimitTooHigh 400 "limit_too_high" "A limit of the request is higher than the configuration's.";
+    UnknownAgent 400 "unknown_agent" "No such agent is configured.";
+    UnknownCheck 400 "unknown_check" "No such check is configured.";
+    UnknownPlacement 400 "unknown_placement" "No such placement is configured.";
+    UnknownRepo 400 "unknown_repo" "No such repository is configured.";
+    UnknownText 400 "unknown_text" "There is no such template, persona or plan.";
+    NoSuchPosition 400 "no_such_position" "The log ends before that event: it is another log.";
+    NoToken 401 "no_token" "The request carries no token, or one of another kind than Bearer.";
+    BadToken 401 "bad_token" "Nobody has that token: it was revoked, or never made.";
+    TokenExpired 401 "token_expired" "The token's time is over.";
+    WrongScope 403 "wrong_scope" "The token is for something else.";
+    NotGranted 403 "not_granted" "The agent's grant does not go so far; the detail lists what is outside.";
+    NotForAgents 403 "not_for_agents" "The route is for people and their programs.";
+    ForeignHost 403 "foreign_host" "The Host of the request is none that this server answers for.";
+    ForeignOrigin 403 "foreign_origin" "A page of another origin has sent it.";
+    NoRoute 404 "no_route" "There is nothing at that path.";
+    NoSuchTask 404 "no_such_task" "There is no task of that id.";
+    NoSuchRun 404 "no_such_run" "The task has no run of that number.";
+    NoSuchMessage 404 "no_such_message" "That is no number of a message.";
+    NoSuchAsk 404 "no_such_ask" "That is no number of an ask.";
+    NoMethod 405 "no_method" "There is something at that path, and not for that method.";
+    TooSlow 408 "too_slow" "The body did not come in time.";
+    WrongState 409 "wrong_state" "The task is in a state where that cannot be done.";
+    WorkspaceTaken 409 "workspace_taken" "Another task has the workspace.";
+    NothingLeft 409 "nothing_left" "The grant allows it, and its budget, places or time are used up.";
+    NothingToDo 409 "nothing_to_do" "There is nothing that this could be done with.";
+    KeyInUse 409 "key_in_use" "The first request with this Idempotency-Key is still being answered.";
+    TooLarge 413 "too_large" "The body is longer than that route takes.";
+    KeyUsed 422 "key_used" "Another request came with this Idempotency-Key.";
+    QueueFull 429 "queue_full" "So many tasks wait already; try again after Retry-After.";
+    TooManyWait 429 "too_many_wait" "So many callers wait for ends already; try again.";
+    TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
+    TooManyStreams 429 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
+    Failed 500 "failed" "It was tried and did not work; the detail says what.";
+    EngineGone 503 "engine_gone" "The engine has ended; nothing has happened.";
+    DiskFull 507 "disk_full" "There is too little room on the disk of the data directory.";
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
+
+/// When to ask again where a queue is full: an agent's run lasts minutes.
+const QUEUE_AGAIN_S: u64 = 30;
 
 #[derive(Debug)]
 pub(crate) struct Problem {
-    status: StatusCode,
-    code: &'static str,
+    code: Code,
     detail: String,
+    retry_after_s: Option<u64>,
 }
 
 impl Problem {
-    pub(crate) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
+        let retry_after_s = match code {
+            Code::QueueFull => Some(QUEUE_AGAIN_S),
+            _ => None,
+        };
         Self {
-            status,
             code,
             detail: detail.into(),
+            retry_after_s,
         }
+    }
+
+    pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
+    pub(crate) fn code(&self) -> Code {
+        self.code
     }
 }
 
 impl From<VerbError> for Problem {
     fn from(error: VerbError) -> Self {
-        let (status, code) = match &error {
-            VerbError::NoSuchTask { .. } => (StatusCode::NOT_FOUND, "no_such_task"),
-            VerbError::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
-            VerbError::WorkspaceTaken { .. } => (StatusCode::CONFLICT, "workspace_taken"),
-            VerbError::WrongState { .. } => (StatusCode::CONFLICT, "wrong_state"),
-            VerbError::Nothing { .. } => (StatusCode::CONFLICT, "nothing_to_do"),
-            VerbError::Attachment(_) => (StatusCode::BAD_REQUEST, "bad_attachment"),
-            VerbError::BadInput { .. } => (StatusCode::BAD_REQUEST, "bad_input"),
-            VerbError::DiskFull { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
-            VerbError::Failed { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
-            VerbError::Gone => (StatusCode::SERVICE_UNAVAILABLE, "engine_gone"),
+        let code = match &error {
+            VerbError::NoSuchTask { .. } => Code::NoSuchTask,
+            VerbError::QueueFull { .. } => Code::QueueFull,
+            VerbError::WorkspaceTaken { .. } => Code::WorkspaceTaken,
+            VerbError::KeyUsed => Code::KeyUsed,
+            VerbError::WrongState { .. } => Code::WrongState,
+            VerbError::Nothing { .. } => Code::NothingToDo,
+            VerbError::Refused(Refusal::Spent { .. }) => Code::NothingLeft,
+            VerbError::Refused(_) => Code::NotGranted,
+            VerbError::TooManyWait { .. } => Code::TooManyWait,
+            VerbError::Attachment(_) => Code::BadAttachment,
+            VerbError::BadInput { .. } => Code::BadInput,
+            VerbError::DiskFull { .. } => Code::DiskFull,
+            VerbError::Failed { .. } => Code::Failed,
+            VerbError::Gone => Code::EngineGone,
         };
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            detail = format!("{detail}: {inner}");
-            cause = inner.source();
-        }
-        Self::new(status, code, detail)
+        Self::new(code, chain(&error))
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut detail = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        detail = format!("{detail}: {inner}");
+        cause = inner.source();
+    }
+    detail
+}
+
+impl From<PlanError> for Problem {
+    fn from(error: PlanError) -> Self {
+        let code = match error {
+            PlanError::Agent(_) => Code::UnknownAgent,
+            PlanError::Base(_) => Code::BadInput,
+            PlanError::Scratch(_) | PlanError::Prompt(_) => Code::Failed,
+        };
+        Self::new(code, chain(&error))
     }
 }
 
 impl From<BadRequest> for Problem {
     fn from(error: BadRequest) -> Self {
         let code = match &error {
-            BadRequest::Agent(SelectError::Unknown { .. }) => "unknown_agent",
-            BadRequest::UnknownPlacement { .. } => "unknown_placement",
-            BadRequest::HostNotAllowed(_) => "host_not_allowed",
-            BadRequest::UnknownCheck { .. } => "unknown_check",
-            BadRequest::Repo { .. } => "unknown_repo",
+            BadRequest::Agent(SelectError::Unknown { .. }) => Code::UnknownAgent,
+            BadRequest::UnknownPlacement { .. } => Code::UnknownPlacement,
+            BadRequest::HostNotAllowed(_) => Code::HostNotAllowed,
+            BadRequest::UnknownCheck { .. } => Code::UnknownCheck,
+            BadRequest::Repo { .. } => Code::UnknownRepo,
             BadRequest::Agent(_)
             | BadRequest::TwoModels
             | BadRequest::NoReview(_)
@@ -74,46 +209,62 @@ impl From<BadRequest> for Problem {
             | BadRequest::NoPlace
             | BadRequest::Number
             | BadRequest::TwoScopes
+            | BadRequest::Page(_)
+            | BadRequest::State { .. }
             | BadRequest::Permissions { .. }
-            | BadRequest::Name(_) => "bad_input",
-            BadRequest::Guide(GuideError::Unknown { .. }) => "unknown_text",
-            BadRequest::Guide(_) | BadRequest::Effort { .. } => "bad_guide",
-            BadRequest::Attach(_) => "bad_attachment",
-            BadRequest::Project(_) => "bad_project",
-            BadRequest::Limit(_) => "limit_too_high",
+            | BadRequest::Name(_) => Code::BadInput,
+            BadRequest::Guide(GuideError::Unknown { .. }) => Code::UnknownText,
+            BadRequest::Guide(_) | BadRequest::Effort { .. } => Code::BadGuide,
+            BadRequest::Attach(_) => Code::BadAttachment,
+            BadRequest::Project(_) => Code::BadProject,
+            BadRequest::Limit(_) => Code::LimitTooHigh,
             BadRequest::Image(_) | BadRequest::NoImage(_) | BadRequest::NoContainer(_) => {
-                "bad_image"
+                Code::BadImage
             }
-            BadRequest::Runtime(_) => "bad_runtime",
+            BadRequest::Runtime(_) => Code::BadRuntime,
+            BadRequest::UnknownGrant { .. } | BadRequest::NoDoor { .. } => Code::BadGrant,
         };
-        Self::new(StatusCode::BAD_REQUEST, code, error.to_string())
+        Self::new(code, error.to_string())
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let status = self.code.status();
         let body = api::Problem {
-            status: self.status.as_u16(),
-            code: self.code.into(),
+            status,
+            code: self.code.word().into(),
             // It may quote what was asked, or what git said.
             detail: Redactor::shapes().redact(&self.detail),
         };
-        let mut response = (self.status, Json(body)).into_response();
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(body)).into_response();
+        let headers = response.headers_mut();
         let kind = HeaderValue::from_static("application/problem+json");
-        response.headers_mut().insert(CONTENT_TYPE, kind);
+        headers.insert(CONTENT_TYPE, kind);
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer realm=\"dispatch\"");
+            headers.insert(WWW_AUTHENTICATE, scheme);
+        }
         response
     }
 }
 
 pub(crate) async fn no_route() -> Problem {
+    Problem::new(Code::NoRoute, "find that path: there is none")
+}
+
+pub(crate) async fn no_method() -> Problem {
     Problem::new(
-        StatusCode::NOT_FOUND,
-        "no_route",
-        "find that path: there is none",
+        Code::NoMethod,
+        "do that: the path is there, but not for this method",
     )
 }
 
-/// A JSON body; an empty one reads as `null`, for requests that need nothing.
+/// A JSON body; an empty one reads as `{}`, for requests that need nothing.
 #[derive(Debug)]
 pub(crate) struct Body<T>(pub(crate) T);
 
@@ -121,17 +272,58 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| {
-            Problem::new(
-                error.status(),
-                "bad_body",
-                format!("read the request: {error}"),
-            )
+        let bytes = Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::TooLarge, unread_text(&error)),
+            _ => unread(&error),
         })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(text).map(Self).map_err(|error| {
-            let what = format!("read the request: {error}");
-            Problem::new(StatusCode::BAD_REQUEST, "bad_body", what)
+        serde_json::from_slice(text)
+            .map(Self)
+            .map_err(|error| Problem::new(Code::BadBody, format!("read the request: {error}")))
+    }
+}
+
+/// A body as it came, up to so many bytes.
+pub(crate) async fn whole(body: axum::body::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let body = axum::body::to_bytes(body, bytes_max).await;
+    body.map_err(|error| unread(&error))
+}
+
+/// Why a body was not read: too long, too slow, or broken off.
+fn unread(error: &(dyn Error + 'static)) -> Problem {
+    let mut code = Code::BadBody;
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if inner.is::<LengthLimitError>() {
+            code = Code::TooLarge;
+        } else if inner.is::<TooSlow>() {
+            code = Code::TooSlow;
+        }
+        cause = inner.source();
+    }
+    Problem::new(code, unread_text(error))
+}
+
+fn unread_text(error: &dyn Error) -> String {
+    format!("read the request: {error}")
+}
+
+/// The query of a request; what is not known in it is refused.
+#[derive(Debug)]
+pub(crate) struct Params<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = Query::try_from_uri(&parts.uri);
+        query.map(|Query(asked)| Self(asked)).map_err(|error| {
+            let mut what = error.to_string();
+            if let Some(cause) = error.source() {
+                what = cause.to_string();
+            }
+            Problem::new(Code::BadQuery, format!("read the query: {what}"))
         })
     }
 }
@@ -158,11 +350,7 @@ mod tests {
         );
         for bad in [r#"{"hard": true}"#, "{", "[]x"] {
             let problem = ask(bad).await.unwrap_err();
-            assert_eq!(
-                (problem.status.as_u16(), problem.code),
-                (400, "bad_body"),
-                "{bad}"
-            );
+            assert_eq!(problem.code, Code::BadBody, "{bad}");
         }
     }
 

@@ -1,79 +1,435 @@
-//! The log as server-sent events: history, then live. `event: event` is durable and has an id to
-//! resume from; `event: live` is lossy. Must not buffer: a slow reader slows only itself.
+//! The log as a stream over HTTP, as server-sent events or over a WebSocket: history, then what is open,
+//! then live. Frames and how they compose: docs/events.md.
+//! Must not buffer: a slow reader slows only itself, and one that takes nothing is cut off (`stall`).
 
-use std::convert::Infallible;
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Query, State},
-    response::sse::{Event as Sse, KeepAlive, Sse as SseResponse},
+    body::{Body, Bytes},
+    extract::{
+        State,
+        ws::{Message, WebSocket, WebSocketUpgrade},
+    },
+    http::{
+        HeaderMap,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
+    response::{IntoResponse, Response},
 };
-use dispatch_core::id::TaskId;
-use dispatch_engine::{events::EventStream, view::Told};
-use futures_util::{Stream, stream};
+use dispatch_core::{
+    event::Kind,
+    id::{Seq, TaskId},
+};
+use dispatch_engine::{engine::Engine, events::EventStream, view::Told};
+use futures_util::{SinkExt as _, StreamExt as _, stream};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::{Instant, sleep_until},
+};
 
-use super::{BusyGuard, Ctx, KEEP_ALIVE, error::Problem};
-use crate::api::event::{Event, Live};
+use super::{
+    BusyGuard, Ctx,
+    caller::Caller,
+    error::{Code, Params, Problem},
+    frames,
+};
+use crate::api::event::Frame;
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Streams at a time, over all doors.
+pub(crate) const STREAMS_MAX: usize = 256;
+/// When to come again while there are so many.
+const STREAMS_AGAIN_S: u64 = 10;
+/// Tasks that one stream can name.
+const TASKS_MAX: usize = 100;
+/// What goes out together, when so much is there.
+const BATCH_BYTES_MAX: usize = 32 << 10;
+/// How often a silent stream says that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How soon a browser comes back by itself.
+const RETRY: &str = "retry: 1000\n\n";
+/// A client has nothing to say here; what it says all the same is read and dropped.
+const HEARD_BYTES_MAX: usize = 4 << 10;
+/// What a WebSocket holds that the connection does not take.
+const WRITTEN_BYTES_MAX: usize = 1 << 20;
+
+/// The position in a header, as browsers send it when they come back.
+const LAST_EVENT_ID: &str = "last-event-id";
+
+/// From where, and of what.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(try_from = "Vec<(String, String)>")]
 pub(crate) struct Asked {
-    #[serde(default)]
-    after: u64,
-    task: Option<TaskId>,
+    after: Seq,
+    tasks: Option<BTreeSet<TaskId>>,
+    kinds: Option<BTreeSet<&'static str>>,
 }
 
+/// The same for a document.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "read as a schema only")]
+struct AskedShape {
+    /// Only what came after this event.
+    #[serde(default)]
+    after: u64,
+    /// Whole ids, with commas between them or as several parameters: only of these tasks.
+    task: Option<Vec<String>>,
+    /// Words of events, `live` and `open`, likewise: only these.
+    kinds: Option<Vec<String>>,
+}
+
+impl JsonSchema for Asked {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "EventsAsked".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        AskedShape::json_schema(generator)
+    }
+}
+
+impl TryFrom<Vec<(String, String)>> for Asked {
+    type Error = String;
+
+    fn try_from(pairs: Vec<(String, String)>) -> Result<Self, String> {
+        let mut asked = Self::default();
+        let mut known_after = false;
+        for (name, value) in pairs {
+            let words = || value.split(',').filter(|word| !word.is_empty());
+            match name.as_str() {
+                "after" if known_after => return Err("after is there twice".into()),
+                "after" => {
+                    known_after = true;
+                    asked.after = position(&value)?;
+                }
+                "task" => {
+                    let tasks = asked.tasks.get_or_insert_default();
+                    for word in words() {
+                        tasks.insert(word.parse().map_err(|error| format!("task: {error}"))?);
+                    }
+                    if tasks.len() > TASKS_MAX {
+                        return Err(format!("there are more than {TASKS_MAX} tasks"));
+                    }
+                }
+                "kinds" => {
+                    let kinds = asked.kinds.get_or_insert_default();
+                    for word in words() {
+                        kinds.insert(kind(word)?);
+                    }
+                }
+                other => {
+                    return Err(format!(
+                        "there is no parameter {other:?}; there are after, task, kinds"
+                    ));
+                }
+            }
+        }
+        Ok(asked)
+    }
+}
+
+fn position(text: &str) -> Result<Seq, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let parsed = text.parse().ok().filter(|_| digits);
+    parsed.ok_or_else(|| format!("a position is the number of an event, and {text:?} is none"))
+}
+
+fn kind(word: &str) -> Result<&'static str, String> {
+    let there = || Kind::WORDS.into_iter().chain([Frame::LIVE, Frame::OPEN]);
+    there().find(|known| *known == word).ok_or_else(|| {
+        let there: Vec<&str> = there().collect();
+        let there = there.join(", ");
+        format!("there are no events of kind {word:?}; there are {there}")
+    })
+}
+
+/// Which tasks a caller may hear of.
+#[derive(Debug)]
+enum Sees {
+    Everything,
+    /// An agent hears of its own task, and of those that were asked for from there.
+    Family(BTreeSet<TaskId>),
+}
+
+impl Sees {
+    async fn of(caller: &Caller, engine: &Engine) -> Result<Self, Problem> {
+        let Caller::Run(run) = caller else {
+            return Ok(Self::Everything);
+        };
+        let mut family = Self::Family(BTreeSet::from([run.task]));
+        // Oldest first, so parents come before their children.
+        for view in engine.tasks().await? {
+            family.learn(view.task.id, view.task.spec.parent);
+        }
+        Ok(family)
+    }
+
+    fn learn(&mut self, task: TaskId, parent: Option<TaskId>) {
+        if let Self::Family(family) = self
+            && parent.is_some_and(|parent| family.contains(&parent))
+        {
+            family.insert(task);
+        }
+    }
+
+    /// The one place where it is decided.
+    fn may_see(&self, task: Option<TaskId>) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Family(family) => task.is_some_and(|task| family.contains(&task)),
+        }
+    }
+}
+
+/// One subscription, whatever carries it.
 struct Following {
     events: EventStream,
-    task: Option<TaskId>,
+    sees: Sees,
+    kinds: Option<BTreeSet<&'static str>>,
+    /// The position that was told last.
+    told: Seq,
+    silent_at: Instant,
     /// Changes when the server closes: followers must not keep it.
     closing: watch::Receiver<bool>,
     /// A watched engine does not leave.
     _busy: BusyGuard,
+    _room: OwnedSemaphorePermit,
 }
 
-/// The next one that was asked for, as it goes over the wire.
-async fn step(mut from: Following) -> Option<(Result<Sse, Infallible>, Following)> {
-    loop {
-        let told = tokio::select! {
-            biased;
-            told = from.events.next() => told?,
-            _ = from.closing.changed() => return None,
-        };
-        let about = match &told {
-            Told::Event(event) => event.subject.task(),
-            Told::Live { run, .. } => Some(run.task),
-        };
-        if from.task.is_some() && about != from.task {
-            continue;
+/// What is to be sent next.
+enum Next {
+    Told(Told),
+    /// Nothing has come for a while.
+    Silence,
+}
+
+impl Following {
+    async fn new(ctx: &Ctx, caller: &Caller, asked: Asked) -> Result<Self, Problem> {
+        let room = Arc::clone(&ctx.streams).try_acquire_owned();
+        let room = room.map_err(|_| {
+            let detail = format!("follow events: {STREAMS_MAX} streams are open already");
+            Problem::new(Code::TooManyStreams, detail).retry_after(STREAMS_AGAIN_S)
+        })?;
+        let last = ctx.engine.seq();
+        if asked.after > last {
+            let detail = format!(
+                "follow events after {}: the log ends at {last}, so that position is of another \
+                 log; begin again",
+                asked.after
+            );
+            return Err(Problem::new(Code::NoSuchPosition, detail));
         }
-        let sse = match &told {
-            Told::Event(event) => Sse::default()
-                .event("event")
-                .id(event.seq.to_string())
-                .json_data(Event::from(event.as_ref())),
-            Told::Live { run, text } => Sse::default().event("live").json_data(Live {
-                task: run.task.to_string(),
-                run: run.n,
-                text: text.clone(),
-            }),
+        let sees = Sees::of(caller, &ctx.engine).await?;
+        for task in asked.tasks.iter().flatten() {
+            if !sees.may_see(Some(*task)) {
+                let detail = format!("follow task {task}: it is not of this run's family");
+                return Err(Problem::new(Code::NotForAgents, detail));
+            }
+            ctx.engine.task(*task).await?;
+        }
+        Ok(Self {
+            events: ctx.engine.watch(asked.after, asked.tasks),
+            sees,
+            kinds: asked.kinds,
+            told: asked.after,
+            silent_at: Instant::now() + KEEP_ALIVE,
+            closing: ctx.closing.clone(),
+            _busy: ctx.busy.enter(),
+            _room: room,
+        })
+    }
+
+    fn wants(&mut self, told: &Told) -> bool {
+        let (word, task) = match told {
+            Told::Event(event) => {
+                if let Kind::TaskCreated { spec, .. } = &event.kind
+                    && let Some(task) = event.subject.task()
+                {
+                    self.sees.learn(task, spec.parent);
+                }
+                (event.kind.word(), event.subject.task())
+            }
+            Told::Live(live) => (Frame::LIVE, Some(live.run.task)),
+            Told::Open { open, .. } => (Frame::OPEN, Some(open.run.task)),
+            Told::At(_) => return true,
         };
-        // Plain data always serialises; a hole in the log would be worse than an end.
-        return Some((Ok(sse.ok()?), from));
+        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(word)) && self.sees.may_see(task)
+    }
+
+    fn sends(&mut self, told: &Told) {
+        self.silent_at = Instant::now() + KEEP_ALIVE;
+        match told {
+            Told::Event(event) => self.told = event.seq,
+            Told::At(seq) => self.told = *seq,
+            Told::Live(_) | Told::Open { .. } => {}
+        }
+    }
+
+    /// `None`: the server closes, or the engine has ended. Safe to cancel.
+    async fn next(&mut self) -> Option<Next> {
+        loop {
+            let told = tokio::select! {
+                biased;
+                _ = self.closing.changed() => return None,
+                told = self.events.next() => told?,
+                () = sleep_until(self.silent_at) => return Some(self.silence()),
+            };
+            if self.wants(&told) {
+                self.sends(&told);
+                return Some(Next::Told(told));
+            }
+        }
+    }
+
+    /// What was passed over need not be looked at again by whoever comes back.
+    fn silence(&mut self) -> Next {
+        self.silent_at = Instant::now() + KEEP_ALIVE;
+        match self.events.position() {
+            Some(seq) if seq > self.told => {
+                self.told = seq;
+                Next::Told(Told::At(seq))
+            }
+            Some(_) | None => Next::Silence,
+        }
+    }
+
+    fn next_ready(&mut self) -> Option<Told> {
+        loop {
+            let told = self.events.next_ready()?;
+            if self.wants(&told) {
+                self.sends(&told);
+                return Some(told);
+            }
+        }
+    }
+}
+
+/// What is there, in one piece.
+async fn blocks(mut from: Following) -> Option<(Result<Bytes, Infallible>, Following)> {
+    let mut out = String::new();
+    match from.next().await? {
+        Next::Told(told) => frames::block(&mut out, &told),
+        Next::Silence => out.push_str(":\n\n"),
+    }
+    while out.len() < BATCH_BYTES_MAX
+        && let Some(told) = from.next_ready()
+    {
+        frames::block(&mut out, &told);
+    }
+    Some((Ok(out.into()), from))
+}
+
+/// An answer that goes on.
+#[derive(Debug)]
+pub(crate) struct Blocks(Body);
+
+impl IntoResponse for Blocks {
+    fn into_response(self) -> Response {
+        let headers = [
+            (CONTENT_TYPE, "text/event-stream"),
+            (CACHE_CONTROL, "no-cache"),
+        ];
+        (headers, self.0).into_response()
     }
 }
 
 pub(crate) async fn follow(
     State(ctx): State<Ctx>,
-    Query(asked): Query<Asked>,
-) -> Result<SseResponse<impl Stream<Item = Result<Sse, Infallible>>>, Problem> {
-    let from = Following {
-        events: ctx.engine.events(asked.after),
-        task: asked.task,
-        closing: ctx.closing.clone(),
-        _busy: ctx.busy.enter(),
-    };
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok(SseResponse::new(stream::unfold(from, step)).keep_alive(keep_alive))
+    caller: Caller,
+    headers: HeaderMap,
+    Params(mut asked): Params<Asked>,
+) -> Result<Blocks, Problem> {
+    if let Some(last) = headers.get(LAST_EVENT_ID) {
+        let last = String::from_utf8_lossy(last.as_bytes());
+        asked.after = position(&last)
+            .map_err(|what| Problem::new(Code::BadQuery, format!("read Last-Event-ID: {what}")))?;
+    }
+    let from = Following::new(&ctx, &caller, asked).await?;
+    let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(RETRY.as_bytes()))]);
+    let blocks = first.chain(stream::unfold(from, blocks));
+    Ok(Blocks(Body::from_stream(blocks)))
 }
+
+/// A connection that has become a WebSocket.
+#[derive(Debug)]
+pub(crate) struct Upgraded(Response);
+
+impl IntoResponse for Upgraded {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+pub(crate) async fn socket(
+    State(ctx): State<Ctx>,
+    caller: Caller,
+    Params(asked): Params<Asked>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Upgraded, Problem> {
+    let from = Following::new(&ctx, &caller, asked).await?;
+    let upgrade = upgrade
+        .max_message_size(HEARD_BYTES_MAX)
+        .max_frame_size(HEARD_BYTES_MAX)
+        .write_buffer_size(BATCH_BYTES_MAX)
+        .max_write_buffer_size(WRITTEN_BYTES_MAX);
+    Ok(Upgraded(
+        upgrade.on_upgrade(move |socket| messages(socket, from)),
+    ))
+}
+
+/// Until either side has had enough.
+async fn messages(socket: WebSocket, mut from: Following) {
+    let (mut out, mut heard) = socket.split();
+    loop {
+        let next = tokio::select! {
+            next = from.next() => next,
+            heard = heard.next() => match heard {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(_)) => continue,
+            },
+        };
+        let Some(next) = next else {
+            // How it is taken is the other side's.
+            out.close().await.ok();
+            return;
+        };
+        let mut closing = from.closing.clone();
+        let sent = tokio::select! {
+            sent = send(&mut out, next, &mut from) => sent,
+            _ = closing.changed() => return,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+async fn send(
+    out: &mut stream::SplitSink<WebSocket, Message>,
+    next: Next,
+    from: &mut Following,
+) -> Result<(), axum::Error> {
+    let Next::Told(told) = next else {
+        return out.send(Message::Ping(Bytes::new())).await;
+    };
+    let mut bytes = 0;
+    let mut next = Some(told);
+    while let Some(told) = next {
+        let message = frames::message(&told);
+        bytes += match &message {
+            Message::Text(text) => text.len(),
+            _ => 0,
+        };
+        out.feed(message).await?;
+        next = if bytes < BATCH_BYTES_MAX {
+            from.next_ready()
+        } else {
+            None
+        };
+    }
+    out.flush().await
+}
+
+#[cfg(test)]
+mod tests;

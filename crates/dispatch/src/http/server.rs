@@ -1,29 +1,32 @@
-//! The socket: ours alone (0700 directory, 0600 file), peers checked, served until told otherwise.
+//! The engine with its doors: the person's socket, the agents' socket and, where one was asked for, an
+//! address; served until told otherwise.
 //! Must not be started without the engine's lock: that is what makes an old socket file stale.
 
-use std::{
-    fs::{self, DirBuilder, Permissions},
-    io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::serve::{Listener, ListenerExt};
-use dispatch_engine::{
-    engine::{Engine, OpenError},
-    jobdir::socket_path,
-};
+use dispatch_core::server::Tls;
+use dispatch_engine::engine::{Engine, OpenError};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
-    net::{UnixListener, UnixStream, unix::SocketAddr},
-    sync::{Notify, watch},
-    task::JoinHandle,
+    net::TcpListener,
+    sync::{Notify, Semaphore, watch},
+    task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 
-use super::{Busy, Ctx, app};
+use super::{
+    Busy, Ctx,
+    door::{Door, Keys, Names},
+    events::STREAMS_MAX,
+    listen::{self, Listener},
+    metrics::Meter,
+    routes::with_mcp,
+    tokens::Tokens,
+};
 use crate::{
+    cli::{error::chain, out::aside},
+    mcp::server::{PRODUCT, Tables},
     notify::{self, Hooks},
     settings::{Paths, Settings},
 };
@@ -34,8 +37,6 @@ const LINGER: Duration = Duration::from_secs(2);
 const DRAIN: Duration = Duration::from_secs(3);
 /// How long a person at their prompt waits for hooks; the rest is the next engine's.
 const LAST_NOTICES: Duration = Duration::from_secs(10);
-/// After an accept that failed, for want of descriptors for instance.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -43,99 +44,186 @@ pub(crate) enum ServeError {
     Open(#[from] OpenError),
     #[error("make the socket {path}")]
     Socket { path: PathBuf, source: io::Error },
+    #[error("listen at {at}")]
+    Listen { at: SocketAddr, source: io::Error },
+    #[error(
+        "listen at {at}: other machines reach it, and tokens would cross the network in the clear; \
+         set server.tls_cert and server.tls_key, or say --insecure-plain-http \
+         (server.insecure_plain_http)"
+    )]
+    Exposed { at: SocketAddr },
+    #[error("use the certificate {path}: {what}")]
+    Certificate { path: PathBuf, what: String },
+}
+
+/// Where else to listen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Net {
+    /// Instead of what the configuration says.
+    pub(crate) listen: Option<SocketAddr>,
+    /// The explicit word, beside the configuration's.
+    pub(crate) insecure_plain_http: bool,
+    /// Serve the sockets alone, and say so, when the configured address cannot be had.
+    pub(crate) or_without: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Server {
     engine: Engine,
-    socket: PathBuf,
+    sockets: [PathBuf; 2],
+    url: Option<String>,
     stop: Arc<Notify>,
     close: watch::Sender<bool>,
     busy: Busy,
     hooks: Hooks,
-    serving: JoinHandle<io::Result<()>>,
+    serving: JoinSet<()>,
 }
 
-/// Lets in only who we are ourselves.
-struct OwnOnly(UnixListener);
+/// A listener on the network, what it answers to, and its address for a client.
+async fn network(
+    settings: &Settings,
+    net: Net,
+) -> Result<Option<(Listener, Door, String)>, ServeError> {
+    let config = &settings.config.server;
+    let Some(at) = net.listen.or(config.listen) else {
+        return Ok(None);
+    };
+    if config.is_exposed(at) && !net.insecure_plain_http {
+        return Err(ServeError::Exposed { at });
+    }
+    let acceptor = config.tls.as_ref().map(acceptor).transpose()?;
+    let failed = |source| ServeError::Listen { at, source };
+    let listener = TcpListener::bind(at).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let names = Names::new(bound, &config.hosts, &config.origins, acceptor.is_some());
+    let url = url(bound, acceptor.is_some(), &config.hosts);
+    let door = Door::Net(Arc::new(names));
+    Ok(Some(match acceptor {
+        Some(acceptor) => (Listener::Tls(listener, acceptor), door, url),
+        None => (Listener::Tcp(listener), door, url),
+    }))
+}
 
-impl Listener for OwnOnly {
-    type Io = UnixStream;
-    type Addr = SocketAddr;
+/// For a client: by the name that a certificate is for, if there is one.
+fn url(bound: SocketAddr, tls: bool, hosts: &[String]) -> String {
+    let scheme = if tls { "https" } else { "http" };
+    let port = bound.port();
+    match hosts.first().filter(|_| tls) {
+        Some(host) if host.contains(':') => format!("{scheme}://{host}"),
+        Some(host) => format!("{scheme}://{host}:{port}"),
+        None if bound.ip().is_unspecified() => format!("{scheme}://localhost:{port}"),
+        None => format!("{scheme}://{bound}"),
+    }
+}
 
-    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
-        let us = rustix::process::geteuid().as_raw();
-        loop {
-            match self.0.accept().await {
-                Ok((stream, addr)) => {
-                    if stream.peer_cred().is_ok_and(|peer| peer.uid() == us) {
-                        return (stream, addr);
-                    }
-                }
-                Err(_) => sleep(ACCEPT_AGAIN).await,
-            }
+/// Our own certificate and nothing else: no client certificates, no old TLS, one protocol.
+fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
+    let failed = |path: &PathBuf| {
+        let path = path.clone();
+        move |what: String| ServeError::Certificate { path, what }
+    };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.cert)
+        .and_then(Iterator::collect)
+        .map_err(|error| failed(&tls.cert)(error.to_string()))?;
+    if chain.is_empty() {
+        return Err(failed(&tls.cert)("there is none in it".to_owned()));
+    }
+    let key = PrivateKeyDer::from_pem_file(&tls.key)
+        .map_err(|error| failed(&tls.key)(error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+    let mut config = config.map_err(|error| failed(&tls.cert)(error.to_string()))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The person's socket and the agents', which has a directory of its own: that can be mounted alone.
+fn sockets(paths: &Paths) -> Result<[(Listener, Door, PathBuf); 2], ServeError> {
+    let make = |dir: PathBuf, name: &str, door: Door| {
+        let path = dir.join(name);
+        match listen::socket(&dir, name) {
+            Ok(listener) => Ok((listener, door, path)),
+            Err(source) => Err(ServeError::Socket { path, source }),
         }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
-
-fn bind(paths: &Paths) -> io::Result<UnixListener> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&paths.run)?;
-    fs::set_permissions(&paths.run, Permissions::from_mode(0o700))?;
-    // We have the engine's lock, so whoever made it is dead.
-    match fs::remove_file(paths.socket()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let (path, handle) = socket_path(&paths.run, Paths::SOCKET)?;
-    let listener = UnixListener::bind(path)?;
-    drop(handle);
-    fs::set_permissions(paths.socket(), Permissions::from_mode(0o600))?;
-    Ok(listener)
+    };
+    Ok([
+        make(paths.run.clone(), Paths::SOCKET, Door::Own)?,
+        make(paths.agents(), Paths::AGENTS_SOCKET, Door::Agents)?,
+    ])
 }
 
 impl Server {
     /// Takes the data directory and serves it.
-    pub(crate) async fn open(settings: &Settings) -> Result<Self, ServeError> {
+    pub(crate) async fn open(settings: &Settings, net: Net) -> Result<Self, ServeError> {
+        Self::open_with(settings, net, PRODUCT).await
+    }
+
+    /// The same with other tables of MCP.
+    pub(crate) async fn open_with(
+        settings: &Settings,
+        net: Net,
+        tables: &'static Tables,
+    ) -> Result<Self, ServeError> {
         let before = notify::before(settings);
         let engine = Engine::open(settings.engine()).await?;
         let hooks = Hooks::start(settings, &engine, before);
-        let socket = settings.paths.socket();
-        let listener = bind(&settings.paths).map_err(|source| ServeError::Socket {
-            path: socket.clone(),
-            source,
-        })?;
+        let network = match network(settings, net).await {
+            Err(error) if net.or_without => {
+                aside(&format!("warning: {}", chain(&error)));
+                None
+            }
+            other => other?,
+        };
+        let [own, agents] = sockets(&settings.paths)?;
         let (stop, busy) = (Arc::default(), Busy::default());
-        let (close, mut closing) = watch::channel(false);
-        let router = app(Ctx {
+        let meter: Arc<Meter> = Arc::default();
+        let (close, closing) = watch::channel(false);
+        let ctx = Ctx {
             engine: engine.clone(),
+            settings: Arc::new(settings.clone()),
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
             stop: Arc::clone(&stop),
             closing: closing.clone(),
             busy: busy.clone(),
-        });
-        let serving = tokio::spawn(async move {
-            axum::serve(OwnOnly(listener).tap_io(|_| {}), router)
-                .with_graceful_shutdown(async move { drop(closing.changed().await) })
-                .await
-        });
+            meter: Arc::clone(&meter),
+            repeats: Arc::default(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        };
+        let routes = with_mcp(ctx, tables);
+        let tokens = Tokens::of(&settings.paths.data);
+        let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));
+        let mut serving = JoinSet::new();
+        let mut serve = |listener: Listener, door: Door| {
+            let (keys, routes, closing) = (Arc::clone(&keys), routes.clone(), closing.clone());
+            serving.spawn(listener.serve(door, keys, routes, closing));
+        };
+        let sockets = [own.2, agents.2];
+        serve(own.0, own.1);
+        serve(agents.0, agents.1);
+        let mut url = None;
+        if let Some((listener, door, at)) = network {
+            serve(listener, door);
+            url = Some(at);
+        }
         Ok(Self {
             engine,
-            socket,
+            sockets,
+            url,
             stop,
             close,
             busy,
             hooks,
             serving,
         })
+    }
+
+    /// Where it is reached on the network.
+    pub(crate) fn url(&self) -> Option<&str> {
+        self.url.as_deref()
     }
 
     /// Resolves when somebody asked for the end over the socket.
@@ -169,15 +257,18 @@ impl Server {
         }
     }
 
-    /// Ends the engine, lets the last answers out and takes the socket away. Jobs live on.
-    pub(crate) async fn close(self) -> Result<(), dispatch_engine::view::VerbError> {
+    /// Ends the engine, lets the last answers out and takes the sockets away. Jobs live on.
+    pub(crate) async fn close(mut self) -> Result<(), dispatch_engine::view::VerbError> {
         // First, so that whoever comes now starts an engine of its own as soon as the lock is free.
-        let gone = fs::remove_file(&self.socket);
+        let gone = self.sockets.map(fs::remove_file);
         self.hooks.close().await;
         let ended = self.engine.shutdown().await;
         self.close.send_replace(true);
         // A reader that does not read is cut off; it can come back by its position.
-        let drained = timeout(DRAIN, self.serving).await;
+        let drained = timeout(DRAIN, async {
+            while self.serving.join_next().await.is_some() {}
+        });
+        let drained = drained.await;
         drop((gone, drained));
         ended
     }
@@ -185,7 +276,7 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileTypeExt;
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt as _};
 
     use super::*;
     use crate::{
@@ -212,10 +303,13 @@ mod tests {
     async fn the_whole_door_without_a_job() {
         let home = tempfile::tempdir().unwrap();
         let settings = settings(home.path());
-        let server = Server::open(&settings).await.unwrap();
+        let server = Server::open(&settings, Net::default()).await.unwrap();
         let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(settings.paths.run.clone()), 0o700);
         assert_eq!(mode(settings.paths.socket()), 0o600);
+        assert_eq!(mode(settings.paths.agents()), 0o700);
+        let agents = settings.paths.agents().join(Paths::AGENTS_SOCKET);
+        assert_eq!(mode(agents), 0o600);
         assert!(
             fs::metadata(settings.paths.socket())
                 .unwrap()
@@ -275,7 +369,7 @@ mod tests {
                 .unwrap()
             {
                 Heard::Event(event) if event.kind == "frozen_set" => break,
-                Heard::Event(_) | Heard::Live(_) => {}
+                _ => {}
             }
         }
         client
@@ -284,8 +378,13 @@ mod tests {
             .unwrap();
         server.stopped().await;
         server.close().await.unwrap();
-        let end = timeout(DRAIN, events.next()).await.unwrap().unwrap();
-        assert_eq!(end, None, "followers see the end");
+        // Followers see the end.
+        while timeout(DRAIN, events.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .is_some()
+        {}
         assert!(!settings.paths.socket().exists());
     }
 
@@ -293,8 +392,8 @@ mod tests {
     async fn a_data_directory_has_one_engine() {
         let home = tempfile::tempdir().unwrap();
         let settings = settings(home.path());
-        let server = Server::open(&settings).await.unwrap();
-        let second = Server::open(&settings).await;
+        let server = Server::open(&settings, Net::default()).await.unwrap();
+        let second = Server::open(&settings, Net::default()).await;
         assert!(matches!(
             second,
             Err(ServeError::Open(OpenError::Busy { .. }))

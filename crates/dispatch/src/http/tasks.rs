@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use axum::{
     Json,
     extract::{Path, State},
-    http::StatusCode,
+    http::{HeaderValue, StatusCode},
+    response::{IntoResponse, Response},
 };
 use dispatch_core::{
     ask::AskId,
@@ -18,7 +19,9 @@ use dispatch_engine::view::Force;
 
 use super::{
     Ctx,
-    error::{Body, Problem},
+    error::{Body, Code, Params, Problem},
+    reads::{At, NEXT},
+    repeats::Key,
 };
 use crate::{
     api::{self, request, task::Task},
@@ -34,20 +37,21 @@ impl From<request::Force> for Force {
     }
 }
 
-fn id(text: &str) -> Result<TaskId, Problem> {
+pub(super) fn id(text: &str) -> Result<TaskId, Problem> {
     text.parse::<TaskId>()
-        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no_such_task", error.to_string()))
+        .map_err(|error| Problem::new(Code::NoSuchTask, error.to_string()))
 }
 
-async fn find(ctx: &Ctx, task: TaskId) -> Result<Json<Task>, Problem> {
+async fn find(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
     let view = ctx.engine.task(task).await?;
-    Ok(Json(Task::from(&view)))
+    Ok(At(view.seq, Json(Task::from(&view))))
 }
 
 pub(crate) async fn dispatch(
     State(ctx): State<Ctx>,
+    Key(key): Key,
     Body(mut asked): Body<request::Dispatch>,
-) -> Result<(StatusCode, Json<Task>), Problem> {
+) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let secrets = asked.secrets.clone();
     let tuning = Tuning::default();
     let (config, own) = (std::sync::Arc::clone(&ctx.config), ctx.config_file.clone());
@@ -60,7 +64,7 @@ pub(crate) async fn dispatch(
     let (spec, files) = spec
         .await
         .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
-    let given = request::given(secrets, files, tuning);
+    let given = request::given(secrets, files, tuning, key);
     let run = ctx.engine.dispatch(spec, given).await?;
     Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))
 }
@@ -79,22 +83,47 @@ async fn tuning(
     Ok(request::tuning(&ctx.config, &agent, model, effort)?)
 }
 
-pub(crate) async fn all(State(ctx): State<Ctx>) -> Result<Json<Vec<Task>>, Problem> {
-    let views = ctx.engine.tasks().await?;
-    Ok(Json(views.iter().map(Task::from).collect()))
+/// A page of tasks, and where the next one begins.
+#[derive(Debug)]
+pub(crate) struct Page {
+    tasks: Vec<Task>,
+    next: Option<TaskId>,
+}
+
+impl IntoResponse for Page {
+    fn into_response(self) -> Response {
+        let mut response = Json(self.tasks).into_response();
+        let next = self
+            .next
+            .map(|next| next.to_string().parse::<HeaderValue>());
+        if let Some(Ok(next)) = next {
+            response.headers_mut().insert(NEXT, next);
+        }
+        response
+    }
+}
+
+pub(crate) async fn all(
+    State(ctx): State<Ctx>,
+    Params(asked): Params<request::List>,
+) -> Result<At<Page>, Problem> {
+    let listed = ctx.engine.list(asked.listing(&ctx.config)?).await?;
+    let tasks = listed.tasks.iter().map(Task::from).collect();
+    let next = listed.next;
+    Ok(At(listed.seq, Page { tasks, next }))
 }
 
 pub(crate) async fn one(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     find(&ctx, id(&task)?).await
 }
 
 pub(crate) async fn remove(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     ctx.engine.remove(task).await?;
     find(&ctx, task).await
@@ -103,11 +132,12 @@ pub(crate) async fn remove(
 pub(crate) async fn answer(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Answer>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.answer(task, asked.text, given).await?;
     find(&ctx, task).await
 }
@@ -115,11 +145,12 @@ pub(crate) async fn answer(
 pub(crate) async fn retry(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Retry>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
     find(&ctx, task).await
 }
@@ -127,16 +158,17 @@ pub(crate) async fn retry(
 pub(crate) async fn say(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Say>,
 ) -> Result<Json<api::Spoken>, Problem> {
     let task = id(&task)?;
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
-    let given = request::given(asked.secrets, asked.attachments, tuning);
+    let given = request::given(asked.secrets, asked.attachments, tuning, key);
     let spoken = ctx
         .engine
         .say(task, asked.text, Sender::Person, given)
         .await?;
-    let Json(task) = find(&ctx, task).await?;
+    let At(_, Json(task)) = find(&ctx, task).await?;
     Ok(Json(api::Spoken {
         message: spoken.message.0,
         how: spoken.how.word().into(),
@@ -147,11 +179,11 @@ pub(crate) async fn say(
 pub(crate) async fn unsay(
     State(ctx): State<Ctx>,
     Path((task, message)): Path<(String, String)>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    let message = message.parse::<MessageId>().map_err(|error| {
-        Problem::new(StatusCode::NOT_FOUND, "no_such_message", error.to_string())
-    })?;
+    let message = message
+        .parse::<MessageId>()
+        .map_err(|error| Problem::new(Code::NoSuchMessage, error.to_string()))?;
     ctx.engine.unsay(task, message).await?;
     find(&ctx, task).await
 }
@@ -160,11 +192,11 @@ pub(crate) async fn permit(
     State(ctx): State<Ctx>,
     Path((task, ask)): Path<(String, String)>,
     Body(asked): Body<request::Permit>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let ask = ask
         .parse::<AskId>()
-        .map_err(|error| Problem::new(StatusCode::NOT_FOUND, "no_such_ask", error.to_string()))?;
+        .map_err(|error| Problem::new(Code::NoSuchAsk, error.to_string()))?;
     ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
     find(&ctx, task).await
 }
@@ -172,8 +204,9 @@ pub(crate) async fn permit(
 pub(crate) async fn resume(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Resume>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     let agent = match asked.agent.as_deref() {
         Some(name) => Some(request::agent(&ctx.config, Some(name))?),
@@ -187,7 +220,7 @@ pub(crate) async fn resume(
         Some(selection) => request::tuning(&ctx.config, &selection.agent, model, effort)?,
         None => tuning(&ctx, task, model, effort).await?,
     };
-    let given = request::given(asked.secrets, Vec::new(), tuning);
+    let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;
     find(&ctx, task).await
 }
@@ -204,7 +237,7 @@ pub(crate) async fn stop(
     State(ctx): State<Ctx>,
     Path(task): Path<String>,
     Body(asked): Body<request::Stop>,
-) -> Result<Json<Task>, Problem> {
+) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     ctx.engine.stop(task, asked.force.into()).await?;
     find(&ctx, task).await

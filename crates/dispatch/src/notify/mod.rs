@@ -190,7 +190,7 @@ impl Follower {
             };
             match told {
                 None => break,
-                Some(Told::Live { .. }) => {}
+                Some(Told::Live(_) | Told::Open { .. } | Told::At(_)) => {}
                 Some(Told::Event(event)) => {
                     if let Step::End = self.event(&event).await {
                         break;

@@ -5,7 +5,10 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::{schema, world::TestWorld};
+use super::{
+    schema,
+    world::{TestWorld, files},
+};
 
 /// Asks for two permissions at once, waits for both answers, and keeps them in its workspace.
 const ASKING: &str = r#"read -r prompt
@@ -125,6 +128,86 @@ fn what_is_asked_is_shown_everywhere_and_answered_once() {
         .exits(2)
         .says(&["asks for nothing now"]);
     world.dispatch(&["list"]).exits(0).says(&["done (1)"]);
+}
+
+/// An agent that would have whoever answers read something else than what it does.
+#[test]
+fn what_is_asked_is_shown_as_it_is() {
+    let world = world("");
+    installed(&world);
+    let script = world.path("asking");
+    let text = fs::read_to_string(&script).unwrap();
+    let trick = "rm x \\u202etset ekam\\u2066\\u200b";
+    let tool = "\"tool_name\":\"Bash\\u000averified   yes\"";
+    let text = text.replace("make '$n'", trick);
+    let text = text.replace("\"tool_name\":\"Bash\"", tool);
+    fs::write(&script, text).unwrap();
+    let id = world.detach(&["--agent", "asking", "--no-checks", "Build it"]);
+    let mut events = world.follow(&["events", "-f", "--task", &id]);
+    let shown = "rm x \\u{202e}tset ekam\\u{2066}\\u{200b}";
+    events.until(shown);
+    world
+        .follow(&["events", "-f", "--task", &id])
+        .until("asks 2 for Bash\u{23ce}verified   yes (");
+    for args in [&["show", &id][..], &["list"], &["allow", &id]] {
+        let done = world.dispatch(args);
+        let told = format!("{}{}", done.out, done.err);
+        assert!(told.contains(shown), "{args:?} {told}");
+        assert!(told.contains("Bash\u{23ce}verified"), "{args:?} {told}");
+        assert!(
+            !told.contains(['\u{202e}', '\u{2066}', '\u{200b}']),
+            "{args:?} {told}"
+        );
+    }
+    for ask in ["1", "2"] {
+        world
+            .dispatch(&["deny", &id, ask])
+            .exits(0)
+            .says(&["Bash\u{23ce}verified"]);
+    }
+    world.dispatch(&["wait", &id]).exits(0);
+    // A program gets it as it is.
+    assert_eq!(world.show(&id)["asks"][0]["tool"], "Bash\nverified   yes");
+}
+
+/// What is said to a denial may hold what the agent was given: the log has it masked, and so has the
+/// agent's own input.
+#[test]
+fn a_secret_in_a_reason_is_in_no_file() {
+    const SECRET: &str = "sesame-4b1e7c";
+    let world = world("");
+    installed(&world);
+    let config = world.home().join("dispatch.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let text = format!("[agents.asking.env]\nKEY = {{ from = \"E2E_KEY\" }}\n{text}");
+    fs::write(&config, text).unwrap();
+    let given = [("E2E_KEY", SECRET)];
+    let args = [
+        "run",
+        "--agent",
+        "asking",
+        "--no-checks",
+        "--detach",
+        "--json",
+        "Build it",
+    ];
+    let task = world.dispatch_with(&given, &args).exits(0).json();
+    let id = task["id"].as_str().unwrap();
+    world
+        .follow(&["events", "-f", "--task", id])
+        .until("asks 2 for Bash");
+    let why = format!("not with {SECRET}");
+    for ask in ["1", "2"] {
+        world.dispatch(&["deny", id, ask, "--why", &why]).exits(0);
+    }
+    let task = world.dispatch(&["wait", id, "--json"]).exits(0).json();
+    assert_eq!(task["asks"][0]["why"], "not with ***");
+    world.shut_down();
+    for file in files(&world.home()) {
+        let bytes = fs::read(&file).unwrap();
+        let held = String::from_utf8_lossy(&bytes).contains(SECRET);
+        assert!(!held, "{} holds it", file.display());
+    }
 }
 
 /// A hook is told what waits, and not of what was answered before it could be told.

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 48] = [
+const TASK: [(&str, &str); 49] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -28,6 +28,7 @@ const TASK: [(&str, &str); 48] = [
     ("question", "string?"),
     ("from", "string"),
     ("workspace", "string?"),
+    ("workspace_dir", "string"),
     ("workspace_name", "string"),
     ("behind", "string?"),
     ("org", "string?"),

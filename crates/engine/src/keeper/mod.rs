@@ -40,6 +40,7 @@ use rustix::process::{Pid, Resource, Rlimit};
 pub(crate) use around::call;
 pub use processes::sweep;
 pub(crate) use processes::{close_inherited_but, descendants, kill};
+pub(crate) use serve::INPUT_CLOSED;
 
 use crate::jobdir::{Enforced, Group, JobDir, socket_path, write_whole};
 

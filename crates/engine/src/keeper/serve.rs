@@ -36,6 +36,9 @@ use super::{
 
 const CHUNK_BYTES: usize = 64 << 10;
 const CONNECTIONS_MAX: usize = 64;
+/// Said to one that is too many, and to whoever wants to say something to an input that takes nothing.
+const TOO_MANY: &[u8] = b"no there are too many connections; try again\n";
+pub(crate) const INPUT_CLOSED: &str = "its input is closed";
 const PENDING_INPUT_BYTES_MAX: usize = 32 << 20;
 /// From the program's exit until what still runs or still holds the output is ended.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -654,7 +657,7 @@ impl Serve {
             return Ok(Ok(()));
         }
         if self.close_input || self.stdin.is_none() {
-            return Ok(Err("its input is closed"));
+            return Ok(Err(INPUT_CLOSED));
         }
         if self.pending.len() + bytes.len() > PENDING_INPUT_BYTES_MAX {
             return Ok(Err("it does not read what it was given before"));
@@ -679,8 +682,16 @@ impl Serve {
     }
 
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.connections.len() < CONNECTIONS_MAX && stream.set_nonblocking(true).is_ok() {
+        while let Ok((mut stream, _)) = self.listener.accept() {
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            if self.connections.len() >= CONNECTIONS_MAX {
+                match stream.write(TOO_MANY) {
+                    // Told or not, it is let go.
+                    Ok(_) | Err(_) => {}
+                }
+            } else {
                 let connection = Connection {
                     stream,
                     orders: Orders::default(),

@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use dispatch_core::job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Part};
+use dispatch_core::{
+    id::RunId,
+    job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Part},
+};
 use tokio::sync::Notify;
 
 use super::{BoxFuture, Follow, JobEvent, Site, Start};
@@ -42,6 +45,8 @@ struct Job {
 #[derive(Debug, Default)]
 struct World {
     plan: Plan,
+    /// The plan is for agents; every other job ends at once and well.
+    talks: bool,
     jobs: BTreeMap<JobId, Job>,
     starts: BTreeMap<JobId, u32>,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -60,6 +65,39 @@ impl Fake {
         let fake = Self::default();
         fake.world().plan = plan;
         fake
+    }
+
+    /// Agents that run until they are ended and say what they are told to.
+    #[must_use]
+    pub fn talking() -> Self {
+        let fake = Self::new(Plan {
+            out: Vec::new(),
+            exit: None,
+            ..Plan::default()
+        });
+        fake.world().talks = true;
+        fake
+    }
+
+    /// More output of a run's agent. One that has ended, or has not begun, says nothing.
+    pub fn say(&self, run: RunId, bytes: &[u8]) {
+        self.change(run, |job| job.out.extend_from_slice(bytes));
+    }
+
+    /// The end of a run's agent.
+    pub fn end(&self, run: RunId, exit: Exit) {
+        self.change(run, |job| {
+            job.report = Some(report(exit, job.out.len() as u64));
+        });
+    }
+
+    fn change(&self, run: RunId, change: impl FnOnce(&mut Job)) {
+        let part = Part::Agent;
+        let mut world = self.world();
+        let job = world.jobs.get_mut(&JobId { run, part });
+        job.filter(|job| job.report.is_none()).map(change);
+        drop(world);
+        self.changed.notify_waiters();
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -100,7 +138,11 @@ impl Site for Fake {
 
     fn start<'a>(&'a self, job: &'a JobId, _what: &'a Invocation) -> BoxFuture<'a, Start> {
         let mut world = self.world();
-        let plan = world.plan.clone();
+        let plan = if world.talks && job.part != Part::Agent {
+            Plan::default()
+        } else {
+            world.plan.clone()
+        };
         let start = if world.jobs.contains_key(job) {
             Start::Unknown("this job was started before".into())
         } else {

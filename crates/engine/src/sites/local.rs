@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use dispatch_core::job::{Invocation, JobId, Offset, Order};
+use dispatch_core::{
+    Millis,
+    job::{Invocation, JobId, Offset, Order},
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
@@ -198,12 +201,17 @@ impl Site for Local {
         })
     }
 
+    fn grew_at<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<Option<Millis>>> {
+        let dir = JobDir::of(&self.data, job);
+        Box::pin(async move { dir.grew_at() })
+    }
+
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {
         let dir = JobDir::of(&self.data, job);
         Box::pin(async move {
             let late = || io::Error::new(io::ErrorKind::TimedOut, "the keeper did not answer");
             let given = tokio::time::timeout(ORDER_TIMEOUT, give(&dir, order));
-            given.await.map_err(|_| late())?.map_err(hung_up)
+            given.await.map_err(|_| late())?
         })
     }
 }
@@ -232,11 +240,22 @@ async fn give(dir: &JobDir, order: &Order) -> io::Result<()> {
         } => (format!("stop {grace_ms} {}\n", why(stop)?), &[]),
         Order::Kill { why: stop } => (format!("stop 0 {}\n", why(stop)?), &[]),
     };
-    stream.write_all(line.as_bytes()).await?;
-    stream.write_all(body).await?;
+    // One that is turned away is told why before it has said anything.
+    let written = async {
+        stream.write_all(line.as_bytes()).await?;
+        stream.write_all(body).await
+    };
+    let written = written.await;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).await?;
+    let read = BufReader::new(stream).read_line(&mut answer).await;
+    if answer.is_empty() {
+        written.and(read.map(drop)).map_err(hung_up)?;
+    }
     match answer.trim_end().split_once(' ') {
+        Some(("no", keeper::INPUT_CLOSED)) => Err(io::Error::new(
+            io::ErrorKind::BrokenPipe,
+            keeper::INPUT_CLOSED,
+        )),
         Some(("no", reason)) => Err(io::Error::other(reason.to_owned())),
         None if answer == "ok\n" => Ok(()),
         _ => Err(io::Error::new(

@@ -9,7 +9,10 @@ pub mod local;
 
 use std::{collections::BTreeSet, fmt, future::Future, io, path::Path, pin::Pin};
 
-use dispatch_core::job::{ExitReport, Invocation, JobId, Offset, Order};
+use dispatch_core::{
+    Millis,
+    job::{ExitReport, Invocation, JobId, Offset, Order},
+};
 
 pub use crate::jobdir::Enforced;
 
@@ -71,6 +74,14 @@ pub trait Site: Send + Sync + fmt::Debug {
         let _unrecorded = job;
         Box::pin(async { Ok(BTreeSet::new()) })
     }
-    /// An error of kind `NotFound` means that the job has ended.
+    /// When its output last grew: the silence that its keeper measures began then. A site that cannot
+    /// tell answers none.
+    fn grew_at<'a>(&'a self, job: &'a JobId) -> BoxFuture<'a, io::Result<Option<Millis>>> {
+        let _untold = job;
+        Box::pin(async { Ok(None) })
+    }
+    /// An error of kind `NotFound` means that the job has ended, one of kind `BrokenPipe` that nothing
+    /// can be said to it any more. Any other may pass: what was to be said is tried again, under the same
+    /// id.
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>>;
 }

@@ -257,6 +257,7 @@ fn opened(kind: DriverKind, permissions: Permissions) -> Box<dyn Driver> {
         prompt: "x",
         whole: "whole",
         cwd: "/w",
+        folders: &[],
         program: "agent",
         args: &[],
         home: "/home",
@@ -265,6 +266,7 @@ fn opened(kind: DriverKind, permissions: Permissions) -> Box<dyn Driver> {
         review: None,
         unfenced: false,
         permissions,
+        tools: None,
         model: None,
         profile: None,
     });
@@ -331,7 +333,7 @@ fn line_holds(line: &str, steps: &[Step]) -> Result<(), String> {
     let mut weight = 0;
     for step in steps {
         match step {
-            Step::Said(update) => {
+            Step::Said(update) | Step::Whole(_, update) => {
                 let json = serde_json::to_vec(update).map_err(|e| format!("write: {e}"))?;
                 weight += json.len();
                 let back: Update =
@@ -343,7 +345,7 @@ fn line_holds(line: &str, steps: &[Step]) -> Result<(), String> {
                     session_holds(id)?;
                 }
             }
-            Step::Live(text) => weight += text.len(),
+            Step::Live(text) | Step::Piece { text, .. } => weight += text.len(),
             Step::Send(bytes) => {
                 weight += bytes.len();
                 one_line_of_json(bytes)?;
@@ -388,8 +390,9 @@ fn one_line_of_json(bytes: &[u8]) -> Result<(), String> {
 
 fn word(step: &Step) -> &'static str {
     match step {
-        Step::Said(update) => update.word(),
+        Step::Said(update) | Step::Whole(_, update) => update.word(),
         Step::Live(_) => "live",
+        Step::Piece { .. } => "piece",
         Step::Spent(_) => "spent",
         Step::Send(_) => "send",
         Step::Ask(_) => "ask",

@@ -1,6 +1,7 @@
 //! The screen of `dispatch top`, drawn from the model alone.
 //! Must not show a control character: what an agent wrote is on it.
 
+use dispatch_core::ask::shown;
 use jiff::Timestamp;
 use ratatui::{
     Frame,
@@ -280,9 +281,8 @@ fn foot(model: &Model, width: u16, room: usize, paint: Paint) -> Vec<Line<'stati
             let task = model.find(id);
             let asked = task.and_then(|task| task.open_asks().find(|open| open.id == *ask));
             let told = asked.map_or_else(String::new, |ask| format!("{}: {}", ask.tool, ask.input));
-            let mut lines: Vec<Line<'_>> = told
-                .lines()
-                .flat_map(|line| folded(&clean_line(line), width))
+            let mut lines: Vec<Line<'_>> = folded(&shown(&told), width)
+                .into_iter()
                 .map(|line| Line::styled(line, paint.warning()))
                 .collect();
             // The question below it is always seen, and so is that there is more to read.
@@ -500,12 +500,12 @@ needs you (1)
   5e   running   [host] Fix it
 
 Bash: rm -rf build && make all && ma
-ke install &&  [2Jmake clean
+ke install && \\u{1b}[2Jmake clean
 allow 5e this once? y/n, esc leaves";
         let got = screen(&model, 36, 7);
         let (got, want): (Vec<&str>, Vec<&str>) = (got.lines().collect(), want.lines().collect());
         assert_eq!(got[1..], want[1..]);
-        model.tasks(vec![asking(5, "5e", &["x\n".repeat(99).as_str()])]);
+        model.tasks(vec![asking(5, "5e", &["x\n".repeat(999).as_str()])]);
         let whole = screen(&model, 60, 20);
         assert!(whole.contains("shows all"), "{whole}");
         let small = screen(&model, 36, 6);

@@ -81,13 +81,7 @@ async fn session(
         Ok(client) => client,
         Err(error) => return Ok(CliError::from(error).what),
     };
-    let begun: Result<(Vec<Task>, u64), ClientError> = async {
-        let tasks: Vec<Task> = client.get("/v1/tasks").await?;
-        let seq = tasks.iter().map(|task| task.seq).max().unwrap_or(0);
-        Ok((tasks, seq))
-    }
-    .await;
-    let (tasks, seq) = match begun {
+    let (tasks, seq) = match client.tasks().await {
         Ok(begun) => begun,
         Err(error) => return Ok(error.to_string()),
     };
@@ -143,8 +137,8 @@ async fn ask(
     news: &Sender<News>,
 ) -> Result<Result<(), ClientError>, Over> {
     if asks.all {
-        return Ok(match client.get("/v1/tasks").await {
-            Ok(tasks) => Ok(tell(news, News::All(tasks)).await?),
+        return Ok(match client.tasks().await {
+            Ok((tasks, _)) => Ok(tell(news, News::All(tasks)).await?),
             Err(error) => Err(error),
         });
     }

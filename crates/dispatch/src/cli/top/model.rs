@@ -16,7 +16,7 @@ use crate::{
         screen::{describe, update, waits_line},
         style::{clean_line, span},
     },
-    client::Heard,
+    client::{Heard, fold::RunView},
 };
 
 /// What the keys mean now.
@@ -35,6 +35,16 @@ struct Said {
     run: u32,
     line: String,
     usage: Option<Usage>,
+    /// What is being said.
+    live: RunView,
+}
+
+impl Said {
+    fn look(&mut self) {
+        if let Some(line) = self.live.last_line() {
+            self.line = clean_line(line);
+        }
+    }
 }
 
 /// What has to be asked of the engine after something was heard.
@@ -163,9 +173,15 @@ impl Model {
     pub(super) fn hear(&mut self, heard: &Heard) {
         match heard {
             Heard::Live(live) => self.keep(&live.task, live.run, |said| {
-                said.line = clean_line(&live.text);
+                said.live.live(live);
+                said.look();
+            }),
+            Heard::Open(open) => self.keep(&open.task, open.run, |said| {
+                said.live.open(open);
+                said.look();
             }),
             Heard::Event(event) => self.event(event),
+            Heard::At(_) => {}
         }
     }
 
@@ -185,6 +201,7 @@ impl Model {
             };
             let line = describe(event).filter(|line| !line.trim().is_empty());
             self.keep(task, run, |said| {
+                said.live.event(event);
                 if let Some(line) = line {
                     said.line = line;
                 }
@@ -317,6 +334,7 @@ pub(super) mod tests {
         outcome::Outcome,
         run::RunState,
         schedule::{Waiting, Why},
+        update::Voice,
     };
 
     use super::*;
@@ -372,7 +390,7 @@ pub(super) mod tests {
     fn stale(heard: &Heard) -> Stale {
         match heard {
             Heard::Event(event) => Stale::of(event),
-            Heard::Live(_) => Stale::Nothing,
+            Heard::Live(_) | Heard::Open(_) | Heard::At(_) => Stale::Nothing,
         }
     }
 
@@ -445,7 +463,11 @@ pub(super) mod tests {
         let live = Heard::Live(Live {
             task: one.id.clone(),
             run: 1,
-            text: "line\u{7}".into(),
+            chunk: 0,
+            voice: Voice::Output,
+            offset: 0,
+            text: "line\u{7}\n".into(),
+            lossy: true,
         });
         model.hear(&live);
         assert_eq!(model.doing(&one, now), "line ");

@@ -1,0 +1,248 @@
+//! Listeners: sockets and addresses, the connections they take, and how long each may take.
+//! Must not look into a request: a connection's door does.
+
+use std::{
+    convert::Infallible,
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::Path,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, middleware::from_fn_with_state};
+use dispatch_engine::jobdir::socket_path;
+use hyper::{
+    Request,
+    body::{Bytes, Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{Sleep, sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tower::{Layer as _, ServiceExt as _};
+
+use super::{
+    door::{Door, Guard, Keys, guard},
+    guesses::Peer,
+    stall::{Patient, STALL_TIME},
+};
+
+/// For the whole head of a request, and for the next one on a connection that stays open.
+const HEAD_TIME: Duration = Duration::from_secs(15);
+/// Of a request's head.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 64;
+/// For the whole body: time for the largest that a route takes, over a slow line.
+const BODY_TIME: Duration = Duration::from_secs(120);
+const TLS_TIME: Duration = Duration::from_secs(10);
+/// Connections of one listener; more wait in the system's queue.
+const CONNECTIONS_MAX: usize = 512;
+/// After an accept that failed, for want of descriptors for instance.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Who listens.
+pub(crate) enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+    Tls(TcpListener, TlsAcceptor),
+}
+
+/// A connection before anything was read from it.
+enum Raw {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+    Tls(TcpStream, TlsAcceptor),
+}
+
+/// Bytes both ways, whatever carries them.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// The socket `name` in `dir`, which is made ours alone. Only the holder of the engine's lock may
+/// ask: that is what makes an old socket stale.
+pub(crate) fn socket(dir: &Path, name: &str) -> io::Result<Listener> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    match fs::remove_file(dir.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let (path, handle) = socket_path(dir, name)?;
+    let listener = UnixListener::bind(path)?;
+    drop(handle);
+    fs::set_permissions(dir.join(name), Permissions::from_mode(0o600))?;
+    Ok(Listener::Unix(listener))
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Raw, Peer)> {
+        Ok(match self {
+            Self::Unix(listener) => {
+                let us = rustix::process::geteuid().as_raw();
+                loop {
+                    let (stream, _) = listener.accept().await?;
+                    if stream.peer_cred().is_ok_and(|peer| peer.uid() == us) {
+                        break (Raw::Unix(stream), Peer::Socket);
+                    }
+                }
+            }
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                (Raw::Tcp(stream), Peer::Net(address.ip()))
+            }
+            Self::Tls(listener, acceptor) => {
+                let (stream, address) = listener.accept().await?;
+                (Raw::Tls(stream, acceptor.clone()), Peer::Net(address.ip()))
+            }
+        })
+    }
+
+    /// Takes connections until the server closes; then ends when the last answers are out.
+    pub(crate) async fn serve(
+        self,
+        door: Door,
+        keys: Arc<Keys>,
+        routes: Router,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut connections = JoinSet::new();
+        loop {
+            let next = async {
+                // A semaphore that nobody closes always gives in the end.
+                let place = Arc::clone(&room).acquire_owned().await;
+                (place, self.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                next = next => next,
+                Some(_) = connections.join_next() => continue,
+                _ = closing.changed() => break,
+            };
+            let Ok((raw, peer)) = accepted else {
+                sleep(ACCEPT_AGAIN).await;
+                continue;
+            };
+            let guard = Guard {
+                door: door.clone(),
+                keys: Arc::clone(&keys),
+                peer,
+            };
+            let (routes, closing) = (routes.clone(), closing.clone());
+            connections.spawn(async move {
+                let counted = guard.keys.connected(&guard.door);
+                connection(raw, guard, routes, closing).await;
+                drop((place, counted));
+            });
+        }
+        drop(self);
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+async fn connection(raw: Raw, guard: Guard, routes: Router, closing: watch::Receiver<bool>) {
+    let stream: Box<dyn Stream> = match raw {
+        Raw::Unix(stream) => Box::new(stream),
+        Raw::Tcp(stream) => Box::new(small_packets(stream)),
+        Raw::Tls(stream, acceptor) => {
+            let shaken = timeout(TLS_TIME, acceptor.accept(small_packets(stream))).await;
+            // Whoever cannot speak TLS with us cannot be told why either.
+            let Ok(Ok(stream)) = shaken else {
+                return;
+            };
+            Box::new(stream)
+        }
+    };
+    http(stream, guard, routes, closing).await;
+}
+
+/// Events are small and wanted at once.
+fn small_packets(stream: TcpStream) -> TcpStream {
+    // A connection that cannot be told so is slower, and works.
+    stream.set_nodelay(true).ok();
+    stream
+}
+
+async fn http(
+    stream: Box<dyn Stream>,
+    guarded: Guard,
+    routes: Router,
+    mut closing: watch::Receiver<bool>,
+) {
+    // Around the whole router: nothing of it is reached before the door.
+    let service = from_fn_with_state(guarded, guard).layer(routes);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let request = request.map(|body| {
+            let deadline = Box::pin(sleep(BODY_TIME));
+            Body::new(Timed { body, deadline })
+        });
+        let answer = service.clone().oneshot(request);
+        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(Patient::new(stream, STALL_TIME)), service)
+        .with_upgrades();
+    let mut serving = pin!(serving);
+    tokio::select! {
+        // How it ended is between the two sides: a client that went away is nobody's error.
+        Ok(()) | Err(_) = serving.as_mut() => {}
+        _ = closing.changed() => {
+            serving.as_mut().graceful_shutdown();
+            match serving.await {
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// The body of a request did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error("its body did not come within {} s", BODY_TIME.as_secs())]
+pub(crate) struct TooSlow;
+
+/// A body that has to be there in time, whoever reads it.
+struct Timed {
+    body: Incoming,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl hyper::body::Body for Timed {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| Ok(frame?))),
+            Poll::Pending => {
+                let over = self.deadline.as_mut().poll(cx);
+                over.map(|()| Some(Err(TooSlow.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

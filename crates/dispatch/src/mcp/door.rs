@@ -1,0 +1,262 @@
+//! How a tool reaches the engine: a person's own engine, started when there is none; the routes of this
+//! process; or, for an agent inside its fence, the one socket that is mounted there.
+//! Must not send a request that may have been carried out again without a key that makes it one.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use axum::Router;
+use futures_util::{FutureExt as _, future::BoxFuture};
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    api::{
+        request::{Dispatch, PAGE_MAX, Secrets},
+        task::Task,
+    },
+    cli::{error::CliError, run},
+    client::{Client, ClientError, Events, Page, Piece, start},
+    http::caller::Caller,
+    settings::Settings,
+};
+
+/// From the first try to giving up, while an engine is away: it may be starting again.
+const AWAY_MAX: Duration = Duration::from_secs(30);
+const TRY_AGAIN_FIRST: Duration = Duration::from_millis(50);
+const TRY_AGAIN_MAX: Duration = Duration::from_secs(1);
+const KEY_BYTES: usize = 16;
+
+/// Why a tool did not do what was asked, for whoever called it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The stable word of the API, where it was the API that refused.
+    pub(crate) code: Option<String>,
+    /// Goes on from "failed to".
+    pub(crate) what: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self {
+            code: None,
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed to {}", self.what)
+    }
+}
+
+impl From<ClientError> for Refusal {
+    fn from(error: ClientError) -> Self {
+        let code = match &error {
+            ClientError::Refused(problem) => Some(problem.code.clone()),
+            ClientError::Unreachable(_) | ClientError::Lost(_) | ClientError::Token(_) => None,
+        };
+        // The words of the API name flags of the command line.
+        let more = match code.as_deref() {
+            Some("workspace_taken") => {
+                "; here that is `taken`: \"queue\", \"supersede\", or another `workspace`"
+            }
+            Some(_) | None => "",
+        };
+        Self {
+            code,
+            what: format!("{error}{more}"),
+        }
+    }
+}
+
+impl From<CliError> for Refusal {
+    fn from(error: CliError) -> Self {
+        let hint = error.hint.map(|hint| format!("; {hint}"));
+        Self::new(format!("{}{}", error.what, hint.unwrap_or_default()))
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Way {
+    /// `dispatch mcp`.
+    Own(Arc<Settings>),
+    /// `dispatch mcp --run`.
+    Fence(Client),
+    /// `/mcp` of an engine.
+    Inside(Client),
+}
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    way: Way,
+}
+
+impl Door {
+    pub(crate) fn own(settings: Settings) -> Self {
+        let way = Way::Own(Arc::new(settings));
+        Self { way }
+    }
+
+    /// Where the engine's socket is and what file holds our token, from inside a fence.
+    pub(crate) fn fence(socket: &std::path::Path, token: PathBuf) -> Result<Self, Refusal> {
+        let way = Way::Fence(Client::at(socket, token)?);
+        Ok(Self { way })
+    }
+
+    /// The routes of this process, for whoever they are called for.
+    pub(crate) fn inside(routes: Router, caller: Caller) -> Self {
+        let way = Way::Inside(Client::inside(routes, caller));
+        Self { way }
+    }
+
+    /// What only whoever runs on the person's own machine can add to a task: the repository they are
+    /// in, and the keys that its agent takes from them.
+    pub(crate) async fn complete(&self, asked: &mut Dispatch) -> Result<(), Refusal> {
+        match &self.way {
+            Way::Own(settings) => Ok(run::complete(settings, asked).await?),
+            Way::Fence(_) | Way::Inside(_) => Ok(()),
+        }
+    }
+
+    /// The keys that an agent takes from whoever lets it go on.
+    pub(crate) fn secrets(&self, agent: &str) -> Result<Secrets, Refusal> {
+        match &self.way {
+            Way::Own(settings) => Ok(run::agent_secrets(settings, agent)?),
+            Way::Fence(_) | Way::Inside(_) => Ok(Secrets::default()),
+        }
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Refusal> {
+        self.tried(|client| async move { client.get(path).await }.boxed())
+            .await
+    }
+
+    pub(crate) async fn text(&self, path: &str) -> Result<String, Refusal> {
+        self.tried(|client| async move { client.text(path).await }.boxed())
+            .await
+    }
+
+    /// The newest tasks that fit, newest first, and whether there are more.
+    pub(crate) async fn tasks(
+        &self,
+        query: &str,
+        most: usize,
+    ) -> Result<(Vec<Task>, bool), Refusal> {
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let limit = (most - found.len()).clamp(1, PAGE_MAX);
+            let path = format!("/v1/tasks?order=newest&limit={limit}{query}{after}");
+            let path = path.as_str();
+            let page = |client: Client| async move { client.page(path).await }.boxed();
+            let Page { tasks, next, .. } = self.tried(page).await?;
+            found.extend(tasks);
+            match next {
+                Some(next) if found.len() < most => after = format!("&after={next}"),
+                next => return Ok((found, next.is_some())),
+            }
+        }
+    }
+
+    pub(crate) async fn piece(&self, path: &str) -> Result<Piece, Refusal> {
+        self.tried(|client| async move { client.piece(path).await }.boxed())
+            .await
+    }
+
+    pub(crate) async fn post<B: Serialize + Sync, T: DeserializeOwned + Send>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Refusal> {
+        let key = fresh_key()?;
+        let key = key.as_str();
+        self.tried(|client| async move { client.post_once(path, body, key).await }.boxed())
+            .await
+    }
+
+    pub(crate) async fn events(&self, after: u64, task: Option<&str>) -> Result<Events, Refusal> {
+        self.tried(|client| async move { client.events(after, task).await }.boxed())
+            .await
+    }
+
+    /// The log from `after` on, or from now on; waits for an engine, and starts none. With the event
+    /// behind which it begins.
+    pub(crate) async fn follow(&self, after: Option<u64>) -> (Events, u64) {
+        let mut pause = TRY_AGAIN_FIRST;
+        loop {
+            // Else none serves, or it is on its way out.
+            if let Ok(Some(found)) = self.follow_once(after).await {
+                return found;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(TRY_AGAIN_MAX);
+        }
+    }
+
+    async fn follow_once(&self, after: Option<u64>) -> Result<Option<(Events, u64)>, Refusal> {
+        let client = match &self.way {
+            Way::Own(settings) => start::living(settings).map_err(CliError::from)?,
+            Way::Fence(client) | Way::Inside(client) => Some(client.clone()),
+        };
+        let Some(client) = client else {
+            return Ok(None);
+        };
+        let after = match after {
+            Some(after) => after,
+            None => client.page("/v1/tasks?limit=1").await?.seq,
+        };
+        let events = client.events(after, None).await?;
+        Ok(Some((events, after)))
+    }
+
+    async fn client(&self) -> Result<Client, Refusal> {
+        match &self.way {
+            Way::Own(settings) => {
+                let client = start::connect(settings).await;
+                client.map_err(|error| CliError::from(error).into())
+            }
+            Way::Fence(client) | Way::Inside(client) => Ok(client.clone()),
+        }
+    }
+
+    /// Until it is answered, as long as an engine may come back.
+    async fn tried<'a, T>(
+        &self,
+        ask: impl Fn(Client) -> BoxFuture<'a, Result<T, ClientError>>,
+    ) -> Result<T, Refusal> {
+        let deadline = Instant::now() + AWAY_MAX;
+        let mut pause = TRY_AGAIN_FIRST;
+        loop {
+            let client = self.client().await?;
+            let error = match ask(client).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !self.may_come_back(&error) || Instant::now() + pause > deadline {
+                return Err(error.into());
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(TRY_AGAIN_MAX);
+        }
+    }
+
+    /// What was asked has a key or changes nothing, so asking again is safe even when the answer was
+    /// lost on its way.
+    fn may_come_back(&self, error: &ClientError) -> bool {
+        match (&self.way, error) {
+            (Way::Inside(_), _) | (_, ClientError::Token(_)) => false,
+            (_, ClientError::Lost(_)) => true,
+            (_, ClientError::Unreachable(_) | ClientError::Refused(_)) => error.nothing_happened(),
+        }
+    }
+}
+
+fn fresh_key() -> Result<String, Refusal> {
+    let mut bits = [0u8; KEY_BYTES];
+    getrandom(&mut bits, GetRandomFlags::empty())
+        .map_err(|error| Refusal::new(format!("make a key for the request: {error}")))?;
+    let hex = bits.iter().map(|byte| format!("{byte:02x}"));
+    Ok(format!("mcp-{}", hex.collect::<String>()))
+}

@@ -1,0 +1,1 @@
+//! Tasks of MCP, and what a task needs.
