@@ -238,7 +238,7 @@ mod tests {
         let choice = |key: &&str| Choice {
             key: key.parse().unwrap(),
             model: "m".parse().unwrap(),
-            effort: dispatch_core::models::Think::default(),
+            effort: None,
         };
         keys.iter().map(choice).collect()
     }

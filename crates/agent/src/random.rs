@@ -21,4 +21,16 @@ impl Random {
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.bits() % limit.max(1) as u64).unwrap_or(0)
     }
+
+    /// Some bytes, cut anywhere.
+    pub(crate) fn pieces<'a>(&mut self, bytes: &'a [u8]) -> Vec<&'a [u8]> {
+        let mut pieces = Vec::new();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(1 + self.below(rest.len()));
+            pieces.push(piece);
+            rest = after;
+        }
+        pieces
+    }
 }

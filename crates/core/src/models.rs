@@ -129,12 +129,6 @@ pub enum Think {
     At(Effort),
 }
 
-impl Default for Think {
-    fn default() -> Self {
-        Self::At(Effort::High)
-    }
-}
-
 impl Think {
     pub fn all() -> impl Iterator<Item = Self> {
         std::iter::once(Self::Off).chain(Effort::ALL.map(Self::At))
@@ -359,8 +353,9 @@ impl Price {
 pub struct Choice {
     pub key: KeyName,
     pub model: ModelName,
+    /// None: nothing is said of it, and the model does as it does by itself.
     #[serde(default)]
-    pub effort: Think,
+    pub effort: Option<Think>,
 }
 
 impl fmt::Display for Choice {

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    effort,
     entry::{Entry, Origin, ToolResult},
     fields::Fields,
+    head,
     sse::Event,
 };
 
@@ -21,7 +21,7 @@ const BLOCKS_MAX: usize = 4096;
 
 pub(super) fn frame(question: &Question<'_>) -> Result<(String, &'static str), serde_json::Error> {
     let endpoint = question.endpoint;
-    let mut head = json!({
+    let fields = json!({
         "model": endpoint.model.as_str(),
         "max_tokens": endpoint.row.max_output_tokens.unwrap_or(OUTPUT_TOKENS),
         "stream": true,
@@ -31,14 +31,7 @@ pub(super) fn frame(question: &Question<'_>) -> Result<(String, &'static str), s
             "cache_control": {"type": "ephemeral"},
         }],
     });
-    if !question.tools.is_empty() {
-        head["tools"] = question.tools.iter().map(tool).collect();
-    }
-    for (name, value) in effort::fragment(endpoint, question.effort) {
-        head[name] = value;
-    }
-    let head = serde_json::to_string(&head)?;
-    let open = head.strip_suffix('}').unwrap_or(&head);
+    let open = head(fields, question, tool)?;
     Ok((format!("{open},\"messages\":["), "]}"))
 }
 

@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    effort,
     entry::{Entry, Origin},
+    head,
     sse::Event,
 };
 
@@ -34,22 +34,15 @@ const GROWING: [&str; 8] = [
 
 pub(super) fn frame(question: &Question<'_>) -> Result<(String, &'static str), serde_json::Error> {
     let endpoint = question.endpoint;
-    let mut head = json!({
+    let mut fields = json!({
         "model": endpoint.model.as_str(),
         "stream": true,
         "stream_options": {"include_usage": true},
     });
     if let Some(tokens) = endpoint.row.max_output_tokens {
-        head["max_tokens"] = json!(tokens);
+        fields["max_tokens"] = json!(tokens);
     }
-    if !question.tools.is_empty() {
-        head["tools"] = question.tools.iter().map(tool).collect();
-    }
-    for (name, value) in effort::fragment(endpoint, question.effort) {
-        head[name] = value;
-    }
-    let head = serde_json::to_string(&head)?;
-    let open = head.strip_suffix('}').unwrap_or(&head);
+    let open = head(fields, question, tool)?;
     let system = serde_json::to_string(&json!({"role": "system", "content": question.system}))?;
     Ok((format!("{open},\"messages\":[{system}"), "]}"))
 }

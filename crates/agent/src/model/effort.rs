@@ -9,11 +9,12 @@ use dispatch_core::{
 use serde_json::{Map, Value, json};
 
 /// The endpoint's own row, else the format's.
-pub(super) fn fragment(endpoint: &Endpoint, think: Think) -> Map<String, Value> {
-    let mut merged = match endpoint.row.effort.get(&think) {
+pub(super) fn fragment(endpoint: &Endpoint, think: Option<Think>) -> Map<String, Value> {
+    let of = |think| match endpoint.row.effort.get(&think) {
         Some(own) => own.clone(),
         None => usual(endpoint.wire, think),
     };
+    let mut merged = think.map(of).unwrap_or_default();
     merged.extend(endpoint.row.body.clone());
     merged
 }
@@ -115,7 +116,7 @@ chat max {"reasoning_effort":"high"}"#;
             "models": [{"match": "*", "body": {"temperature": 0.5}, "effort": {
                 "high": {"thinking": {"type": "enabled", "budget_tokens": 10_000}}, "none": {}}}],
         }));
-        let of = |think| Value::Object(fragment(&endpoint, think));
+        let of = |think| Value::Object(fragment(&endpoint, Some(think)));
         assert_eq!(
             of(Think::At(Effort::High)),
             json!({"thinking": {"type": "enabled", "budget_tokens": 10_000}, "temperature": 0.5})
@@ -123,5 +124,8 @@ chat max {"reasoning_effort":"high"}"#;
         assert_eq!(of(Think::Off), json!({"temperature": 0.5}));
         let usual = of(Think::At(Effort::Low));
         assert_eq!(usual["output_config"]["effort"], "low");
+        // What nobody asked for is not said: not every model takes it.
+        let unsaid = Value::Object(fragment(&endpoint, None));
+        assert_eq!(unsaid, json!({"temperature": 0.5}));
     }
 }

@@ -127,13 +127,7 @@ fn where_an_answer_is_cut_into_pieces_does_not_matter() {
     for (name, stream, _) in recordings() {
         let whole = hear(wire(&name), &[&stream]);
         for _ in 0..40 {
-            let mut pieces: Vec<&[u8]> = Vec::new();
-            let mut rest = &stream[..];
-            while !rest.is_empty() {
-                let (piece, after) = rest.split_at(1 + random.below(rest.len()));
-                pieces.push(piece);
-                rest = after;
-            }
+            let pieces = random.pieces(&stream);
             assert_eq!(hear(wire(&name), &pieces), whole, "{name}");
         }
     }

@@ -52,7 +52,8 @@ pub(crate) struct ToolSpec {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Question<'a> {
     pub(crate) endpoint: &'a Endpoint,
-    pub(crate) effort: Think,
+    /// None: nothing is said of it.
+    pub(crate) effort: Option<Think>,
     pub(crate) system: &'a str,
     pub(crate) tools: &'a [ToolSpec],
     /// The same for all questions of one conversation.
@@ -92,6 +93,24 @@ fn segment(origin: &Origin, entry: &Entry) -> Result<Option<Segment>, serde_json
         Wire::Responses => responses::segment(origin, entry),
         Wire::Chat => chat::segment(origin, entry),
     }
+}
+
+/// The members that all formats fill alike: tools, and how hard to think. Open at its end.
+fn head(
+    mut head: Value,
+    question: &Question<'_>,
+    tool: fn(&ToolSpec) -> Value,
+) -> Result<String, serde_json::Error> {
+    if !question.tools.is_empty() {
+        head["tools"] = question.tools.iter().map(tool).collect();
+    }
+    for (name, value) in effort::fragment(question.endpoint, question.effort) {
+        head[name] = value;
+    }
+    let mut head = serde_json::to_string(&head)?;
+    // The brace that closes it comes behind the conversation.
+    head.pop();
+    Ok(head)
 }
 
 /// Everything of a request's body before its conversation, and what comes after it.

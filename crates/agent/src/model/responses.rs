@@ -8,15 +8,15 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    effort,
     entry::{Entry, Origin},
     fields::Fields,
+    head,
     sse::Event,
 };
 
 pub(super) fn frame(question: &Question<'_>) -> Result<(String, &'static str), serde_json::Error> {
     let endpoint = question.endpoint;
-    let mut head = json!({
+    let mut fields = json!({
         "model": endpoint.model.as_str(),
         "stream": true,
         "store": false,
@@ -25,16 +25,9 @@ pub(super) fn frame(question: &Question<'_>) -> Result<(String, &'static str), s
         "instructions": question.system,
     });
     if let Some(tokens) = endpoint.row.max_output_tokens {
-        head["max_output_tokens"] = json!(tokens);
+        fields["max_output_tokens"] = json!(tokens);
     }
-    if !question.tools.is_empty() {
-        head["tools"] = question.tools.iter().map(tool).collect();
-    }
-    for (name, value) in effort::fragment(endpoint, question.effort) {
-        head[name] = value;
-    }
-    let head = serde_json::to_string(&head)?;
-    let open = head.strip_suffix('}').unwrap_or(&head);
+    let open = head(fields, question, tool)?;
     Ok((format!("{open},\"input\":["), "]}"))
 }
 

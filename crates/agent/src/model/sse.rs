@@ -242,13 +242,7 @@ mod tests {
                 stream.extend_from_slice(words[random.below(words.len())]);
             }
             let whole = all(&[&stream]);
-            let mut pieces: Vec<&[u8]> = Vec::new();
-            let mut rest = &stream[..];
-            while !rest.is_empty() {
-                let (piece, after) = rest.split_at(1 + random.below(rest.len()));
-                pieces.push(piece);
-                rest = after;
-            }
+            let pieces = random.pieces(&stream);
             assert_eq!(
                 all(&pieces),
                 whole,

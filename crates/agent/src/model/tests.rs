@@ -41,7 +41,7 @@ async fn ask(
     let tools = tools();
     let question = Question {
         endpoint,
-        effort: Think::Off,
+        effort: Some(Think::Off),
         system: "You work.",
         tools: &tools,
         session: "s1",
@@ -344,7 +344,7 @@ async fn limits_are_told_on_success() {
     let endpoint = provider.endpoint("anthropic");
     let question = Question {
         endpoint: &endpoint,
-        effort: Think::default(),
+        effort: None,
         system: "x",
         tools: &[],
         session: "s",
