@@ -15,7 +15,7 @@ use crate::{
     conversation::{Call, INTERRUPTED},
     record::RecordError,
     tools::{self, Run, Sign, Tool},
-    turn::{Halt, Turn},
+    turn::{Halt, Turn, limit},
 };
 
 /// A call that may begin.
@@ -158,7 +158,7 @@ async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt
         names.insert(task.id(), index);
     }
     while !running.is_empty() {
-        let deadline = turn.deadline();
+        let deadline = turn.deadline;
         let next = next(turn.agent, &mut running);
         let done = wait(deadline, next).await?;
         let (id, outcome) = match done {
@@ -218,10 +218,8 @@ async fn wait(
     let Some(at) = deadline else {
         return Ok(next.await);
     };
-    tokio::time::timeout_at(at, next).await.map_err(|_| {
-        let name = "wall_clock".to_owned();
-        Halt::End(TurnEnd::Limit { name })
-    })
+    let done = tokio::time::timeout_at(at, next).await;
+    done.map_err(|_| limit("wall_clock"))
 }
 
 async fn signed(turn: &mut Turn<'_>, sign: Sign) -> Result<(), RecordError> {

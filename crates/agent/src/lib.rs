@@ -1,8 +1,8 @@
 //! What works: guests of our own, run as jobs like any other, without a privilege (I8).
 //! Must not know the engine: what it hears and says are lines of [`dispatch_core::native`].
 //!
-//! * [`agent`] from its opening to its last word; [`turn`] one answer, step by step; [`calls`] the
-//!   calls of a step
+//! * [`agent`] from its opening to its last word; [`turn`] one answer; [`step`] one question
+//!   to a model; [`setback`] when that fails; [`calls`] what the answer asks for
 //! * [`record`] what it says, durable; [`inbox`] what it hears; [`conversation`] the fold of the
 //!   record; [`log`] both together
 //! * [`model`] ask a model; [`keys`] with which key; [`fallback`] what comes after a failure
@@ -24,6 +24,8 @@ mod provider;
 mod random;
 mod record;
 pub mod script;
+mod setback;
+mod step;
 mod system;
 #[cfg(test)]
 mod tests;

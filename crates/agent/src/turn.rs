@@ -7,9 +7,7 @@ use std::{future::pending, time::Duration};
 
 use dispatch_core::{
     Millis,
-    models::{Choice, Endpoint, Price},
-    native::{Block, Chunk, Fault, Live, Message, StepEnd, StepId, Tokens, TurnEnd},
-    secret::Secret,
+    native::{Chunk, Fault, Message, StepEnd, StepId, TurnEnd},
 };
 use tokio::time::{Instant as At, sleep_until};
 
@@ -17,39 +15,36 @@ use crate::{
     agent::Agent,
     calls,
     conversation::{Call, INTERRUPTED, NOT_RUN},
-    fallback::{Chain, Next, Waits},
-    keys::KeyError,
-    model::{Heard, ModelError, Question},
+    fallback::{Chain, Waits},
+    inbox::Inbox,
     record::RecordError,
 };
 
 /// Answers of full length in a row; one more is a model that does not come to an end.
 const FULL_MAX: u32 = 3;
-/// A wait is said again this often, so that nobody takes the agent for dead.
-const WAIT_TOLD_EVERY_MS: Millis = 300_000;
 const STOPPED: &str =
     "error: this call was stopped by whoever watches; it may have had some of its effects";
 
 /// Why a turn does not go on.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Halt {
     End(TurnEnd),
-    Record(String),
+    /// Nothing can be recorded, so nothing may be done.
+    Record(RecordError),
 }
 
 impl From<RecordError> for Halt {
-    /// Nothing can be recorded, so nothing may be done.
     fn from(error: RecordError) -> Self {
-        Self::Record(error.to_string())
+        Self::Record(error)
     }
 }
 
-fn limit(name: &str) -> Halt {
+pub(crate) fn limit(name: &str) -> Halt {
     let name = name.to_owned();
     Halt::End(TurnEnd::Limit { name })
 }
 
-fn failed(fault: Fault, message: String, retry_at: Option<Millis>) -> Halt {
+pub(crate) fn failed(fault: Fault, message: String, retry_at: Option<Millis>) -> Halt {
     Halt::End(TurnEnd::Failed {
         fault,
         message,
@@ -59,8 +54,8 @@ fn failed(fault: Fault, message: String, retry_at: Option<Millis>) -> Halt {
 
 pub(crate) struct Turn<'a> {
     pub(crate) agent: &'a mut Agent,
-    chain: Chain,
-    deadline: Option<At>,
+    pub(crate) chain: Chain,
+    pub(crate) deadline: Option<At>,
     /// Answers of full length since one that was not.
     full: u32,
 }
@@ -92,7 +87,7 @@ pub(crate) async fn run(agent: &mut Agent, said: Vec<Message>) -> Result<TurnEnd
     };
     let end = match end {
         Halt::End(end) => end,
-        Halt::Record(why) => return Err(RecordError::Write(std::io::Error::other(why))),
+        Halt::Record(error) => return Err(error),
     };
     agent.end(end.clone()).await?;
     Ok(end)
@@ -172,37 +167,6 @@ impl Turn<'_> {
         .await
     }
 
-    /// Waits for something, and hears what is said meanwhile.
-    pub(crate) async fn attend<T>(
-        inbox: &mut crate::inbox::Inbox,
-        deadline: Option<At>,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Halt> {
-        tokio::pin!(work);
-        let over = async {
-            match deadline {
-                Some(at) => sleep_until(at).await,
-                None => pending().await,
-            }
-        };
-        tokio::pin!(over);
-        loop {
-            if inbox.stopped() {
-                return Err(Halt::End(TurnEnd::Stopped));
-            }
-            tokio::select! {
-                biased;
-                () = inbox.hear() => {}
-                () = &mut over => return Err(limit("wall_clock")),
-                done = &mut work => return Ok(done),
-            }
-        }
-    }
-
-    pub(crate) fn deadline(&self) -> Option<At> {
-        self.deadline
-    }
-
     /// The step before the next question: what its end means, and the results of its calls.
     async fn finish_step(&mut self, said: &mut Vec<Message>) -> Result<(), Halt> {
         self.agent.note().await?;
@@ -263,277 +227,31 @@ impl Turn<'_> {
         }
         Ok(())
     }
-
-    /// One step: asks until there is an answer, or a piece of one, or nobody is left to ask.
-    async fn ask(&mut self) -> Result<(), Halt> {
-        let conversation = &self.agent.log.conversation;
-        let step = match conversation.open_step() {
-            Some(_) if conversation.open_is_empty() => conversation.step(),
-            _ => conversation.next_step(),
-        };
-        loop {
-            let choice = self.chain.choice().clone();
-            let (endpoint, key) = self.key(&choice).await?;
-            let begins = Chunk::Step {
-                model: choice.clone(),
-                wire: endpoint.wire,
-            };
-            self.agent.log.put(step, begins).await?;
-            match self.stream(&endpoint, &choice, key.as_ref()).await? {
-                Ok(()) => {
-                    self.chain.answered();
-                    if self.agent.log.conversation.outs.is_out(&choice.key) {
-                        self.put(Chunk::KeyBack { key: choice.key }).await?;
-                    }
-                    return Ok(());
-                }
-                Err(error) => {
-                    let cut = !self.agent.log.conversation.open_is_empty();
-                    if cut {
-                        let why = error.to_string();
-                        self.put(Chunk::StepEnded(StepEnd::Cut { why })).await?;
-                    }
-                    self.after(&error, &endpoint, key.as_ref()).await?;
-                    if cut {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    async fn key(&mut self, choice: &Choice) -> Result<(Endpoint, Option<Secret>), Halt> {
-        let endpoint = self.agent.endpoint(choice);
-        let endpoint = endpoint.map_err(|why| failed(Fault::Key, why, None))?;
-        let Agent { inbox, keys, .. } = &mut *self.agent;
-        let key = Self::attend(inbox, self.deadline, keys.get(&endpoint)).await?;
-        let key = key.map_err(|error: KeyError| failed(Fault::Key, error.to_string(), None))?;
-        Ok((endpoint, key))
-    }
-
-    /// The answer as it streams: each piece is recorded when it is closed.
-    async fn stream(
-        &mut self,
-        endpoint: &Endpoint,
-        choice: &Choice,
-        key: Option<&Secret>,
-    ) -> Result<Result<(), ModelError>, Halt> {
-        let step = self.step();
-        let Agent {
-            client,
-            inbox,
-            log,
-            specs,
-            system,
-            settings,
-            ..
-        } = &mut *self.agent;
-        let question = Question {
-            endpoint,
-            effort: choice.effort,
-            system,
-            tools: specs,
-            session: &settings.session,
-        };
-        let made_ids = format!("call_{}_{}", step.turn, step.step);
-        let entries = log.conversation.entries();
-        let asked = client.ask(&question, &entries, key, made_ids);
-        let asked = Self::attend(inbox, self.deadline, asked).await?;
-        drop(entries);
-        let mut answer = match asked {
-            Ok(answer) => answer,
-            Err(error) => return Ok(Err(error)),
-        };
-        if !answer.windows.is_empty() {
-            let windows = std::mem::take(&mut answer.windows);
-            let key = choice.key.clone();
-            log.put(step, Chunk::Windows { key, windows }).await?;
-        }
-        let mut shown = Shown::new(settings.live);
-        loop {
-            let heard = match Self::attend(inbox, self.deadline, answer.next()).await? {
-                Ok(Some(heard)) => heard,
-                Ok(None) => return Ok(Ok(())),
-                Err(error) => {
-                    if let Some(live) = shown.void() {
-                        log.show(live)?;
-                    }
-                    return Ok(Err(error));
-                }
-            };
-            for live in shown.take(&heard, answer.is_waiting()) {
-                log.show(live)?;
-            }
-            match heard {
-                Heard::Text(_) | Heard::Thinking(_) => {}
-                Heard::Closed(block) => log.put(step, Chunk::Block(block)).await?,
-                Heard::Tokens(tokens) => {
-                    let cost_usd = endpoint.row.price.map(|price| cost(&price, &tokens));
-                    log.put(step, Chunk::Usage { tokens, cost_usd }).await?;
-                }
-                Heard::Ended(end) => log.put(step, Chunk::StepEnded(end)).await?,
-            }
-        }
-    }
-
-    /// After a failure: what it says of the key, and what comes next.
-    async fn after(
-        &mut self,
-        error: &ModelError,
-        endpoint: &Endpoint,
-        key: Option<&Secret>,
-    ) -> Result<(), Halt> {
-        let now = self.agent.clock.now();
-        if error.fault == Fault::Auth && self.key_changed(endpoint, key).await? {
-            return Ok(());
-        }
-        let why = error.to_string();
-        if let Some(out) = self.chain.key_out(error.fault, error.retry_at, &why, now) {
-            self.put(out).await?;
-        }
-        let outs = self.agent.log.conversation.outs.clone();
-        let spread = u64::from(std::process::id()) % 1000;
-        let next = self
-            .chain
-            .next(error.fault, error.retry_at, &outs, now, spread);
-        let attempt = self.chain.failures();
-        match next {
-            Next::Fail => Err(failed(error.fault, why, error.retry_at)),
-            Next::Again { at } => self.wait(at, attempt, error.fault, &why).await,
-            Next::Hop { to, at } => {
-                if let Some(out) = self.chain.given_up(error.fault, &outs, now) {
-                    self.put(out).await?;
-                }
-                let from = self.chain.choice().clone();
-                self.chain.hop(to);
-                let to = self.chain.choice().clone();
-                let reason = why.clone();
-                self.put(Chunk::ModelChanged {
-                    from,
-                    to,
-                    why: reason,
-                })
-                .await?;
-                self.wait(at, attempt, error.fault, &why).await
-            }
-        }
-    }
-
-    /// A key that was refused may have been renewed where it comes from.
-    async fn key_changed(
-        &mut self,
-        endpoint: &Endpoint,
-        used: Option<&Secret>,
-    ) -> Result<bool, Halt> {
-        let Agent { inbox, keys, .. } = &mut *self.agent;
-        keys.forget(&endpoint.key);
-        match Self::attend(inbox, self.deadline, keys.get(endpoint)).await? {
-            Ok(now) => Ok(now.as_ref() != used),
-            // It was there before; what is wrong now is told when it is asked for.
-            Err(_) => Ok(false),
-        }
-    }
-
-    /// Waits where everybody can see until when, and for what.
-    async fn wait(
-        &mut self,
-        at: Millis,
-        attempt: u32,
-        fault: Fault,
-        why: &str,
-    ) -> Result<(), Halt> {
-        loop {
-            let left = at.saturating_sub(self.agent.clock.now());
-            if left == 0 {
-                return Ok(());
-            }
-            let why = why.to_owned();
-            self.put(Chunk::Waiting {
-                at,
-                attempt,
-                fault,
-                why,
-            })
-            .await?;
-            let Agent { inbox, clock, .. } = &mut *self.agent;
-            let nap = clock.sleep(left.min(WAIT_TOLD_EVERY_MS));
-            Self::attend(inbox, self.deadline, nap).await?;
-        }
-    }
 }
 
-fn cost(price: &Price, tokens: &Tokens) -> f64 {
-    const MILLION: f64 = 1e6;
-    #[expect(clippy::cast_precision_loss, reason = "no step has 2^52 tokens")]
-    let of = |count: u64, usd: f64| count as f64 * usd / MILLION;
-    of(tokens.input, price.input)
-        + of(tokens.cache_read, price.cache_read.unwrap_or(price.input))
-        + of(tokens.cache_write, price.cache_write.unwrap_or(price.input))
-        + of(tokens.output, price.output)
-}
-
-/// What is not closed yet, for whoever looks: as much at once as came at once.
-struct Shown {
-    wanted: bool,
-    text: String,
-    thinking: bool,
-    /// Something is shown that is not closed.
-    open: bool,
-}
-
-impl Shown {
-    fn new(wanted: bool) -> Self {
-        Self {
-            wanted,
-            text: String::new(),
-            thinking: false,
-            open: false,
+/// Waits for something, and hears what is said meanwhile.
+pub(crate) async fn attend<T>(
+    inbox: &mut Inbox,
+    deadline: Option<At>,
+    work: impl Future<Output = T>,
+) -> Result<T, Halt> {
+    tokio::pin!(work);
+    let over = async {
+        match deadline {
+            Some(at) => sleep_until(at).await,
+            None => pending().await,
         }
-    }
-
-    fn take(&mut self, heard: &Heard, waits: bool) -> Vec<Live> {
-        let mut lives = Vec::new();
-        if !self.wanted {
-            return lives;
+    };
+    tokio::pin!(over);
+    loop {
+        if inbox.stopped() {
+            return Err(Halt::End(TurnEnd::Stopped));
         }
-        let piece = match heard {
-            Heard::Text(text) => Some((text, false)),
-            Heard::Thinking(text) => Some((text, true)),
-            Heard::Closed(Block::Text { .. } | Block::Thinking { .. }) => {
-                lives.extend(self.flush());
-                self.open = false;
-                None
-            }
-            Heard::Closed(_) | Heard::Tokens(_) | Heard::Ended(_) => None,
-        };
-        if let Some((text, thinking)) = piece {
-            if thinking != self.thinking {
-                lives.extend(self.flush());
-                self.thinking = thinking;
-            }
-            self.text.push_str(text);
-            self.open = true;
-            if waits {
-                lives.extend(self.flush());
-            }
+        tokio::select! {
+            biased;
+            () = inbox.hear() => {}
+            () = &mut over => return Err(limit("wall_clock")),
+            done = &mut work => return Ok(done),
         }
-        lives
-    }
-
-    fn flush(&mut self) -> Option<Live> {
-        let text = std::mem::take(&mut self.text);
-        let live = if self.thinking {
-            Live::Thinking(text)
-        } else {
-            Live::Text(text)
-        };
-        let (Live::Text(text) | Live::Thinking(text)) = &live else {
-            return None;
-        };
-        (!text.is_empty()).then_some(live)
-    }
-
-    fn void(&self) -> Option<Live> {
-        (self.wanted && self.open).then_some(Live::Void)
     }
 }

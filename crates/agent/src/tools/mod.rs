@@ -12,11 +12,13 @@ mod line_kind;
 mod list_files;
 mod patch;
 mod place;
+mod rank;
 mod read_file;
 mod read_file_slice;
 mod run_shell;
 mod search_code;
 mod shell_jobs;
+mod snippet;
 mod spill;
 #[cfg(test)]
 mod testing;

@@ -2,24 +2,11 @@
 //! they seem to be about it, with the lines around. What the repository ignores is left out.
 //! Must not hold the contents of what it searches: files are ranked first, and the best read again.
 
-use std::{
-    cmp::Ordering,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{self, AtomicBool, AtomicUsize},
-    },
-    time::{Duration, Instant},
-};
+use std::path::Path;
 
 use dispatch_core::rules::Group;
-use grep_matcher::Matcher;
 use grep_regex::{RegexMatcher, RegexMatcherBuilder};
-use grep_searcher::{
-    BinaryDetection, Searcher, SearcherBuilder, Sink, SinkContext, SinkContextKind, SinkMatch,
-};
-use ignore::{WalkBuilder, WalkState, overrides::OverrideBuilder};
+use ignore::{WalkBuilder, overrides::OverrideBuilder};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -27,10 +14,12 @@ use super::{
     Place, Run, Tool, Wrong, blocking,
     line_kind::{Kind, Language},
     place::failed,
-    schema, text_of,
+    rank::{LIMIT, Ranked, Search},
+    schema,
+    snippet::snippet,
+    text_of,
 };
 
-const LIMIT: Duration = Duration::from_secs(30);
 const FILES_USUAL: usize = 20;
 const FILES_MAX: usize = 100;
 const CONTEXT_USUAL: usize = 1;
@@ -38,11 +27,6 @@ const CONTEXT_MAX: usize = 20;
 /// Of one file's part of the answer.
 const SNIPPET_BYTES_USUAL: usize = 800;
 const SNIPPET_BYTES: (usize, usize) = (50, 2_000);
-const LINE_CHARS_MAX: usize = 300;
-/// Matches of one file that count.
-const MATCHES_MAX: usize = 10_000;
-/// Files with a match that are remembered, each by its path and its score.
-const FOUND_MAX: usize = 100_000;
 /// A pattern that would need more to run is refused.
 const PATTERN_BYTES_MAX: usize = 10 << 20;
 
@@ -104,13 +88,14 @@ enum Only {
 }
 
 impl Only {
-    fn takes(self, kind: Kind) -> bool {
-        match self {
-            Self::Code => matches!(kind, Kind::Declaration | Kind::Use),
-            Self::Comments => kind == Kind::Comment,
-            Self::Strings => kind == Kind::Text,
-            Self::Declarations => kind == Kind::Declaration,
-            Self::Usages => kind == Kind::Use,
+    fn takes(only: Option<Self>) -> fn(Kind) -> bool {
+        match only {
+            None => |_| true,
+            Some(Self::Code) => |kind| matches!(kind, Kind::Declaration | Kind::Use),
+            Some(Self::Comments) => |kind| kind == Kind::Comment,
+            Some(Self::Strings) => |kind| kind == Kind::Text,
+            Some(Self::Declarations) => |kind| kind == Kind::Declaration,
+            Some(Self::Usages) => |kind| kind == Kind::Use,
         }
     }
 }
@@ -133,11 +118,10 @@ fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
     let (matcher, literal) = matcher(input)?;
     let search = Search {
         matcher: &matcher,
-        only: input.only,
-        root: &root,
+        takes: Only::takes(input.only),
         query: input.query.to_lowercase(),
     };
-    let mut found = search.rank(input)?;
+    let found = search.rank(&walk(&root, input)?);
     if found.files.is_empty() {
         let cut = if found.cut {
             " in the time there was"
@@ -146,7 +130,6 @@ fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
         };
         return Ok(format!("nothing found{cut}"));
     }
-    found.files.sort_by(Ranked::order);
     let limit = input
         .result_limit
         .unwrap_or(FILES_USUAL)
@@ -156,7 +139,7 @@ fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
         text.push_str("[the query is no regular expression; it was searched as it is]\n");
     }
     for file in found.files.iter().take(limit) {
-        text.push_str(&search.shown(place, file, input)?);
+        text.push_str(&shown(&search, place, file, input)?);
         text.push('\n');
     }
     let more = found.count.saturating_sub(limit.min(found.files.len()));
@@ -190,275 +173,52 @@ fn matcher(input: &Input) -> Result<(RegexMatcher, bool), Wrong> {
     Ok((matcher, true))
 }
 
-struct Search<'a> {
-    matcher: &'a RegexMatcher,
-    only: Option<Only>,
-    root: &'a Path,
-    query: String,
+fn walk(root: &Path, input: &Input) -> Result<WalkBuilder, Wrong> {
+    let mut walk = WalkBuilder::new(root);
+    walk.hidden(false)
+        .follow_links(false)
+        .require_git(false)
+        .git_global(false)
+        .filter_entry(|entry| entry.file_name() != ".git");
+    let mut rules = OverrideBuilder::new(root);
+    let list = |text: &Option<String>| -> Vec<String> {
+        let items = text.iter().flat_map(|text| text.split(','));
+        let items = items.map(|item| item.trim().to_owned());
+        items.filter(|item| !item.is_empty()).collect()
+    };
+    let bad = |what: &str, error| Wrong::new(format!("{what} is no pattern: {error}"));
+    for ending in list(&input.include_ext) {
+        let ending = ending.trim_start_matches('.');
+        rules
+            .add(&format!("*.{ending}"))
+            .map_err(|error| bad(ending, error))?;
+    }
+    for pattern in list(&input.exclude_pattern) {
+        rules
+            .add(&format!("!{pattern}"))
+            .map_err(|error| bad(&pattern, error))?;
+    }
+    walk.overrides(rules.build().map_err(|error| bad("this", error))?);
+    Ok(walk)
 }
 
-struct Found {
-    files: Vec<Ranked>,
-    /// All that match, remembered or not.
-    count: usize,
-    /// The time was over before all was searched.
-    cut: bool,
-}
-
-#[derive(Debug)]
-struct Ranked {
-    path: PathBuf,
-    score: f64,
-    matches: usize,
-}
-
-impl Ranked {
-    /// The best first, and always in the same order.
-    fn order(&self, other: &Self) -> Ordering {
-        let by_score = other.score.total_cmp(&self.score);
-        by_score.then_with(|| self.path.cmp(&other.path))
-    }
-}
-
-impl Search<'_> {
-    /// Every file with a match, by how much it seems to be about the query.
-    fn rank(&self, input: &Input) -> Result<Found, Wrong> {
-        let begun = Instant::now();
-        let found: Mutex<Vec<Ranked>> = Mutex::default();
-        let count = AtomicUsize::new(0);
-        let cut = AtomicBool::new(false);
-        let walk = self.walk(input)?.build_parallel();
-        walk.run(|| {
-            let mut searcher = searcher(0);
-            let (found, count, cut) = (&found, &count, &cut);
-            Box::new(move |entry| {
-                if begun.elapsed() > LIMIT {
-                    cut.store(true, atomic::Ordering::Relaxed);
-                    return WalkState::Quit;
-                }
-                let Ok(entry) = entry else {
-                    return WalkState::Continue;
-                };
-                if !entry.file_type().is_some_and(|kind| kind.is_file()) {
-                    return WalkState::Continue;
-                }
-                if let Some(ranked) = self.score(&mut searcher, entry.path()) {
-                    count.fetch_add(1, atomic::Ordering::Relaxed);
-                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                    if found.len() < FOUND_MAX {
-                        found.push(ranked);
-                    }
-                }
-                WalkState::Continue
-            })
-        });
-        Ok(Found {
-            files: found.into_inner().unwrap_or_else(PoisonError::into_inner),
-            count: count.into_inner(),
-            cut: cut.into_inner(),
-        })
-    }
-
-    fn walk(&self, input: &Input) -> Result<WalkBuilder, Wrong> {
-        let mut walk = WalkBuilder::new(self.root);
-        walk.hidden(false)
-            .follow_links(false)
-            .require_git(false)
-            .git_global(false)
-            .filter_entry(|entry| entry.file_name() != ".git");
-        let mut rules = OverrideBuilder::new(self.root);
-        let list = |text: &Option<String>| -> Vec<String> {
-            let items = text.iter().flat_map(|text| text.split(','));
-            let items = items.map(|item| item.trim().to_owned());
-            items.filter(|item| !item.is_empty()).collect()
-        };
-        let bad = |what: &str, error| Wrong::new(format!("{what} is no pattern: {error}"));
-        for ending in list(&input.include_ext) {
-            let ending = ending.trim_start_matches('.');
-            rules
-                .add(&format!("*.{ending}"))
-                .map_err(|error| bad(ending, error))?;
-        }
-        for pattern in list(&input.exclude_pattern) {
-            rules
-                .add(&format!("!{pattern}"))
-                .map_err(|error| bad(&pattern, error))?;
-        }
-        walk.overrides(rules.build().map_err(|error| bad("this", error))?);
-        Ok(walk)
-    }
-
-    fn score(&self, searcher: &mut Searcher, path: &Path) -> Option<Ranked> {
-        let mut tally = Tally {
-            search: self,
-            language: Language::of(path),
-            matches: 0,
-            weight: 0.0,
-        };
-        match searcher.search_path(self.matcher, path, &mut tally) {
-            Ok(()) => {}
-            // A file that cannot be read has no match.
-            Err(_) => return None,
-        }
-        if tally.matches == 0 {
-            return None;
-        }
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().to_lowercase());
-        let named = name.is_some_and(|name| name.contains(&self.query));
-        // The first matches say the most.
-        let score = tally.weight.ln_1p() * 4.0 + if named { 6.0 } else { 0.0 };
-        Some(Ranked {
-            path: path.to_owned(),
-            score,
-            matches: tally.matches,
-        })
-    }
-
-    fn kind(&self, language: Language, line: &[u8]) -> Option<Kind> {
-        let at = self.matcher.find(line).ok().flatten()?.start();
-        let text = String::from_utf8_lossy(line);
-        // Where bytes were replaced the place moved, and a guess is as good.
-        let kind = language.kind(&text, at.min(text.len()));
-        self.only
-            .is_none_or(|only| only.takes(kind))
-            .then_some(kind)
-    }
-
-    fn shown(&self, place: &Place, file: &Ranked, input: &Input) -> Result<String, Wrong> {
-        let context = input.context.unwrap_or(CONTEXT_USUAL).min(CONTEXT_MAX);
-        let (least, most) = SNIPPET_BYTES;
-        let bytes = input
-            .snippet_length
-            .unwrap_or(SNIPPET_BYTES_USUAL)
-            .clamp(least, most);
-        let language = Language::of(&file.path);
-        let mut snippet = Snippet {
-            search: self,
-            language,
-            text: String::new(),
-            bytes,
-            cut: false,
-            waiting: Vec::new(),
-            after: 0,
-            context,
-        };
-        let shown = place.shown(&file.path);
-        searcher(context)
-            .search_path(self.matcher, &file.path, &mut snippet)
-            .map_err(|error| failed("read", &shown, &error))?;
-        let mut text = format!(
-            "{shown} ({}, {} matches, score {:.1})\n{}",
-            language.name, file.matches, file.score, snippet.text
-        );
-        if snippet.cut {
-            text.push_str("  ...\n");
-        }
-        Ok(text)
-    }
-}
-
-fn searcher(context: usize) -> Searcher {
-    SearcherBuilder::new()
-        .line_number(true)
-        .before_context(context)
-        .after_context(context)
-        .binary_detection(BinaryDetection::quit(0))
-        .build()
-}
-
-/// Counts, and keeps nothing.
-struct Tally<'a> {
-    search: &'a Search<'a>,
-    language: Language,
-    matches: usize,
-    weight: f64,
-}
-
-impl Sink for &mut Tally<'_> {
-    type Error = std::io::Error;
-
-    fn matched(&mut self, _: &Searcher, found: &SinkMatch<'_>) -> Result<bool, Self::Error> {
-        if let Some(kind) = self.search.kind(self.language, found.bytes()) {
-            self.matches += 1;
-            self.weight += match kind {
-                Kind::Declaration => 6.0,
-                Kind::Use => 1.0,
-                Kind::Text | Kind::Comment => 0.5,
-            };
-        }
-        Ok(self.matches < MATCHES_MAX)
-    }
-}
-
-/// The first lines that match, with those around them.
-struct Snippet<'a> {
-    search: &'a Search<'a>,
-    language: Language,
-    text: String,
-    bytes: usize,
-    cut: bool,
-    /// Lines before a match that may be shown.
-    waiting: Vec<String>,
-    /// Lines after one that still are.
-    after: usize,
-    context: usize,
-}
-
-impl Snippet<'_> {
-    fn push(&mut self, line: &str) -> ControlFlow<()> {
-        if !self.text.is_empty() && self.text.len() + line.len() > self.bytes {
-            self.cut = true;
-            return ControlFlow::Break(());
-        }
-        self.text.push_str(line);
-        ControlFlow::Continue(())
-    }
-}
-
-fn line(mark: char, number: Option<u64>, bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let text = text.trim_end();
-    let shown: String = text.chars().take(LINE_CHARS_MAX).collect();
-    let more = if shown.len() < text.len() { "..." } else { "" };
-    let number = number.unwrap_or_default();
-    format!("{mark}{number:>6} {shown}{more}\n")
-}
-
-impl Sink for &mut Snippet<'_> {
-    type Error = std::io::Error;
-
-    fn matched(&mut self, _: &Searcher, found: &SinkMatch<'_>) -> Result<bool, Self::Error> {
-        if self.search.kind(self.language, found.bytes()).is_none() {
-            return Ok(true);
-        }
-        for before in std::mem::take(&mut self.waiting) {
-            if self.push(&before).is_break() {
-                return Ok(false);
-            }
-        }
-        self.after = self.context;
-        let shown = line('>', found.line_number(), found.bytes());
-        Ok(self.push(&shown).is_continue())
-    }
-
-    fn context(&mut self, _: &Searcher, around: &SinkContext<'_>) -> Result<bool, Self::Error> {
-        let shown = line(' ', around.line_number(), around.bytes());
-        if *around.kind() == SinkContextKind::After && self.after > 0 {
-            self.after -= 1;
-            return Ok(self.push(&shown).is_continue());
-        }
-        self.waiting.push(shown);
-        let over = self.waiting.len().saturating_sub(self.context);
-        self.waiting.drain(..over);
-        Ok(true)
-    }
-
-    fn context_break(&mut self, _: &Searcher) -> Result<bool, Self::Error> {
-        self.waiting.clear();
-        Ok(true)
-    }
+fn shown(
+    search: &Search<'_>,
+    place: &Place,
+    file: &Ranked,
+    input: &Input,
+) -> Result<String, Wrong> {
+    let context = input.context.unwrap_or(CONTEXT_USUAL).min(CONTEXT_MAX);
+    let (least, most) = SNIPPET_BYTES;
+    let bytes = input.snippet_length.unwrap_or(SNIPPET_BYTES_USUAL);
+    let path = place.shown(&file.path);
+    let lines = snippet(search, &file.path, context, bytes.clamp(least, most))
+        .map_err(|error| failed("read", &path, &error))?;
+    let language = Language::of(&file.path).name;
+    let Ranked { matches, score, .. } = file;
+    Ok(format!(
+        "{path} ({language}, {matches} matches, score {score:.1})\n{lines}"
+    ))
 }
 
 #[cfg(test)]
