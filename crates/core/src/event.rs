@@ -412,7 +412,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 47] = [
+    pub const WORDS: [&str; 51] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -431,6 +431,10 @@ impl Kind {
         "letters_read",
         "agent_set",
         "child_ended",
+        "detached",
+        "parked",
+        "ends_delivered",
+        "keyed",
         "applied",
         "snapshotted",
         "snapshot_dropped",
