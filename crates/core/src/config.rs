@@ -16,9 +16,10 @@ use crate::{
     container::{Image, RuntimeAsked},
     drivers::DriverKind,
     gate::{Gate, Pool},
+    grant::{Offer, Word},
     id::{
-        AccountName, AgentName, BadId, ForgeName, HookName, ModelName, PlacementName, PoolName,
-        RepoName,
+        AccountName, AgentName, BadId, ForgeName, GrantName, HookName, ModelName, PlacementName,
+        PoolName, RepoName,
     },
     limits::Limits,
     notify::Hook,
@@ -174,6 +175,8 @@ pub struct AgentProfile {
     /// What becomes of its permission requests, where a task does not say.
     #[serde(default)]
     pub permissions: Permissions,
+    /// What it may do at our door, where a task does not say. Absent: nothing.
+    pub grant: Option<GrantName>,
     /// Where a review begins that names no base; absent: the commit before the last.
     pub review_base: Option<String>,
     /// Absolute paths it may read inside a fence, besides the system and its own program.
@@ -393,6 +396,8 @@ pub struct Config {
     /// `[container]`: what neither task, agent nor placement say.
     pub container: ContainerSettings,
     pub agents: BTreeMap<AgentName, AgentProfile>,
+    /// `repos` of them are places, not names.
+    pub grants: BTreeMap<GrantName, Offer>,
     pub checks: Checks,
     pub notify: BTreeMap<HookName, Hook>,
     pub repos: BTreeMap<RepoName, Repo>,
@@ -425,7 +430,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 15] = [
     "task",
     "limits",
     "gate",
@@ -435,6 +440,7 @@ const TABLES: [&str; 14] = [
     "placements",
     "container",
     "agents",
+    "grants",
     "checks",
     "notify",
     "repos",
@@ -682,6 +688,7 @@ impl Typing<'_> {
         let repos = self.repos();
         let forges = self.forges();
         let server = self.server();
+        let grants = self.grants(&agents, &placements, &repos);
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
@@ -711,6 +718,9 @@ impl Typing<'_> {
                     agent.permissions.word()
                 );
                 self.problem(&place(&["agents", name.as_str(), "permissions"]), what);
+            }
+            if let Some(grant) = &agent.grant {
+                self.granted(name, agent, grant, &grants);
             }
             self.absolute(&format!("agents.{name}.paths"), &agent.paths);
             for (word, other) in &agent.variants {
@@ -770,6 +780,7 @@ impl Typing<'_> {
             containers,
             container: container?,
             agents,
+            grants,
             checks,
             notify,
             repos,
@@ -796,6 +807,78 @@ impl Typing<'_> {
             }
         }
         forges
+    }
+
+    /// With every name looked up, so that a task is granted no more than what there is.
+    fn grants(
+        &mut self,
+        agents: &BTreeMap<AgentName, AgentProfile>,
+        placements: &BTreeMap<PlacementName, Placement>,
+        repos: &BTreeMap<RepoName, Repo>,
+    ) -> BTreeMap<GrantName, Offer> {
+        let mut grants = self.many::<GrantName, Offer>("grants");
+        for (name, offer) in &mut grants {
+            let at = |key: &str| place(&["grants", name.as_str(), key]);
+            for (key, what) in offer.problems() {
+                self.problem(&at(key), what);
+            }
+            for word in &offer.agents {
+                let Word::Name(agent) = word else { continue };
+                if !agents.contains_key(agent) {
+                    let there = list(agents.keys());
+                    let what = format!("agent {agent} is not configured; there are {there}");
+                    self.problem(&at("agents"), what);
+                }
+            }
+            for word in &offer.placements {
+                let Word::Name(wanted) = word else { continue };
+                if !placements.contains_key(wanted) {
+                    let there = list(placements.keys());
+                    let what = format!("placement {wanted} is not configured; there are {there}");
+                    self.problem(&at("placements"), what);
+                }
+            }
+            for word in &mut offer.repos {
+                let Word::Name(text) = word else { continue };
+                let known = repos.iter().find(|(known, _)| known.as_str() == text);
+                if let Some((_, repo)) = known {
+                    text.clone_from(&repo.place);
+                } else if !text.contains(['/', ':']) {
+                    let there = match repos.is_empty() {
+                        true => "none".to_owned(),
+                        false => list(repos.keys()),
+                    };
+                    let what = format!(
+                        "{text:?} is neither a path, nor a URL, nor configured; configured are \
+                         {there}"
+                    );
+                    self.problem(&at("repos"), what);
+                }
+            }
+        }
+        grants
+    }
+
+    fn granted(
+        &mut self,
+        name: &AgentName,
+        agent: &AgentProfile,
+        grant: &GrantName,
+        grants: &BTreeMap<GrantName, Offer>,
+    ) {
+        let at = place(&["agents", name.as_str(), "grant"]);
+        if !grants.contains_key(grant) {
+            let there = list(grants.keys());
+            self.problem(
+                &at,
+                format!("grant {grant} is not configured; there are {there}"),
+            );
+        }
+        if !agent.driver.knocks() {
+            let driver = agent.driver.word();
+            let what = format!("{driver} takes no tools of ours, so a grant would be for nothing");
+            self.problem(&at, what);
+        }
     }
 
     fn repos(&mut self) -> BTreeMap<RepoName, Repo> {
@@ -1123,6 +1206,61 @@ mod tests {
         let local: AgentName = "local".parse().unwrap();
         let model = config.agents[&local].model.clone().map(String::from);
         assert_eq!(model.as_deref(), Some("devstral-24b"));
+    }
+
+    #[test]
+    fn grants_name_what_there_is() {
+        let text = "[repos.api]\nurl = \"https://h/api.git\"\n[grants.lead]\ntools = [\"dispatch\"]\n\
+                    repos = [\"own\", \"api\", \"/src/web\"]\nagents = [\"own\", \"codex\"]\n\
+                    placements = [\"any\"]\nchildren_max = 2\nchildren_live_max = 1\n\
+                    [agents.claude]\ngrant = \"lead\"\n";
+        let config = load(&[Layer {
+            source: "mine",
+            text,
+        }])
+        .unwrap()
+        .0;
+        let lead: GrantName = "lead".parse().unwrap();
+        let claude: AgentName = "claude".parse().unwrap();
+        assert_eq!(config.agents[&claude].grant, Some(lead.clone()));
+        let named = |text: &str| Word::Name(text.to_owned());
+        let places = [Word::Own, named("https://h/api.git"), named("/src/web")];
+        assert_eq!(config.grants[&lead].repos, places);
+        for (text, part) in [
+            (
+                "agents = [\"nobody\"]",
+                "grants.x.agents: agent nobody is not configured",
+            ),
+            (
+                "placements = [\"cave\"]",
+                "grants.x.placements: placement cave is not",
+            ),
+            (
+                "repos = [\"nope\"]",
+                "grants.x.repos: \"nope\" is neither a path",
+            ),
+            ("children_max = 0", "grants.x.children_max: it is 0"),
+            ("depth = 99", "grants.x.depth: it is 99"),
+            (
+                "[agents.coderabbit]\ngrant = \"x\"",
+                "coderabbit takes no tools of ours",
+            ),
+            (
+                "[agents.claude]\ngrant = \"y\"",
+                "grant y is not configured; there are helpers, x",
+            ),
+        ] {
+            let most = "children_max = 1\n";
+            let most = if text.starts_with("children_max") {
+                ""
+            } else {
+                most
+            };
+            let all = problems(&format!(
+                "[grants.x]\ntools = [\"dispatch\"]\nchildren_live_max = 1\n{most}{text}\n"
+            ));
+            assert!(all.join("\n").contains(part), "{all:?}");
+        }
     }
 
     #[test]

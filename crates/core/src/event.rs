@@ -14,6 +14,7 @@ use crate::{
     attach::Attached,
     carried::Carried,
     drivers::DriverKind,
+    family::EndId,
     id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     keys::RequestKey,
@@ -21,7 +22,7 @@ use crate::{
     message::{Delivery, MessageId, Sender},
     outcome::{Outcome, Stop},
     review::{Range, Review},
-    run::RunCause,
+    run::{self, RunCause},
     task::{TaskSpec, Tuning},
     update::{ChunkId, Update, Usage},
 };
@@ -182,6 +183,8 @@ pub enum Kind {
     },
     Answered {
         text: String,
+        #[serde(default = "run::by_person", skip_serializing_if = "run::is_person")]
+        by: Sender,
     },
     /// Something was said to it. Durable before anybody hears it.
     MessageQueued {
@@ -191,6 +194,12 @@ pub enum Kind {
         /// It brings something along that a run has from its start only: not for one that has begun.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         fresh: bool,
+        /// Its chain has led to enough: no run gets it before a person says something.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        held: bool,
+        /// The ends that it tells of.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ends: Vec<EndId>,
     },
     /// Files were handed over, and are on the disk. Said before anybody is told of them.
     Attached {
@@ -227,10 +236,25 @@ pub enum Kind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         permissions: Option<Permissions>,
     },
-    /// A task that this one asked for has ended.
+    /// A task that this one asked for has ended. If its agent asked for it, the end is owed to it from
+    /// here on.
     ChildEnded {
         child: TaskId,
         state: String,
+        /// Of the child; 0 in logs that did not say.
+        #[serde(default)]
+        run: u32,
+        /// In words, cut.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    },
+    /// It does not wait for that task any more.
+    Detached {
+        child: TaskId,
+    },
+    /// Its run has ended, and it has not: it waits for these. Told: it follows from what is owed to it.
+    Parked {
+        children: Vec<TaskId>,
     },
     /// This was made by a request that its sender may repeat. In the same commit as what it made.
     Keyed {
@@ -345,6 +369,10 @@ pub enum Kind {
         #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// Its agent waited for these, and is about to be given them: durable before the answer goes out.
+    EndsDelivered {
+        ends: Vec<EndId>,
+    },
     StopRequested {
         why: Stop,
     },
@@ -384,7 +412,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 44] = [
+    pub const WORDS: [&str; 51] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -399,11 +427,18 @@ impl Kind {
         "message_taken",
         "message_delivered",
         "message_returned",
+        "letter_sent",
+        "letters_read",
         "agent_set",
         "child_ended",
+        "detached",
+        "parked",
+        "ends_delivered",
+        "keyed",
         "applied",
         "snapshotted",
         "snapshot_dropped",
+        "attachments_dropped",
         "workspace_removed",
         "workspace_restored",
         "task_removed",
@@ -452,6 +487,9 @@ impl Kind {
             Self::LettersRead { .. } => "letters_read",
             Self::AgentSet { .. } => "agent_set",
             Self::ChildEnded { .. } => "child_ended",
+            Self::Detached { .. } => "detached",
+            Self::Parked { .. } => "parked",
+            Self::EndsDelivered { .. } => "ends_delivered",
             Self::Keyed { .. } => "keyed",
             Self::Applied { .. } => "applied",
             Self::Snapshotted { .. } => "snapshotted",
@@ -507,6 +545,9 @@ impl Kind {
             | Self::LettersRead { .. }
             | Self::AgentSet { .. }
             | Self::ChildEnded { .. }
+            | Self::Detached { .. }
+            | Self::Parked { .. }
+            | Self::EndsDelivered { .. }
             | Self::Keyed { .. }
             | Self::Applied { .. }
             | Self::Snapshotted { .. }

@@ -342,6 +342,15 @@ impl Budget {
         }
     }
 
+    /// The larger of each.
+    #[must_use]
+    pub fn at_least(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.max(other.tokens),
+            usd: self.usd.max(other.usd),
+        }
+    }
+
     #[must_use]
     pub fn is_none(self) -> bool {
         self == Self::default()

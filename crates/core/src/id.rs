@@ -173,8 +173,12 @@ names! {
     SiteName = "a site's name";
     /// A command that must pass after the agent is done: `[checks.NAME]`.
     CheckName = "a check's name";
+    /// What a task's agent may do at our door: `[grants.NAME]`.
+    GrantName = "a grant's name";
     /// Who is told of what happens: `[notify.NAME]`.
     HookName = "a hook's name";
+    /// An account at a model's provider: `[keys.NAME]`.
+    KeyName = "a key's name";
     /// The name of a workspace; two live tasks never share one.
     WorkspaceName = "a workspace's name";
 }

@@ -4,6 +4,7 @@
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it;
 //!   [`keys`] requests that may come again
+//! * [`grant`] what a task's agent may do at our door; [`family`] who asked for whom, and what that leaves
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
 //!   [`spending`] sums of it
 //! * [`verdict`] how a run ended; [`checks`] what must pass
@@ -14,6 +15,8 @@
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
+//! * [`models`] keys and models of the native agent; [`native`] the lines it says and hears;
+//!   [`rules`] what it may do without asking
 //! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
 //!   [`server`] where the engine listens
 
@@ -27,7 +30,9 @@ pub mod config;
 pub mod container;
 pub mod drivers;
 pub mod event;
+pub mod family;
 pub mod gate;
+pub mod grant;
 pub mod id;
 pub mod job;
 pub mod keys;
@@ -35,7 +40,9 @@ pub mod ledger;
 pub mod letter;
 pub mod limits;
 pub mod message;
+pub mod models;
 pub mod naming;
+pub mod native;
 pub mod network;
 pub mod notify;
 pub mod outcome;
@@ -43,6 +50,7 @@ pub mod project;
 pub mod prompt;
 pub mod redact;
 pub mod review;
+pub mod rules;
 pub mod run;
 pub mod schedule;
 pub mod seatbelt;

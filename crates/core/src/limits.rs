@@ -59,6 +59,10 @@ pub struct Limits {
     pub messages_max: usize,
     /// Runs that messages of other tasks' agents may start before a person says something.
     pub wakes_max: u32,
+    /// Messages of agents in one chain: all that a person's word or a task of theirs has led to.
+    pub chain_messages_max: u32,
+    /// Callers that wait for the end of tasks.
+    pub waits_max: usize,
     pub task_bytes: usize,
     /// Letters of one workspace that nobody has read.
     pub letters_max: usize,
@@ -253,6 +257,18 @@ impl Lowered {
 
     pub fn set(&mut self, limit: Limit, value: u64) {
         self.0.insert(limit, value);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Limit, u64)> {
+        self.0.iter().map(|(limit, value)| (*limit, *value))
+    }
+
+    /// As low as this, or lower.
+    pub fn lower(&mut self, limit: Limit, value: u64) {
+        let slot = self.0.entry(limit).or_insert(value);
+        if bound(value) < bound(*slot) {
+            *slot = value;
+        }
     }
 
     /// Takes from `under` what is not set here.

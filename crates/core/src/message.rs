@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Millis,
-    id::{BadId, TaskId},
+    id::{BadId, Seq, TaskId},
 };
 
 /// Settled messages of one task that are remembered; older ones are in the log only.
@@ -51,6 +51,8 @@ pub enum Sender {
     Person,
     /// The agent of another task.
     Task(TaskId),
+    /// Dispatch itself: it tells how tasks have ended that the agent asked for.
+    Dispatch,
 }
 
 impl fmt::Display for Sender {
@@ -58,9 +60,18 @@ impl fmt::Display for Sender {
         match self {
             Self::Person => f.write_str("person"),
             Self::Task(task) => task.fmt(f),
+            Self::Dispatch => f.write_str("dispatch"),
         }
     }
 }
+
+/// What one message, run or task has led to belongs to one chain. It is named after the event that
+/// began it: a person's word, or a task of theirs. 0: from before there were chains.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Chain(pub Seq);
 
 /// How the agent got it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +119,9 @@ pub struct Message {
     /// The run that does not get it: one that ended without having taken it up, or that had begun
     /// when this was said and needs a fresh start.
     pub barred: Option<u32>,
+    pub chain: Chain,
+    /// No run gets it before a person says something: its chain had led to enough.
+    pub held: bool,
     pub fate: Fate,
 }
 
@@ -116,6 +130,12 @@ impl Message {
     #[must_use]
     pub fn waits(&self) -> bool {
         self.fate == Fate::Waiting && self.taken.is_none()
+    }
+
+    /// A run may have it.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.waits() && !self.held
     }
 
     #[must_use]
@@ -127,7 +147,7 @@ impl Message {
     #[must_use]
     pub fn words(&self) -> String {
         match self.from {
-            Sender::Person => self.text.clone(),
+            Sender::Person | Sender::Dispatch => self.text.clone(),
             Sender::Task(task) => {
                 format!("A message from the agent of task {task}:\n\n{}", self.text)
             }
@@ -143,6 +163,7 @@ impl Message {
     #[must_use]
     pub fn word(&self) -> &'static str {
         match (self.fate, self.taken) {
+            (Fate::Waiting, None) if self.held => "held",
             (Fate::Waiting, None) => "waiting",
             (Fate::Waiting, Some(_)) => "on_its_way",
             (Fate::Delivered(_), _) => "delivered",

@@ -3,6 +3,7 @@
 //! Must not accept what another reader could take for something else: `127.1` is no host name.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
@@ -35,6 +36,53 @@ enum Entry {
     },
 }
 
+impl Entry {
+    /// What both let through. Of two entries one holds the other, or they have nothing in common.
+    fn meet(&self, other: &Self) -> Option<Self> {
+        if self.is_within(other) {
+            return Some(self.clone());
+        }
+        other.is_within(self).then(|| other.clone())
+    }
+
+    fn is_within(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Name { name, port }, Self::Name { name: own, port: p }) => {
+                name == own && port == p
+            }
+            (
+                Self::Name { name, port },
+                Self::Below {
+                    name: above,
+                    port: p,
+                },
+            ) => port == p && name.is_below(above),
+            (
+                Self::Below { name, port },
+                Self::Below {
+                    name: above,
+                    port: p,
+                },
+            ) => port == p && (name == above || name.is_below(above)),
+            (
+                Self::Addresses {
+                    first,
+                    prefix_bits,
+                    port,
+                },
+                Self::Addresses {
+                    first: wide,
+                    prefix_bits: fewer,
+                    port: p,
+                },
+            ) => port == p && prefix_bits >= fewer && within(*first, *wide, *fewer),
+            (Self::Below { .. } | Self::Addresses { .. }, Self::Name { .. })
+            | (Self::Addresses { .. }, Self::Below { .. })
+            | (Self::Name { .. } | Self::Below { .. }, Self::Addresses { .. }) => false,
+        }
+    }
+}
+
 /// Lower case, without a dot at the end, and never something that reads as an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName(String);
@@ -43,6 +91,11 @@ impl HostName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    fn is_below(&self, above: &Self) -> bool {
+        let rest = self.0.strip_suffix(above.as_str());
+        rest.is_some_and(|rest| rest.ends_with('.'))
     }
 }
 
@@ -93,6 +146,26 @@ impl AllowList {
         self.0.is_empty()
     }
 
+    /// What both let through, in an order of its own.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        let pairs = self
+            .0
+            .iter()
+            .flat_map(|one| other.0.iter().filter_map(|two| one.meet(two)));
+        let by_name: BTreeMap<String, Entry> =
+            pairs.map(|entry| (entry.to_string(), entry)).collect();
+        // Fewer is only ever less.
+        Self(by_name.into_values().take(ENTRIES_MAX).collect())
+    }
+
+    /// Whether the other lets all of it through, too.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        let held = |entry: &Entry| other.0.iter().any(|wide| entry.is_within(wide));
+        self.0.iter().all(held)
+    }
+
     /// Whether the target may be tried at all; a name's addresses are asked for one by one after.
     ///
     /// # Errors
@@ -104,10 +177,7 @@ impl AllowList {
             Host::Name(name) => {
                 let fits = |entry: &Entry| match entry {
                     Entry::Name { name: own, port } => own == name && *port == target.port,
-                    Entry::Below { name: own, port } => {
-                        let above = name.0.strip_suffix(own.as_str());
-                        *port == target.port && above.is_some_and(|rest| rest.ends_with('.'))
-                    }
+                    Entry::Below { name: own, port } => *port == target.port && name.is_below(own),
                     Entry::Addresses { .. } => false,
                 };
                 self.0

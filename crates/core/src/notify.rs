@@ -272,8 +272,13 @@ impl Hook {
         };
         (self.repos.is_empty() || self.repos.iter().any(named))
             && (self.agents.is_empty() || self.agents.contains(&task.spec.agent))
-            && !run.is_some_and(|run| tried_again(task, run))
+            && !run.is_some_and(|run| tried_again(task, run) || parked(task, run))
     }
+}
+
+/// Its task waits for what it has asked for, and goes on by itself.
+fn parked(task: &Task, run: u32) -> bool {
+    task.runs.iter().any(|one| one.n == run && one.parked)
 }
 
 /// The run after it is one that nobody asked for.
@@ -283,6 +288,7 @@ fn tried_again(task: &Task, run: u32) -> bool {
         RunCause::Dispatched
         | RunCause::Answer { .. }
         | RunCause::Said { .. }
+        | RunCause::Ends
         | RunCause::Resumed { .. } => false,
     })
 }

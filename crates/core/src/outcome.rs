@@ -12,6 +12,8 @@ use crate::{Millis, id::TaskId};
 #[serde(rename_all = "snake_case")]
 pub enum Stop {
     ByPerson,
+    /// By the agent that asked for it, or because that one's task ended badly.
+    ByAsker,
     WallClock {
         limit_ms: u64,
     },
@@ -40,6 +42,7 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ByPerson => f.write_str("stopped by a person"),
+            Self::ByAsker => f.write_str("stopped by the task that asked for it"),
             Self::WallClock { limit_ms } => {
                 write!(
                     f,

@@ -17,7 +17,8 @@ pub const FILE: &str = "dispatch.toml";
 pub const BYTES_MAX: u64 = 16 << 10;
 
 const ALLOWED: &str = "allowed are task.agent, task.expects, task.checks (names of configured \
-                       checks) and task.permissions (only a stricter one counts), and limits of a job to lower; the rest belongs into your own configuration";
+                       checks), task.permissions (only a stricter one counts) and task.grant (only takes \
+                       away), and limits of a job to lower; the rest belongs into your own configuration";
 
 /// What a repository asks for where the request says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub struct Project {
     pub checks: Option<Vec<CheckName>>,
     /// Counts where it is stricter than the agent's.
     pub permissions: Option<Permissions>,
+    /// No agent's grant is wider than this one; `none`, or a name: whether it is configured is for the
+    /// one who uses it.
+    pub grant: Option<String>,
     /// As it was written: whether it is lower is for the one who knows the configuration.
     pub limits: Lowered,
 }
@@ -68,6 +72,7 @@ pub fn parse(text: &str) -> Result<Project, BadProject> {
                 "expects" => project.expects = Some(get("task.expects", value)?),
                 "checks" => project.checks = Some(get("task.checks", value)?),
                 "permissions" => project.permissions = Some(get("task.permissions", value)?),
+                "grant" => project.grant = Some(get("task.grant", value)?),
                 _ => {
                     let key = format!("task.{key}");
                     return Err(BadProject::Key { key });
@@ -113,12 +118,13 @@ mod tests {
 
     #[test]
     fn it_chooses_among_names() {
-        let text = "[task]\nagent = \"codex\"\nexpects = \"report\"\nchecks = [\"rust\"]\npermissions = \"ask\"\n";
+        let text = "[task]\nagent = \"codex\"\nexpects = \"report\"\nchecks = [\"rust\"]\npermissions = \"ask\"\ngrant = \"helpers\"\n";
         let project = parse(text).unwrap();
         assert_eq!(project.agent.as_deref(), Some("codex"));
         assert_eq!(project.expects, Some(Expects::Report));
         assert_eq!(project.checks, Some(vec!["rust".parse().unwrap()]));
         assert_eq!(project.permissions, Some(Permissions::Ask));
+        assert_eq!(project.grant.as_deref(), Some("helpers"));
         assert_eq!(parse("").unwrap(), Project::default());
     }
 

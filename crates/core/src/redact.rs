@@ -598,9 +598,11 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 59] = [
+const NAMES: [&str; 62] = [
     "after",
     "agent",
+    "agents",
+    "asked_by",
     "base",
     "base_branch",
     "behind",
@@ -631,12 +633,14 @@ const NAMES: [&str; 59] = [
     "permissions",
     "persona",
     "plan",
+    "placements",
     "pool",
     "priority",
     "profile",
     "refname",
     "request",
     "repo",
+    "repos",
     "review_base",
     "runtime",
     "session",
@@ -656,11 +660,21 @@ const NAMES: [&str; 59] = [
     "why",
     "workspace",
     "wrap",
-    "wrap",
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 5] = ["after", "allow", "checks", "named", "sites"];
+const NAME_LISTS: [&str; 10] = [
+    "after",
+    "agents",
+    "allow",
+    "checks",
+    "children",
+    "named",
+    "placements",
+    "repos",
+    "sites",
+    "tools",
+];
 
 impl Redactor {
     /// Everything that a person or an agent worded in an event.
@@ -1030,6 +1044,8 @@ mod tests {
             Kind::ChildEnded {
                 child: crate::id::TaskId::from_bits(1),
                 state: "completed".into(),
+                run: 1,
+                reason: String::new(),
             },
         ] {
             assert_eq!(redactor.event(kind.clone()).unwrap(), kind);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::AgentName,
+    message::Sender,
     outcome::{Outcome, Stop},
 };
 
@@ -15,7 +16,11 @@ pub enum RunCause {
     /// The first run of a task.
     Dispatched,
     /// A person or parent answered the question of the run before.
-    Answer { text: String },
+    Answer {
+        text: String,
+        #[serde(default = "by_person", skip_serializing_if = "is_person")]
+        by: Sender,
+    },
     /// The run before ended in a way that may be tried again, or a person wants it to be.
     RetryOf {
         n: u32,
@@ -28,8 +33,19 @@ pub enum RunCause {
         /// One of them is a person's; otherwise the run is paid from the task's wake budget.
         by_person: bool,
     },
+    /// What its agent asked for has ended, and it is told. It is paid from the task's wake budget.
+    Ends,
     /// A person wants it to go on. Another agent reads who had it before, and how that ended.
     Resumed { agent: AgentName, ended: String },
+}
+
+/// Of logs that did not say.
+pub(crate) fn by_person() -> Sender {
+    Sender::Person
+}
+
+pub(crate) fn is_person(by: &Sender) -> bool {
+    *by == Sender::Person
 }
 
 impl RunCause {
@@ -40,6 +56,7 @@ impl RunCause {
             Self::Answer { .. } => "answer",
             Self::RetryOf { .. } => "retry",
             Self::Said { .. } => "said",
+            Self::Ends => "ends",
             Self::Resumed { .. } => "resumed",
         }
     }

@@ -355,7 +355,11 @@ impl View<'_> {
             .unmet(task)
             .map(|id| {
                 let short = self.state.short(id);
-                let state = self.state.task(id).and_then(Task::last_run);
+                let task = self.state.task(id);
+                if task.is_some_and(Task::is_parked) {
+                    return format!("{short} (parked)");
+                }
+                let state = task.and_then(Task::last_run);
                 match state.map(|run| &run.state) {
                     Some(RunState::Finished(Outcome::Blocked { .. })) => {
                         format!("{short}, which asks you something")

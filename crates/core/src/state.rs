@@ -14,13 +14,14 @@ use crate::{
     carried::Carried,
     drivers::DriverKind,
     event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
+    family::{self, EndId, Family},
     gate::Budget,
     id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
     keys::{Keys, Made},
     ledger::Ledger,
     letter::{LetterId, Letterbox},
-    message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
+    message::{Chain, Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
     naming,
     outcome::{Again, Outcome},
     prompt::Told,
@@ -42,6 +43,8 @@ pub struct Check {
 pub struct Run {
     pub n: u32,
     pub cause: RunCause,
+    /// To which it belongs: that of what started it, or of what it has heard since.
+    pub chain: Chain,
     pub state: RunState,
     pub queued_seq: Seq,
     pub queued_at: Millis,
@@ -60,6 +63,8 @@ pub struct Run {
     /// The commits under review.
     pub range: Option<Range>,
     pub review: Option<Review>,
+    /// Its end was not its task's: that waited for what it had asked for.
+    pub parked: bool,
 }
 
 impl Run {
@@ -127,6 +132,10 @@ pub struct Task {
     pub wakes: u32,
     /// Sessions of runs up to this one belong to an agent it had before.
     pub foreign_runs: u32,
+    /// What its agents have asked for.
+    pub family: Family,
+    /// It has ended well at least once, and waited for nothing then.
+    pub completed: bool,
 }
 
 impl Task {
@@ -163,15 +172,13 @@ impl Task {
     #[must_use]
     pub fn holds_workspace(&self) -> bool {
         let blocked = matches!(self.outcome(), Some(Outcome::Blocked { .. }));
-        !self.removed && (self.is_open() || blocked)
+        !self.removed && (!self.is_done() || blocked)
     }
 
     /// A task that waits for it may go on.
     #[must_use]
     pub fn has_completed(&self) -> bool {
-        let completed =
-            |run: &Run| matches!(run.state, RunState::Finished(Outcome::Completed { .. }));
-        self.runs.iter().any(completed)
+        self.completed
     }
 
     /// It has ended, and without a person it will not complete any more.
@@ -180,9 +187,42 @@ impl Task {
         !self.has_completed()
             && match self.outcome() {
                 None => false,
-                Some(Outcome::Blocked { .. }) => self.removed,
+                // One that has completed and is not done waits for what it asked for.
+                Some(Outcome::Blocked { .. } | Outcome::Completed { .. }) => self.removed,
                 Some(_) => true,
             }
+    }
+
+    /// The task whose agent asked for it.
+    #[must_use]
+    pub fn asker(&self) -> Option<TaskId> {
+        self.spec.terms.asked_by.map(|run| run.task)
+    }
+
+    /// Something it asked for is not done, or it has not heard how that ended.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        let owed = |end: &family::End| match end.fate {
+            family::Fate::Owed => true,
+            family::Fate::Told { message } => {
+                let message = self.message(message);
+                message.is_some_and(|message| message.fate == Fate::Waiting)
+            }
+            family::Fate::Waited { .. } | family::Fate::Detached => false,
+        };
+        self.family.awaited().next().is_some() || self.family.ends.iter().any(owed)
+    }
+
+    /// Its last run has ended well and it has not: it waits for what it asked for. It holds no slot.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        matches!(self.outcome(), Some(Outcome::Completed { .. })) && self.is_owed()
+    }
+
+    /// Nothing of it runs or waits, and nothing that it waits for does.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        !self.is_open() && !self.is_parked()
     }
 
     /// What all its runs have spent, as far as their agents told.
@@ -254,6 +294,8 @@ impl Task {
                 Some(_) | None => {}
             }
         }
+        let heard = self.family.heard.iter().filter(|(run, _)| *run < n);
+        told.before.extend(heard.map(|(_, text)| text.clone()));
         told
     }
 
@@ -338,8 +380,13 @@ impl Task {
 
     /// `None`: no such message may do that now.
     fn take(&mut self, id: MessageId, taken: Taken) -> Option<()> {
-        let message = self.message_mut(id).filter(|message| message.waits())?;
+        let message = self.message_mut(id).filter(|message| message.is_due())?;
         message.taken = Some(taken);
+        let chain = message.chain;
+        // What it does from now on may be because of this.
+        if let Some(run) = self.runs.last_mut() {
+            run.chain = run.chain.max(chain);
+        }
         Some(())
     }
 
@@ -394,6 +441,12 @@ pub enum ApplyError {
         workspace: String,
         letter: LetterId,
     },
+    #[error("apply event {seq} ({word}): an end that is told to task {task} is not owed to it")]
+    End {
+        seq: Seq,
+        word: &'static str,
+        task: TaskId,
+    },
     #[error("apply event {seq}: task {task} exists already")]
     Twice { seq: Seq, task: TaskId },
     #[error("apply event {seq} to run {run}")]
@@ -424,7 +477,12 @@ pub struct State {
     keys: Keys,
     /// By the names of workspaces, which tasks that follow each other share.
     letterboxes: BTreeMap<String, Letterbox>,
+    /// Messages of agents that each chain has led to; of the newest chains.
+    chains: BTreeMap<Chain, u32>,
 }
+
+/// Chains of which is remembered how much they have led to. An older one is as good as over.
+const CHAINS_MAX: usize = 10_000;
 
 impl State {
     /// What requests that may come again have made.
@@ -517,6 +575,45 @@ impl State {
     pub fn at_workspace(&self, name: &str) -> Option<&Task> {
         let has = |task: &&Task| naming::workspace_name(&task.spec, &task.short) == name;
         self.tasks().rev().find(has)
+    }
+
+    /// Messages of agents that it has led to.
+    #[must_use]
+    pub fn chain_messages(&self, chain: Chain) -> u32 {
+        self.chains.get(&chain).copied().unwrap_or(0)
+    }
+
+    /// The chain that a task's agent works in.
+    #[must_use]
+    pub fn chain_of(&self, task: TaskId) -> Chain {
+        let run = self.tasks.get(&task).and_then(Task::last_run);
+        run.map_or(Chain::default(), |run| run.chain)
+    }
+
+    /// Whether agents of `above` asked for it, or those of tasks that they asked for.
+    #[must_use]
+    pub fn is_below(&self, id: TaskId, above: TaskId) -> bool {
+        let asker = |id: &TaskId| self.tasks.get(id).and_then(Task::asker);
+        std::iter::successors(asker(&id), asker).any(|asker| asker == above)
+    }
+
+    /// How many tasks were asked for below it, and how many of them are not done.
+    #[must_use]
+    pub fn below(&self, id: TaskId) -> (u32, u32) {
+        let (mut all, mut open) = (0_u32, 0_u32);
+        let children = self.tasks.get(&id).map(|task| &task.family.children);
+        for child in children.into_iter().flatten() {
+            let (below, open_below) = self.below(child.task);
+            all = all.saturating_add(1).saturating_add(below);
+            let own = u32::from(!child.done);
+            open = open.saturating_add(own).saturating_add(open_below);
+        }
+        (all, open)
+    }
+
+    fn family_of(&mut self, asker: Option<TaskId>) -> Option<&mut Family> {
+        let asker = self.tasks.get_mut(&asker?)?;
+        Some(&mut asker.family)
     }
 
     /// Oldest first.
@@ -666,6 +763,36 @@ impl State {
         }
     }
 
+    /// Which chain a run belongs to that is queued now.
+    fn chain_for(&self, seq: Seq, id: RunId, cause: &RunCause) -> Chain {
+        let task = self.tasks.get(&id.task);
+        match cause {
+            // Asked for by an agent, it belongs to what that agent works on.
+            RunCause::Dispatched => match task.and_then(Task::asker) {
+                Some(asker) => self.chain_of(asker),
+                None => Chain(seq),
+            },
+            RunCause::Answer { by, .. } => match by {
+                Sender::Task(other) => self.chain_of(*other),
+                Sender::Person | Sender::Dispatch => Chain(seq),
+            },
+            RunCause::Said { .. } => {
+                let due = task.into_iter().flat_map(Task::waiting);
+                let due = due.filter(|message| message.is_due());
+                let newest = due.map(|message| message.chain).max();
+                newest.unwrap_or(self.chain_of(id.task))
+            }
+            RunCause::RetryOf {
+                by_person: false, ..
+            }
+            | RunCause::Ends => self.chain_of(id.task),
+            RunCause::RetryOf {
+                by_person: true, ..
+            }
+            | RunCause::Resumed { .. } => Chain(seq),
+        }
+    }
+
     /// A run that has just been queued waits for its turn, or for other tasks first.
     fn enqueue(&mut self, seq: Seq, id: RunId) {
         self.queue.insert((seq, id));
@@ -742,7 +869,6 @@ impl State {
         let (seq, at) = (event.seq, event.at);
         let (started_at, queued_seq) = (run.started_at, run.queued_seq);
         let (held, holds) = (before.holds_slot(), run.state.holds_slot());
-        let completed = matches!(run.state, RunState::Finished(Outcome::Completed { .. }));
         let ledger = self.pools.entry(task.spec.pool.clone()).or_default();
         match (&run.state, held, holds) {
             (_, false, true) => {
@@ -760,10 +886,29 @@ impl State {
             self.queue.remove(&(queued_seq, id));
             self.unpark(id);
         }
-        if completed {
-            self.let_go(seq, id.task);
-        }
+        self.look_at_end(seq, id.task);
         self.look_at_hope(id.task);
+    }
+
+    /// A task that has ended well and waits for nothing lets go of those that wait for it.
+    fn look_at_end(&mut self, seq: Seq, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        let well = matches!(task.outcome(), Some(Outcome::Completed { .. }));
+        if well && task.is_done() {
+            task.completed = true;
+            self.let_go(seq, id);
+        }
+    }
+
+    /// One more message of an agent.
+    fn count(&mut self, chain: Chain) {
+        let count = self.chains.entry(chain).or_default();
+        *count = count.saturating_add(1);
+        while self.chains.len() > CHAINS_MAX {
+            self.chains.pop_first();
+        }
     }
 
     fn apply_task(&mut self, event: &Event, id: TaskId) -> Result<(), ApplyError> {
@@ -795,11 +940,31 @@ impl State {
                 tuning: Tuning::default(),
                 wakes: 0,
                 foreign_runs: 0,
+                family: Family::default(),
+                completed: false,
             };
+            // It is there first, so nobody is below himself.
+            if let Some(asker) = task.asker() {
+                let family = self.family_of(Some(asker));
+                let family = family.ok_or(ApplyError::NoTask {
+                    seq,
+                    word,
+                    task: asker,
+                })?;
+                family.asked_for(id, task.spec.terms.detached);
+            }
             self.tasks.insert(id, task);
             self.created.push(id);
             return Ok(());
         }
+        let said_in = match &event.kind {
+            Kind::MessageQueued { from, .. } => match from {
+                Sender::Person => Chain(seq),
+                Sender::Task(other) => self.chain_of(*other),
+                Sender::Dispatch => self.chain_of(id),
+            },
+            _ => Chain::default(),
+        };
         let task = self.tasks.get_mut(&id).ok_or(ApplyError::NoTask {
             seq,
             word,
@@ -812,7 +977,6 @@ impl State {
             message,
         };
         match &event.kind {
-            Kind::ChildEnded { .. } => {}
             Kind::Keyed {
                 key,
                 message: Some(message),
@@ -852,19 +1016,46 @@ impl State {
                     letter: letters.first().copied().unwrap_or_default(),
                 })?;
             }
-            Kind::Answered { .. } => task.wakes = 0,
+            Kind::ChildEnded { child, run, .. } => {
+                let end = EndId {
+                    child: *child,
+                    run: *run,
+                };
+                // Of a task that nobody's agent asked for nothing is owed.
+                task.family.ended(end, event.at);
+            }
+            Kind::Detached { child } => {
+                let detached = task.family.detach(*child);
+                detached.ok_or(ApplyError::End {
+                    seq,
+                    word,
+                    task: id,
+                })?;
+                task.seq = seq;
+                self.look_at_end(seq, id);
+            }
+            Kind::Answered { by, .. } => match by {
+                Sender::Person => task.wakes = 0,
+                Sender::Task(_) | Sender::Dispatch => {}
+            },
             Kind::MessageQueued {
                 message,
                 text,
                 from,
                 fresh,
+                held,
+                ends,
             } => {
                 if message.0 != task.messages_count.saturating_add(1) {
                     return Err(refused(*message));
                 }
+                let told = family::Fate::Told { message: *message };
+                let told = task.family.settle(ends, told);
+                told.ok_or_else(|| refused(*message))?;
                 task.messages_count = message.0;
                 if *from == Sender::Person {
                     task.wakes = 0;
+                    task.messages.iter_mut().for_each(|m| m.held = false);
                 }
                 let begun = task.last_run().filter(|run| run.state.holds_slot());
                 let barred = begun.map(|run| run.n).filter(|_| *fresh);
@@ -875,9 +1066,14 @@ impl State {
                     at: event.at,
                     taken: None,
                     barred,
+                    chain: said_in,
+                    held: *held,
                     fate: Fate::Waiting,
                 });
                 task.forget_messages();
+                if let (Sender::Task(_), false) = (from, held) {
+                    self.count(said_in);
+                }
             }
             Kind::MessageCancelled { message } => {
                 let found = task.message_mut(*message).filter(|found| found.waits());
@@ -980,7 +1176,7 @@ impl State {
                 self.look_at_hope(id);
             }
             Kind::Noted { text } => task.notes.push(text.clone()),
-            Kind::Said { .. } | Kind::BudgetWarned { .. } => {}
+            Kind::Said { .. } | Kind::BudgetWarned { .. } | Kind::Parked { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {
                     seq,
@@ -997,6 +1193,14 @@ impl State {
 
     fn apply_run(&mut self, event: &Event, id: RunId) -> Result<(), ApplyError> {
         let (seq, word) = (event.seq, event.kind.word());
+        let chain = match &event.kind {
+            Kind::RunQueued { cause } => self.chain_for(seq, id, cause),
+            _ => Chain::default(),
+        };
+        let heard = match &event.kind {
+            Kind::EndsDelivered { ends } => family::words(self, ends),
+            _ => String::new(),
+        };
         let Some(task) = self.tasks.get_mut(&id.task) else {
             return Err(ApplyError::NoTask {
                 seq,
@@ -1009,7 +1213,9 @@ impl State {
                 return Err(ApplyError::NoRun { seq, word, run: id });
             }
             match cause {
-                RunCause::Said { by_person: false } => task.wakes = task.wakes.saturating_add(1),
+                RunCause::Said { by_person: false } | RunCause::Ends => {
+                    task.wakes = task.wakes.saturating_add(1);
+                }
                 RunCause::Said { by_person: true }
                 | RunCause::RetryOf {
                     by_person: true, ..
@@ -1017,9 +1223,12 @@ impl State {
                 | RunCause::Resumed { .. } => task.wakes = 0,
                 RunCause::Dispatched | RunCause::Answer { .. } | RunCause::RetryOf { .. } => {}
             }
+            let asker = task.asker();
             task.runs.push(Run {
                 n: id.n,
                 cause: cause.clone(),
+                chain,
+                parked: false,
                 state: RunState::Queued,
                 queued_seq: seq,
                 queued_at: event.at,
@@ -1039,6 +1248,9 @@ impl State {
                 verified: Verified::NotVerified,
             });
             task.seq = seq;
+            if let Some(family) = self.family_of(asker) {
+                family.goes_on(id.task);
+            }
             self.enqueue(seq, id);
             return Ok(());
         }
@@ -1132,6 +1344,17 @@ impl State {
                 (found.taken, found.barred) = (None, Some(id.n));
                 found.fate = Fate::Waiting;
             }
+            Kind::EndsDelivered { ends } => {
+                let working = task.last_run().is_some_and(|run| run.n == id.n);
+                let waited = family::Fate::Waited { run: id.n };
+                let waited = working.then(|| task.family.settle(ends, waited)).flatten();
+                waited.ok_or(ApplyError::End {
+                    seq,
+                    word,
+                    task: id.task,
+                })?;
+                task.family.hear(id.n, heard);
+            }
             _ => {}
         }
         let index = (id.n as usize).wrapping_sub(1);
@@ -1211,6 +1434,10 @@ impl State {
                 let old = task.asks.len().saturating_sub(ask::SETTLED_MAX);
                 task.asks.drain(..old);
                 task.spec.tune(std::mem::take(&mut task.tuning));
+                let parked = task.is_parked();
+                if let Some(run) = task.runs.get_mut(index) {
+                    run.parked = parked;
+                }
             }
             Kind::WorkspaceReady {
                 path,
@@ -1241,6 +1468,7 @@ impl State {
             | Kind::MessageTaken { .. }
             | Kind::MessageDelivered { .. }
             | Kind::MessageReturned { .. }
+            | Kind::EndsDelivered { .. }
             | Kind::Said { .. } => {}
             _ => {
                 return Err(ApplyError::WrongSubject {
@@ -1534,6 +1762,8 @@ pub(crate) mod tests {
             text: "m".into(),
             from: Sender::Person,
             fresh,
+            held: false,
+            ends: Vec::new(),
         };
         world.put(Subject::Task(run.task), queued)
     }

@@ -5,12 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::naming::Leaf;
 use crate::{
+    Millis,
     ask::Permissions,
     container::Container,
     gate::MicroUsd,
+    grant::Grant,
     id::{
-        AgentName, CheckName, ModelName, PlacementName, PoolName, SiteName, TaskId, WorkspaceName,
-        slug,
+        AgentName, CheckName, ModelName, PlacementName, PoolName, RunId, SiteName, TaskId,
+        WorkspaceName, slug,
     },
     limits::Lowered,
     network::AllowList,
@@ -155,6 +157,33 @@ impl Network {
             Self::None => "none".into(),
             Self::Allow(list) if list.len() == 1 => "allow(1 host)".into(),
             Self::Allow(list) => format!("allow({} hosts)", list.len()),
+        }
+    }
+
+    /// What both let through.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::None, _) | (_, Self::None) => Self::None,
+            (Self::Full, less) | (less, Self::Full) => less.clone(),
+            (Self::Allow(one), Self::Allow(two)) => {
+                let both = one.meet(two);
+                if both.is_empty() {
+                    Self::None
+                } else {
+                    Self::Allow(both)
+                }
+            }
+        }
+    }
+
+    /// Whether the other lets all of it through, too.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::None, _) | (_, Self::Full) => true,
+            (Self::Full, Self::None | Self::Allow(_)) | (Self::Allow(_), Self::None) => false,
+            (Self::Allow(one), Self::Allow(two)) => one.is_within(two),
         }
     }
 
@@ -360,6 +389,18 @@ pub struct Terms {
     /// must come to the same answers whatever the configuration says by then.
     #[serde(default, skip_serializing_if = "Permissions::is_default")]
     pub permissions: Permissions,
+    /// What its agent may do at our door. `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<Box<Grant>>,
+    /// The run whose agent asked for it, and is owed its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_by: Option<RunId>,
+    /// Its asker does not wait for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detached: bool,
+    /// It has ended by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Millis>,
 }
 
 /// What a person or an agent asked for.

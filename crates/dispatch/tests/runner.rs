@@ -27,6 +27,16 @@ mod gate;
 mod ids;
 #[path = "runner/login.rs"]
 mod login;
+#[path = "runner/mcp.rs"]
+mod mcp;
+#[path = "runner/mcp_client.rs"]
+mod mcp_client;
+#[path = "runner/mcp_go.rs"]
+mod mcp_go;
+#[path = "runner/mcp_needs.rs"]
+mod mcp_needs;
+#[path = "runner/mcp_notices.rs"]
+mod mcp_notices;
 #[path = "runner/notify.rs"]
 mod notify;
 #[path = "runner/output.rs"]

@@ -2,6 +2,8 @@
 //! it applies a batch in memory, commits it, and only then lets its effects out.
 //! Must not wait for anything but its channel and its disk; whatever takes long is a run's.
 
+mod family;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
@@ -17,6 +19,7 @@ use dispatch_core::{
     config::{Config, EnvValue, Selection},
     drivers::DriverKind,
     event::{Event, Kind, Scope, Subject, Verified},
+    family::Deed,
     gate::Budget,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
     keys::{Made, RequestKey},
@@ -60,8 +63,11 @@ use crate::{
     tail::{self, Tail},
     trees::Trees,
     verbs,
-    view::{Force, Given, Heard, Inbox, Spoken, TaskView, VerbError},
+    view::{Force, Given, Heard, Inbox, Spoken, TaskView, Until, VerbError, Waited, Who},
 };
+
+pub(crate) use self::family::Purse;
+use self::family::Waiter;
 
 /// By name; held in memory only.
 pub type Secrets = BTreeMap<String, Secret>;
@@ -133,7 +139,38 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
 
 /// Everything the actor can be told. Closed: this is all that can happen to an engine.
 pub(crate) enum Command {
+    /// Whether the agent of that run may do that.
+    May {
+        run: RunId,
+        deed: Deed,
+        reply: Reply<()>,
+    },
+    /// A task and all that was asked for below it.
+    Family {
+        task: TaskId,
+        reply: Reply<BTreeSet<TaskId>>,
+    },
+    Wait {
+        who: Who,
+        tasks: Vec<TaskId>,
+        mode: Until,
+        until: Millis,
+        reply: Reply<Waited>,
+    },
+    /// A caller that waited has gone away.
+    Left,
+    /// Whoever asked for that task does not wait for it.
+    Detach {
+        task: TaskId,
+        reply: Reply<()>,
+    },
+    /// From a run: whether its task is owed ends, so that its own end is not the task's.
+    Owed {
+        run: RunId,
+        reply: Reply<bool>,
+    },
     Dispatch {
+        who: Who,
         spec: Box<TaskSpec>,
         /// Under the id that its files lie under already.
         kept: Option<(TaskId, Kept)>,
@@ -144,6 +181,7 @@ pub(crate) enum Command {
     Answer {
         task: TaskId,
         text: String,
+        by: Sender,
         tuning: Tuning,
         secrets: Secrets,
         key: Option<RequestKey>,
@@ -213,6 +251,7 @@ pub(crate) enum Command {
     Stop {
         task: TaskId,
         force: Force,
+        why: Stop,
         reply: Reply<()>,
     },
     StopAll {
@@ -232,6 +271,8 @@ pub(crate) enum Command {
         reply: Reply<Vec<String>>,
     },
     Tasks {
+        /// Only this one and those below it.
+        of: Option<TaskId>,
         reply: Reply<Vec<TaskView>>,
     },
     List {
@@ -292,6 +333,8 @@ struct Shared {
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
+    /// On whose behalf.
+    who: Who,
 }
 
 impl fmt::Debug for Engine {
@@ -367,6 +410,9 @@ impl Engine {
             orders: HashMap::new(),
             bells: HashMap::new(),
             sayers: Vec::new(),
+            waiters: Vec::new(),
+            owing: BTreeSet::new(),
+            purses: HashMap::new(),
             secrets: HashMap::new(),
             held: Held::new(),
             pending: Vec::new(),
@@ -397,6 +443,7 @@ impl Engine {
         };
         Ok(Self {
             shared: Arc::new(shared),
+            who: Who::Person,
         })
     }
 
@@ -428,6 +475,10 @@ impl Engine {
             tuning,
             key,
         } = given.into();
+        self.may(Deed::Dispatch).await?;
+        if self.who != Who::Person {
+            agents_bring_no_secrets("dispatch", &secrets)?;
+        }
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
         let kept = if files.is_empty() {
@@ -437,7 +488,9 @@ impl Engine {
             let id = self.unused_id()?;
             Some((id, self.keep(id, files).await?))
         };
+        let who = self.who;
         self.ask(|reply| Command::Dispatch {
+            who,
             spec: Box::new(spec),
             kept,
             secrets,
@@ -493,11 +546,14 @@ impl Engine {
         text: String,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
+        self.may(Deed::Answer(task)).await?;
         let (secrets, tuning, key) = without_files("answer", given)?;
+        let by = self.speaker("answer", &secrets)?;
         let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
             task,
             text,
+            by,
             tuning,
             secrets,
             key,
@@ -512,6 +568,7 @@ impl Engine {
     /// # Errors
     /// When it has not ended so, or cannot run again.
     pub async fn retry(&self, task: TaskId, given: impl Into<Given>) -> Result<RunId, VerbError> {
+        self.may(Deed::Other("retry")).await?;
         let (secrets, tuning, key) = without_files("retry", given)?;
         let _busy = self.hold("retry", task).await?;
         self.ask(|reply| Command::Retry {
@@ -535,6 +592,7 @@ impl Engine {
         agent: Option<Selection>,
         given: impl Into<Given>,
     ) -> Result<RunId, VerbError> {
+        self.may(Deed::Other("resume")).await?;
         let (secrets, tuning, key) = without_files("resume", given)?;
         let _busy = self.hold("resume", task).await?;
         self.bring_back("resume", task).await?;
@@ -569,7 +627,21 @@ impl Engine {
             tuning,
             key,
         } = given.into();
-        let found = self.task(task).await?.task;
+        self.may(Deed::Say(task)).await?;
+        let found = self.look(task).await?.task;
+        let from = match self.speaker("say", &secrets)? {
+            Sender::Person => from,
+            agent => agent,
+        };
+        if let Sender::Task(own) = from
+            && self.who != Who::Person
+            && !tuning.is_empty()
+            && self.look(own).await?.task.asker() == Some(task)
+        {
+            let what = "say that with another model or effort: those of the task that asked for \
+                        yours are not yours to set";
+            return Err(VerbError::BadInput { what: what.into() });
+        }
         let busy = if found.is_open() {
             None
         } else {
@@ -604,6 +676,7 @@ impl Engine {
     /// # Errors
     /// When there is none, or it is delivered or on its way.
     pub async fn unsay(&self, task: TaskId, message: MessageId) -> Result<(), VerbError> {
+        self.may(Deed::Other("unsay")).await?;
         self.ask(|reply| Command::Unsay {
             task,
             message,
@@ -624,11 +697,16 @@ impl Engine {
         allow: bool,
         why: Option<String>,
     ) -> Result<(), VerbError> {
+        self.may(Deed::Permit { task, allow }).await?;
+        let by = match self.who {
+            Who::Person => By::Person,
+            Who::Run(run) => By::Task(run.task),
+        };
         self.ask(|reply| Command::Permit {
             task,
             ask,
             allow,
-            by: By::Person,
+            by,
             why,
             reply,
         })
@@ -640,6 +718,7 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn stop_all(&self, force: Force) -> Result<Vec<TaskId>, VerbError> {
+        self.may(Deed::Other("stop all tasks")).await?;
         self.ask(|reply| Command::StopAll { force, reply }).await
     }
 
@@ -649,7 +728,18 @@ impl Engine {
     /// # Errors
     /// When nothing of them runs or waits.
     pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
-        self.ask(|reply| Command::Stop { task, force, reply }).await
+        self.may(Deed::Stop(task)).await?;
+        let why = match self.who {
+            Who::Person => Stop::ByPerson,
+            Who::Run(_) => Stop::ByAsker,
+        };
+        self.ask(|reply| Command::Stop {
+            task,
+            force,
+            why,
+            reply,
+        })
+        .await
     }
 
     /// Starts nothing new of all, of a pool or of a repository; or does again.
@@ -657,6 +747,7 @@ impl Engine {
     /// # Errors
     /// When there is no such pool, or the engine has ended.
     pub async fn set_frozen(&self, frozen: bool, scope: Scope) -> Result<(), VerbError> {
+        self.may(Deed::Other("freeze")).await?;
         self.ask(|reply| Command::Freeze {
             frozen,
             scope,
@@ -670,6 +761,7 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn provide(&self, secrets: Secrets) -> Result<(), VerbError> {
+        self.may(Deed::Other("hand over secrets")).await?;
         self.ask(|reply| Command::Provide { secrets, reply }).await
     }
 
@@ -678,22 +770,32 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn needs(&self) -> Result<Vec<String>, VerbError> {
+        self.may(Deed::Other("list secrets")).await?;
         self.ask(|reply| Command::Needs { reply }).await
     }
 
-    /// All tasks, oldest first, removed ones too.
+    /// All tasks, oldest first, removed ones too; of an agent its own and those below it.
     ///
     /// # Errors
     /// When the engine has ended.
     pub async fn tasks(&self) -> Result<Vec<TaskView>, VerbError> {
-        self.ask(|reply| Command::Tasks { reply }).await
+        self.may(Deed::List).await?;
+        let of = match self.who {
+            Who::Person => None,
+            Who::Run(run) => Some(run.task),
+        };
+        self.ask(|reply| Command::Tasks { of, reply }).await
     }
 
-    /// A page of tasks, all true at one position of the log.
+    /// A page of tasks, all true at one position of the log; of an agent, of its family.
     ///
     /// # Errors
-    /// When the engine has ended.
-    pub async fn list(&self, listing: Listing) -> Result<Listed, VerbError> {
+    /// When the engine has ended, or whoever asks may not.
+    pub async fn list(&self, mut listing: Listing) -> Result<Listed, VerbError> {
+        self.may(Deed::List).await?;
+        if let Who::Run(run) = self.who {
+            listing.family = Some(run.task);
+        }
         self.ask(|reply| Command::List { listing, reply }).await
     }
 
@@ -702,6 +804,7 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn overview(&self) -> Result<Overview, VerbError> {
+        self.may(Deed::Other("look at the pools")).await?;
         self.ask(|reply| Command::Overview { reply }).await
     }
 
@@ -710,20 +813,46 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn spending(&self) -> Result<(Seq, Spending), VerbError> {
+        self.may(Deed::Other("look at what was spent")).await?;
         self.ask(|reply| Command::Spending { reply }).await
     }
 
     /// # Errors
     /// When there is no such task.
     pub async fn task(&self, task: TaskId) -> Result<TaskView, VerbError> {
+        self.may(Deed::Show(task)).await?;
+        self.look(task).await
+    }
+
+    /// For ourselves, whoever this handle is for: a door that shows it has asked `may`.
+    ///
+    /// # Errors
+    /// When there is no such task.
+    pub async fn look(&self, task: TaskId) -> Result<TaskView, VerbError> {
         self.ask(|reply| Command::Task { task, reply }).await
     }
 
-    /// History after `after`, then what happens: no gap, none twice. Only events.
+    /// Who says something with this handle. An agent brings no secrets: those that it has are ours.
+    fn speaker(&self, verb: &str, secrets: &Secrets) -> Result<Sender, VerbError> {
+        match self.who {
+            Who::Person => Ok(Sender::Person),
+            Who::Run(run) => {
+                agents_bring_no_secrets(verb, secrets)?;
+                Ok(Sender::Task(run.task))
+            }
+        }
+    }
+
+    /// History after `after`, then what happens: no gap, none twice. Only events; of an agent, those of
+    /// its family.
     #[must_use]
     pub fn events(&self, after: Seq) -> EventStream {
         let shared = &self.shared;
-        EventStream::new(shared.logs.clone(), Arc::clone(&shared.tail), after)
+        let events = EventStream::new(shared.logs.clone(), Arc::clone(&shared.tail), after);
+        match self.who {
+            Who::Person => events,
+            Who::Run(run) => events.of_family(self.clone(), run),
+        }
     }
 
     /// The same of some tasks or of everything, and what is open in their live runs beside it: first
@@ -731,6 +860,12 @@ impl Engine {
     #[must_use]
     pub fn watch(&self, after: Seq, tasks: Option<BTreeSet<TaskId>>) -> EventStream {
         self.events(after).watching(tasks)
+    }
+
+    /// What time it is for this engine.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.shared.settings.clock.now()
     }
 
     /// The position of the last durable event: whatever is asked from now on is at least as new.
@@ -767,6 +902,7 @@ impl Engine {
     /// # Errors
     /// When it has ended already.
     pub async fn shutdown(&self) -> Result<(), VerbError> {
+        self.may(Deed::Other("shut the engine down")).await?;
         self.ask(|reply| Command::Shutdown { reply }).await
     }
 
@@ -796,7 +932,9 @@ impl Engine {
         Arc::clone(&self.shared.trees)
     }
 
-    pub(crate) fn config(&self) -> &Config {
+    /// What it was opened with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
         &self.shared.settings.config
     }
 
@@ -925,6 +1063,12 @@ struct Actor {
     bells: HashMap<RunId, Arc<Notify>>,
     /// Who waits to hear what became of a message.
     sayers: Vec<Sayer>,
+    /// Who waits for the end of tasks.
+    waiters: Vec<Waiter>,
+    /// Tasks that may have something to hear of what they asked for.
+    owing: BTreeSet<TaskId>,
+    /// Of live runs.
+    purses: HashMap<RunId, Arc<Purse>>,
     secrets: HashMap<TaskId, Secrets>,
     held: Held,
     /// Applied and not yet durable.
@@ -973,7 +1117,8 @@ impl Actor {
         let mut clean = tokio::time::interval(Duration::from_millis(DAY_MS / 24));
         while self.shutdown.is_none() {
             let clock = self.ctx.settings.clock.clone();
-            let wake_at = self.wake_at;
+            let waiters = self.waiters_wake_at();
+            let wake_at = self.wake_at.into_iter().chain(waiters).min();
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(command) => self.handle(command),
@@ -1006,8 +1151,16 @@ impl Actor {
     /// Decides, commits and lets the effects out, until nothing follows. `false`: the log failed.
     async fn settle(&mut self) -> bool {
         loop {
+            self.answer_waiters();
+            self.look_at_owing();
+            let before = self.state.seq();
             self.decide();
             self.answer_sayers();
+            let decided = self.state.seq() != before;
+            // What a decision has ended may be what somebody waits for.
+            if decided && !(self.waiters.is_empty() && self.owing.is_empty()) {
+                continue;
+            }
             if !self.pending.is_empty() {
                 let events = std::mem::take(&mut self.pending);
                 let appended = tokio::task::block_in_place(|| self.store.append(&events));
@@ -1280,21 +1433,39 @@ impl Actor {
         }
     }
 
-    /// A child's end is a fact of its parent too, in the same commit.
-    fn tell_parent(&mut self, child: TaskId, state: String) {
-        let parent = self.state.task(child).and_then(|task| task.spec.parent);
-        if let Some(parent) = parent.filter(|parent| self.state.task(*parent).is_some()) {
-            self.put(Subject::Task(parent), Kind::ChildEnded { child, state });
-        }
-    }
-
     fn reply_later<T: Send + 'static>(&mut self, reply: Reply<T>, value: Result<T, VerbError>) {
         self.effects.push(Box::new(move |_| answer(reply, value)));
     }
 
     fn handle(&mut self, command: Command) {
         match command {
+            Command::May { run, deed, reply } => {
+                let may = self.may(run, deed);
+                self.reply_later(reply, may);
+            }
+            Command::Family { task, reply } => {
+                let family = self.family(task);
+                self.reply_later(reply, Ok(family));
+            }
+            Command::Wait {
+                who,
+                tasks,
+                mode,
+                until,
+                reply,
+            } => self.wait(who, tasks, mode, until, reply),
+            // It is looked at with everything that happens.
+            Command::Left => {}
+            Command::Detach { task, reply } => {
+                let detached = self.detach(task);
+                self.reply_later(reply, detached);
+            }
+            Command::Owed { run, reply } => {
+                let owed = self.is_owed(run);
+                self.reply_later(reply, Ok(owed));
+            }
             Command::Dispatch {
+                who,
                 spec,
                 kept,
                 secrets,
@@ -1302,20 +1473,25 @@ impl Actor {
                 reply,
             } => {
                 let made = self.once(key, secrets, |actor, secrets| {
-                    actor.dispatch(*spec, kept, secrets).map(Made::Run)
+                    let made = match who {
+                        Who::Person => actor.dispatch(*spec, kept, secrets),
+                        Who::Run(by) => actor.dispatch_for(by, *spec, kept),
+                    };
+                    made.map(Made::Run)
                 });
                 self.reply_later(reply, made.and_then(a_run));
             }
             Command::Answer {
                 task,
                 text,
+                by,
                 tuning,
                 secrets,
                 key,
                 reply,
             } => {
                 let queued = self.once(key, secrets, |actor, secrets| {
-                    actor.answer(task, text, tuning, secrets).map(Made::Run)
+                    actor.answer(task, text, by, tuning, secrets).map(Made::Run)
                 });
                 self.reply_later(reply, queued.and_then(a_run));
             }
@@ -1415,8 +1591,13 @@ impl Actor {
                 self.reply_later(reply, Ok(()));
             }
             Command::Letters(post) => self.post(post),
-            Command::Stop { task, force, reply } => {
-                let stopped = self.stop(task, force);
+            Command::Stop {
+                task,
+                force,
+                why,
+                reply,
+            } => {
+                let stopped = self.stop(task, force, &why);
                 self.reply_later(reply, stopped);
             }
             Command::StopAll { force, reply } => {
@@ -1439,8 +1620,11 @@ impl Actor {
                 let needs = self.needs();
                 self.reply_later(reply, Ok(needs));
             }
-            Command::Tasks { reply } => self.effects.push(Box::new(move |actor| {
-                let ids: Vec<TaskId> = actor.state.tasks().map(|task| task.id).collect();
+            Command::Tasks { of, reply } => self.effects.push(Box::new(move |actor| {
+                let seen = |task: &&dispatch_core::state::Task| {
+                    of.is_none_or(|own| task.id == own || actor.state.is_below(task.id, own))
+                };
+                let ids: Vec<TaskId> = actor.state.tasks().filter(seen).map(|t| t.id).collect();
                 answer(reply, actor.views(&ids));
             })),
             Command::List { listing, reply } => self.effects.push(Box::new(move |actor| {
@@ -1614,6 +1798,20 @@ impl Actor {
         Ok(view)
     }
 
+    /// The place that it takes is taken with this commit.
+    fn dispatch_for(
+        &mut self,
+        by: RunId,
+        spec: TaskSpec,
+        kept: Option<(TaskId, Kept)>,
+    ) -> Result<RunId, VerbError> {
+        self.may(by, Deed::Dispatch)?;
+        let (spec, secrets) = self.asked_by_agent(by, spec)?;
+        let made = self.dispatch(spec, kept, secrets)?;
+        self.fill_purse(by.task);
+        Ok(made)
+    }
+
     /// Does what is asked, or says what came of it when it came before: what is made and the key that
     /// it came with are one commit, so there is no crash between them.
     fn once(
@@ -1721,7 +1919,7 @@ impl Actor {
         let state = self.state.task(old).and_then(|task| task.last_run());
         // A second request would be a kill.
         if state.is_some_and(|run| !matches!(run.state, RunState::Stopping { .. })) {
-            match self.stop(old, Force::Ask) {
+            match self.stop(old, Force::Ask, &Stop::ByPerson) {
                 // Blocked: nothing of it runs.
                 Ok(()) | Err(_) => {}
             }
@@ -1814,6 +2012,7 @@ impl Actor {
         &mut self,
         task: TaskId,
         text: String,
+        by: Sender,
         tuning: Tuning,
         secrets: Secrets,
     ) -> Result<RunId, VerbError> {
@@ -1843,14 +2042,23 @@ impl Actor {
             );
             return Err(VerbError::BadInput { what });
         }
+        if self.is_held(by) {
+            let hint = "one word of a person has led to all the messages of agents that it may \
+                        (limits.chain_messages_max); a person answers it, or says something to you";
+            return Err(wrong(hint));
+        }
         let n = u32::try_from(found.runs.len() + 1).unwrap_or(u32::MAX);
         let run = RunId { task, n };
         self.tunes_no_secret(task, &tuning, &secrets)?;
         self.takes_effort(&found.spec.agent, tuning.effort)?;
         self.secrets.entry(task).or_default().extend(secrets);
         self.tune(task, tuning);
-        self.put(Subject::Task(task), Kind::Answered { text: text.clone() });
-        self.queue(run, RunCause::Answer { text });
+        let answered = Kind::Answered {
+            text: text.clone(),
+            by,
+        };
+        self.put(Subject::Task(task), answered);
+        self.queue(run, RunCause::Answer { text, by });
         Ok(run)
     }
 
@@ -1893,6 +2101,7 @@ impl Actor {
         // What a person says to an ended task starts a run, however it ended; refused, nothing has
         // changed. An agent's message does not go on after a stop or a hard failure.
         let ended = found.outcome();
+        let held = self.is_held(from);
         let starts = ended.is_some_and(|outcome| from == Sender::Person || outcome.goes_on());
         if from == Sender::Person && ended.is_some() {
             self.can_run_again("say to", found)?;
@@ -1914,13 +2123,17 @@ impl Actor {
             text,
             from,
             fresh: kept.is_some() || !tuning.is_empty(),
+            held,
+            ends: Vec::new(),
         };
         self.put(Subject::Task(task), queued);
         if let Some(kept) = kept {
             self.attach(task, kept, Some(message));
         }
         self.tune(task, tuning);
-        if starts {
+        if held {
+            self.tell_held(task, from);
+        } else if starts {
             self.start_for_messages(task);
         } else {
             self.ring(task);
@@ -1944,7 +2157,8 @@ impl Actor {
         let Some(task) = self.state.task(id) else {
             return;
         };
-        let outcome = task.outcome().filter(|_| task.waiting().next().is_some());
+        let due = task.waiting().any(Message::is_due);
+        let outcome = task.outcome().filter(|_| due);
         match outcome {
             Some(outcome) if outcome.goes_on() => self.start_for_messages(id),
             Some(outcome) => {
@@ -1999,6 +2213,11 @@ impl Actor {
             };
             return Err(nothing(format!("message {message} is {hint}")));
         };
+        if known.from == Sender::Dispatch {
+            return Err(nothing(format!(
+                "message {message} tells how tasks have ended that it asked for"
+            )));
+        }
         if !known.waits() {
             let word = match known.word() {
                 "on_its_way" => "on its way to the agent",
@@ -2096,24 +2315,25 @@ impl Actor {
         };
         let idle = last.state == RunState::Queued
             && matches!(last.cause, RunCause::Said { .. })
-            && task.waiting().next().is_none();
+            && !task.waiting().any(Message::is_due);
         if let (true, RunState::Finished(outcome)) = (idle, &before.state) {
-            let (outcome, verified) = (outcome.clone(), before.verified);
+            let (outcome, verified, before) = (outcome.clone(), before.verified, before.n);
             let run = RunId {
                 task: id,
                 n: last.n,
             };
-            self.held.remove(&run);
-            self.put(Subject::Run(run), Kind::Finished { outcome, verified });
+            self.call_off_run(run, before, outcome, verified);
         }
     }
 
     fn take_all(&mut self, run: RunId) -> Vec<Message> {
         let waiting = |task: &dispatch_core::state::Task| {
             // In order: what was said later waits behind what is for another run.
-            let ids = task.waiting().take_while(|m| !m.is_barred_from(run.n));
+            let due = task.waiting().filter(|message| message.is_due());
+            let ids = due.take_while(|m| !m.is_barred_from(run.n));
             ids.map(|message| message.id).collect::<Vec<_>>()
         };
+        self.put_ends(run.task);
         let out_offset = None;
         for message in self.state.task(run.task).map(waiting).unwrap_or_default() {
             let taken = Kind::MessageTaken {
@@ -2133,8 +2353,16 @@ impl Actor {
         // What one run has heard is kept until its end, for a replay.
         let heard = task.messages.iter().filter(|m| m.is_with(run.n)).count();
         let hears = running && heard < SETTLED_MAX;
-        let next = task.waiting().next().filter(|_| hears)?;
-        let message = Some(next).filter(|m| !m.is_barred_from(run.n))?.id;
+        if !hears {
+            return None;
+        }
+        let next = task.waiting().find(|message| message.is_due());
+        let next = next.map(|message| (message.id, message.is_barred_from(run.n)));
+        let message = match next {
+            Some((_, true)) => return None,
+            Some((message, false)) => message,
+            None => self.put_ends(run.task)?,
+        };
         let taken = Kind::MessageTaken {
             message,
             out_offset: Some(out_offset),
@@ -2181,7 +2409,9 @@ impl Actor {
         match message.fate {
             Fate::Delivered(_) => Some(Heard::Delivered),
             Fate::Cancelled => Some(Heard::Held),
-            Fate::Waiting if !task.last_run().is_some_and(goes) => Some(Heard::Held),
+            Fate::Waiting if message.held || !task.last_run().is_some_and(goes) => {
+                Some(Heard::Held)
+            }
             Fate::Waiting if !task.last_run().is_some_and(listens) => Some(Heard::Queued),
             Fate::Waiting if message.taken.is_none() && sayer.deaf => Some(Heard::Queued),
             Fate::Waiting => None,
@@ -2357,6 +2587,7 @@ impl Actor {
             let hint = format!("its budget is spent ({spent}); dispatch a task with a larger one");
             return Err(VerbError::Nothing { verb, task, hint });
         }
+        self.budget_allows(found)?;
         if self.state.queue().len() >= limits.queue_max {
             return Err(VerbError::QueueFull {
                 max: limits.queue_max,
@@ -2409,32 +2640,64 @@ impl Actor {
     }
 
     /// The task, and what it asked for, and so on: whoever wants an end wants no more work of it.
-    fn stop(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
+    fn stop(&mut self, task: TaskId, force: Force, why: &Stop) -> Result<(), VerbError> {
         let mut family = vec![task];
         let mut next = 0;
         while let Some(parent) = family.get(next).copied() {
             next += 1;
-            let theirs = |other: &&dispatch_core::state::Task| other.spec.parent == Some(parent);
+            let asker = self.state.task(parent);
+            let let_go = |child: TaskId| {
+                let child = asker.and_then(|asker| asker.family.child(child));
+                child.is_some_and(|child| child.detached)
+            };
+            let theirs = |other: &&dispatch_core::state::Task| {
+                other.spec.parent == Some(parent) && !let_go(other.id)
+            };
             let children = self.state.tasks().filter(theirs).map(|child| child.id);
             let new: Vec<_> = children.filter(|id| !family.contains(id)).collect();
             family.extend(new);
         }
-        let own = self.stop_one(task, force);
+        // The end of one may stop another, for which that must not be the second time.
+        let stopping: BTreeSet<TaskId> = family
+            .iter()
+            .copied()
+            .filter(|id| self.is_stopping(*id))
+            .collect();
+        let own = self.stop_one(task, force, why.clone());
         let mut any = own.is_ok();
         for child in family.into_iter().skip(1) {
-            any |= self.stop_one(child, force).is_ok();
+            if self.is_stopping(child) && !stopping.contains(&child) {
+                continue;
+            }
+            any |= self.stop_one(child, force, why.clone()).is_ok();
         }
         if any { Ok(()) } else { own }
     }
 
-    fn stop_all(&mut self, force: Force) -> Vec<TaskId> {
-        let open = self.state.tasks().filter(|task| task.is_open());
-        let open: Vec<TaskId> = open.map(|task| task.id).collect();
-        let stopped = |id: &TaskId| self.stop_one(*id, force).is_ok();
-        open.into_iter().filter(stopped).collect()
+    fn is_stopping(&self, task: TaskId) -> bool {
+        let run = self.state.task(task).and_then(|task| task.last_run());
+        run.is_some_and(|run| matches!(run.state, RunState::Stopping { .. }))
     }
 
-    fn stop_one(&mut self, task: TaskId, force: Force) -> Result<(), VerbError> {
+    fn stop_all(&mut self, force: Force) -> Vec<TaskId> {
+        let open = self.state.tasks().filter(|task| !task.is_done());
+        let open: Vec<TaskId> = open.map(|task| task.id).collect();
+        let stopping: BTreeSet<TaskId> = open
+            .iter()
+            .copied()
+            .filter(|id| self.is_stopping(*id))
+            .collect();
+        let mut stopped = Vec::new();
+        for id in open {
+            let with_another = self.is_stopping(id) && !stopping.contains(&id);
+            if with_another || self.stop_one(id, force, Stop::ByPerson).is_ok() {
+                stopped.push(id);
+            }
+        }
+        stopped
+    }
+
+    fn stop_one(&mut self, task: TaskId, force: Force, why: Stop) -> Result<(), VerbError> {
         let found = self
             .state
             .task(task)
@@ -2444,6 +2707,10 @@ impl Actor {
         };
         let (id, state) = (RunId { task, n: run.n }, run.state.clone());
         match state {
+            RunState::Finished(_) if found.is_parked() => {
+                self.end_parking(task, why);
+                Ok(())
+            }
             RunState::Finished(_) => Err(VerbError::WrongState {
                 verb: "stop",
                 task,
@@ -2451,16 +2718,11 @@ impl Actor {
                 hint: "nothing of it runs or waits",
             }),
             RunState::Queued => {
-                self.finish(id, Outcome::Stopped(Stop::ByPerson));
+                self.finish(id, Outcome::Stopped(why));
                 Ok(())
             }
             RunState::Preparing | RunState::Running | RunState::Checking => {
-                self.put(
-                    Subject::Run(id),
-                    Kind::StopRequested {
-                        why: Stop::ByPerson,
-                    },
-                );
+                self.put(Subject::Run(id), Kind::StopRequested { why });
                 self.tell_to_stop(id, force);
                 Ok(())
             }
@@ -2501,6 +2763,13 @@ impl Actor {
             return;
         };
         let (pool, runs_max) = (task.spec.pool.clone(), config.limits.runs_max);
+        let outcome = match (outcome, task.last_run().map(|run| &run.state)) {
+            // A keeper knows of persons only; the log knows who it was.
+            (Outcome::Stopped(Stop::ByPerson), Some(RunState::Stopping { why })) => {
+                Outcome::Stopped(why.clone())
+            }
+            (outcome, _) => outcome,
+        };
         let next = if swept && self.shutdown.is_none() {
             schedule::next_after(task, &outcome, &config.gate, runs_max)
         } else {
@@ -2511,7 +2780,6 @@ impl Actor {
             Next::Again => (outcome, true),
             Next::GivesUp(failure) => (Outcome::Failed(failure), false),
         };
-        let state = outcome.word().to_owned();
         let paused = self.gate().pause(&pool).map(|pause| pause.until);
         self.held.remove(&run);
         if !self.put(Subject::Run(run), Kind::Finished { outcome, verified }) {
@@ -2534,13 +2802,7 @@ impl Actor {
             return;
         }
         self.go_on(run.task);
-        if !self
-            .state
-            .task(run.task)
-            .is_some_and(dispatch_core::state::Task::is_open)
-        {
-            self.tell_parent(run.task, state);
-        }
+        self.family_ended(run);
     }
 
     /// What the run's agent takes from whoever dispatches and has not been given.
@@ -2628,9 +2890,15 @@ impl Actor {
         self.orders.insert(run, orders);
         let bell = Arc::new(Notify::new());
         self.bells.insert(run, Arc::clone(&bell));
+        let purse = Arc::new(Purse::default());
+        self.purses.insert(run, Arc::clone(&purse));
+        self.fill_purse(run.task);
+        let answers = self.answers_for(&task);
         let job = run::Supervised {
             task,
             run,
+            purse,
+            answers,
             recorded,
             secrets,
             complete,
@@ -2647,6 +2915,7 @@ impl Actor {
             Ok((run, ended)) => {
                 self.orders.remove(&run);
                 self.bells.remove(&run);
+                self.purses.remove(&run);
                 match ended {
                     Ended::Judged => {}
                     Ended::NeedsSecrets => self.look_for_secrets(run),
@@ -2746,6 +3015,17 @@ fn can_attach(
     let sizes = files.iter().map(|file| file.bytes.len() as u64);
     let agent = takes_files(config, spec)?;
     Ok(attach::allowed(&config.limits, agent, there, sizes)?)
+}
+
+/// What an agent was given is handed on by us; anything else would be a way to point a child at
+/// another provider.
+fn agents_bring_no_secrets(verb: &str, secrets: &Secrets) -> Result<(), VerbError> {
+    if secrets.is_empty() {
+        return Ok(());
+    }
+    let what =
+        format!("{verb} with secrets: a task that an agent asks for gets those of its asker");
+    Err(VerbError::BadInput { what })
 }
 
 type WithoutFiles = (Secrets, Tuning, Option<RequestKey>);

@@ -7,10 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use dispatch_core::id::{Seq, TaskId};
+use dispatch_core::{
+    event::Kind,
+    id::{RunId, Seq, TaskId},
+};
 use tokio::sync::{Mutex, watch};
 
 use crate::{
+    engine::Engine,
     store::{Page, Store, StoreError},
     tail::{Place, Snapshot, Tail},
     view::{Logged, Told},
@@ -87,6 +91,52 @@ pub struct EventStream {
     /// What was open when it caught up, to be told at its place.
     joining: Option<Snapshot>,
     held: VecDeque<Told>,
+    /// Whose family it is for; `None`: a person's, who sees everything.
+    kin: Option<Kin>,
+}
+
+/// The tasks whose events an agent may see.
+#[derive(Debug)]
+enum Kin {
+    /// Asked for when the first event is: that may take a while, and may be refused.
+    Unknown(Engine, RunId),
+    /// The agent's own run, with which its view ends.
+    Known(RunId, BTreeSet<TaskId>),
+    Over,
+}
+
+impl Kin {
+    /// Learns of tasks that are asked for while it looks.
+    fn sees(&mut self, told: &Told) -> bool {
+        let Self::Known(own, family) = self else {
+            return false;
+        };
+        let task = match told {
+            Told::Live(live) => Some(live.run.task),
+            Told::Open { open, .. } => Some(open.run.task),
+            Told::At(_) => return true,
+            Told::Event(event) => {
+                let task = event.subject.task();
+                if let Kind::TaskCreated { spec, .. } = &event.kind
+                    && spec
+                        .terms
+                        .asked_by
+                        .is_some_and(|by| family.contains(&by.task))
+                {
+                    family.extend(task);
+                }
+                task
+            }
+        };
+        let seen = task.is_some_and(|task| family.contains(&task));
+        if let Told::Event(event) = told
+            && event.subject.run() == Some(*own)
+            && matches!(event.kind, Kind::Finished { .. })
+        {
+            *self = Self::Over;
+        }
+        seen
+    }
 }
 
 /// What came of a look into memory.
@@ -109,6 +159,7 @@ impl EventStream {
             owes: Owes::Nothing,
             joining: None,
             held: VecDeque::new(),
+            kin: None,
         }
     }
 
@@ -120,19 +171,57 @@ impl EventStream {
         self
     }
 
+    /// Only what the agent of that run may see, on whose behalf this engine is asked.
+    pub(crate) fn of_family(mut self, engine: Engine, run: RunId) -> Self {
+        self.kin = Some(Kin::Unknown(engine, run));
+        self
+    }
+
     /// All events up to here have been told, of those that are asked for; `None` while some are held.
     #[must_use]
     pub fn position(&self) -> Option<Seq> {
         self.held.is_empty().then_some(self.after)
     }
 
-    /// `None` when the engine has ended or its log cannot be read any more. Safe to cancel.
+    /// `None` when the engine has ended or its log cannot be read any more, or whoever asks may not.
+    /// Safe to cancel.
     pub async fn next(&mut self) -> Option<Told> {
+        if let Some(Kin::Unknown(engine, run)) = &self.kin {
+            let family = engine.family().await.ok()?;
+            self.kin = Some(Kin::Known(*run, family));
+        }
+        loop {
+            if matches!(self.kin, Some(Kin::Over)) {
+                return None;
+            }
+            let told = self.any().await?;
+            if self.sees(&told) {
+                return Some(told);
+            }
+        }
+    }
+
+    /// The same without waiting, as far as memory goes.
+    pub fn next_ready(&mut self) -> Option<Told> {
+        while matches!(self.kin, None | Some(Kin::Known(..))) {
+            let told = self.any_ready()?;
+            if self.sees(&told) {
+                return Some(told);
+            }
+        }
+        None
+    }
+
+    fn sees(&mut self, told: &Told) -> bool {
+        self.kin.as_mut().is_none_or(|kin| kin.sees(told))
+    }
+
+    async fn any(&mut self) -> Option<Told> {
         loop {
             self.grown.mark_unchanged();
             // Asked before the look: what is told before the end is there.
             let ended = self.tail.has_ended();
-            if let Some(told) = self.next_ready() {
+            if let Some(told) = self.any_ready() {
                 return Some(told);
             }
             if self.place.is_none() {
@@ -145,8 +234,7 @@ impl EventStream {
         }
     }
 
-    /// The same without waiting, as far as memory goes.
-    pub fn next_ready(&mut self) -> Option<Told> {
+    fn any_ready(&mut self) -> Option<Told> {
         loop {
             if let Some(told) = self.held.pop_front() {
                 return Some(told);
@@ -619,6 +707,8 @@ mod tests {
             text: "x".repeat(5000),
             from: Sender::Person,
             fresh: false,
+            ends: Vec::new(),
+            held: false,
         };
         let asked = |n| Kind::PermissionAsked {
             ask: AskId(n),

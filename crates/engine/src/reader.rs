@@ -7,6 +7,7 @@ use dispatch_core::{
     Millis,
     config::Config,
     event::Event,
+    family::Child,
     id::{RunId, Seq, TaskId},
     run::RunState,
     schedule::{Held, Host, View, Why},
@@ -20,7 +21,7 @@ use crate::{
     prompts,
     store::Store,
     trees,
-    view::{JobView, TaskView},
+    view::{ChildView, FamilyView, JobView, TaskView},
 };
 
 pub type ReadError = OpenError;
@@ -164,6 +165,27 @@ pub(crate) fn view(state: &State, data: &Path, task: TaskId) -> Option<TaskView>
         attached: attachments::listed(data, found),
         vault: trees::vault_of(data, &found.spec),
         workspace: trees::workspace_of(data, &found.spec, &found.short),
+        family: family(state, found),
         task: found.clone(),
     })
+}
+
+fn family(state: &State, task: &Task) -> FamilyView {
+    let child = |child: &Child| {
+        let found = state.task(child.task)?;
+        let run = found.last_run().map_or("queued", |run| run.state.word());
+        Some(ChildView {
+            task: child.task,
+            short: state.short(child.task),
+            state: if found.is_parked() { "parked" } else { run },
+            detached: child.detached,
+            done: child.done,
+        })
+    };
+    let parked = task.is_parked();
+    FamilyView {
+        children: task.family.children.iter().filter_map(child).collect(),
+        parked,
+        held: parked && task.family.awaited().next().is_none(),
+    }
 }

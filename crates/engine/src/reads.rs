@@ -10,7 +10,7 @@ use dispatch_core::{
     naming,
     run::RunState,
     schedule::{Pause, View},
-    state::Task,
+    state::{State, Task},
 };
 
 use crate::view::TaskView;
@@ -24,6 +24,8 @@ pub struct Listing {
     pub repo: Option<String>,
     /// Asked for by this task.
     pub parent: Option<TaskId>,
+    /// This one, and all that was asked for below it.
+    pub family: Option<TaskId>,
     /// Whose id begins so.
     pub prefix: Option<String>,
     /// Whose workspace has this name.
@@ -42,7 +44,7 @@ pub enum Order {
 }
 
 impl Listing {
-    fn takes(&self, task: &Task) -> bool {
+    fn takes(&self, state: &State, task: &Task) -> bool {
         (self.states.is_empty() || self.states.iter().any(|word| word == state_of(task)))
             && self
                 .repo
@@ -59,6 +61,9 @@ impl Listing {
                 .workspace
                 .as_ref()
                 .is_none_or(|name| naming::workspace_name(&task.spec, &task.short) == *name)
+            && self
+                .family
+                .is_none_or(|own| task.id == own || state.is_below(task.id, own))
     }
 }
 
@@ -100,9 +105,15 @@ pub struct PoolView {
     pub resets_at: Millis,
 }
 
+/// The word of a task that waits for what it asked for.
+pub const PARKED: &str = "parked";
+
 /// The word that a task is listed by.
 #[must_use]
 pub fn state_of(task: &Task) -> &'static str {
+    if task.is_parked() {
+        return PARKED;
+    }
     let last = task.last_run().map(|run| &run.state);
     last.unwrap_or(&RunState::Queued).word()
 }
@@ -110,12 +121,13 @@ pub fn state_of(task: &Task) -> &'static str {
 /// The ids of a page, and where the next one begins.
 pub(crate) fn page(gate: &View<'_>, listing: &Listing) -> (Vec<TaskId>, Option<TaskId>) {
     match listing.order {
-        Order::OldestFirst => page_of(gate.state.tasks(), listing),
-        Order::NewestFirst => page_of(gate.state.tasks().rev(), listing),
+        Order::OldestFirst => page_of(gate.state, gate.state.tasks(), listing),
+        Order::NewestFirst => page_of(gate.state, gate.state.tasks().rev(), listing),
     }
 }
 
 fn page_of<'a>(
+    state: &State,
     mut found: impl Iterator<Item = &'a Task>,
     listing: &Listing,
 ) -> (Vec<TaskId>, Option<TaskId>) {
@@ -123,7 +135,9 @@ fn page_of<'a>(
         // Steps over it, too.
         found.any(|task| task.id == after);
     }
-    let mut found = found.filter(|task| listing.takes(task)).map(|task| task.id);
+    let mut found = found
+        .filter(|task| listing.takes(state, task))
+        .map(|task| task.id);
     let page: Vec<TaskId> = found.by_ref().take(listing.limit).collect();
     let next = found.next().and(page.last().copied());
     (page, next)

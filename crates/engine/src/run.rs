@@ -22,7 +22,7 @@ use dispatch_core::{
     gate::Budget,
     id::{ModelName, RunId, SiteName},
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
-    limits::Limits,
+    limits::{JobLimits, Limits},
     message::{Delivery, Fate, Message, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     prompt,
@@ -40,7 +40,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     attachments, containers,
-    engine::{Command, Desk, Secrets, Settings, Sites, StopOrder},
+    engine::{Command, Desk, Purse, Secrets, Settings, Sites, StopOrder},
     fence::{self, Fences, Needs},
     files,
     lines::{Line, Lines},
@@ -98,6 +98,10 @@ pub(crate) struct Supervised {
     pub(crate) from: From,
     /// Rung when there is a message for it.
     pub(crate) bell: Arc<Notify>,
+    /// What it spends, and what those spend that it asks for.
+    pub(crate) purse: Arc<Purse>,
+    /// Who is to answer what its agent asks permission for.
+    pub(crate) answers: Sender,
 }
 
 /// Why a supervisor ended.
@@ -420,6 +424,7 @@ impl Walk {
         driver: &mut dyn Driver,
         profile: &AgentProfile,
     ) -> Result<Arc<dyn Site>, Stopped> {
+        self.in_time()?;
         let ready = self
             .blocking(Trees::prepare)
             .await?
@@ -628,6 +633,7 @@ impl Walk {
                 RunCause::Answer { .. }
                 | RunCause::RetryOf { .. }
                 | RunCause::Said { .. }
+                | RunCause::Ends
                 | RunCause::Resumed { .. },
             ) => self.job.task.session_for(self.job.run.n),
         }
@@ -693,10 +699,18 @@ impl Walk {
             .iter()
             .map(|arg| arg.replace(BROKER_URL, broker_url.unwrap_or_default()))
             .collect();
+        let data = &self.ctx.settings.data;
+        let context = Some(prompts::context(data, self.job.run)).filter(|dir| dir.is_dir());
+        let folders = attachments::top(data, task, self.job.run.n).into_iter();
+        let folders = folders.chain(context);
+        let folders: Vec<String> = folders
+            .map(|dir| dir.to_string_lossy().into_owned())
+            .collect();
         let ask = Ask {
             prompt: &words.prompt,
             whole: &words.whole,
             cwd: &workspace.to_string_lossy(),
+            folders: &folders,
             program: &program,
             args: &args,
             home: &home_text,
@@ -707,6 +721,7 @@ impl Walk {
             profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
             permissions: task.spec.terms.permissions,
+            tools: None,
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
@@ -756,7 +771,7 @@ impl Walk {
             output: Output::Text,
             cwd: self.workspace(),
             stdin: opening.stdin,
-            limits: self.limits().agent_job(),
+            limits: self.agent_limits(),
             ..Invocation::default()
         };
         Ok((invocation, opening.first))
@@ -923,6 +938,28 @@ impl Walk {
     fn limits(&self) -> Limits {
         let limits = &self.ctx.settings.config.limits;
         limits.lowered(&self.job.task.spec.limits)
+    }
+
+    /// Those of its agent, which may have to end with others.
+    fn agent_limits(&self) -> JobLimits {
+        let mut limits = self.limits().agent_job();
+        if let Some(until) = self.job.task.spec.terms.until {
+            let left = until.saturating_sub(self.ctx.settings.clock.now());
+            limits.wall_clock_ms = limits.wall_clock_ms.min(left.max(1));
+        }
+        limits
+    }
+
+    /// What it belongs to has an end, after which nothing of it begins.
+    fn in_time(&self) -> Result<(), Stopped> {
+        let until = self.job.task.spec.terms.until;
+        if until.is_none_or(|until| until > self.ctx.settings.clock.now()) {
+            return Ok(());
+        }
+        let reason = "the time is over in which the task that asked for it wanted it done \
+                      (wall_clock_s of its grant)";
+        let reason = reason.to_owned();
+        Err(Failure::Start { reason }.into())
     }
 
     /// For the agent, and with `None` for a check.
@@ -1430,10 +1467,7 @@ impl Walk {
             ask,
             tool,
             input,
-            owner: match self.job.task.spec.parent {
-                Some(parent) => Sender::Task(parent),
-                None => Sender::Person,
-            },
+            owner: self.job.answers,
             until,
         })
     }
@@ -1651,6 +1685,10 @@ impl Walk {
         let earlier = task.runs.iter().filter(|run| run.n < self.job.run.n);
         let earlier = earlier.filter_map(|run| run.usage.as_ref()).map(Budget::of);
         let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::plus));
+        let purse = &self.job.purse;
+        purse.spend(Budget::of(now));
+        // What is given to others is not there to be spent.
+        let earlier = earlier.plus(purse.given());
         let after = earlier.plus(Budget::of(now));
         let before = earlier.plus(before.map(Budget::of).unwrap_or_default());
         ear.over_budget |= budget.reached(after).is_some();
@@ -1678,17 +1716,21 @@ impl Walk {
             question,
         };
         let ended_at = heard.report.as_ref().map_or(0, |report| report.ended_at);
-        let outcome = verdict::verdict(
-            heard.report.as_ref(),
-            &heard.said,
-            &tree,
-            spec.expects,
-            ended_at,
-        );
+        // Where what it asked for goes on, this is not the end that something is expected of.
+        let owed = self.is_owed().await?;
+        let expects = if owed { Expects::Either } else { spec.expects };
+        let outcome =
+            verdict::verdict(heard.report.as_ref(), &heard.said, &tree, expects, ended_at);
+        let outcome = match outcome {
+            Outcome::Failed(Failure::NothingSaid) if owed => Outcome::Completed {
+                summary: String::new(),
+            },
+            outcome => outcome,
+        };
         if self.stop.is_some() {
             return Ok((Outcome::Stopped(Stop::ByPerson), Verified::NotVerified));
         }
-        if !matches!(outcome, Outcome::Completed { .. }) {
+        if owed || !matches!(outcome, Outcome::Completed { .. }) {
             return Ok((outcome, Verified::NotVerified));
         }
         if let Some(range) = self.range.clone() {
@@ -1703,6 +1745,12 @@ impl Walk {
             self.tell(Kind::ChecksStarted { checks: names }).await?;
         }
         self.check(site, &planned, outcome).await
+    }
+
+    async fn is_owed(&self) -> Result<bool, Cut> {
+        let run = self.job.run;
+        let owed = self.ask(|reply| Command::Owed { run, reply }).await?;
+        Ok(owed.unwrap_or(false))
     }
 
     /// The reviewer's word, which stands where checks stand otherwise.

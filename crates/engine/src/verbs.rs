@@ -7,6 +7,7 @@ use dispatch_core::{
     Millis,
     config::Retention,
     event::{Kind, Subject},
+    family::Deed,
     id::TaskId,
     outcome::Outcome,
     state::{Snapshot, Task},
@@ -48,6 +49,7 @@ impl Engine {
     /// # Errors
     /// When the content could not be kept; then nothing was removed.
     pub async fn remove(&self, task: TaskId) -> Result<(), VerbError> {
+        self.may(Deed::Other("remove")).await?;
         let _busy = self.hold("remove", task).await?;
         let view = self.stopped(task).await?;
         if view.task.removed {
@@ -103,7 +105,7 @@ impl Engine {
     /// Waits for the end of a live run, which it asks for.
     async fn stopped(&self, task: TaskId) -> Result<TaskView, VerbError> {
         let view = self.task(task).await?;
-        if !view.task.is_open() {
+        if view.task.is_done() {
             return Ok(view);
         }
         let mut events = self.events(view.seq);
@@ -113,7 +115,7 @@ impl Engine {
         }
         loop {
             let view = self.task(task).await?;
-            if !view.task.is_open() {
+            if view.task.is_done() {
                 return Ok(view);
             }
             events.next().await.ok_or(VerbError::Gone)?;
@@ -127,7 +129,7 @@ impl Engine {
         verb: &'static str,
         task: TaskId,
     ) -> Result<(), VerbError> {
-        let view = self.task(task).await?;
+        let view = self.look(task).await?;
         let gone = view.task.workspace.as_ref().is_some_and(|w| w.removed);
         if view.task.removed || view.task.is_open() || !gone {
             return Ok(());
@@ -147,6 +149,7 @@ impl Engine {
     /// # Errors
     /// When nothing was removed, or its content is not kept any more.
     pub async fn undo(&self, task: TaskId) -> Result<PathBuf, VerbError> {
+        self.may(Deed::Other("undo")).await?;
         let _busy = self.hold("undo", task).await?;
         let view = self.task(task).await?;
         let nothing = |hint: &str| VerbError::Nothing {
@@ -195,6 +198,7 @@ impl Engine {
         states: Vec<String>,
         older_than_ms: u64,
     ) -> Result<Vec<TaskId>, VerbError> {
+        self.may(Deed::Other("clean")).await?;
         let now = now();
         let mut removed = Vec::new();
         for view in self.tasks().await? {
@@ -202,7 +206,11 @@ impl Engine {
                 continue;
             };
             let old = now.saturating_sub(run.ended_at.unwrap_or(now)) >= older_than_ms;
-            if !view.task.removed && old && states.iter().any(|state| state == outcome.word()) {
+            if !view.task.removed
+                && view.task.is_done()
+                && old
+                && states.iter().any(|state| state == outcome.word())
+            {
                 self.remove(view.task.id).await?;
                 removed.push(view.task.id);
             }
@@ -215,6 +223,7 @@ impl Engine {
     /// # Errors
     /// When there is no result, or the branch there is in the way.
     pub async fn apply(&self, task: TaskId, to: Option<PathBuf>) -> Result<Applied, VerbError> {
+        self.may(Deed::Other("apply")).await?;
         let _busy = self.hold("apply", task).await?;
         let view = self.task(task).await?;
         let commit = result_of("apply", &view)?;
@@ -267,6 +276,7 @@ impl Engine {
         task: TaskId,
         to: Option<PathBuf>,
     ) -> Result<Written, VerbError> {
+        self.may(Deed::Other("apply")).await?;
         let _busy = self.hold("apply", task).await?;
         let view = self.task(task).await?;
         let commit = result_of("apply", &view)?;

@@ -11,6 +11,7 @@ use dispatch_core::{
     ask::Ask,
     attach::{Attachment, BadAttachment},
     event::Event,
+    family::{EndId, Refusal},
     id::{RunId, Seq, TaskId},
     keys::RequestKey,
     letter::Letter,
@@ -42,6 +43,65 @@ pub struct TaskView {
     pub workspace: PathBuf,
     /// The vault that holds its results.
     pub vault: Option<PathBuf>,
+    pub family: FamilyView,
+}
+
+/// What a task's agents have asked for, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FamilyView {
+    pub children: Vec<ChildView>,
+    /// It waits for them, or to hear how they ended.
+    pub parked: bool,
+    /// And nothing happens before a person says something.
+    pub held: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildView {
+    pub task: TaskId,
+    pub short: String,
+    /// The word of its state; `parked` where it waits itself.
+    pub state: &'static str,
+    pub detached: bool,
+    pub done: bool,
+}
+
+/// Whose verbs an engine's handle does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever may do all of it; the doors say who that is.
+    Person,
+    /// The agent of that run, with the grant of its task.
+    Run(RunId),
+}
+
+/// For which of several ends one waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Until {
+    #[default]
+    All,
+    /// The next one that was not heard of; all of them where nothing more can be heard.
+    Any,
+}
+
+/// What a wait ended with.
+#[derive(Clone, Debug)]
+pub struct Waited {
+    /// As they were asked for.
+    pub tasks: Vec<WaitedFor>,
+    /// What was waited for did not happen in time.
+    pub over: bool,
+    /// The ends among them, in words for an agent.
+    pub words: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct WaitedFor {
+    pub view: TaskView,
+    /// Nothing of it runs or waits.
+    pub done: bool,
+    /// Ends of it that this answer delivers; what was delivered before is not among them.
+    pub delivered: Vec<EndId>,
 }
 
 #[derive(Clone, Debug)]
@@ -251,6 +311,10 @@ pub enum VerbError {
         "take the request: its key came with another one before; make a new key for each request"
     )]
     KeyUsed,
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("wait: {max} callers do already (limits.waits_max); try again later")]
+    TooManyWait { max: usize },
     #[error(transparent)]
     Attachment(#[from] BadAttachment),
     #[error("start: less than {min_bytes} bytes are free on the disk of the data directory")]

@@ -12,10 +12,11 @@ use std::{fs, os::unix::process::ExitStatusExt, process::Command};
 
 use dispatch_core::{
     event::{Event, Kind},
+    family::EndId,
     message::{Fate, Message},
     outcome::Outcome,
 };
-use dispatch_engine::reader::Reader;
+use dispatch_engine::{reader::Reader, view::TaskView};
 use world::{AGENT, World};
 
 const CRASH_ENGINE: &str = env!("CARGO_BIN_EXE_crash-engine");
@@ -286,6 +287,135 @@ fn permissions_asked_killed_again_while_it_recovers() {
         engine(&world, "call", 5, &["head", "asking"]);
         assert!(!engine(&world, "never", 0, &["head", "asking"]));
         asks_hold(&world, &format!("{first}, then {second}"));
+    }
+}
+
+/// Two tasks that an agent asked for, and how it hears of their ends: every end once, by one way; no
+/// child lost, none doubled; and the task is done only when it has heard of both.
+fn family_at_every(which: &str, scene: &str) -> u64 {
+    for n in 1..POINTS_MAX {
+        let world = World::new();
+        let killed = engine(&world, which, n, &["head", scene]);
+        if killed {
+            assert!(!engine(&world, "never", 0, &["head", scene]), "{scene} {n}");
+        }
+        family_holds(&world, scene, &format!("{scene}, {which} {n}"));
+        if !killed {
+            return n - 1;
+        }
+    }
+    panic!("more than {POINTS_MAX} points")
+}
+
+fn family_holds(world: &World, scene: &str, at: &str) {
+    let read = |name: &str| fs::read_to_string(world.home.path().join(name)).unwrap();
+    let counts = ["count", "count-a", "count-b"].map(read);
+    assert_eq!(counts, ["ran\n", "ran\n", "ran\n"], "{at}");
+    let reader = Reader::open(&world.data()).unwrap();
+    let tasks = reader.tasks().unwrap();
+    let (lead, children) = tasks.split_first().unwrap();
+    assert_eq!(children.len(), 2, "{at}");
+    for view in &tasks {
+        assert!(view.task.is_done(), "{at}: {:?}", view.task);
+        assert_eq!(view.task.outcome().unwrap().word(), "completed", "{at}");
+        assert_eq!(world.alive(view.task.id), [""; 0], "{at}");
+    }
+    let end = |view: &TaskView| EndId {
+        child: view.task.id,
+        run: 1,
+    };
+    let mut ends: Vec<EndId> = children.iter().map(end).collect();
+    let events = reader.events(0, 10_000).unwrap();
+    let bug =
+        |event: &&Event| matches!(&event.kind, Kind::Noted { text } if text.starts_with("bug"));
+    assert_eq!(events.iter().find(bug), None, "{at}");
+    let waited = events.iter().flat_map(|event| match &event.kind {
+        Kind::EndsDelivered { ends } => ends.clone(),
+        _ => Vec::new(),
+    });
+    let told = events.iter().flat_map(|event| match &event.kind {
+        Kind::MessageQueued { ends, .. } => ends.clone(),
+        _ => Vec::new(),
+    });
+    let (mut waited, mut told): (Vec<_>, Vec<_>) = (waited.collect(), told.collect());
+    for list in [&mut ends, &mut waited, &mut told] {
+        list.sort();
+    }
+    let (all, none) = (ends, Vec::<EndId>::new());
+    let runs = lead.task.runs.len();
+    match scene {
+        "waiting" => {
+            // It listens, and what it waits for when an engine ends it asks the next one for: that one
+            // may have told it by then. Either way each end has one way only.
+            let mut either = [waited, told].concat();
+            either.sort();
+            assert_eq!(either, all, "{at}");
+            assert!(runs <= 2, "{at}");
+            let words = read("waited");
+            for view in children {
+                assert_eq!(
+                    words.matches(&view.task.id.to_string()).count(),
+                    1,
+                    "{at}: {words}"
+                );
+            }
+        }
+        "told" => {
+            assert_eq!((waited, told), (none, all), "{at}");
+            // The second end may come when the agent has said its last word.
+            assert!(runs <= 2, "{at}");
+        }
+        _ => {
+            assert_eq!((waited, told, runs), (none, all, 2), "{at}");
+            assert!(lead.task.runs[0].parked, "{at}");
+            let queued = |event: &&Event| matches!(event.kind, Kind::MessageQueued { .. });
+            assert_eq!(
+                events.iter().filter(queued).count(),
+                1,
+                "{at}: told together"
+            );
+        }
+    }
+    let delivered = |message: &Message| matches!(message.fate, Fate::Delivered(_));
+    assert!(
+        lead.task.messages.iter().all(delivered),
+        "{at}: {:?}",
+        lead.task.messages
+    );
+}
+
+#[test]
+fn children_that_are_waited_for_killed_after_every_event() {
+    assert!(family_at_every("event", "waiting") >= 20);
+}
+
+#[test]
+fn children_whose_ends_are_told_killed_after_every_event() {
+    assert!(family_at_every("event", "told") >= 20);
+}
+
+#[test]
+fn children_of_a_parked_parent_killed_after_every_event() {
+    assert!(family_at_every("event", "parked") >= 20);
+}
+
+#[test]
+fn children_of_a_parked_parent_killed_before_every_call_to_a_site() {
+    assert!(family_at_every("call", "parked") >= 9);
+}
+
+/// And twice: once somewhere in the family's life, once while the next engine recovers.
+#[test]
+fn families_killed_again_while_they_recover() {
+    for scene in ["waiting", "told", "parked"] {
+        for (first, second) in [(12, 2), (16, 3), (20, 4), (24, 2), (28, 5)] {
+            let world = World::new();
+            engine(&world, "event", first, &["head", scene]);
+            engine(&world, "event", second, &["head", scene]);
+            engine(&world, "call", 4, &["head", scene]);
+            assert!(!engine(&world, "never", 0, &["head", scene]));
+            family_holds(&world, scene, &format!("{scene}: {first}, then {second}"));
+        }
     }
 }
 

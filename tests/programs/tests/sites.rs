@@ -232,7 +232,9 @@ async fn a_childs_end_is_delivered_to_its_parent() {
         told.kind,
         Kind::ChildEnded {
             child,
-            state: "completed".into()
+            state: "completed".into(),
+            run: 1,
+            reason: String::new(),
         }
     );
 }

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use serde_json::{Value, json};
 
 use super::{
-    Ask, Driver, Opening, Request, Step, Tail,
+    Ask, Driver, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
     pieces::Pieces,
     text::{
         AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TEXT_BYTES_MAX, asked_text, asked_tool, blocks,
@@ -48,8 +48,9 @@ const READ_ONLY_MODE: &str = "read-only";
 const OPEN_MODES: [&str; 2] = ["agent-full-access", "full-access"];
 const FENCED_MODES: [&str; 2] = ["workspace-write", "auto"];
 
-const OPENCODE_ASKS: &str =
-    r#"{"edit":"ask","bash":"ask","webfetch":"ask","external_directory":"ask"}"#;
+/// Folders that Gemini's own tools may enter, beside the one it works in, as `PATH` lists them. It is
+/// meant for editors that have several open.
+const GEMINI_FOLDERS: &str = "GEMINI_CLI_IDE_WORKSPACE_PATH";
 
 /// What was asked of it and is not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +68,15 @@ enum Asked {
 #[derive(Debug, Default)]
 pub(super) struct Acp {
     cwd: String,
+    folders: Vec<String>,
     prompt: String,
     /// What to say when it does not remember the session.
     whole: String,
     resume: Option<String>,
     unfenced: bool,
     permissions: Permissions,
+    /// Our tools, as `session/new` names servers.
+    servers: Vec<Value>,
     model: Option<String>,
     next_id: u64,
     asked: Option<(u64, Asked)>,
@@ -109,9 +113,20 @@ struct Call {
     told: bool,
 }
 
+fn server(tools: Tools<'_>) -> Value {
+    let env = tools.env.iter();
+    let env: Vec<Value> = env
+        .map(|(name, value)| json!({"name": name, "value": value}))
+        .collect();
+    let (command, args) = (tools.program(), tools.args());
+    json!({"name": TOOLS_NAME, "command": command, "args": args, "env": env})
+}
+
 impl Driver for Acp {
     fn open(&mut self, ask: &Ask<'_>) -> Opening {
         self.cwd = ask.cwd.to_owned();
+        self.folders = ask.folders.to_vec();
+        self.servers = ask.tools.map(server).into_iter().collect();
         self.prompt = ask.prompt.to_owned();
         self.whole = ask.whole.to_owned();
         self.resume = ask.resume.filter(|id| session_ok(id)).map(str::to_owned);
@@ -187,14 +202,23 @@ impl Driver for Acp {
 }
 
 impl Acp {
-    /// For opencode, which asks for nothing unless it is told to, and nothing to others.
+    /// For opencode, which asks for nothing unless it is told to, and for Gemini, whose tools know no
+    /// other folders; each is nothing to others. Of opencode's rules the last one that fits counts.
     fn environment(&self) -> Vec<(String, String)> {
-        match self.permissions {
-            Permissions::Allow => Vec::new(),
-            Permissions::Ask | Permissions::Deny => {
-                vec![("OPENCODE_PERMISSION".into(), OPENCODE_ASKS.into())]
+        let mut env = Vec::new();
+        if self.permissions != Permissions::Allow {
+            let mut elsewhere = json!({"*": "ask"});
+            for folder in &self.folders {
+                elsewhere[format!("{folder}/*")] = json!("allow");
             }
+            let rules = json!({"edit": "ask", "bash": "ask", "webfetch": "ask",
+                "external_directory": elsewhere});
+            env.push(("OPENCODE_PERMISSION".into(), rules.to_string()));
         }
+        if !self.folders.is_empty() {
+            env.push((GEMINI_FOLDERS.into(), self.folders.join(":")));
+        }
+        env
     }
 
     fn request(&mut self, what: Asked, method: &str, params: &Value) -> Vec<u8> {
@@ -330,14 +354,22 @@ impl Acp {
     /// could run commands, send the key elsewhere or give permissions (its CLAUDE.md is read as
     /// that of an additional directory), and a guess at the next prompt would cost a request.
     fn session_params(&self) -> Value {
-        let options = json!({
+        let mut options = json!({
             "settingSources": ["user"],
             "strictMcpConfig": true,
             "additionalDirectories": [self.cwd],
             "promptSuggestions": false,
         });
+        if !self.servers.is_empty() {
+            options["allowedTools"] = json!([format!("mcp__{TOOLS_NAME}")]);
+        }
         let meta = json!({"claudeCode": {"options": options}});
-        json!({"cwd": self.cwd, "mcpServers": [], "_meta": meta})
+        let mut params = json!({"cwd": self.cwd, "mcpServers": self.servers, "_meta": meta});
+        let can = &self.agent["agentCapabilities"]["sessionCapabilities"];
+        if can["additionalDirectories"].is_object() && !self.folders.is_empty() {
+            params["additionalDirectories"] = json!(self.folders);
+        }
+        params
     }
 
     fn opened(&mut self, what: Asked, result: &Value) -> Vec<Step> {
@@ -747,6 +779,8 @@ fn line(value: &Value) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":1,"agentCapabilities":{"loadSession":true},"authMethods":[{"id":"oauth"},{"id":"api-key"}]}}"#;
@@ -764,6 +798,7 @@ mod tests {
             args: &["--acp".to_owned()],
             home: "/h",
             cwd: "/w",
+            folders: &[],
             resume,
             effort: None,
             review: None,
@@ -771,6 +806,7 @@ mod tests {
             profile: None,
             unfenced,
             permissions,
+            tools: None,
         });
         assert_eq!(opening.argv, ["agent", "--acp"]);
         assert_eq!(opening.stdin, Stdin::Open);
@@ -968,8 +1004,38 @@ mod tests {
                 ..Acp::default()
             };
             assert_eq!(variables.environment()[0].0, "OPENCODE_PERMISSION");
+            assert_eq!(variables.environment().len(), 1);
         }
         assert_eq!(Acp::default().environment(), []);
+    }
+
+    /// What it is told to read it need not ask for, in the words that each of them has for it.
+    #[test]
+    fn folders_beside_the_workspace_are_told() {
+        let folders = ["/d/a".to_owned(), "/d/b".to_owned()];
+        for permissions in Permissions::ALL {
+            let mut acp = Acp {
+                permissions,
+                folders: folders.to_vec(),
+                ..Acp::default()
+            };
+            let env: BTreeMap<String, String> = acp.environment().into_iter().collect();
+            assert_eq!(env[GEMINI_FOLDERS], "/d/a:/d/b");
+            let rules = env.get("OPENCODE_PERMISSION");
+            assert_eq!(rules.is_none(), permissions == Permissions::Allow);
+            let elsewhere = r#""external_directory":{"*":"ask","/d/a/*":"allow","/d/b/*":"allow"}"#;
+            assert!(
+                rules.is_none_or(|rules| rules.contains(elsewhere)),
+                "{rules:?}"
+            );
+            let told = |acp: &Acp| acp.session_params()["additionalDirectories"].clone();
+            assert_eq!(told(&acp), Value::Null);
+            acp.agent = json!({"agentCapabilities":
+                {"sessionCapabilities": {"additionalDirectories": {}}}});
+            assert_eq!(told(&acp), json!(folders));
+            acp.folders.clear();
+            assert_eq!(told(&acp), Value::Null);
+        }
     }
 
     #[test]

@@ -3,10 +3,10 @@
 //! Must not take an exit code for an end (it exits 0 when interrupted), nor `subtype:"success"`
 //! for a success (API errors carry it too): only a `result` without an error is one.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
-    Ask, Driver, Opening, Request, Step, Tail,
+    Ask, Driver, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
     pieces::Pieces,
     text::{
         AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, asked_text, asked_tool, blocks, epoch_in, epoch_ms,
@@ -104,6 +104,13 @@ impl Driver for Claude {
         ]
         .map(str::to_owned)
         .to_vec();
+        // It would ask before it reads there; what belongs to the option ends with the next one.
+        argv.extend(ask.folders.iter().cloned());
+        // With `=`, because both take as many words as follow.
+        if let Some(tools) = ask.tools {
+            argv.push(format!("--mcp-config={}", servers(tools)));
+            argv.push(format!("--allowedTools=mcp__{TOOLS_NAME}"));
+        }
         if let Some(session) = ask.resume.filter(|id| session_ok(id)) {
             argv.extend(["--resume".to_owned(), session.to_owned()]);
         }
@@ -219,6 +226,22 @@ impl Driver for Claude {
             usage: self.usage.take(),
         }
     }
+}
+
+/// Our tools in the form of its own files of such servers.
+fn servers(tools: Tools<'_>) -> Value {
+    let env: Map<String, Value> = tools
+        .env
+        .iter()
+        .map(|(name, value)| (name.clone(), json!(value)))
+        .collect();
+    let server = json!({
+        "type": "stdio",
+        "command": tools.program(),
+        "args": tools.args(),
+        "env": env,
+    });
+    json!({"mcpServers": {TOOLS_NAME: server}})
 }
 
 impl Claude {
@@ -638,6 +661,7 @@ mod tests {
             prompt: "-p; $(x)\n\"q\"",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "claude",
             args,
             home: "/h",
@@ -646,6 +670,7 @@ mod tests {
             review: None,
             unfenced: false,
             permissions: Permissions::Allow,
+            tools: None,
             model: None,
             profile: None,
         }
@@ -689,6 +714,17 @@ mod tests {
                 .env
                 .contains(&("CLAUDE_CONFIG_DIR".into(), "/h/.claude".into()))
         );
+    }
+
+    #[test]
+    fn folders_beside_the_workspace_are_told_with_it() {
+        let asked = Ask {
+            folders: &["/d/a".to_owned(), "/d/b".to_owned()],
+            ..ask(&[], Some("abc-1"))
+        };
+        let argv = Claude::default().open(&asked).argv.join(" ");
+        let ends = " --add-dir . /d/a /d/b --resume abc-1";
+        assert!(argv.ends_with(ends), "{argv}");
     }
 
     #[test]
@@ -846,6 +882,7 @@ mod tests {
             let mut claude = Claude::default();
             claude.open(&Ask {
                 permissions,
+                tools: None,
                 ..ask(&[], None)
             });
             claude

@@ -220,6 +220,7 @@ mod tests {
             program: "coderabbit",
             args: &["--type".to_owned(), "committed".to_owned()],
             cwd: "/w",
+            folders: &[],
             home: "/h",
             resume: None,
             effort: None,
@@ -228,6 +229,7 @@ mod tests {
             profile: None,
             unfenced: false,
             permissions: Permissions::Allow,
+            tools: None,
         });
         let want = format!(
             "coderabbit review --agent --committed --base-commit {} --type committed",

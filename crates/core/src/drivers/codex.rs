@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{
-    Ask, Driver, Opening, Step, Tail,
+    Ask, Driver, Opening, Step, TOOLS_NAME, Tail, Tools,
     text::{
         AUTH_MARKS, AWAY_MARKS, LIMIT_MARKS, TODO_ITEMS_MAX, blocks, duration_ms, epoch_in,
         has_any, is_away, kept_text, notice, plain, retry_after_ms, session_ok, status_in, str_at,
@@ -56,6 +56,7 @@ impl Driver for Codex {
         if let Some(model) = ask.model {
             argv.extend(["--model".to_owned(), model.to_owned()]);
         }
+        argv.extend(ask.tools.map(tools).into_iter().flatten());
         argv.extend(ask.args.iter().cloned());
         // Behind the table's own options: of two, the last one counts.
         argv.extend(ask.effort.map(effort).into_iter().flatten());
@@ -127,6 +128,34 @@ impl Driver for Codex {
 pub(super) fn effort(effort: Effort) -> [String; 2] {
     let setting = format!("model_reasoning_effort=\"{}\"", effort.word());
     ["-c".to_owned(), setting]
+}
+
+/// Longer than the longest wait of ours, after which it would take our server for dead.
+const TOOL_TIMEOUT_S: u32 = 7200;
+
+/// Our tools as options. It gives such programs hardly anything of its own environment.
+pub(super) fn tools(tools: Tools<'_>) -> Vec<String> {
+    // What JSON escapes in a string, TOML reads the same way.
+    let text = |text: &str| Value::from(text).to_string();
+    let args: Vec<String> = tools.args().iter().map(|arg| text(arg)).collect();
+    let env = tools.env.iter();
+    let env: Vec<String> = env
+        .map(|(name, value)| format!("{name}={}", text(value)))
+        .collect();
+    [
+        format!("command={}", text(tools.program())),
+        format!("args=[{}]", args.join(",")),
+        format!("env={{{}}}", env.join(",")),
+        format!("tool_timeout_sec={TOOL_TIMEOUT_S}"),
+    ]
+    .into_iter()
+    .flat_map(|setting| {
+        [
+            "-c".to_owned(),
+            format!("mcp_servers.{TOOLS_NAME}.{setting}"),
+        ]
+    })
+    .collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -334,6 +363,7 @@ mod tests {
             prompt: "--help",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "codex",
             args: &args,
             home: "/h",
@@ -342,6 +372,7 @@ mod tests {
             review: None,
             unfenced,
             permissions: Permissions::Allow,
+            tools: None,
             model: None,
             profile: None,
         };

@@ -100,6 +100,7 @@ fn opened_with(
         prompt,
         whole: "whole",
         cwd: "/workspace/repo",
+        folders: &[],
         program: "agent",
         args: &[],
         home: "/home",
@@ -108,6 +109,7 @@ fn opened_with(
         review: None,
         unfenced: false,
         permissions,
+        tools: None,
         model: None,
         profile: None,
     });

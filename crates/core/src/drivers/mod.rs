@@ -40,6 +40,8 @@ pub struct Ask<'a> {
     pub args: &'a [String],
     /// The workspace, as an absolute path.
     pub cwd: &'a str,
+    /// Where else it is to read, as absolute paths: one with rules of its own is told that it may.
+    pub folders: &'a [String],
     /// The task's private home, for CLIs that have a variable of their own for it.
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
@@ -56,6 +58,30 @@ pub struct Ask<'a> {
     pub unfenced: bool,
     /// What becomes of its permission requests.
     pub permissions: Permissions,
+    /// Our own tools, for an agent whose task has a grant. It needs nobody's permission for them: the
+    /// grant is that.
+    pub tools: Option<Tools<'a>>,
+}
+
+/// A program that speaks MCP on its standard input and output, to be started by the agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Tools<'a> {
+    pub argv: &'a [String],
+    /// Said again, because some agents give such programs none of theirs.
+    pub env: &'a [(String, String)],
+}
+
+/// What an agent calls the server of our tools.
+pub const TOOLS_NAME: &str = "dispatch";
+
+impl Tools<'_> {
+    fn program(&self) -> &str {
+        self.argv.first().map_or("", String::as_str)
+    }
+
+    fn args(&self) -> &[String] {
+        self.argv.get(1..).unwrap_or_default()
+    }
 }
 
 /// A permission that the agent waits for.
@@ -185,6 +211,15 @@ impl DriverKind {
         }
     }
 
+    /// Whether this kind of agent can be told of a door of ours. A plain program is by its environment.
+    #[must_use]
+    pub fn knocks(self) -> bool {
+        match self {
+            Self::Plain | Self::Claude | Self::Codex | Self::Acp | Self::CodexApp => true,
+            Self::Coderabbit => false,
+        }
+    }
+
     /// What this kind of agent can be told about how hard to think.
     #[must_use]
     pub fn efforts(self) -> &'static [Effort] {
@@ -222,5 +257,107 @@ impl Tail {
 
     fn text(&self) -> String {
         self.0.trim().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn opened(kind: DriverKind, tools: Option<Tools<'_>>) -> (Opening, Box<dyn Driver>) {
+        let mut driver = kind.driver();
+        let opening = driver.open(&Ask {
+            prompt: "x",
+            whole: "whole",
+            cwd: "/w",
+            folders: &[],
+            program: "agent",
+            args: &[],
+            home: "/h",
+            resume: None,
+            effort: None,
+            review: None,
+            unfenced: false,
+            permissions: Permissions::Allow,
+            tools,
+            model: None,
+            profile: None,
+        });
+        (opening, driver)
+    }
+
+    /// Each in its own way, and all of it: program, arguments and what they are to know.
+    #[test]
+    fn our_tools_are_told_in_each_agents_own_way() {
+        let argv = ["/d/dis\"patch", "mcp", "--run"].map(str::to_owned);
+        let env = [("DISPATCH_DOOR".to_owned(), "/run/e.sock".to_owned())];
+        let tools = Tools {
+            argv: &argv,
+            env: &env,
+        };
+        let (claude, _) = opened(DriverKind::Claude, Some(tools));
+        let config = claude
+            .argv
+            .iter()
+            .find_map(|arg| arg.strip_prefix("--mcp-config="));
+        let config: Value = serde_json::from_str(config.unwrap()).unwrap();
+        let server = json!({
+            "type": "stdio", "command": argv[0], "args": ["mcp", "--run"],
+            "env": {"DISPATCH_DOOR": "/run/e.sock"},
+        });
+        assert_eq!(config, json!({"mcpServers": {"dispatch": server}}));
+        assert!(
+            claude
+                .argv
+                .contains(&"--allowedTools=mcp__dispatch".to_owned())
+        );
+
+        for kind in [DriverKind::Codex, DriverKind::CodexApp] {
+            let (codex, _) = opened(kind, Some(tools));
+            let settings = codex.argv.windows(2).filter(|pair| pair[0] == "-c");
+            let settings = settings.filter(|pair| pair[1].starts_with("mcp_servers."));
+            let text: Vec<&str> = settings.map(|pair| pair[1].as_str()).collect();
+            let table: toml::Table = text.join("\n").parse().unwrap();
+            let server = &table["mcp_servers"]["dispatch"];
+            assert_eq!(server["command"].as_str(), Some(&*argv[0]));
+            assert_eq!(server["args"], toml::Value::from(vec!["mcp", "--run"]));
+            assert_eq!(server["env"]["DISPATCH_DOOR"].as_str(), Some("/run/e.sock"));
+        }
+
+        let (_, mut acp) = opened(DriverKind::Acp, Some(tools));
+        let hello =
+            r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":1,"agentCapabilities":{}}}"#;
+        let steps = acp.hear(hello);
+        let sent = steps.iter().find_map(|step| match step {
+            Step::Send(bytes) => serde_json::from_slice::<Value>(bytes).ok(),
+            _ => None,
+        });
+        let sent = sent.unwrap();
+        assert_eq!(sent["method"], "session/new");
+        let server = json!({
+            "name": "dispatch", "command": argv[0], "args": ["mcp", "--run"],
+            "env": [{"name": "DISPATCH_DOOR", "value": "/run/e.sock"}],
+        });
+        assert_eq!(sent["params"]["mcpServers"], json!([server]));
+    }
+
+    /// Nothing of it where there is no grant.
+    #[test]
+    fn without_a_grant_nothing_is_told() {
+        for kind in [
+            DriverKind::Plain,
+            DriverKind::Claude,
+            DriverKind::Codex,
+            DriverKind::Acp,
+            DriverKind::CodexApp,
+        ] {
+            assert!(kind.knocks());
+            let (opening, _) = opened(kind, None);
+            assert!(!format!("{opening:?}").contains("mcp__"), "{kind:?}");
+            assert!(!format!("{opening:?}").contains("mcp_servers"), "{kind:?}");
+        }
+        assert!(!DriverKind::Coderabbit.knocks());
     }
 }

@@ -61,6 +61,7 @@ mod tests {
             prompt: "-rf; $(x)",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "tool",
             args: &args,
             home: "/h",
@@ -69,6 +70,7 @@ mod tests {
             review: None,
             unfenced: true,
             permissions: Permissions::Allow,
+            tools: None,
             model: None,
             profile: None,
         };

@@ -146,12 +146,12 @@ impl<'a> Turn<'a> {
         match cause {
             RunCause::Dispatched => Self::First,
             RunCause::RetryOf { .. } => Self::Retried { remembers },
-            RunCause::Answer { text } => Self::Answered {
+            RunCause::Answer { text, .. } => Self::Answered {
                 question,
                 answer: text,
                 remembers,
             },
-            RunCause::Said { .. } => Self::Said { remembers },
+            RunCause::Said { .. } | RunCause::Ends => Self::Said { remembers },
             RunCause::Resumed { agent, ended } => Self::Resumed {
                 agent: agent.as_str(),
                 ended,

@@ -11,6 +11,7 @@ use crate::{
     gate::{Budget, MicroUsd, Slots},
     id::TaskId,
     job::{Exit, ExitReport},
+    message::Sender,
     outcome::Stop,
     task::{Base, ChecksAsked, Expects, Labels, Placement, Priority, TaskSpec, Terms, Wrap},
     update::Usage,
@@ -716,8 +717,8 @@ fn a_task_waits_for_others_and_fails_when_they_do() {
         world.text(second),
         format!("after {short}, which asks you something")
     );
-    let text = "yes".to_owned();
-    let again = world.queue_run(first.task, 2, RunCause::Answer { text });
+    let (text, by) = ("yes".to_owned(), Sender::Person);
+    let again = world.queue_run(first.task, 2, RunCause::Answer { text, by });
     world.settle();
     world.end(again, done());
     world.settle();

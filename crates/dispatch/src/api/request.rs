@@ -15,7 +15,8 @@ use dispatch_core::{
     container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
     gate::MicroUsd,
-    id::{AgentName, CheckName, ModelName, PlacementName},
+    grant::{Offer, Tool},
+    id::{AgentName, CheckName, GrantName, ModelName, PlacementName},
     keys::RequestKey,
     limits::Lowered,
     prompt::{Guide, GuideError, TextKind},
@@ -149,6 +150,15 @@ pub(crate) struct Dispatch {
     #[serde(default)]
     #[schemars(with = "Option<shapes::Permissions>")]
     pub(crate) permissions: Option<Permissions>,
+    /// What its agent may do at our door: a configured grant, or `none`; instead of what its table says.
+    #[serde(default)]
+    pub(crate) grant: Option<String>,
+    /// The most that the repository lets it have; never from a caller.
+    #[serde(skip)]
+    pub(crate) grant_most: Option<String>,
+    /// Of an agent's: it does not wait for its end.
+    #[serde(default)]
+    pub(crate) detached: bool,
     pub(crate) checks: Option<ChecksWanted>,
     /// Where the commits under review begin; makes it a review.
     #[serde(default)]
@@ -251,6 +261,29 @@ pub(crate) enum Force {
 pub(crate) struct Stop {
     #[serde(default)]
     pub(crate) force: Force,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WaitFor {
+    #[default]
+    All,
+    /// The next one that was not heard of.
+    Any,
+}
+
+/// Waits for the end of tasks. To an agent it delivers the ends of what it asked for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wait {
+    /// Whole ids. For an agent, none: all that it waits for.
+    #[serde(default)]
+    pub(crate) tasks: Vec<String>,
+    #[serde(default)]
+    pub(crate) mode: WaitFor,
+    /// 50 unless said, 3600 at most.
+    #[serde(default)]
+    pub(crate) timeout_s: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -371,6 +404,7 @@ impl List {
             states,
             repo: self.repo.map(|repo| place(config, &repo).to_owned()),
             parent: id(self.parent)?,
+            family: None,
             prefix: self.prefix,
             workspace: self.workspace,
             order: self.order.into(),
@@ -489,6 +523,14 @@ pub(crate) enum BadRequest {
         driver: &'static str,
         asked: Permissions,
         there: String,
+    },
+    #[error("use grant {name}: it is not configured; there are none, {there}")]
+    UnknownGrant { name: String, there: String },
+    #[error("use grant {name}: agent {agent} takes no tools of ours ({driver})")]
+    NoDoor {
+        name: String,
+        agent: AgentName,
+        driver: &'static str,
     },
     #[error(transparent)]
     Attach(#[from] BadAttachment),
@@ -713,6 +755,57 @@ fn permissions(
     })
 }
 
+/// The word for no grant at all.
+pub(crate) const NO_GRANT: &str = "none";
+
+fn offer<'a>(config: &'a Config, name: &str) -> Result<Option<&'a Offer>, BadRequest> {
+    if name == NO_GRANT {
+        return Ok(None);
+    }
+    let found = config
+        .grants
+        .iter()
+        .find(|(known, _)| known.as_str() == name);
+    match found {
+        Some((_, offer)) => Ok(Some(offer)),
+        None => Err(BadRequest::UnknownGrant {
+            name: name.to_owned(),
+            there: list(config.grants.keys()),
+        }),
+    }
+}
+
+/// What the task or its agent's table says, and no more than the repository allows.
+fn grant<'a>(
+    config: &'a Config,
+    asked: &Dispatch,
+    agent: &AgentName,
+    profile: &'a AgentProfile,
+) -> Result<Option<(&'a Offer, Option<&'a Offer>)>, BadRequest> {
+    let own = profile.grant.as_ref().map(GrantName::as_str);
+    let Some(name) = asked.grant.as_deref().or(own) else {
+        return Ok(None);
+    };
+    let Some(wanted) = offer(config, name)? else {
+        return Ok(None);
+    };
+    if !profile.driver.knocks() {
+        return Err(BadRequest::NoDoor {
+            name: name.to_owned(),
+            agent: agent.clone(),
+            driver: profile.driver.word(),
+        });
+    }
+    let most = match asked.grant_most.as_deref() {
+        None => None,
+        Some(name) => match offer(config, name)? {
+            Some(most) => Some(most),
+            None => return Ok(None),
+        },
+    };
+    Ok(Some((wanted, most)))
+}
+
 fn check_effort(
     config: &Config,
     agent: &AgentName,
@@ -872,10 +965,14 @@ impl Dispatch {
             (Some(_), Some(base)) => return Err(BadRequest::NoReview(base.clone())),
             (Some(_), None) => self.expects,
         };
+        let granted = grant(config, &self, &name, profile)?;
+        let dispatches = granted.is_some_and(|(offer, _)| offer.tools.contains(&Tool::Dispatch));
         let expects = match (asked.or(profile.expects), self.no_repo) {
             (Some(expects), _) => expects,
             // The answer is the result where nothing can be changed.
             (None, true) => Expects::Report,
+            // What it has others do is not in its own tree.
+            (None, false) if dispatches => Expects::Either,
             (None, false) => config.task.expects,
         };
         if self.task.trim().is_empty() {
@@ -924,7 +1021,7 @@ impl Dispatch {
         // The engine masks what it writes, but not the half of a secret that a title may end with.
         let redactor = Redactor::new(self.secrets.0.values().map(Secret::expose));
         let titled = redactor.redact(self.title.as_deref().unwrap_or(&self.task));
-        Ok(TaskSpec {
+        let mut spec = TaskSpec {
             title: title_of(&titled),
             text: self.task,
             repo,
@@ -970,10 +1067,17 @@ impl Dispatch {
                 budget_tokens: least(self.budget_tokens, config.gate.task_tokens),
                 budget_usd: least(self.budget_usd, config.gate.task_usd),
                 permissions,
+                detached: self.detached,
+                ..Terms::default()
             },
             limits: self.limits,
             guide,
-        })
+        };
+        spec.terms.grant = granted.map(|(offer, most)| {
+            let grant = offer.to(&spec);
+            Box::new(most.map_or(grant.clone(), |most| grant.meet(&most.to(&spec))))
+        });
+        Ok(spec)
     }
 }
 
@@ -1042,6 +1146,68 @@ mod tests {
             error.contains("there are acp, claude, claude-acp"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_grant_is_the_tasks_or_the_agents_and_a_repository_takes_away() {
+        let text = "[agents.claude]\ngrant = \"helpers\"\n[grants.less]\ntools = [\"wait\", \"list\"]\n\
+                    children_max = 2\nchildren_live_max = 9\n";
+        let source = "mine";
+        let config = dispatch_core::config::load(&[dispatch_core::config::Layer { source, text }]);
+        let config = config.unwrap().0;
+        let granted = |agent: &str, asked: Option<&str>, most: Option<&str>| {
+            let json = format!(r#"{{"task": "x", "repo": "/r", "agent": "{agent}"}}"#);
+            let mut request: Dispatch = serde_json::from_str(&json).unwrap();
+            request.grant = asked.map(str::to_owned);
+            request.grant_most = most.map(str::to_owned);
+            request.spec(&config)
+        };
+        let tools = |spec: TaskSpec| spec.terms.grant.map(|grant| grant.tools.len());
+        for (agent, asked, most, wanted) in [
+            ("codex", None, None, None),
+            ("codex", Some("helpers"), None, Some(8)),
+            ("claude", None, None, Some(8)),
+            ("claude", Some("none"), None, None),
+            ("claude", Some("less"), None, Some(2)),
+            ("claude", None, Some("less"), Some(2)),
+            ("claude", None, Some("none"), None),
+            // What nobody granted cannot be lowered.
+            ("codex", None, Some("helpers"), None),
+        ] {
+            let spec = granted(agent, asked, most).unwrap();
+            assert_eq!(tools(spec), wanted, "{agent} {asked:?} {most:?}");
+        }
+        let least = granted("claude", None, Some("less"))
+            .unwrap()
+            .terms
+            .grant
+            .unwrap();
+        assert_eq!((least.children_max, least.children_live_max), (2, 4));
+        let lead = granted("claude", None, None).unwrap();
+        assert_eq!(
+            lead.expects,
+            Expects::Either,
+            "what others do is not its own change"
+        );
+        assert_eq!(
+            granted("codex", None, None).unwrap().expects,
+            Expects::Change
+        );
+        for (agent, asked, most, part) in [
+            ("codex", Some("nope"), None, "there are none, helpers, less"),
+            ("codex", Some("helpers"), Some("nope"), "use grant nope"),
+            (
+                "coderabbit",
+                Some("helpers"),
+                None,
+                "takes no tools of ours",
+            ),
+        ] {
+            let error = granted(agent, asked, most).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let sent = r#"{"task": "x", "repo": "/r", "grant_most": "helpers"}"#;
+        assert!(serde_json::from_str::<Dispatch>(sent).is_err());
     }
 
     #[test]

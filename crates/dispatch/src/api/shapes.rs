@@ -165,13 +165,85 @@ pub(crate) struct Todo {
     state: TodoState,
 }
 
-/// Who said something, or is to answer: a person, or the agent of a task.
+/// Who said something, or is to answer: a person, the agent of a task, or we ourselves.
 #[derive(JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Sender {
     Person,
     Task(String),
+    Dispatch,
 }
 
 /// Values by the name of the variable they are for.
 pub(crate) type Secrets = BTreeMap<String, String>;
+
+/// What the agent of a task may do at our door.
+#[derive(JsonSchema)]
+pub(crate) struct Grant {
+    tools: Vec<Tool>,
+    agents: Among,
+    /// Configured names, absolute paths or URLs.
+    repos: Among,
+    placements: Among,
+    fence: Fence,
+    permissions: Permissions,
+    /// Of all that it asks for together; 0: none of its own.
+    budget_tokens: u64,
+    /// In US dollars; 0: none of its own.
+    budget_usd: f64,
+    /// From its first start until all that it asked for must have ended; 0: none of its own.
+    wall_clock_s: u64,
+    /// Levels below it.
+    depth: u32,
+    /// Of all levels below it.
+    children_max: u32,
+    /// Those of them that are not done.
+    children_live_max: u32,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Tool {
+    Dispatch,
+    Wait,
+    Show,
+    Logs,
+    Say,
+    Answer,
+    Stop,
+    List,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum AnyWord {
+    Any,
+}
+
+/// `"any"`, or names.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+enum Among {
+    Any(AnyWord),
+    Only(Vec<String>),
+}
+
+/// The least that has to be around a job.
+#[derive(JsonSchema)]
+struct Fence {
+    /// It may be none at all.
+    unfenced: bool,
+    network: Network,
+    strict: bool,
+    gpu: bool,
+}
+
+/// What a fenced job reaches of the network.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Network {
+    Full,
+    None,
+    /// Hosts by name.
+    Allow(Vec<String>),
+}

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use dispatch_core::{
     ask::{self, Ask as CoreAsk, Fate as AskFate},
+    family::{End as CoreEnd, Fate as EndFate},
+    grant::Grant,
     id::TaskId,
     job::Exit as CoreExit,
     limits::Lowered,
@@ -20,7 +22,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     reads::state_of,
-    view::{JobView, TaskView},
+    view::{ChildView, JobView, TaskView},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,12 +30,13 @@ use serde::{Deserialize, Serialize};
 use super::{shapes, time};
 
 /// Every state, in the order of a task's life.
-pub(crate) const STATES: [&str; 10] = [
+pub(crate) const STATES: [&str; 11] = [
     "queued",
     "preparing",
     "running",
     "stopping",
     "checking",
+    "parked",
     "completed",
     "blocked",
     "failed",
@@ -106,6 +109,25 @@ pub(crate) struct Task {
     /// What becomes of its agent's permission requests: `allow`, `ask` or `deny`.
     #[serde(default)]
     pub(crate) permissions: String,
+    /// What its agent may do at our door; null: nothing.
+    #[serde(default)]
+    #[schemars(with = "Option<shapes::Grant>")]
+    pub(crate) grant: Option<Grant>,
+    /// The run whose agent asked for it: `TASK-NUMBER`.
+    #[serde(default)]
+    pub(crate) asked_by: Option<String>,
+    /// Its asker does not wait for it.
+    #[serde(default)]
+    pub(crate) detached: bool,
+    /// When it must have ended.
+    #[serde(default)]
+    pub(crate) until: Option<String>,
+    /// What its agents asked for.
+    #[serde(default)]
+    pub(crate) children: Vec<Child>,
+    /// How those ended, as far as it was owed to it; of settled ones the newest.
+    #[serde(default)]
+    pub(crate) ends: Vec<End>,
     /// What its agents asked permission for; of earlier runs the newest.
     #[serde(default)]
     pub(crate) asks: Vec<Ask>,
@@ -179,6 +201,53 @@ pub(crate) struct Attachment {
     pub(crate) message: Option<u32>,
 }
 
+/// A task that an agent of this one asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Child {
+    pub(crate) id: String,
+    pub(crate) short: String,
+    pub(crate) state: String,
+    pub(crate) detached: bool,
+    /// Nothing of it runs or waits.
+    pub(crate) done: bool,
+}
+
+/// An end of one of them, on its way to this task's agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct End {
+    pub(crate) task: String,
+    pub(crate) run: u32,
+    /// `owed`, `told` in a message, `waited_for`, or `detached`.
+    pub(crate) state: String,
+    pub(crate) message: Option<u32>,
+}
+
+impl From<&ChildView> for Child {
+    fn from(child: &ChildView) -> Self {
+        Self {
+            id: child.task.to_string(),
+            short: child.short.clone(),
+            state: child.state.into(),
+            detached: child.detached,
+            done: child.done,
+        }
+    }
+}
+
+impl From<&CoreEnd> for End {
+    fn from(end: &CoreEnd) -> Self {
+        Self {
+            task: end.id.child.to_string(),
+            run: end.id.run,
+            state: end.word().into(),
+            message: match end.fate {
+                EndFate::Told { message } => Some(message.0),
+                EndFate::Owed | EndFate::Waited { .. } | EndFate::Detached => None,
+            },
+        }
+    }
+}
+
 /// Null: as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NextRun {
@@ -190,10 +259,13 @@ pub(crate) struct NextRun {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Message {
     pub(crate) id: u32,
-    /// `person`, or the whole id of the task whose agent said it.
+    /// `person`, the whole id of the task whose agent said it, or `dispatch`: how children ended.
     pub(crate) from: String,
     pub(crate) text: String,
     pub(crate) at: String,
+    /// The event that began what led to it: a person's word, or a task of theirs.
+    #[serde(default)]
+    pub(crate) chain: u64,
     pub(crate) state: String,
     pub(crate) delivery: Option<String>,
     /// The run that has it.
@@ -207,6 +279,7 @@ impl From<&CoreMessage> for Message {
             from: message.from.to_string(),
             text: message.text.clone(),
             at: time(message.at),
+            chain: message.chain.0,
             state: message.word().into(),
             delivery: match message.fate {
                 Fate::Delivered(delivery) => Some(delivery.word().into()),
@@ -263,6 +336,11 @@ pub(crate) struct Carried {
 pub(crate) struct Run {
     pub(crate) n: u32,
     pub(crate) cause: String,
+    #[serde(default)]
+    pub(crate) chain: u64,
+    /// Its end was not its task's, which waited for what it had asked for.
+    #[serde(default)]
+    pub(crate) parked: bool,
     pub(crate) state: String,
     pub(crate) exit: Option<Exit>,
     /// The keeper's, while it lives.
@@ -340,6 +418,8 @@ fn run(run: &CoreRun, job: Option<&JobView>) -> Run {
     Run {
         n: run.n,
         cause: run.cause.word().into(),
+        chain: run.chain.0,
+        parked: run.parked,
         state: run.state.word().into(),
         exit: run.report.as_ref().map(|report| report.exit.into()),
         pid: job.and_then(|job| job.keeper_pid),
@@ -378,7 +458,24 @@ impl From<&CoreGuide> for Guide {
     }
 }
 
+/// What a parked task waits for.
+fn parked(view: &TaskView) -> String {
+    if view.family.held {
+        let note = view.task.notes.last().cloned();
+        return note.unwrap_or_else(|| "what it asked for has ended, and it is not told".into());
+    }
+    let waits = |child: &&ChildView| !child.detached && !child.done;
+    let open = view.family.children.iter().filter(waits);
+    let open: Vec<String> = open
+        .map(|child| format!("{} ({})", child.short, child.state))
+        .collect();
+    format!("waits for what it asked for: {}", open.join(", "))
+}
+
 fn reason(task: &CoreTask, view: &TaskView) -> Option<String> {
+    if view.family.parked {
+        return Some(parked(view));
+    }
     let last = task.last_run()?;
     let text = match &last.state {
         RunState::Queued => view.waits.as_ref()?.text.clone(),
@@ -496,6 +593,12 @@ impl From<&TaskView> for Task {
                 .collect(),
             messages: task.messages.iter().map(Message::from).collect(),
             permissions: spec.terms.permissions.word().into(),
+            grant: spec.terms.grant.as_deref().cloned(),
+            asked_by: spec.terms.asked_by.as_ref().map(ToString::to_string),
+            detached: spec.terms.detached,
+            until: spec.terms.until.map(time),
+            children: view.family.children.iter().map(Child::from).collect(),
+            ends: task.family.ends.iter().map(End::from).collect(),
             asks: task.asks.iter().map(Ask::from).collect(),
             attachments: view
                 .attached
@@ -526,8 +629,9 @@ pub(crate) mod tests {
         ask::{AskId, By},
         attach::{Attachment as CoreAttachment, FileName},
         event::{CheckState, PromptMade, Sealed, Verified},
+        family::{EndId, Family},
         job::ExitReport,
-        message::{Delivery, MessageId, Sender, Taken},
+        message::{Chain, Delivery, MessageId, Sender, Taken},
         run::RunCause,
         state::Workspace,
         task::{
@@ -535,12 +639,16 @@ pub(crate) mod tests {
         },
     };
 
+    use dispatch_engine::view::FamilyView;
+
     use super::*;
 
     pub(crate) fn view(id: u64, state: RunState) -> TaskView {
         let run = CoreRun {
             n: 1,
             cause: RunCause::Dispatched,
+            chain: Chain(2),
+            parked: false,
             state,
             queued_seq: 2,
             queued_at: 0,
@@ -653,6 +761,8 @@ pub(crate) mod tests {
                     out_offset: Some(4),
                 }),
                 barred: None,
+                chain: Chain(7),
+                held: false,
                 fate: Fate::Delivered(Delivery::Interrupt),
             }],
             messages_count: 1,
@@ -679,6 +789,20 @@ pub(crate) mod tests {
             },
             wakes: 0,
             foreign_runs: 0,
+            family: Family {
+                ends: vec![CoreEnd {
+                    id: EndId {
+                        child: TaskId::from_bits(0x5a),
+                        run: 1,
+                    },
+                    at: 900,
+                    fate: EndFate::Told {
+                        message: MessageId(1),
+                    },
+                }],
+                ..Family::default()
+            },
+            completed: false,
         };
         TaskView {
             task,
@@ -703,6 +827,16 @@ pub(crate) mod tests {
             )],
             vault: None,
             workspace: "/d/workspaces/k/fix-it-3f".into(),
+            family: FamilyView {
+                children: vec![ChildView {
+                    task: TaskId::from_bits(0x5a),
+                    short: "5a".into(),
+                    state: "completed",
+                    detached: false,
+                    done: true,
+                }],
+                ..FamilyView::default()
+            },
         }
     }
 
@@ -719,7 +853,7 @@ pub(crate) mod tests {
             "note": "no"
         }"#;
         let run = r#"{
-            "n": 1, "cause": "dispatched", "state": "blocked", "exit": {"code": 0},
+            "n": 1, "cause": "dispatched", "chain": 2, "parked": false, "state": "blocked", "exit": {"code": 0},
             "pid": null, "log": "/d/runs/x/agent/out",
             "started_at": "1970-01-01T00:00:01.000Z", "ended_at": "1970-01-01T00:00:02.500Z",
             "session": "s", "usage": null,
@@ -751,9 +885,18 @@ pub(crate) mod tests {
             "carried": [{"path": ".mcp.json", "can": "run_commands"}],
             "messages": [{
                 "id": 1, "from": "person", "text": "and UTC", "at": "1970-01-01T00:00:00.700Z",
+                "chain": 7,
                 "state": "delivered", "delivery": "interrupt", "run": 1
             }],
-            "permissions": "allow",
+            "permissions": "allow", "grant": null, "asked_by": null, "detached": false,
+            "until": null,
+            "children": [{
+                "id": "000000000000005a", "short": "5a", "state": "completed", "detached": false,
+                "done": true
+            }],
+            "ends": [{
+                "task": "000000000000005a", "run": 1, "state": "told", "message": 1
+            }],
             "asks": [{
                 "id": 1, "run": 1, "tool": "Bash", "input": "ls", "owner": "person",
                 "at": "1970-01-01T00:00:00.800Z", "until": "1970-01-01T00:00:01.800Z",

@@ -242,6 +242,7 @@ fn in_home(
         prompt: "",
         whole: "",
         cwd: "/",
+        folders: &[],
         model: None,
         effort: None,
         profile: None,
@@ -252,6 +253,7 @@ fn in_home(
         resume: None,
         unfenced: true,
         permissions: Permissions::Allow,
+        tools: None,
     });
     let mut command = Command::new(program);
     command

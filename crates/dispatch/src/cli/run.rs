@@ -12,8 +12,10 @@ use dispatch_core::{
     ask::Permissions,
     config::{AgentProfile, list},
     gate::BadMoney,
+    grant::Among,
     id::AgentName,
     limits::{Limit, Lowered},
+    secret::Secret,
     task::{Effort, Expects, IssueText, Priority, Taken, TaskSpec, Wrap},
 };
 
@@ -140,6 +142,10 @@ pub(crate) struct Args {
     /// What becomes of the agent's permission requests, instead of what its table says
     #[arg(long, value_parser = ["allow", "ask", "deny"])]
     permissions: Option<String>,
+    /// What the agent may do at Dispatch's own door, such as asking for tasks itself: a name of
+    /// [grants], or none
+    #[arg(long, value_name = "NAME")]
+    grant: Option<String>,
     /// What a good end looks like
     #[arg(long, value_enum)]
     expects: Option<ExpectsArg>,
@@ -405,6 +411,9 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
             None => None,
         },
         permissions: args.permissions.as_deref().map(permissions),
+        grant: args.grant,
+        grant_most: None,
+        detached: false,
         review_base: args.base.clone(),
         checks,
         workspace: args.workspace,
@@ -433,6 +442,12 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
         asked.secrets = agent_secrets(settings, agent.name.as_str())?;
     }
     let spec = check(settings, &asked, &agent)?;
+    if !args.dry_run {
+        let others = granted_secrets(settings, &spec);
+        others.into_iter().for_each(|(key, value)| {
+            asked.secrets.0.entry(key).or_insert(value);
+        });
+    }
     if let Some(container) = &spec.placement.container
         && let Some(warning) = container.image.warning()
     {
@@ -563,6 +578,19 @@ async fn issue(settings: &Settings, args: &Args, place: Option<&str>) -> Result<
             Ok(None)
         }
     }
+}
+
+/// Of the agents that a task may ask for by name: what its children cannot bring, it hands on. What is
+/// not there they ask a person for.
+fn granted_secrets(settings: &Settings, spec: &TaskSpec) -> BTreeMap<String, Secret> {
+    let grant = spec.terms.grant.as_deref();
+    let Some(Among::Only(agents)) = grant.map(|grant| &grant.agents) else {
+        return BTreeMap::new();
+    };
+    let others = agents.iter().filter(|name| **name != spec.agent);
+    let profiles = others.filter_map(|name| Some((name, settings.config.agents.get(name)?)));
+    let taken = profiles.filter_map(|(name, profile)| settings.secrets_of(name, profile).ok());
+    taken.flat_map(|(found, _)| found).collect()
 }
 
 /// Clap has looked at the word.

@@ -13,7 +13,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use dispatch_core::{config::SelectError, prompt::GuideError, redact::Redactor};
+use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use http_body_util::LengthLimitError;
 use hyper::body::Body as HttpBody;
@@ -64,6 +64,7 @@ codes! {
     BadInput 400 "bad_input" "What is asked cannot be; the detail says why.";
     BadAttachment 400 "bad_attachment" "A file that comes along is too large, one too many, or its name is none.";
     BadGuide 400 "bad_guide" "Template, persona, plan, variables or effort do not fit.";
+    BadGrant 400 "bad_grant" "No such grant is configured, or the agent cannot use our door.";
     BadImage 400 "bad_image" "An image is named wrongly, is missing, or goes with no container.";
     BadProject 400 "bad_project" "The repository's own dispatch.toml cannot be used.";
     BadRuntime 400 "bad_runtime" "There is no such container engine.";
@@ -80,6 +81,7 @@ codes! {
     BadToken 401 "bad_token" "Nobody has that token: it was revoked, or never made.";
     TokenExpired 401 "token_expired" "The token's time is over.";
     WrongScope 403 "wrong_scope" "The token is for something else.";
+    NotGranted 403 "not_granted" "The agent's grant does not go so far; the detail lists what is outside.";
     NotForAgents 403 "not_for_agents" "The route is for people and their programs.";
     ForeignHost 403 "foreign_host" "The Host of the request is none that this server answers for.";
     ForeignOrigin 403 "foreign_origin" "A page of another origin has sent it.";
@@ -92,11 +94,13 @@ codes! {
     TooSlow 408 "too_slow" "The body did not come in time.";
     WrongState 409 "wrong_state" "The task is in a state where that cannot be done.";
     WorkspaceTaken 409 "workspace_taken" "Another task has the workspace.";
+    NothingLeft 409 "nothing_left" "The grant allows it, and its budget, places or time are used up.";
     NothingToDo 409 "nothing_to_do" "There is nothing that this could be done with.";
     KeyInUse 409 "key_in_use" "The first request with this Idempotency-Key is still being answered.";
     TooLarge 413 "too_large" "The body is longer than that route takes.";
     KeyUsed 422 "key_used" "Another request came with this Idempotency-Key.";
     QueueFull 429 "queue_full" "So many tasks wait already; try again after Retry-After.";
+    TooManyWait 429 "too_many_wait" "So many callers wait for ends already; try again.";
     TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
     TooManyStreams 429 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
     Failed 500 "failed" "It was tried and did not work; the detail says what.";
@@ -152,6 +156,9 @@ impl From<VerbError> for Problem {
             VerbError::KeyUsed => Code::KeyUsed,
             VerbError::WrongState { .. } => Code::WrongState,
             VerbError::Nothing { .. } => Code::NothingToDo,
+            VerbError::Refused(Refusal::Spent { .. }) => Code::NothingLeft,
+            VerbError::Refused(_) => Code::NotGranted,
+            VerbError::TooManyWait { .. } => Code::TooManyWait,
             VerbError::Attachment(_) => Code::BadAttachment,
             VerbError::BadInput { .. } => Code::BadInput,
             VerbError::DiskFull { .. } => Code::DiskFull,
@@ -214,6 +221,7 @@ impl From<BadRequest> for Problem {
                 Code::BadImage
             }
             BadRequest::Runtime(_) => Code::BadRuntime,
+            BadRequest::UnknownGrant { .. } | BadRequest::NoDoor { .. } => Code::BadGrant,
         };
         Self::new(code, error.to_string())
     }

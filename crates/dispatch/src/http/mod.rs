@@ -5,6 +5,7 @@ pub(crate) mod caller;
 mod door;
 mod error;
 mod events;
+pub(crate) mod family;
 mod frames;
 mod guesses;
 mod letters;

@@ -20,7 +20,9 @@ use super::{
     Ctx,
     caller::{Access, Caller, Scope},
     error::{self, Body, Code, Params, Problem},
-    events, letters,
+    events,
+    family::{self, Acting},
+    letters,
     metrics::{self, RowMeter},
     openapi, own, reads,
     repeats::{self, Key},
@@ -88,6 +90,10 @@ pub(crate) trait Gives {
 }
 
 impl Takes for State<Ctx> {
+    fn describe(_: &mut Sheet) {}
+}
+
+impl Takes for Acting {
     fn describe(_: &mut Sheet) {}
 }
 
@@ -242,6 +248,8 @@ pub(crate) struct Route {
     serve: MethodRouter<Ctx>,
     /// Bytes come along with the text.
     with_files: bool,
+    /// A caller that asks again is asking anew: no answer is kept for its key.
+    anew: bool,
 }
 
 impl Route {
@@ -271,6 +279,7 @@ impl Route {
             sheet: H::sheet(),
             serve,
             with_files: false,
+            anew: false,
         }
     }
 
@@ -297,11 +306,17 @@ impl Route {
             },
             serve: axum::routing::any_service(service),
             with_files: false,
+            anew: false,
         }
     }
 
     fn with_files(mut self) -> Self {
         self.with_files = true;
+        self
+    }
+
+    fn anew(mut self) -> Self {
+        self.anew = true;
         self
     }
 }
@@ -313,23 +328,26 @@ pub(crate) fn table() -> Vec<Route> {
     use Verb::{Delete, Get, Post};
     #[rustfmt::skip]
     let table = vec![
-        Route::new(Post, "/v1/tasks", Needs(Dispatch), "Queue a task", tasks::dispatch).with_files(),
-        Route::new(Get, "/v1/tasks", Needs(Read), "List tasks", tasks::all),
-        Route::new(Get, "/v1/tasks/{id}", Needs(Read), "Look at a task", tasks::one),
+        Route::new(Post, "/v1/tasks", AgentsToo(Dispatch), "Queue a task", tasks::dispatch).with_files(),
+        Route::new(Get, "/v1/tasks", AgentsToo(Read), "List tasks", tasks::all),
+        Route::new(Get, "/v1/tasks/{id}", AgentsToo(Read), "Look at a task", tasks::one),
         Route::new(Delete, "/v1/tasks/{id}", Needs(Admin), "Put a task away", tasks::remove),
-        Route::new(Post, "/v1/tasks/{id}/answer", Needs(Answer), "Answer its question", tasks::answer),
+        Route::new(Post, "/v1/tasks/{id}/answer", AgentsToo(Answer), "Answer its question", tasks::answer),
         Route::new(Post, "/v1/tasks/{id}/retry", Needs(Dispatch), "Try it again", tasks::retry),
         Route::new(Post, "/v1/tasks/{id}/resume", Needs(Dispatch), "Go on with it", tasks::resume),
-        Route::new(Post, "/v1/tasks/{id}/say", Needs(Dispatch), "Say something to it", tasks::say).with_files(),
+        Route::new(Post, "/v1/tasks/{id}/say", AgentsToo(Dispatch), "Say something to it", tasks::say).with_files(),
         Route::new(Delete, "/v1/tasks/{id}/messages/{message}", Needs(Dispatch), "Withdraw a message", tasks::unsay),
-        Route::new(Post, "/v1/tasks/{id}/asks/{ask}", Needs(Answer), "Allow or deny what its agent asks", tasks::permit),
-        Route::new(Post, "/v1/tasks/{id}/stop", Needs(Dispatch), "Stop it", tasks::stop),
+        Route::new(Post, "/v1/tasks/{id}/asks/{ask}", AgentsToo(Answer), "Allow or deny what its agent asks", tasks::permit),
+        Route::new(Post, "/v1/tasks/{id}/stop", AgentsToo(Dispatch), "Stop it", tasks::stop),
+        Route::new(Post, "/v1/tasks/{id}/detach", AgentsToo(Dispatch), "Its asker waits for it no more", family::detach),
+        Route::new(Post, "/v1/wait", AgentsToo(Read), "Wait for the end of tasks", family::wait).anew(),
+        Route::new(Get, "/v1/door", Access::Known, "What the caller may do here", family::door),
         Route::new(Post, "/v1/stop", Needs(Dispatch), "Stop every open task", tasks::stop_all),
         Route::new(Post, "/v1/tasks/{id}/undo", Needs(Admin), "Bring back what was put away", tasks::undo),
         Route::new(Post, "/v1/tasks/{id}/apply", Needs(Admin), "Bring its result into a repository", tasks::apply),
-        Route::new(Get, "/v1/tasks/{id}/diff", Needs(Read), "Its result as a patch", tasks::diff),
-        Route::new(Get, "/v1/tasks/{id}/prompt", Needs(Read), "What its agent was given to read", reads::prompt),
-        Route::new(Get, "/v1/tasks/{id}/runs/{n}/log", Needs(Read), "A piece of what a job wrote", reads::log),
+        Route::new(Get, "/v1/tasks/{id}/diff", AgentsToo(Read), "Its result as a patch", tasks::diff),
+        Route::new(Get, "/v1/tasks/{id}/prompt", AgentsToo(Read), "What its agent was given to read", reads::prompt),
+        Route::new(Get, "/v1/tasks/{id}/runs/{n}/log", AgentsToo(Read), "A piece of what a job wrote", reads::log),
         Route::new(Get, "/v1/pools", Needs(Read), "How the pools do", reads::pools),
         Route::new(Get, "/v1/usage", Needs(Read), "What runs have spent", reads::usage),
         Route::new(Get, "/v1/metrics", Needs(Read), "Numbers for Prometheus", metrics::metrics),
@@ -382,12 +400,12 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         let meter = ctx.meter.row(route.verb.word(), route.path);
         // The limit is kept where a body is read, which is before its handler.
         let serve = route.serve.layer(DefaultBodyLimit::disable());
+        let whole = move |request, next| whole_body(bytes, request, next);
         let serve = match route.verb {
+            Verb::Post if route.anew => serve.layer(from_fn(whole)),
             Verb::Post => serve.layer(from_fn_with_state((ctx.clone(), bytes), take_body)),
             Verb::Get | Verb::Delete => serve.layer(from_fn(no_body)),
-            Verb::Any => serve.layer(from_fn(move |request, next| {
-                whole_body(bytes, request, next)
-            })),
+            Verb::Any => serve.layer(from_fn(whole)),
         };
         // Around all that reads a body, so that nothing of one is looked at for a stranger.
         let serve = serve
@@ -432,7 +450,7 @@ async fn take_body(
     repeats::once(&ctx, parts, body, next).await
 }
 
-/// The same for a protocol of its own, which has its own ways to ask again.
+/// The same where asking again is asking anew, or has ways of its own.
 async fn whole_body(bytes_max: usize, request: Request, next: Next) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let body = error::whole(body, bytes_max).await?;

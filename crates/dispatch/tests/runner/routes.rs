@@ -66,6 +66,7 @@ fn a_program_sees_what_a_person_sees() {
         ("limit=x", "bad_query"),
         ("state=asleep", "bad_input"),
         ("after=3f", "bad_input"),
+        ("order=best", "bad_query"),
         ("sort=newest", "bad_query"),
     ] {
         let refused = door.get(&format!("/v1/tasks?{query}")).refusal();

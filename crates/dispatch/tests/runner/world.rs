@@ -184,9 +184,18 @@ fn children(pid: Pid) -> Vec<Pid> {
         .collect()
 }
 
+/// What `/mcp` answered.
+#[derive(Debug)]
+pub(crate) struct McpAnswer {
+    pub(crate) status: u16,
+    pub(crate) session: Option<String>,
+}
+
 #[derive(Debug)]
 pub(crate) struct TestWorld {
     dir: TempDir,
+    /// Engines that a test has started itself.
+    serving: RefCell<Vec<Child>>,
     /// Keeps what was written into the gate until somebody reads it.
     gate: RefCell<Option<File>>,
 }
@@ -201,6 +210,7 @@ impl TestWorld {
         let dir = tempfile::Builder::new().prefix("e2e-").tempdir().unwrap();
         let world = Self {
             dir,
+            serving: RefCell::default(),
             gate: RefCell::new(None),
         };
         for name in ["home", "person", "repo"] {
@@ -355,6 +365,48 @@ impl TestWorld {
         self.home().join("run/dispatch.sock")
     }
 
+    /// An engine that stays until it is told to end; the one there is, where it does already.
+    pub(crate) fn serve(&self) {
+        if !self.serving.borrow().is_empty() && self.engine().is_some() {
+            return;
+        }
+        let mut command = self.command(&["serve", "--json"]);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        self.serving.borrow_mut().push(child);
+        let line = lines.recv_timeout(PATIENCE).unwrap();
+        assert!(line.contains("\"socket\""), "{line}");
+    }
+
+    /// One request to `/mcp`, with a token.
+    pub(crate) fn mcp(&self, token: &str, session: Option<&str>, body: &str) -> McpAnswer {
+        let session = session.map(|id| format!("mcp-session-id: {id}\r\n"));
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = format!(
+            "POST /mcp HTTP/1.1\r\nhost: dispatch\r\nconnection: close\r\n\
+             authorization: Bearer {token}\r\naccept: application/json, text/event-stream\r\n\
+             content-type: application/json\r\n{}content-length: {}\r\n\r\n{body}",
+            session.unwrap_or_default(),
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, _) = answer.split_once("\r\n\r\n").unwrap();
+        let session = head
+            .lines()
+            .find_map(|line| line.strip_prefix("mcp-session-id: "));
+        McpAnswer {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            session: session.map(str::to_owned),
+        }
+    }
+
     /// One request; `None` when nobody serves.
     pub(crate) fn http(&self, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
         self.http_at("", "dispatch.sock", method, path, body)
@@ -398,6 +450,12 @@ impl TestWorld {
         let pid = self.engine().unwrap();
         kill_process(pid, Signal::KILL).unwrap();
         ended(pid);
+    }
+
+    /// How many events the log has.
+    pub(crate) fn events_so_far(&self) -> usize {
+        let events = self.dispatch(&["events", "--json"]).exits(0).out;
+        events.lines().count()
     }
 
     pub(crate) fn shut_down(&self) {
@@ -444,6 +502,10 @@ impl Drop for TestWorld {
     fn drop(&mut self) {
         // Nothing below is worth a second panic; what is left over is seen by whoever looks.
         self.clear_up();
+        for child in self.serving.get_mut() {
+            drop(child.kill());
+            drop(child.wait());
+        }
     }
 }
 

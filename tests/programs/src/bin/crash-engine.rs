@@ -1,10 +1,11 @@
 //! An engine that kills itself where it is told to: right after its n-th event is durable, or right
 //! before its n-th call to a site. `crash-engine HOME AGENT (event|call|never) N (head|pr|folder)
-//! [sidecar|running|next|asking|attached]` goes on with what the log in HOME holds, dispatches the golden
+//! [sidecar|running|next|asking|attached|waiting|told|parked]` goes on with what the log in HOME holds, dispatches the golden
 //! task when there is none, and leaves when all is done. With `running` or `next` behind it, messages are
 //! said to that task: to its running agent, or to one that hears them with its next run. With `asking` its
 //! agent asks for two permissions, and is given one. With `attached` a file comes with the task, and
-//! another one with a message.
+//! another one with a message. With the last three its agent asks for two tasks, and is their voice: it
+//! waits for them, is told of their ends while it runs, or ends its run and is told with its next one.
 //! Must not clean up: it dies by SIGKILL, like a real crash.
 #![expect(clippy::print_stdout, reason = "the test reads the outcome")]
 
@@ -23,6 +24,7 @@ use dispatch_core::{
     ask::Permissions,
     config::{self, Layer},
     event::Kind,
+    id::RunId,
     job::{Invocation, JobId, Offset, Order},
     keys::RequestKey,
     message::Sender,
@@ -37,7 +39,7 @@ use dispatch_engine::{
         BoxFuture, Follow, Site, Start,
         local::{Keeper, Local},
     },
-    view::{Given, Told},
+    view::{Given, Told, Until},
 };
 
 fn die() -> ! {
@@ -108,12 +110,15 @@ async fn main() -> Result<()> {
         [args @ .., word] if word == "next" => (args, false, Scene::Next),
         [args @ .., word] if word == "asking" => (args, false, Scene::Asking),
         [args @ .., word] if word == "attached" => (args, false, Scene::Attached),
+        [args @ .., word] if word == "waiting" => (args, false, Scene::Family(Ends::Waiting)),
+        [args @ .., word] if word == "told" => (args, false, Scene::Family(Ends::Told)),
+        [args @ .., word] if word == "parked" => (args, false, Scene::Family(Ends::Parked)),
         args => (args, false, Scene::Golden),
     };
     let [home, agent, which, n, from] = args else {
         bail!(
             "crash-engine HOME AGENT (event|call|never) N (head|pr|folder) \
-             [sidecar|running|next|asking|attached]"
+             [sidecar|running|next|asking|attached|waiting|told|parked]"
         );
     };
     let home = PathBuf::from(home);
@@ -141,7 +146,9 @@ async fn main() -> Result<()> {
     let text = format!(
         "[gate]\nretries_max = 0\nload_per_core_max = 0\n[pools.test]\nslots = 8\n[agents.fake]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
          pool = \"test\"\nplacement = \"host\"\n{broker}[agents.talker]\ndriver = \"claude\"\n\
-         program = \"{agent}\"\npool = \"test\"\nplacement = \"host\"\n"
+         program = \"{agent}\"\npool = \"test\"\nplacement = \"host\"\n[grants.lead]\n\
+         tools = [\"dispatch\", \"wait\"]\nagents = [\"any\"]\nchildren_max = 2\n\
+         children_live_max = 2\n"
     );
     let layer = Layer {
         source: "test",
@@ -168,6 +175,7 @@ async fn main() -> Result<()> {
         Scene::Next => waiting(&home, "")?,
         Scene::Attached => waiting(&home, &home.join("heard").to_string_lossy())?,
         Scene::Asking => asking(&home)?,
+        Scene::Family(ends) => lead(&home, &engine, ends)?,
     };
     let given = Given {
         files: scene.files("one"),
@@ -177,6 +185,9 @@ async fn main() -> Result<()> {
     engine.dispatch(spec, given).await?;
     if scene == Scene::Asking {
         permit(&engine).await?;
+    }
+    if let Scene::Family(ends) = scene {
+        family(&engine, &home, ends).await?;
     }
     speak(&engine, &home, scene).await?;
     // A run that comes back without its key asks for it at a time that no event tells.
@@ -208,6 +219,15 @@ enum Scene {
     Next,
     Asking,
     Attached,
+    Family(Ends),
+}
+
+/// How an agent hears of what it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    Waiting,
+    Told,
+    Parked,
 }
 
 impl Scene {
@@ -231,10 +251,17 @@ fn key(of: &str) -> Option<RequestKey> {
     })
 }
 
+fn asked_as(name: &str) -> Given {
+    Given {
+        key: key(name),
+        ..Given::default()
+    }
+}
+
 async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
     let heard = home.join("heard").to_string_lossy().into_owned();
     let messages = match scene {
-        Scene::Golden | Scene::Asking => return Ok(()),
+        Scene::Golden | Scene::Asking | Scene::Family(_) => return Ok(()),
         Scene::Running => vec!["one".to_owned(), "two".to_owned()],
         Scene::Next => vec![
             format!("@append {heard} one"),
@@ -282,6 +309,102 @@ async fn permit(engine: &Engine) -> Result<()> {
             bail!("the engine has ended");
         }
     }
+}
+
+/// As an agent would that asks again for what it got no answer to.
+async fn family(engine: &Engine, home: &Path, ends: Ends) -> Result<()> {
+    let by = RunId {
+        task: engine.tasks().await?.first().context("a task")?.task.id,
+        n: 1,
+    };
+    // Its process waits until then, so it is there to ask.
+    if !home.join("go").exists() {
+        reached(engine, by, |kind| matches!(kind, Kind::Started { .. })).await?;
+        let acting = engine.on_behalf_of(by);
+        let mut children = Vec::new();
+        for name in ["a", "b"] {
+            let asked = acting
+                .dispatch(child(home, name, ends)?, asked_as(name))
+                .await?;
+            children.push(asked.task);
+        }
+        if ends == Ends::Waiting {
+            let waited = acting.wait(children.clone(), Until::All, u64::MAX).await?;
+            let heard = home.join("waited");
+            std::fs::write(heard, waited.words)?;
+        }
+        if ends == Ends::Told {
+            for task in children {
+                engine.wait(vec![task], Until::All, u64::MAX).await?;
+            }
+        }
+        std::fs::write(home.join("go"), "")?;
+    }
+    if ends == Ends::Parked {
+        reached(engine, by, |kind| matches!(kind, Kind::Finished { .. })).await?;
+        std::fs::write(home.join("child"), "")?;
+    }
+    Ok(())
+}
+
+async fn reached(engine: &Engine, run: RunId, fits: impl Fn(&Kind) -> bool) -> Result<()> {
+    let mut events = engine.events(0);
+    while let Some(told) = events.next().await {
+        if let Told::Event(event) = told
+            && event.subject.run() == Some(run)
+            && fits(&event.kind)
+        {
+            return Ok(());
+        }
+    }
+    bail!("the engine has ended")
+}
+
+/// It writes down what it hears of ends while it runs, and ends when it may.
+fn lead(home: &Path, engine: &Engine, ends: Ends) -> Result<TaskSpec> {
+    let (count, go) = (home.join("count"), home.join("go"));
+    let heard = home.join("heard");
+    let hear = match ends {
+        Ends::Told => format!("@hear {} 1\n", heard.display()),
+        Ends::Waiting | Ends::Parked => String::new(),
+    };
+    let mut spec = TaskSpec {
+        text: format!(
+            "@append {} ran\n{hear}@await {}\n",
+            count.display(),
+            go.display()
+        ),
+        agent: "talker".parse()?,
+        checks: ChecksAsked::None,
+        expects: Expects::Either,
+        ..golden(home, "head")?
+    };
+    let grants = &engine.config().grants;
+    let (_, offer) = grants
+        .iter()
+        .find(|(name, _)| name.as_str() == "lead")
+        .context("a grant")?;
+    spec.terms.grant = Some(Box::new(offer.to(&spec)));
+    Ok(spec)
+}
+
+/// It counts how often it ran; for a parked asker it waits until that is parked.
+fn child(home: &Path, name: &str, ends: Ends) -> Result<TaskSpec> {
+    let count = home.join(format!("count-{name}"));
+    let wait = match ends {
+        Ends::Parked => format!("@await {}\n", home.join("child").display()),
+        Ends::Waiting | Ends::Told => String::new(),
+    };
+    Ok(TaskSpec {
+        title: name.into(),
+        text: format!(
+            "@append {} ran\n{wait}@say {name} is done\n",
+            count.display()
+        ),
+        checks: ChecksAsked::None,
+        expects: Expects::Either,
+        ..golden(home, "head")?
+    })
 }
 
 /// Asks twice, and writes down what it was answered.

@@ -7,6 +7,7 @@ use dispatch_core::{
     ask::{AskId, By},
     attach::Attached,
     event::{Event, Kind, Scope, Sealed, Subject, Verified},
+    family::EndId,
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
     keys::RequestKey,
@@ -62,6 +63,14 @@ pub(super) const TARGETS: &[Target] = &[Target {
         "finished",
         "noted",
         "said",
+        "message_queued",
+        "message_taken",
+        "child_ended",
+        "ends_delivered",
+        "detached",
+        "parked",
+        "asked_by",
+        "ends",
         "0000000000000001",
         "\"run\":",
         "\"task\":",
@@ -107,6 +116,14 @@ fn seeds() -> Vec<Vec<u8>> {
         guide: Default::default(),
     };
     let paused = spec.pool.clone();
+    let child = TaskSpec {
+        parent: Some(task),
+        terms: Terms {
+            asked_by: Some(RunId { task, n: 3 }),
+            ..Terms::default()
+        },
+        ..spec.clone()
+    };
     let usage = Usage {
         cost_usd: Some(0.1),
         input_tokens: Some(7),
@@ -231,6 +248,8 @@ fn seeds() -> Vec<Vec<u8>> {
                 text: "m".into(),
                 from: Sender::Person,
                 fresh: false,
+                held: false,
+                ends: Vec::new(),
             },
         ),
         (
@@ -254,6 +273,8 @@ fn seeds() -> Vec<Vec<u8>> {
                 text: "n".into(),
                 from: Sender::Task(task),
                 fresh: true,
+                held: true,
+                ends: Vec::new(),
             },
         ),
         (
@@ -365,7 +386,13 @@ fn seeds() -> Vec<Vec<u8>> {
                 verified: Verified::NotVerified,
             },
         ),
-        (Subject::Task(task), Kind::Answered { text: "yes".into() }),
+        (
+            Subject::Task(task),
+            Kind::Answered {
+                text: "yes".into(),
+                by: Sender::Task(task),
+            },
+        ),
         (
             run(2),
             Kind::RunQueued {
@@ -386,8 +413,9 @@ fn seeds() -> Vec<Vec<u8>> {
         (Subject::Task(task), Kind::WorkspaceRemoved),
         (Subject::Task(task), Kind::TaskRemoved),
     ];
+    let family = family(task, child);
     let mut text = Vec::new();
-    for (seq, (subject, kind)) in (1..).zip(kinds) {
+    for (seq, (subject, kind)) in (1..).zip(kinds.into_iter().chain(family)) {
         let event = Event {
             seq,
             at: 1_700_000_000_000 + seq,
@@ -401,6 +429,81 @@ fn seeds() -> Vec<Vec<u8>> {
         }
     }
     vec![text]
+}
+
+/// An agent asks for a task, its run ends, it is told of the end, waits for another, and lets it go.
+fn family(task: TaskId, spec: TaskSpec) -> Vec<(Subject, Kind)> {
+    let child = TaskId::from_bits(3);
+    let own = |n| Subject::Run(RunId { task, n });
+    let other = |n| Subject::Run(RunId { task: child, n });
+    let queued = |cause| Kind::RunQueued { cause };
+    let finished = || Kind::Finished {
+        outcome: Outcome::Completed {
+            summary: "s".into(),
+        },
+        verified: Verified::NotVerified,
+    };
+    let ended = |run| Kind::ChildEnded {
+        child,
+        state: "completed".into(),
+        run,
+        reason: "s".into(),
+    };
+    let end = |run| EndId { child, run };
+    let message = MessageId(3);
+    vec![
+        (own(3), queued(RunCause::Dispatched)),
+        (own(3), Kind::Admitted),
+        (
+            Subject::Task(child),
+            Kind::TaskCreated {
+                spec: Box::new(spec),
+                short: "0000".into(),
+            },
+        ),
+        (other(1), queued(RunCause::Dispatched)),
+        (own(3), finished()),
+        (
+            Subject::Task(task),
+            Kind::Parked {
+                children: vec![child],
+            },
+        ),
+        (other(1), finished()),
+        (Subject::Task(task), ended(1)),
+        (own(4), queued(RunCause::Ends)),
+        (
+            Subject::Task(task),
+            Kind::MessageQueued {
+                message,
+                text: "it has ended".into(),
+                from: Sender::Dispatch,
+                fresh: false,
+                held: false,
+                ends: vec![end(1)],
+            },
+        ),
+        (own(4), Kind::Admitted),
+        (
+            own(4),
+            Kind::MessageTaken {
+                message,
+                out_offset: None,
+            },
+        ),
+        (
+            other(2),
+            queued(RunCause::Answer {
+                text: "a".into(),
+                by: Sender::Task(task),
+            }),
+        ),
+        (other(2), finished()),
+        (Subject::Task(task), ended(2)),
+        (own(4), Kind::EndsDelivered { ends: vec![end(2)] }),
+        (Subject::Task(task), Kind::Detached { child }),
+        (own(4), finished()),
+    ]
 }
 
 fn events(bytes: &[u8]) -> Result<Shape, String> {
@@ -430,6 +533,14 @@ fn events(bytes: &[u8]) -> Result<Shape, String> {
         holds(state.indexes_hold(), || {
             format!("the indexes do not hold after {event:?}")
         })?;
+        // Whatever the log says, who asked for whom has an end.
+        for task in state.tasks() {
+            let (below, open) = state.below(task.id);
+            holds(open <= below, || {
+                format!("{open} of {below} below {}", task.id)
+            })?;
+            holds(!state.is_below(task.id, task.id), || "below itself".into())?;
+        }
         seen.insert((event.kind.word(), taken));
     }
     Ok(shape_of(seen))
