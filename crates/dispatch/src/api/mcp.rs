@@ -134,12 +134,6 @@ pub(crate) struct DispatchInput {
     /// For whom: a label, and the first part of the workspace's name.
     #[serde(default)]
     pub(crate) org: Option<String>,
-    /// What its own agent may ask of Dispatch: a configured grant, or none.
-    #[serde(default)]
-    pub(crate) grant: Option<String>,
-    /// Asked for by an agent: nobody waits for it, and it outlives whoever asked.
-    #[serde(default)]
-    pub(crate) detached: bool,
     /// Only for clients that speak the tasks of MCP: answer with a handle all the same.
     #[serde(default)]
     pub(crate) handle: bool,
