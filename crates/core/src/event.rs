@@ -412,7 +412,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 44] = [
+    pub const WORDS: [&str; 51] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -427,11 +427,18 @@ impl Kind {
         "message_taken",
         "message_delivered",
         "message_returned",
+        "letter_sent",
+        "letters_read",
         "agent_set",
         "child_ended",
+        "detached",
+        "parked",
+        "ends_delivered",
+        "keyed",
         "applied",
         "snapshotted",
         "snapshot_dropped",
+        "attachments_dropped",
         "workspace_removed",
         "workspace_restored",
         "task_removed",

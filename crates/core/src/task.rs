@@ -395,9 +395,6 @@ pub struct Terms {
     /// The run whose agent asked for it, and is owed its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_by: Option<RunId>,
-    /// A name that its asker gave the request, so that asking again makes no other task.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked_as: Option<String>,
     /// Its asker does not wait for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,

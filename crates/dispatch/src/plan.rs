@@ -69,6 +69,10 @@ pub(crate) fn plan(
     // Git and the fence want a place of their own, and that must lie somewhere.
     let scratch = Scratch::new(&std::env::temp_dir()).map_err(PlanError::Scratch)?;
     let base = known_base(settings, spec, &wanted);
+    let folders = match files.is_empty() {
+        true => Vec::new(),
+        false => vec![ATTACHMENTS.to_owned()],
+    };
     let preview = preview(settings, spec, base.as_ref(), files, &scratch)?;
     let (program, args) = match spec.terms.command.split_first() {
         Some((program, args)) => (program, args),
@@ -81,6 +85,7 @@ pub(crate) fn plan(
         prompt: &preview.prompt,
         whole: &preview.prompt,
         cwd: WORKSPACE,
+        folders: &folders,
         program: &program,
         args,
         home: HOME,

@@ -87,6 +87,13 @@ pub(crate) fn folders(data: &Path, task: &Task, n: u32) -> Vec<PathBuf> {
         .collect()
 }
 
+/// What all of these are below, when there are any. An agent is told of this one rather than of each: one
+/// that takes a `CLAUDE.md` at the top of a folder for instructions finds none.
+pub(crate) fn top(data: &Path, task: &Task, n: u32) -> Option<PathBuf> {
+    let any = task.attached_for(n).next().is_some();
+    any.then(|| own(data, task.id))
+}
+
 /// One of these is not as it was handed over: an agent that is told of it would look in vain.
 pub(crate) fn check(data: &Path, task: &Task, n: u32) -> io::Result<()> {
     for (attached, _) in task.attached_for(n) {

@@ -824,8 +824,11 @@ impl Engine {
         self.look(task).await
     }
 
-    /// For ourselves, whoever this handle is for.
-    pub(crate) async fn look(&self, task: TaskId) -> Result<TaskView, VerbError> {
+    /// For ourselves, whoever this handle is for: a door that shows it has asked `may`.
+    ///
+    /// # Errors
+    /// When there is no such task.
+    pub async fn look(&self, task: TaskId) -> Result<TaskView, VerbError> {
         self.ask(|reply| Command::Task { task, reply }).await
     }
 
@@ -857,6 +860,12 @@ impl Engine {
     #[must_use]
     pub fn watch(&self, after: Seq, tasks: Option<BTreeSet<TaskId>>) -> EventStream {
         self.events(after).watching(tasks)
+    }
+
+    /// What time it is for this engine.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.shared.settings.clock.now()
     }
 
     /// The position of the last durable event: whatever is asked from now on is at least as new.
@@ -1797,9 +1806,6 @@ impl Actor {
         kept: Option<(TaskId, Kept)>,
     ) -> Result<RunId, VerbError> {
         self.may(by, Deed::Dispatch)?;
-        if let Some(before) = self.asked_before(by, &spec) {
-            return before;
-        }
         let (spec, secrets) = self.asked_by_agent(by, spec)?;
         let made = self.dispatch(spec, kept, secrets)?;
         self.fill_purse(by.task);

@@ -4,6 +4,7 @@
 use dispatch_core::{
     config::Config,
     event::{Kind, Subject},
+    family::Deed,
     id::TaskId,
     letter::{self, Letter, LetterId, Letterbox, Written},
     message::Sender,
@@ -51,6 +52,7 @@ impl Engine {
         written: Written,
         from: Sender,
     ) -> Result<Letter, VerbError> {
+        self.may(Deed::Other("send letters")).await?;
         self.ask(|reply| {
             Command::Letters(Post::Send {
                 workspace,
@@ -72,6 +74,7 @@ impl Engine {
         reader: String,
         limit: usize,
     ) -> Result<Inbox, VerbError> {
+        self.may(Deed::Other("read letters")).await?;
         self.ask(|reply| {
             Command::Letters(Post::Fetch {
                 workspace,
@@ -93,6 +96,7 @@ impl Engine {
         names: [String; 2],
         limit: usize,
     ) -> Result<Vec<Letter>, VerbError> {
+        self.may(Deed::Other("read letters")).await?;
         self.ask(|reply| {
             Command::Letters(Post::Between {
                 workspace,

@@ -699,10 +699,18 @@ impl Walk {
             .iter()
             .map(|arg| arg.replace(BROKER_URL, broker_url.unwrap_or_default()))
             .collect();
+        let data = &self.ctx.settings.data;
+        let context = Some(prompts::context(data, self.job.run)).filter(|dir| dir.is_dir());
+        let folders = attachments::top(data, task, self.job.run.n).into_iter();
+        let folders = folders.chain(context);
+        let folders: Vec<String> = folders
+            .map(|dir| dir.to_string_lossy().into_owned())
+            .collect();
         let ask = Ask {
             prompt: &words.prompt,
             whole: &words.whole,
             cwd: &workspace.to_string_lossy(),
+            folders: &folders,
             program: &program,
             args: &args,
             home: &home_text,

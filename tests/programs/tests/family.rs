@@ -18,6 +18,7 @@ use dispatch_core::{
     gate::MicroUsd,
     grant::Tool,
     id::{RunId, TaskId},
+    keys::RequestKey,
     message::{Fate as MessageFate, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
@@ -26,7 +27,7 @@ use dispatch_core::{
 use dispatch_engine::{
     clock::{Clock, SetClock},
     engine::{Engine, Secrets, Settings},
-    view::{Force, Heard, TaskView, Told, Until, VerbError, Waited},
+    view::{Force, Given, Heard, TaskView, Told, Until, VerbError, Waited},
 };
 use world::{AGENT, World, finished, outcome, patient, reason, until};
 
@@ -297,15 +298,22 @@ async fn asking_again_under_the_same_name_makes_no_other_task() {
     let world = world();
     let engine = world.engine().await;
     let by = started(&engine, waiting_lead(&world, "fake")).await;
+    let acting = engine.on_behalf_of(by);
     let named = |what: &str| {
-        let mut spec = say(&world, "fake", what);
-        spec.terms.asked_as = Some("one".into());
-        spec
+        let key = Some(RequestKey {
+            key: "one".into(),
+            request: what.into(),
+        });
+        let given = Given {
+            key,
+            ..Given::default()
+        };
+        acting.dispatch(say(&world, "fake", what), given)
     };
-    let first = child(&engine, by, named("hi")).await;
-    assert_eq!(child(&engine, by, named("hi")).await, first);
-    let other = asks(&engine, by, named("another")).await.unwrap_err();
-    assert!(other.to_string().contains("in other words"), "{other}");
+    let first = named("hi").await.unwrap();
+    assert_eq!(named("hi").await.unwrap(), first);
+    let other = named("another").await.unwrap_err();
+    assert!(matches!(other, VerbError::KeyUsed), "{other}");
     assert_eq!(view(&engine, by).await.task.family.children.len(), 1);
     go(&world, "go");
     done(&engine, by.task).await;

@@ -18,21 +18,26 @@ use std::{
 };
 
 use dispatch_core::{
+    ask::{AskId, Permissions},
     event::Kind,
     id::TaskId,
     outcome::{Failure, Outcome, Stop},
-    task::{Placement, TaskSpec, Wrap, title_of},
+    task::{Expects, Placement, TaskSpec, Terms, Wrap, title_of},
     update::Update,
 };
 use dispatch_engine::{
+    attachments::NewFile,
     engine::{Engine, Secrets, Settings},
-    view::{Force, TaskView, Told},
+    view::{Force, Given, TaskView, Told},
 };
 use serde_json::{Value, json};
-use world::{World, finished, model::Model, outcome, patient, permit, reason, talk, until};
+use world::{World, finished, model::Model, outcome, patient, permit, pieces, reason, talk, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
+/// In a file that came with the task, and behind the part of it that fits into its prompt.
+const ATTACHED: &str = "Quince: eleven jars.";
+const CUT: &str = "The plums go last.";
 const KEY: &str = "sk-not-a-real-key-0123456789";
 /// Longer than any of them is silent in a turn that goes well.
 const IDLE_S: u64 = 8;
@@ -83,6 +88,19 @@ impl Guest {
             Self::ClaudeAcp => "claude-acp",
             Self::CodexAcp => "codex-acp",
             Self::CodexApp => "codex-app",
+        }
+    }
+
+    /// A step that reads a file with what it has for that; Codex has commands only.
+    fn reads(self, path: &Path) -> Value {
+        let path = path.to_str().unwrap();
+        match self {
+            Self::Gemini => json!({"tool": "read_file", "path": path}),
+            Self::Opencode => json!({"tool": "read", "path": path}),
+            Self::ClaudeAcp => json!({"tool": "Read", "path": path}),
+            Self::CodexAcp | Self::CodexApp => {
+                json!({"tool": "shell", "command": format!("cat {path}")})
+            }
         }
     }
 
@@ -178,8 +196,16 @@ struct Stage {
 
 impl Stage {
     async fn set(guest: Guest, steps: &Value) -> Option<Self> {
+        Self::with(guest, steps, |table| table).await
+    }
+
+    async fn with(
+        guest: Guest,
+        steps: &Value,
+        changed: impl FnOnce(String) -> String,
+    ) -> Option<Self> {
         let model = Model::start(steps);
-        let table = guest.table(&model.url)?;
+        let table = changed(guest.table(&model.url)?);
         let bwrap = bwrap();
         let wrap = if bwrap.is_some() {
             Wrap::Cage
@@ -298,6 +324,23 @@ async fn it_edits_a_file_and_says_so() {
     .await;
 }
 
+/// Piece by piece, and the whole that closes it has its number.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_heard_while_it_speaks() {
+    each(|guest| async move {
+        let said = "Let me see what there is to do here, and then do it: caf\u{e9}, na\u{ef}ve.";
+        let steps = json!([{"text": said, "slow_ms": 30, "repeat": true}]);
+        let Some(stage) = Stage::set(guest, &steps).await else {
+            return;
+        };
+        let run = stage.engine.dispatch(stage.spec(), Secrets::new()).await;
+        let pieces = pieces::watch(&stage.engine, run.unwrap()).await;
+        eprintln!("{guest:?} {:?}", pieces.told);
+        pieces.hold(said);
+    })
+    .await;
+}
+
 /// The second run goes on in the session of the first: the model is shown what was said then.
 #[tokio::test(flavor = "multi_thread")]
 async fn its_question_is_answered_in_the_same_session() {
@@ -373,6 +416,135 @@ async fn what_it_asks_a_person_answers() {
             assert_eq!(outcome(&view).word(), "completed", "{at}");
         }
         stage.nothing_is_left(&view);
+    })
+    .await;
+}
+
+/// It wants more than its sandbox gives: what it asks for is what it is granted, or nothing is.
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_app_asks_for_more_permissions() {
+    let wanted = json!({"reason": "to fetch", "permissions": {"network": {"enabled": true}}});
+    let ask = json!({"tool": "request_permissions", "args": wanted});
+    let steps = json!([ask, ask, {"text": "Finished.", "repeat": true}]);
+    let tool = |table: String| {
+        let tool = "\"-c\", \"features.request_permissions_tool=true\", ";
+        table.replace("args = [", &format!("args = [{tool}"))
+    };
+    let Some(stage) = Stage::with(Guest::CodexApp, &steps, tool).await else {
+        return;
+    };
+    let spec = TaskSpec {
+        expects: Expects::Either,
+        terms: Terms {
+            permissions: Permissions::Ask,
+            ..Terms::default()
+        },
+        ..stage.spec()
+    };
+    let engine = &stage.engine;
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
+    for (n, allow) in [(1, true), (2, false)] {
+        let asked = |kind: &Kind| matches!(kind, Kind::PermissionAsked { ask, .. } if ask.0 == n);
+        until(engine, run.task, asked).await;
+        let view = engine.task(run.task).await.unwrap();
+        let ask = view.task.ask(AskId(n)).unwrap();
+        assert_eq!(ask.tool, "permissions");
+        assert!(
+            ask.input.contains(r#""network":{"enabled":true}"#),
+            "{ask:?}"
+        );
+        engine.permit(run.task, ask.id, allow, None).await.unwrap();
+    }
+    let view = finished(engine, run).await;
+    assert_eq!(outcome(&view).word(), "completed", "{}", reason(&view));
+    let asked = stage.model.asked();
+    let last = asked.last().unwrap();
+    for (part, granted) in [
+        ("earlier", r#""network":{"enabled":true}"#),
+        ("prompt", r#""network":null"#),
+    ] {
+        let told = last[part].as_str().unwrap();
+        assert!(told.contains(granted), "{part}: {told}");
+    }
+    stage.nothing_is_left(&view);
+}
+
+/// What came with its task, and what did not fit into its prompt, lies outside of its workspace: it is
+/// told to read there, so it need not ask whether it may. Codex as a server asks for every command,
+/// wherever it reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_is_told_to_read_it_reads_without_asking() {
+    each(|guest| async move {
+        if guest == Guest::CodexApp {
+            return;
+        }
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let world = |url: &str| {
+            let table = guest.table(url)?;
+            let limits = format!("[limits]\nidle_s = {IDLE_S}\nlinger_s = 1\n");
+            Some(World::below(
+                place,
+                &format!("{table}{limits}prompt_bytes = 24576\n"),
+            ))
+        };
+        let bwrap = bwrap();
+        let wrap = if bwrap.is_some() {
+            Wrap::Cage
+        } else {
+            Wrap::Host
+        };
+        // The paths are known when the task is there, and the model must know them.
+        let Some(mut own) = world("http://127.0.0.1:9") else {
+            return;
+        };
+        let engine = own.engine().await;
+        engine.set_frozen(true, Default::default()).await.unwrap();
+        let lines = (0..1000).map(|n| format!("This is the line number {n} of a task.\n"));
+        let text = format!("{TASK}\n{}{CUT}\n", lines.collect::<String>());
+        let spec = TaskSpec {
+            title: title_of(&text),
+            text,
+            agent: guest.name().parse().unwrap(),
+            placement: Placement::of(wrap),
+            expects: Expects::Either,
+            terms: Terms {
+                permissions: Permissions::Ask,
+                ..Terms::default()
+            },
+            ..own.spec(&[])
+        };
+        let given = Given {
+            files: vec![NewFile {
+                name: "jars.txt".into(),
+                bytes: ATTACHED.into(),
+            }],
+            ..Given::default()
+        };
+        let run = engine.dispatch(spec, given).await.unwrap();
+        let attached = engine.task(run.task).await.unwrap().attached[0].2.clone();
+        let cut = own
+            .data()
+            .join(format!("tasks/{}/context/1/task.md", run.task));
+        engine.shutdown().await.unwrap();
+        let model = Model::start(&json!([
+            guest.reads(&attached),
+            guest.reads(&cut),
+            {"text": "Finished.", "repeat": true}
+        ]));
+        own.config = world(&model.url).unwrap().config;
+        let settings = Settings {
+            bwrap,
+            ..own.settings()
+        };
+        let engine = Engine::open(settings).await.unwrap();
+        engine.set_frozen(false, Default::default()).await.unwrap();
+        let view = finished(&engine, run).await;
+        let at = format!("{guest:?} {:?} {:?}", outcome(&view), view.task.asks);
+        assert_eq!(outcome(&view).word(), "completed", "{at}");
+        assert!(view.task.asks.is_empty(), "{at}");
+        let asked = model.asked();
+        let told = asked.last().unwrap().to_string();
+        assert!(told.contains(ATTACHED) && told.contains(CUT), "{at} {told}");
     })
     .await;
 }

@@ -48,8 +48,9 @@ const READ_ONLY_MODE: &str = "read-only";
 const OPEN_MODES: [&str; 2] = ["agent-full-access", "full-access"];
 const FENCED_MODES: [&str; 2] = ["workspace-write", "auto"];
 
-const OPENCODE_ASKS: &str =
-    r#"{"edit":"ask","bash":"ask","webfetch":"ask","external_directory":"ask"}"#;
+/// Folders that Gemini's own tools may enter, beside the one it works in, as `PATH` lists them. It is
+/// meant for editors that have several open.
+const GEMINI_FOLDERS: &str = "GEMINI_CLI_IDE_WORKSPACE_PATH";
 
 /// What was asked of it and is not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,7 @@ enum Asked {
 #[derive(Debug, Default)]
 pub(super) struct Acp {
     cwd: String,
+    folders: Vec<String>,
     prompt: String,
     /// What to say when it does not remember the session.
     whole: String,
@@ -123,6 +125,7 @@ fn server(tools: Tools<'_>) -> Value {
 impl Driver for Acp {
     fn open(&mut self, ask: &Ask<'_>) -> Opening {
         self.cwd = ask.cwd.to_owned();
+        self.folders = ask.folders.to_vec();
         self.servers = ask.tools.map(server).into_iter().collect();
         self.prompt = ask.prompt.to_owned();
         self.whole = ask.whole.to_owned();
@@ -199,14 +202,23 @@ impl Driver for Acp {
 }
 
 impl Acp {
-    /// For opencode, which asks for nothing unless it is told to, and nothing to others.
+    /// For opencode, which asks for nothing unless it is told to, and for Gemini, whose tools know no
+    /// other folders; each is nothing to others. Of opencode's rules the last one that fits counts.
     fn environment(&self) -> Vec<(String, String)> {
-        match self.permissions {
-            Permissions::Allow => Vec::new(),
-            Permissions::Ask | Permissions::Deny => {
-                vec![("OPENCODE_PERMISSION".into(), OPENCODE_ASKS.into())]
+        let mut env = Vec::new();
+        if self.permissions != Permissions::Allow {
+            let mut elsewhere = json!({"*": "ask"});
+            for folder in &self.folders {
+                elsewhere[format!("{folder}/*")] = json!("allow");
             }
+            let rules = json!({"edit": "ask", "bash": "ask", "webfetch": "ask",
+                "external_directory": elsewhere});
+            env.push(("OPENCODE_PERMISSION".into(), rules.to_string()));
         }
+        if !self.folders.is_empty() {
+            env.push((GEMINI_FOLDERS.into(), self.folders.join(":")));
+        }
+        env
     }
 
     fn request(&mut self, what: Asked, method: &str, params: &Value) -> Vec<u8> {
@@ -352,7 +364,12 @@ impl Acp {
             options["allowedTools"] = json!([format!("mcp__{TOOLS_NAME}")]);
         }
         let meta = json!({"claudeCode": {"options": options}});
-        json!({"cwd": self.cwd, "mcpServers": self.servers, "_meta": meta})
+        let mut params = json!({"cwd": self.cwd, "mcpServers": self.servers, "_meta": meta});
+        let can = &self.agent["agentCapabilities"]["sessionCapabilities"];
+        if can["additionalDirectories"].is_object() && !self.folders.is_empty() {
+            params["additionalDirectories"] = json!(self.folders);
+        }
+        params
     }
 
     fn opened(&mut self, what: Asked, result: &Value) -> Vec<Step> {
@@ -762,6 +779,8 @@ fn line(value: &Value) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":1,"agentCapabilities":{"loadSession":true},"authMethods":[{"id":"oauth"},{"id":"api-key"}]}}"#;
@@ -779,6 +798,7 @@ mod tests {
             args: &["--acp".to_owned()],
             home: "/h",
             cwd: "/w",
+            folders: &[],
             resume,
             effort: None,
             review: None,
@@ -984,8 +1004,38 @@ mod tests {
                 ..Acp::default()
             };
             assert_eq!(variables.environment()[0].0, "OPENCODE_PERMISSION");
+            assert_eq!(variables.environment().len(), 1);
         }
         assert_eq!(Acp::default().environment(), []);
+    }
+
+    /// What it is told to read it need not ask for, in the words that each of them has for it.
+    #[test]
+    fn folders_beside_the_workspace_are_told() {
+        let folders = ["/d/a".to_owned(), "/d/b".to_owned()];
+        for permissions in Permissions::ALL {
+            let mut acp = Acp {
+                permissions,
+                folders: folders.to_vec(),
+                ..Acp::default()
+            };
+            let env: BTreeMap<String, String> = acp.environment().into_iter().collect();
+            assert_eq!(env[GEMINI_FOLDERS], "/d/a:/d/b");
+            let rules = env.get("OPENCODE_PERMISSION");
+            assert_eq!(rules.is_none(), permissions == Permissions::Allow);
+            let elsewhere = r#""external_directory":{"*":"ask","/d/a/*":"allow","/d/b/*":"allow"}"#;
+            assert!(
+                rules.is_none_or(|rules| rules.contains(elsewhere)),
+                "{rules:?}"
+            );
+            let told = |acp: &Acp| acp.session_params()["additionalDirectories"].clone();
+            assert_eq!(told(&acp), Value::Null);
+            acp.agent = json!({"agentCapabilities":
+                {"sessionCapabilities": {"additionalDirectories": {}}}});
+            assert_eq!(told(&acp), json!(folders));
+            acp.folders.clear();
+            assert_eq!(told(&acp), Value::Null);
+        }
     }
 
     #[test]

@@ -104,6 +104,8 @@ impl Driver for Claude {
         ]
         .map(str::to_owned)
         .to_vec();
+        // It would ask before it reads there; what belongs to the option ends with the next one.
+        argv.extend(ask.folders.iter().cloned());
         // With `=`, because both take as many words as follow.
         if let Some(tools) = ask.tools {
             argv.push(format!("--mcp-config={}", servers(tools)));
@@ -659,6 +661,7 @@ mod tests {
             prompt: "-p; $(x)\n\"q\"",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "claude",
             args,
             home: "/h",
@@ -711,6 +714,17 @@ mod tests {
                 .env
                 .contains(&("CLAUDE_CONFIG_DIR".into(), "/h/.claude".into()))
         );
+    }
+
+    #[test]
+    fn folders_beside_the_workspace_are_told_with_it() {
+        let asked = Ask {
+            folders: &["/d/a".to_owned(), "/d/b".to_owned()],
+            ..ask(&[], Some("abc-1"))
+        };
+        let argv = Claude::default().open(&asked).argv.join(" ");
+        let ends = " --add-dir . /d/a /d/b --resume abc-1";
+        assert!(argv.ends_with(ends), "{argv}");
     }
 
     #[test]

@@ -220,6 +220,7 @@ mod tests {
             program: "coderabbit",
             args: &["--type".to_owned(), "committed".to_owned()],
             cwd: "/w",
+            folders: &[],
             home: "/h",
             resume: None,
             effort: None,

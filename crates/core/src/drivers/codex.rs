@@ -363,6 +363,7 @@ mod tests {
             prompt: "--help",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "codex",
             args: &args,
             home: "/h",

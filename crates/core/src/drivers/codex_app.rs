@@ -240,7 +240,7 @@ impl CodexApp {
             // Where our fence is there is nothing that it needs to ask for.
             (Permissions::Allow, false) => "never",
             (Permissions::Allow, true) => "on-request",
-            // All but what only reads.
+            // Every command, in practice: it knows few that it trusts.
             (Permissions::Ask | Permissions::Deny, _) => "untrusted",
         };
         let mut params = json!({
@@ -628,6 +628,7 @@ mod tests {
             args: &["-c".to_owned(), "model=x".to_owned()],
             home: "/h",
             cwd: "/w",
+            folders: &[],
             resume,
             effort: None,
             review: None,

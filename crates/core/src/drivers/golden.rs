@@ -100,6 +100,7 @@ fn opened_with(
         prompt,
         whole: "whole",
         cwd: "/workspace/repo",
+        folders: &[],
         program: "agent",
         args: &[],
         home: "/home",

@@ -40,6 +40,8 @@ pub struct Ask<'a> {
     pub args: &'a [String],
     /// The workspace, as an absolute path.
     pub cwd: &'a str,
+    /// Where else it is to read, as absolute paths: one with rules of its own is told that it may.
+    pub folders: &'a [String],
     /// The task's private home, for CLIs that have a variable of their own for it.
     pub home: &'a str,
     /// The session of an earlier run in the same workspace.
@@ -270,6 +272,7 @@ mod tests {
             prompt: "x",
             whole: "whole",
             cwd: "/w",
+            folders: &[],
             program: "agent",
             args: &[],
             home: "/h",

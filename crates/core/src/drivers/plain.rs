@@ -61,6 +61,7 @@ mod tests {
             prompt: "-rf; $(x)",
             whole: "whole",
             cwd: "/workspace/repo",
+            folders: &[],
             program: "tool",
             args: &args,
             home: "/h",

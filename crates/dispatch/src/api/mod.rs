@@ -3,6 +3,7 @@
 
 pub(crate) mod agentic;
 pub(crate) mod event;
+pub(crate) mod family;
 pub(crate) mod letter;
 pub(crate) mod mcp;
 pub(crate) mod notice;

@@ -263,6 +263,29 @@ pub(crate) struct Stop {
     pub(crate) force: Force,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WaitFor {
+    #[default]
+    All,
+    /// The next one that was not heard of.
+    Any,
+}
+
+/// Waits for the end of tasks. To an agent it delivers the ends of what it asked for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wait {
+    /// Whole ids. For an agent, none: all that it waits for.
+    #[serde(default)]
+    pub(crate) tasks: Vec<String>,
+    #[serde(default)]
+    pub(crate) mode: WaitFor,
+    /// 50 unless said, 3600 at most.
+    #[serde(default)]
+    pub(crate) timeout_s: Option<u64>,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apply {
@@ -733,7 +756,7 @@ fn permissions(
 }
 
 /// The word for no grant at all.
-const NO_GRANT: &str = "none";
+pub(crate) const NO_GRANT: &str = "none";
 
 fn offer<'a>(config: &'a Config, name: &str) -> Result<Option<&'a Offer>, BadRequest> {
     if name == NO_GRANT {

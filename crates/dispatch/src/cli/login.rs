@@ -242,6 +242,7 @@ fn in_home(
         prompt: "",
         whole: "",
         cwd: "/",
+        folders: &[],
         model: None,
         effort: None,
         profile: None,

@@ -130,10 +130,6 @@ pub(crate) enum Access {
     /// People and programs with this scope; no agent.
     Needs(Scope),
     /// Agents of live runs too: the handler takes the [`Caller`] and looks at what the run grants.
-    #[allow(
-        dead_code,
-        reason = "rows for agents come with what a run grants its agent"
-    )]
     AgentsToo(Scope),
     /// Whoever is known, agents too: for a route that only hands on to other routes.
     #[allow(dead_code, reason = "the row of MCP")]

@@ -1,7 +1,5 @@
 //! Errors for callers: one table of stable codes, one match from a refusal to one of them, and
 //! bodies and queries whose refusals have the same shape. Must not word anything a person reads twice.
-#![allow(dead_code, reason = "read by the document of the routes")]
-
 use std::error::Error;
 
 use axum::{
@@ -18,6 +16,7 @@ use axum::{
 use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use http_body_util::LengthLimitError;
+use hyper::body::Body as HttpBody;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 
 use super::listen::TooSlow;
@@ -283,6 +282,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 /// A body as it came, up to so many bytes.
 pub(crate) async fn whole(body: axum::body::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    // What is said to be too long is not waited for.
+    let said = HttpBody::size_hint(&body).lower();
+    if usize::try_from(said).unwrap_or(usize::MAX) > bytes_max {
+        let detail = format!("read the request: its body has {said} bytes, {bytes_max} are taken");
+        return Err(Problem::new(Code::TooLarge, detail));
+    }
     let body = axum::body::to_bytes(body, bytes_max).await;
     body.map_err(|error| unread(&error))
 }

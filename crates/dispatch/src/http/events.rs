@@ -6,10 +6,7 @@ use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration}
 
 use axum::{
     body::{Body, Bytes},
-    extract::{
-        State,
-        ws::{Message, WebSocket, WebSocketUpgrade},
-    },
+    extract::ws::{Message, WebSocket, WebSocketUpgrade},
     http::{
         HeaderMap,
         header::{CACHE_CONTROL, CONTENT_TYPE},
@@ -18,9 +15,10 @@ use axum::{
 };
 use dispatch_core::{
     event::Kind,
+    family::Deed,
     id::{Seq, TaskId},
 };
-use dispatch_engine::{engine::Engine, events::EventStream, view::Told};
+use dispatch_engine::{events::EventStream, view::Told};
 use futures_util::{SinkExt as _, StreamExt as _, stream};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -31,8 +29,8 @@ use tokio::{
 
 use super::{
     BusyGuard, Ctx,
-    caller::Caller,
     error::{Code, Params, Problem},
+    family::Acting,
     frames,
 };
 use crate::api::event::Frame;
@@ -144,48 +142,9 @@ fn kind(word: &str) -> Result<&'static str, String> {
     })
 }
 
-/// Which tasks a caller may hear of.
-#[derive(Debug)]
-enum Sees {
-    Everything,
-    /// An agent hears of its own task, and of those that were asked for from there.
-    Family(BTreeSet<TaskId>),
-}
-
-impl Sees {
-    async fn of(caller: &Caller, engine: &Engine) -> Result<Self, Problem> {
-        let Caller::Run(run) = caller else {
-            return Ok(Self::Everything);
-        };
-        let mut family = Self::Family(BTreeSet::from([run.task]));
-        // Oldest first, so parents come before their children.
-        for view in engine.tasks().await? {
-            family.learn(view.task.id, view.task.spec.parent);
-        }
-        Ok(family)
-    }
-
-    fn learn(&mut self, task: TaskId, parent: Option<TaskId>) {
-        if let Self::Family(family) = self
-            && parent.is_some_and(|parent| family.contains(&parent))
-        {
-            family.insert(task);
-        }
-    }
-
-    /// The one place where it is decided.
-    fn may_see(&self, task: Option<TaskId>) -> bool {
-        match self {
-            Self::Everything => true,
-            Self::Family(family) => task.is_some_and(|task| family.contains(&task)),
-        }
-    }
-}
-
 /// One subscription, whatever carries it.
 struct Following {
     events: EventStream,
-    sees: Sees,
     kinds: Option<BTreeSet<&'static str>>,
     /// The position that was told last.
     told: Seq,
@@ -205,7 +164,7 @@ enum Next {
 }
 
 impl Following {
-    async fn new(ctx: &Ctx, caller: &Caller, asked: Asked) -> Result<Self, Problem> {
+    async fn new(ctx: &Ctx, asked: Asked) -> Result<Self, Problem> {
         let room = Arc::clone(&ctx.streams).try_acquire_owned();
         let room = room.map_err(|_| {
             let detail = format!("follow events: {STREAMS_MAX} streams are open already");
@@ -220,17 +179,12 @@ impl Following {
             );
             return Err(Problem::new(Code::NoSuchPosition, detail));
         }
-        let sees = Sees::of(caller, &ctx.engine).await?;
+        ctx.engine.may(Deed::Events).await?;
         for task in asked.tasks.iter().flatten() {
-            if !sees.may_see(Some(*task)) {
-                let detail = format!("follow task {task}: it is not of this run's family");
-                return Err(Problem::new(Code::NotForAgents, detail));
-            }
             ctx.engine.task(*task).await?;
         }
         Ok(Self {
             events: ctx.engine.watch(asked.after, asked.tasks),
-            sees,
             kinds: asked.kinds,
             told: asked.after,
             silent_at: Instant::now() + KEEP_ALIVE,
@@ -240,21 +194,14 @@ impl Following {
         })
     }
 
-    fn wants(&mut self, told: &Told) -> bool {
-        let (word, task) = match told {
-            Told::Event(event) => {
-                if let Kind::TaskCreated { spec, .. } = &event.kind
-                    && let Some(task) = event.subject.task()
-                {
-                    self.sees.learn(task, spec.parent);
-                }
-                (event.kind.word(), event.subject.task())
-            }
-            Told::Live(live) => (Frame::LIVE, Some(live.run.task)),
-            Told::Open { open, .. } => (Frame::OPEN, Some(open.run.task)),
+    fn wants(&self, told: &Told) -> bool {
+        let word = match told {
+            Told::Event(event) => event.kind.word(),
+            Told::Live(_) => Frame::LIVE,
+            Told::Open { .. } => Frame::OPEN,
             Told::At(_) => return true,
         };
-        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(word)) && self.sees.may_see(task)
+        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(word))
     }
 
     fn sends(&mut self, told: &Told) {
@@ -335,8 +282,7 @@ impl IntoResponse for Blocks {
 }
 
 pub(crate) async fn follow(
-    State(ctx): State<Ctx>,
-    caller: Caller,
+    Acting(ctx): Acting,
     headers: HeaderMap,
     Params(mut asked): Params<Asked>,
 ) -> Result<Blocks, Problem> {
@@ -345,7 +291,7 @@ pub(crate) async fn follow(
         asked.after = position(&last)
             .map_err(|what| Problem::new(Code::BadQuery, format!("read Last-Event-ID: {what}")))?;
     }
-    let from = Following::new(&ctx, &caller, asked).await?;
+    let from = Following::new(&ctx, asked).await?;
     let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(RETRY.as_bytes()))]);
     let blocks = first.chain(stream::unfold(from, blocks));
     Ok(Blocks(Body::from_stream(blocks)))
@@ -362,12 +308,11 @@ impl IntoResponse for Upgraded {
 }
 
 pub(crate) async fn socket(
-    State(ctx): State<Ctx>,
-    caller: Caller,
+    Acting(ctx): Acting,
     Params(asked): Params<Asked>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Upgraded, Problem> {
-    let from = Following::new(&ctx, &caller, asked).await?;
+    let from = Following::new(&ctx, asked).await?;
     let upgrade = upgrade
         .max_message_size(HEARD_BYTES_MAX)
         .max_frame_size(HEARD_BYTES_MAX)

@@ -13,12 +13,13 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use dispatch_core::{id::Seq, run::RunState, state::Run};
+use dispatch_core::{family::Deed, id::Seq, run::RunState, state::Run};
 use dispatch_engine::view::{TaskView, VerbError};
 
 use super::{
     Ctx,
     error::{Code, Params, Problem},
+    family::Acting,
     tasks::id,
 };
 use crate::api::{
@@ -111,7 +112,7 @@ fn run_of(view: &TaskView, n: Option<u32>) -> Result<(usize, &Run), Problem> {
 }
 
 pub(crate) async fn log(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Path((task, n)): Path<(String, String)>,
     Params(asked): Params<LogPart>,
 ) -> Result<At<Piece>, Problem> {
@@ -124,7 +125,9 @@ pub(crate) async fn log(
         return Err(Problem::new(Code::BadQuery, detail));
     }
     // Looked at before the file: what is written after a run's end is nothing.
-    let view = ctx.engine.task(id(&task)?).await?;
+    let found = id(&task)?;
+    ctx.engine.may(Deed::Logs(found)).await?;
+    let view = ctx.engine.look(found).await?;
     let (index, run) = run_of(&view, Some(n))?;
     let file = written(&view, index, run, &asked)?;
     let over = matches!(run.state, RunState::Finished(_));
@@ -187,7 +190,7 @@ fn piece(file: &FsPath, from: Begin, limit: u64) -> io::Result<(u64, Vec<u8>)> {
 }
 
 pub(crate) async fn prompt(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Path(task): Path<String>,
     Params(asked): Params<OfRun>,
 ) -> Result<At<String>, Problem> {

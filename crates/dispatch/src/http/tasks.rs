@@ -11,6 +11,7 @@ use axum::{
 };
 use dispatch_core::{
     ask::AskId,
+    family::Deed,
     id::TaskId,
     message::{MessageId, Sender},
     task::{Effort, Tuning},
@@ -20,6 +21,7 @@ use dispatch_engine::view::Force;
 use super::{
     Ctx,
     error::{Body, Code, Params, Problem},
+    family::{self, Acting},
     reads::{At, NEXT},
     repeats::Key,
 };
@@ -48,16 +50,24 @@ async fn find(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
 }
 
 pub(crate) async fn dispatch(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Key(key): Key,
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
+    let asker = ctx.engine.own_task().await?;
+    let mut looked_into = true;
+    if let Some(own) = &asker {
+        family::fill_in(&mut asked, own);
+        looked_into = family::may_look(&ctx, &asked, own);
+    }
     let secrets = asked.secrets.clone();
     let tuning = Tuning::default();
     let (config, own) = (std::sync::Arc::clone(&ctx.config), ctx.config_file.clone());
     // A repository may lie on a disk that does not answer.
     let spec = tokio::task::spawn_blocking(move || {
-        project::fill(&mut asked, &config, &own)?;
+        if looked_into {
+            project::fill(&mut asked, &config, &own)?;
+        }
         let files = asked.attachments.clone();
         asked.spec(&config).map(|spec| (spec, files))
     });
@@ -66,7 +76,13 @@ pub(crate) async fn dispatch(
         .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
     let given = request::given(secrets, files, tuning, key);
     let run = ctx.engine.dispatch(spec, given).await?;
-    Ok((StatusCode::ACCEPTED, find(&ctx, run.task).await?))
+    Ok((StatusCode::ACCEPTED, seen(&ctx, run.task).await?))
+}
+
+/// How a task stands that the caller has just done something to.
+async fn seen(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
+    let task = family::seen(&ctx.engine, task).await?;
+    Ok(At(task.seq, Json(task)))
 }
 
 /// Checked with the agent that the task has now.
@@ -79,7 +95,8 @@ async fn tuning(
     if model.is_none() && effort.is_none() {
         return Ok(Tuning::default());
     }
-    let agent = ctx.engine.task(task).await?.task.spec.agent;
+    ctx.engine.may(Deed::Say(task)).await?;
+    let agent = ctx.engine.look(task).await?.task.spec.agent;
     Ok(request::tuning(&ctx.config, &agent, model, effort)?)
 }
 
@@ -104,7 +121,7 @@ impl IntoResponse for Page {
 }
 
 pub(crate) async fn all(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Params(asked): Params<request::List>,
 ) -> Result<At<Page>, Problem> {
     let listed = ctx.engine.list(asked.listing(&ctx.config)?).await?;
@@ -114,7 +131,7 @@ pub(crate) async fn all(
 }
 
 pub(crate) async fn one(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Path(task): Path<String>,
 ) -> Result<At<Json<Task>>, Problem> {
     find(&ctx, id(&task)?).await
@@ -130,7 +147,7 @@ pub(crate) async fn remove(
 }
 
 pub(crate) async fn answer(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Path(task): Path<String>,
     Key(key): Key,
     Body(asked): Body<request::Answer>,
@@ -139,7 +156,7 @@ pub(crate) async fn answer(
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.answer(task, asked.text, given).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn retry(
@@ -156,7 +173,7 @@ pub(crate) async fn retry(
 }
 
 pub(crate) async fn say(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Path(task): Path<String>,
     Key(key): Key,
     Body(asked): Body<request::Say>,
@@ -168,7 +185,7 @@ pub(crate) async fn say(
         .engine
         .say(task, asked.text, Sender::Person, given)
         .await?;
-    let At(_, Json(task)) = find(&ctx, task).await?;
+    let At(_, Json(task)) = seen(&ctx, task).await?;
     Ok(Json(api::Spoken {
         message: spoken.message.0,
         how: spoken.how.word().into(),
@@ -189,7 +206,7 @@ pub(crate) async fn unsay(
 }
 
 pub(crate) async fn permit(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Path((task, ask)): Path<(String, String)>,
     Body(asked): Body<request::Permit>,
 ) -> Result<At<Json<Task>>, Problem> {
@@ -198,7 +215,7 @@ pub(crate) async fn permit(
         .parse::<AskId>()
         .map_err(|error| Problem::new(Code::NoSuchAsk, error.to_string()))?;
     ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn resume(
@@ -234,13 +251,13 @@ pub(crate) async fn stop_all(
 }
 
 pub(crate) async fn stop(
-    State(ctx): State<Ctx>,
+    Acting(ctx): Acting,
     Path(task): Path<String>,
     Body(asked): Body<request::Stop>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     ctx.engine.stop(task, asked.force.into()).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn undo(
@@ -275,10 +292,7 @@ pub(crate) async fn apply(
     }))
 }
 
-pub(crate) async fn diff(
-    State(ctx): State<Ctx>,
-    Path(task): Path<String>,
-) -> Result<String, Problem> {
+pub(crate) async fn diff(Acting(ctx): Acting, Path(task): Path<String>) -> Result<String, Problem> {
     Ok(ctx.engine.diff(id(&task)?).await?)
 }
 

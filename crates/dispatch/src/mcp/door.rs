@@ -92,24 +92,31 @@ enum Way {
 #[derive(Clone, Debug)]
 pub(crate) struct Door {
     way: Way,
+    /// It is the agent of a run that comes by it.
+    agents: bool,
 }
 
 impl Door {
     pub(crate) fn own(settings: Settings) -> Self {
         let way = Way::Own(Arc::new(settings));
-        Self { way }
+        Self { way, agents: false }
     }
 
     /// Where the engine's socket is and what file holds our token, from inside a fence.
     pub(crate) fn fence(socket: &std::path::Path, token: PathBuf) -> Result<Self, Refusal> {
         let way = Way::Fence(Client::at(socket, token)?);
-        Ok(Self { way })
+        Ok(Self { way, agents: true })
     }
 
     /// The routes of this process, for whoever they are called for.
     pub(crate) fn inside(routes: Router, caller: Caller) -> Self {
+        let agents = matches!(caller, Caller::Run(_));
         let way = Way::Inside(Client::inside(routes, caller));
-        Self { way }
+        Self { way, agents }
+    }
+
+    pub(crate) fn is_an_agents(&self) -> bool {
+        self.agents
     }
 
     /// What only whoever runs on the person's own machine can add to a task: the repository they are

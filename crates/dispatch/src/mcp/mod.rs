@@ -8,6 +8,7 @@ mod complete;
 #[cfg(test)]
 mod conformance;
 pub(crate) mod door;
+mod family;
 mod find;
 #[cfg(test)]
 mod fixtures;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     door::Refusal,
-    find, logs,
+    family, find, logs,
     needs::Asking,
     table::{Call, Reply, Row, row},
     tasks,
@@ -32,7 +32,9 @@ pub(crate) const TOOLS: &[Row] = &[
     row!(
         "wait", "Wait for tasks", Looks, wait: WaitInput => WaitOutput,
         "Wait until tasks have ended or need something (a question, a permission), for a bounded \
-         time. `done: false` means that the time is over: call again. Nothing is lost in between."
+         time. `done: false` means that the time is over: call again. Nothing is lost in between. \
+         As the agent of a task: without `tasks` it is all that you dispatched, and when you end your \
+         turn instead you are told of the ends and go on."
     ),
     row!(
         "show", "Show a task", Looks, show: OneTask => Task,
@@ -94,6 +96,9 @@ async fn dispatch(call: &Call, input: DispatchInput) -> Result<Reply<Handle>, Re
 }
 
 async fn wait(call: &Call, input: WaitInput) -> Result<Reply<WaitOutput>, Refusal> {
+    if call.door.is_an_agents() {
+        return Ok(family::wait(call, input).await?.into());
+    }
     if input.tasks.is_empty() {
         return Err(Refusal::new("wait: `tasks` names none"));
     }
@@ -116,6 +121,7 @@ async fn wait(call: &Call, input: WaitInput) -> Result<Reply<WaitOutput>, Refusa
         Waited::Seen { done, tasks } => WaitOutput {
             done,
             tasks: tasks.iter().map(Handle::from).collect(),
+            words: String::new(),
         }
         .into(),
     })

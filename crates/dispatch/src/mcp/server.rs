@@ -30,7 +30,7 @@ use super::{
     agentic,
     complete::{self, Of},
     door::{Door, Refusal},
-    letters, needs,
+    family, letters, needs,
     notify::{self, Ear, Notifier, SUBSCRIPTIONS_MAX},
     own,
     prompts::{PROMPTS, PromptRow},
@@ -251,9 +251,11 @@ impl ServerHandler for Mcp {
     async fn list_tools(
         &self,
         _: Option<PaginatedRequestParams>,
-        _: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let tools = self.tables.tools().map(Row::tool).collect();
+        let door = self.door(&context.extensions)?;
+        let shown = look(family::shown(&door, self.tables.tools())).await?;
+        let tools = shown.into_iter().map(Row::tool).collect();
         Ok(ListToolsResult::with_all_items(tools))
     }
 

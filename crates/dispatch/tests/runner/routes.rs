@@ -66,7 +66,8 @@ fn a_program_sees_what_a_person_sees() {
         ("limit=x", "bad_query"),
         ("state=asleep", "bad_input"),
         ("after=3f", "bad_input"),
-        ("order=newest", "bad_query"),
+        ("order=best", "bad_query"),
+        ("sort=newest", "bad_query"),
     ] {
         let refused = door.get(&format!("/v1/tasks?{query}")).refusal();
         assert_eq!(refused, (400, code.into()), "{query}");

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 49] = [
+const TASK: [(&str, &str); 55] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -47,6 +47,12 @@ const TASK: [(&str, &str); 49] = [
     ("carried", "array"),
     ("messages", "array"),
     ("permissions", "string"),
+    ("grant", "object?"),
+    ("asked_by", "string?"),
+    ("detached", "bool"),
+    ("until", "time?"),
+    ("children", "array"),
+    ("ends", "array"),
     ("asks", "array"),
     ("attachments", "array"),
     ("next_run", "object?"),
@@ -54,7 +60,7 @@ const TASK: [(&str, &str); 49] = [
     ("guide", "object"),
     ("removed", "bool"),
 ];
-const RUN: [(&str, &str); 13] = [
+const RUN: [(&str, &str); 15] = [
     ("n", "number"),
     ("cause", "string"),
     ("state", "string"),
@@ -68,8 +74,10 @@ const RUN: [(&str, &str); 13] = [
     ("checks", "array"),
     ("prompt", "object?"),
     ("review", "object?"),
+    ("chain", "number"),
+    ("parked", "bool"),
 ];
-const MESSAGE: [(&str, &str); 7] = [
+const MESSAGE: [(&str, &str); 8] = [
     ("id", "number"),
     ("from", "string"),
     ("text", "string"),
@@ -77,6 +85,7 @@ const MESSAGE: [(&str, &str); 7] = [
     ("state", "string"),
     ("delivery", "string?"),
     ("run", "number?"),
+    ("chain", "number"),
 ];
 const ASK: [(&str, &str); 10] = [
     ("id", "number"),
@@ -95,6 +104,19 @@ const ATTACHMENT: [(&str, &str); 5] = [
     ("bytes", "number"),
     ("sha256", "string"),
     ("path", "string"),
+    ("message", "number?"),
+];
+const CHILD: [(&str, &str); 5] = [
+    ("id", "string"),
+    ("short", "string"),
+    ("state", "string"),
+    ("detached", "bool"),
+    ("done", "bool"),
+];
+const END: [(&str, &str); 4] = [
+    ("task", "string"),
+    ("run", "number"),
+    ("state", "string"),
     ("message", "number?"),
 ];
 const NEXT_RUN: [(&str, &str); 2] = [("model", "string?"), ("effort", "string?")];
@@ -169,12 +191,13 @@ fn word(value: &Value, words: &[&str]) {
 
 #[track_caller]
 pub(crate) fn task(value: &Value) {
-    const STATES: [&str; 10] = [
+    const STATES: [&str; 11] = [
         "queued",
         "preparing",
         "running",
         "stopping",
         "checking",
+        "parked",
         "completed",
         "blocked",
         "failed",
@@ -193,13 +216,21 @@ pub(crate) fn task(value: &Value) {
     }
     for message in value["messages"].as_array().unwrap() {
         object(message, &MESSAGE);
-        const STATES: [&str; 4] = ["waiting", "on_its_way", "delivered", "cancelled"];
+        const STATES: [&str; 5] = ["waiting", "held", "on_its_way", "delivered", "cancelled"];
         word(&message["state"], &STATES);
     }
     word(&value["permissions"], &["allow", "ask", "deny"]);
     for ask in value["asks"].as_array().unwrap() {
         object(ask, &ASK);
         word(&ask["state"], &["waiting", "allowed", "denied", "closed"]);
+    }
+    for child in value["children"].as_array().unwrap() {
+        object(child, &CHILD);
+        word(&child["state"], &STATES);
+    }
+    for end in value["ends"].as_array().unwrap() {
+        object(end, &END);
+        word(&end["state"], &["owed", "told", "waited_for", "detached"]);
     }
     for attachment in value["attachments"].as_array().unwrap() {
         object(attachment, &ATTACHMENT);
@@ -212,7 +243,7 @@ pub(crate) fn task(value: &Value) {
         word(&run["state"], &STATES);
         word(
             &run["cause"],
-            &["dispatched", "answer", "retry", "said", "resumed"],
+            &["dispatched", "answer", "retry", "said", "resumed", "ends"],
         );
         exit(&run["exit"]);
         for check in run["checks"].as_array().unwrap() {
@@ -231,6 +262,8 @@ pub(crate) fn fields() -> impl Iterator<Item = &'static str> {
         .chain(&CHECK)
         .chain(&MESSAGE)
         .chain(&ASK)
+        .chain(&CHILD)
+        .chain(&END)
         .chain(&ATTACHMENT)
         .chain(&NEXT_RUN)
         .chain(&WAITING)

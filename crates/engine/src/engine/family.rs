@@ -258,30 +258,6 @@ impl Actor {
         Err(Refusal::Outside { outside }.into())
     }
 
-    /// The task that this request has made before.
-    pub(super) fn asked_before(
-        &self,
-        by: RunId,
-        spec: &TaskSpec,
-    ) -> Option<Result<RunId, VerbError>> {
-        let key = spec.terms.asked_as.as_ref()?;
-        let asker = self.state.task(by.task)?;
-        let mut children = asker.family.children.iter();
-        let found = children.find_map(|child| {
-            let found = self.state.task(child.task)?;
-            (found.spec.terms.asked_as.as_ref() == Some(key)).then_some(found)
-        })?;
-        if found.spec.text != spec.text {
-            let what = format!(
-                "dispatch: the key {key:?} is that of task {}, which was asked for in other words",
-                found.id
-            );
-            return Some(Err(VerbError::BadInput { what }));
-        }
-        let task = found.id;
-        Some(Ok(RunId { task, n: 1 }))
-    }
-
     /// Who answers what this task's agents ask permission for: its asker, if that may do by itself
     /// what it would allow.
     pub(super) fn answers_for(&self, task: &Task) -> Sender {

@@ -251,6 +251,13 @@ fn key(of: &str) -> Option<RequestKey> {
     })
 }
 
+fn asked_as(name: &str) -> Given {
+    Given {
+        key: key(name),
+        ..Given::default()
+    }
+}
+
 async fn speak(engine: &Engine, home: &Path, scene: Scene) -> Result<()> {
     let heard = home.join("heard").to_string_lossy().into_owned();
     let messages = match scene {
@@ -317,7 +324,7 @@ async fn family(engine: &Engine, home: &Path, ends: Ends) -> Result<()> {
         let mut children = Vec::new();
         for name in ["a", "b"] {
             let asked = acting
-                .dispatch(child(home, name, ends)?, Secrets::new())
+                .dispatch(child(home, name, ends)?, asked_as(name))
                 .await?;
             children.push(asked.task);
         }
@@ -396,10 +403,6 @@ fn child(home: &Path, name: &str, ends: Ends) -> Result<TaskSpec> {
         ),
         checks: ChecksAsked::None,
         expects: Expects::Either,
-        terms: Terms {
-            asked_as: Some(name.into()),
-            ..Terms::default()
-        },
         ..golden(home, "head")?
     })
 }

@@ -257,6 +257,7 @@ fn opened(kind: DriverKind, permissions: Permissions) -> Box<dyn Driver> {
         prompt: "x",
         whole: "whole",
         cwd: "/w",
+        folders: &[],
         program: "agent",
         args: &[],
         home: "/home",

@@ -13,6 +13,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
+    engine::Engine,
     engine::{Secrets, Sites},
     reader::Reader,
     sites::fake::Fake,
@@ -154,7 +155,11 @@ impl Serving {
     }
 
     async fn dispatch(&self, agent: &str) -> RunId {
-        let spec = TaskSpec {
+        self.dispatch_with(agent, None).await
+    }
+
+    async fn dispatch_with(&self, agent: &str, grant: Option<&str>) -> RunId {
+        let mut spec = TaskSpec {
             title: agent.into(),
             text: "t".into(),
             repo: String::new(),
@@ -180,6 +185,10 @@ impl Serving {
             limits: dispatch_core::limits::Lowered::default(),
             guide: Default::default(),
         };
+        if let Some(name) = grant {
+            let offer = &self.engine.config().grants[&name.parse().unwrap()];
+            spec.terms.grant = Some(Box::new(offer.to(&spec)));
+        }
         let run = self.engine.dispatch(spec, Secrets::new()).await.unwrap();
         let is = |event: &dispatch_core::event::Event| {
             event.subject.run() == Some(run) && matches!(event.kind, Kind::Started { .. })
@@ -733,9 +742,14 @@ async fn an_agent_hears_of_its_own_family_only() {
     let stage = Stage::new();
     let serving = stage.serve().await;
     let (one, other) = (
-        serving.dispatch("talker").await,
+        serving.dispatch_with("talker", Some("helpers")).await,
         serving.dispatch("talker").await,
     );
+    // Without a grant there is nothing to hear.
+    let none = serving.engine.run_token(other);
+    let none = format!("authorization: Bearer {none}");
+    let refused = raw(&stage, "/v1/events", &[&none], "\"}").await;
+    assert!(refused.contains("has no grant"), "{refused}");
     let token = serving.engine.run_token(one);
     let token = format!("authorization: Bearer {token}");
     let answer = raw(&stage, "/v1/events", &[&token], AT).await;
@@ -744,7 +758,7 @@ async fn an_agent_hears_of_its_own_family_only() {
     assert!(!answer.contains("engine_started"), "{answer}");
     let foreign = format!("/v1/events?task={}", other.task);
     let refused = raw(&stage, &foreign, &[&token], "\"}").await;
-    assert!(refused.contains("not_for_agents"), "{refused}");
+    assert!(refused.contains("not_granted"), "{refused}");
     serving.end().await;
 }
 

@@ -1,0 +1,176 @@
+//! What agents have of the routes: the engine that a handler gets does what its caller may, a request
+//! of an agent is filled in from its own task, and the routes that are theirs above all.
+//! Must not decide what an agent may: the engine does, with the grant of its task.
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, State},
+    http::request::Parts,
+};
+use dispatch_core::{
+    family::Deed,
+    grant::{self, Grant},
+    id::TaskId,
+    state::Task as CoreTask,
+    task::Base,
+};
+use dispatch_engine::{
+    engine::Engine,
+    view::{Until, VerbError, Who},
+};
+
+use super::{
+    Ctx,
+    caller::{self, Caller},
+    error::{Body, Code, Problem},
+    tasks::id,
+};
+use crate::api::{
+    family::{Door, Waited},
+    request::{self, Dispatch, NO_GRANT, Wait},
+    task::Task,
+};
+
+/// How long a wait takes that says nothing, and how long one may.
+const WAIT_S: u64 = 50;
+const WAIT_S_MAX: u64 = 3600;
+
+/// What every handler gets that agents may call: its engine is the caller's.
+#[derive(Clone, Debug)]
+pub(crate) struct Acting(pub(crate) Ctx);
+
+impl FromRequestParts<Ctx> for Acting {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, ctx: &Ctx) -> Result<Self, Problem> {
+        let caller = caller::of(parts)?;
+        Ok(Self(acting(ctx, &caller)))
+    }
+}
+
+pub(super) fn acting(ctx: &Ctx, caller: &Caller) -> Ctx {
+    let mut ctx = ctx.clone();
+    if let Caller::Run(run) = caller {
+        ctx.engine = ctx.engine.on_behalf_of(*run);
+    }
+    ctx
+}
+
+/// What an agent leaves out is as its own task has it. It asks for a grant by name, or has none.
+pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) {
+    let spec = &own.spec;
+    asked.parent = None;
+    if asked.agent.is_none() {
+        let command = spec.terms.command.join(" ");
+        asked.agent = Some(match command.as_str() {
+            "" => spec.agent.to_string(),
+            command => format!("{}:{command}", spec.agent),
+        });
+    }
+    if asked.repo.is_none() && asked.dir.is_none() && !asked.no_repo {
+        let place = Some(spec.repo.clone());
+        match &spec.base {
+            Base::Nothing => asked.no_repo = true,
+            Base::Folder => asked.dir = place,
+            Base::Head
+            | Base::Branch { .. }
+            | Base::Default { .. }
+            | Base::Pr { .. }
+            | Base::Tag { .. } => asked.repo = place,
+        }
+        let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
+        match &spec.base {
+            _ if named => {}
+            Base::Branch { name } | Base::Default { name } => asked.branch = Some(name.clone()),
+            Base::Pr { number } => asked.pr = Some(*number),
+            Base::Tag { name } => asked.tag = Some(name.clone()),
+            Base::Head | Base::Folder | Base::Nothing => {}
+        }
+    }
+    if asked.placement.is_none() {
+        asked.placement = Some(spec.placement.word().to_owned());
+        let container = spec.placement.container.as_ref();
+        asked.image = asked
+            .image
+            .take()
+            .or_else(|| container.map(|container| container.image.to_string()));
+    }
+    asked.grant.get_or_insert_with(|| NO_GRANT.to_owned());
+}
+
+/// Whether the repository that an agent names may be looked into at all: what it may not have is not
+/// touched before it is refused.
+pub(super) fn may_look(ctx: &Ctx, asked: &Dispatch, own: &CoreTask) -> bool {
+    let grant = own.spec.terms.grant.as_deref();
+    let place = asked.repo.as_deref();
+    let place = place.map(|repo| request::place(&ctx.config, repo).to_owned());
+    match (grant, place) {
+        (Some(grant), Some(place)) => grant.repos.has(&place),
+        (_, None) => true,
+        (None, Some(_)) => false,
+    }
+}
+
+/// How a task stands that the caller has just done something to. One who spoke to whoever asked for its
+/// own task sees its own.
+pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
+    let (own, shown) = match engine.who() {
+        Who::Person => (None, true),
+        Who::Run(run) => {
+            let shown = engine.may(Deed::Show(task)).await;
+            (Some(run.task), shown.is_ok() || run.task == task)
+        }
+    };
+    let task = own.filter(|_| !shown).unwrap_or(task);
+    Ok(Task::from(&engine.look(task).await?))
+}
+
+pub(crate) async fn wait(
+    Acting(ctx): Acting,
+    Body(asked): Body<Wait>,
+) -> Result<Json<Waited>, Problem> {
+    let tasks: Result<Vec<TaskId>, Problem> = asked.tasks.iter().map(|task| id(task)).collect();
+    let timeout_s = asked.timeout_s.unwrap_or(WAIT_S);
+    if timeout_s > WAIT_S_MAX {
+        let detail =
+            format!("wait for {timeout_s} s: {WAIT_S_MAX} are the most; ask again after that");
+        return Err(Problem::new(Code::BadInput, detail));
+    }
+    let until = ctx.engine.now().saturating_add(timeout_s * 1000);
+    let mode = match asked.mode {
+        request::WaitFor::All => Until::All,
+        request::WaitFor::Any => Until::Any,
+    };
+    let mut closing = ctx.closing.clone();
+    let waited = tokio::select! {
+        waited = ctx.engine.wait(tasks?, mode, until) => waited?,
+        // Nothing was delivered, so whoever asks the next engine misses nothing.
+        _ = closing.changed() => return Err(VerbError::Gone.into()),
+    };
+    Ok(Json(Waited::from(&waited)))
+}
+
+pub(crate) async fn detach(
+    Acting(ctx): Acting,
+    Path(task): Path<String>,
+) -> Result<Json<Task>, Problem> {
+    let task = id(&task)?;
+    ctx.engine.detach(task).await?;
+    Ok(Json(seen(&ctx.engine, task).await?))
+}
+
+/// What the caller may do here, for a program that shows an agent only what it can use.
+pub(crate) async fn door(State(ctx): State<Ctx>, caller: Caller) -> Result<Json<Door>, Problem> {
+    let Caller::Run(run) = caller else {
+        return Ok(Json(Door::default()));
+    };
+    let own = ctx.engine.look(run.task).await?.task;
+    let grant: Option<Grant> = own.spec.terms.grant.as_deref().cloned();
+    let place = grant::place(&own.spec);
+    Ok(Json(Door {
+        run: Some(run.to_string()),
+        task: Some(run.task.to_string()),
+        place,
+        grant,
+    }))
+}
