@@ -267,7 +267,7 @@ impl From<&Task> for Handle {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OneTask {
-    /// The id of a task, or a prefix of it that no other task has.
+    /// The id of a task, a prefix of it that no other task has, or the name of its workspace.
     pub(crate) task: String,
 }
 
@@ -285,7 +285,8 @@ pub(crate) enum Until {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WaitInput {
-    /// Ids of tasks, or prefixes. The agent of a task may leave it out: all that it dispatched.
+    /// Ids of tasks, prefixes of them, or names of their workspaces. The agent of a task may leave it
+    /// out: all that it dispatched.
     #[serde(default)]
     pub(crate) tasks: Vec<String>,
     /// Wait until all of them have ended or need something, or any one.
@@ -315,7 +316,7 @@ pub(crate) struct WaitOutput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LogsInput {
-    /// The id of a task, or a prefix.
+    /// The id of a task, a prefix of it, or the name of its workspace.
     pub(crate) task: String,
     /// The number of a run; left out: the last one.
     #[serde(default)]
@@ -344,7 +345,7 @@ pub(crate) struct LogsOutput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SayInput {
-    /// The id of a task, or a prefix.
+    /// The id of a task, a prefix of it, or the name of its workspace.
     pub(crate) task: String,
     /// What its agent is told: while it runs, or with its next run.
     pub(crate) text: String,
@@ -370,7 +371,7 @@ pub(crate) struct SayOutput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AnswerInput {
-    /// The id of a task, or a prefix.
+    /// The id of a task, a prefix of it, or the name of its workspace.
     pub(crate) task: String,
     /// The answer to the question of a blocked task.
     #[serde(default)]
@@ -389,7 +390,7 @@ pub(crate) struct AnswerInput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StopInput {
-    /// The id of a task, or a prefix. The tasks that it asked for are stopped too.
+    /// The id of a task, a prefix of it, or the name of its workspace. The tasks that it asked for are stopped too.
     pub(crate) task: String,
     /// End it at once, without asking its agent.
     #[serde(default)]
