@@ -305,6 +305,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_names_every_code() {
+        let manual = include_str!("../../../../docs/http.md");
+        for code in Code::ALL {
+            let (word, status, means) = (code.word(), code.status(), code.means());
+            let row = format!("| `{word}` | {status} | {means} |");
+            assert!(manual.contains(&row), "docs/http.md lacks {row}");
+        }
+    }
+
+    #[test]
     fn the_document_is_whole() {
         let made = document().unwrap();
         let mut found = BTreeSet::new();
