@@ -100,13 +100,6 @@ pub(crate) struct DispatchInput {
     /// Variables of the template, persona or plan.
     #[serde(default)]
     pub(crate) variables: BTreeMap<String, String>,
-    /// What its agent may do with tools like these: the name of a configured grant, or none. Of an
-    /// agent's task never more than its own.
-    #[serde(default)]
-    pub(crate) grant: Option<String>,
-    /// For the agent of a task: it does not wait for this one, and is not told how it ends.
-    #[serde(default)]
-    pub(crate) detached: bool,
     /// A name of its own for the workspace. Two live tasks never share one.
     #[serde(default)]
     pub(crate) workspace: Option<String>,
@@ -134,6 +127,12 @@ pub(crate) struct DispatchInput {
     /// For whom: a label, and the first part of the workspace's name.
     #[serde(default)]
     pub(crate) org: Option<String>,
+    /// What its own agent may ask of Dispatch: a configured grant, or none.
+    #[serde(default)]
+    pub(crate) grant: Option<String>,
+    /// Asked for by an agent: nobody waits for it, and it outlives whoever asked.
+    #[serde(default)]
+    pub(crate) detached: bool,
     /// Only for clients that speak the tasks of MCP: answer with a handle all the same.
     #[serde(default)]
     pub(crate) handle: bool,
@@ -192,8 +191,8 @@ pub(crate) struct Handle {
     /// The shortest prefix of it that names the task now.
     pub(crate) short: String,
     pub(crate) title: String,
-    /// queued, preparing, running, stopping, checking, or parked (it waits for tasks of its own); or
-    /// ended: completed, blocked, failed, stopped or lost.
+    /// queued, preparing, running, stopping, checking or parked (it waits for tasks that it asked for);
+    /// or ended: completed, blocked, failed, stopped or lost.
     pub(crate) state: String,
     /// Whether it goes on by itself.
     pub(crate) open: bool,

@@ -73,7 +73,7 @@ pub(super) async fn watched(door: &Door, wanted: &str) -> Result<Vec<Task>, Refu
 
 /// All that run or wait.
 pub(super) async fn open(door: &Door) -> Result<Vec<Task>, Refusal> {
-    const OPEN: &str = "&state=queued,preparing,running,stopping,checking";
+    const OPEN: &str = "&state=queued,preparing,running,stopping,checking,parked";
     let (mut all, _) = door.tasks(OPEN, LOOKED_MAX).await?;
     all.reverse();
     Ok(all)

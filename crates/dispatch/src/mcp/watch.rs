@@ -52,10 +52,11 @@ fn rests(task: &Task) -> bool {
 
 /// Kinds of events that change whether a task rests. What agents say is not among them.
 fn matters(event: &Event) -> bool {
-    const KINDS: [&str; 7] = [
+    const KINDS: [&str; 8] = [
         "started",
         "checks_started",
         "finished",
+        "parked",
         "run_queued",
         "stop_requested",
         "permission_asked",

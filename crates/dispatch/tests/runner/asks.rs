@@ -22,7 +22,7 @@ echo '{"type":"result","subtype":"success","is_error":false,"result":"done"}'
 cat > /dev/null
 "#;
 
-fn world(more: &str) -> TestWorld {
+pub(crate) fn world(more: &str) -> TestWorld {
     TestWorld::with_config(&format!(
         "{more}\n[agents.asking]\ndriver = \"claude\"\nprogram = \"sh\"\n\
          args = []\npool = \"default\"\nplacement = \"host\"\npermissions = \"ask\"\n"
@@ -30,7 +30,7 @@ fn world(more: &str) -> TestWorld {
 }
 
 /// The driver gives options of Claude's, so the program is a file that takes no notice of them.
-fn installed(world: &TestWorld) {
+pub(crate) fn installed(world: &TestWorld) {
     use std::os::unix::fs::PermissionsExt;
     let path = world.path("asking");
     fs::write(&path, format!("#!/bin/sh\n{ASKING}")).unwrap();
@@ -44,7 +44,7 @@ fn installed(world: &TestWorld) {
     fs::write(config, text).unwrap();
 }
 
-fn asking(world: &TestWorld, more: &[&str]) -> String {
+pub(crate) fn asking(world: &TestWorld, more: &[&str]) -> String {
     installed(world);
     let args = [&["--agent", "asking", "--no-checks", "Build it"][..], more].concat();
     let id = world.detach(&args);

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{
     mcp_client::{Can, Client, STDIO, Told, WAYS, Way, read, token_file},
-    schema,
     world::TestWorld,
 };
 
@@ -38,12 +37,10 @@ async fn the_same_tools_in_both_generations_over_every_transport() {
         assert_eq!(waited["done"], true, "{way:?}");
         assert_eq!(waited["tasks"][0]["state"], "completed");
         let shown = client.call("show", json!({"task": task})).await;
-        schema::task(&shown);
-        assert_eq!(
-            shown,
-            world.show(task.as_str().unwrap()),
-            "{way:?}: one state, every door"
-        );
+        let told = world.show(task.as_str().unwrap());
+        for (name, value) in told.as_object().unwrap() {
+            assert_eq!(shown[name], *value, "{way:?}: {name}, at every door");
+        }
         let logs = client.call("logs", json!({"task": task})).await;
         assert!(logs["text"].as_str().unwrap().contains("hello"), "{logs}");
         assert_eq!(logs["open"], false);
@@ -120,7 +117,7 @@ async fn resources(client: &Client, task: &str) {
     let all: Value = serde_json::from_str(&read(client, "dispatch://tasks").await).unwrap();
     assert_eq!(all["tasks"][0]["task"], task);
     let one: Value = serde_json::from_str(&read(client, &uri).await).unwrap();
-    schema::task(&one);
+    assert_eq!(one["id"], task);
     let by_prefix = format!("dispatch://tasks/{}", &task[..6]);
     assert_eq!(
         serde_json::from_str::<Value>(&read(client, &by_prefix).await).unwrap(),

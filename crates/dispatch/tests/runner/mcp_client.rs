@@ -1,6 +1,10 @@
 //! A client of MCP for tests: rmcp's own, in both lifecycles, on standard input and output and over
 //! HTTP. It writes down what it is told and answers what it is asked.
 //! Must not know what a tool does.
+#![allow(
+    deprecated,
+    reason = "the older generation is a part of what is tested"
+)]
 
 use std::{
     collections::HashMap,
@@ -98,10 +102,6 @@ impl Listener {
     }
 }
 
-#[allow(
-    deprecated,
-    reason = "the older generation is a part of what is tested"
-)]
 impl ClientHandler for Listener {
     fn get_info(&self) -> ClientConfig {
         let mut can = ClientCapabilities::default();

@@ -452,6 +452,12 @@ impl TestWorld {
         ended(pid);
     }
 
+    /// How many events the log has.
+    pub(crate) fn events_so_far(&self) -> usize {
+        let events = self.dispatch(&["events", "--json"]).exits(0).out;
+        events.lines().count()
+    }
+
     pub(crate) fn shut_down(&self) {
         let pid = self.engine().unwrap();
         self.http("POST", "/v1/shutdown", "{}").unwrap();
