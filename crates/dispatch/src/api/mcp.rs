@@ -390,7 +390,8 @@ pub(crate) struct AnswerInput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StopInput {
-    /// The id of a task, a prefix of it, or the name of its workspace. The tasks that it asked for are stopped too.
+    /// The id of a task, a prefix of it, or the name of its workspace. The tasks that it asked for are
+    /// stopped too.
     pub(crate) task: String,
     /// End it at once, without asking its agent.
     #[serde(default)]
