@@ -21,8 +21,8 @@ use crate::{
 };
 
 /// What a stream holds for its reader, beside one event more and what is open in live runs.
-const HELD_BYTES_MAX: usize = 128 << 10;
-const HELD_MAX: usize = 500;
+const HELD_BYTES_MAX: usize = 64 << 10;
+const HELD_MAX: usize = 128;
 
 /// The log as all streams read it: one at a time, through one connection.
 #[derive(Clone, Debug)]

@@ -108,6 +108,8 @@ pub(crate) struct OpenMessage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum MessageState {
+    /// Until a person says something.
+    Held,
     Waiting,
     OnItsWay,
     /// It comes back when the agent ends without having taken it up.
@@ -160,6 +162,7 @@ impl From<&view::OpenText> for OpenText {
 impl From<&Message> for OpenMessage {
     fn from(message: &Message) -> Self {
         let state = match (message.fate, message.taken) {
+            (Fate::Waiting, None) if message.held => MessageState::Held,
             (Fate::Waiting, None) => MessageState::Waiting,
             (Fate::Waiting, Some(_)) => MessageState::OnItsWay,
             (Fate::Delivered(_) | Fate::Cancelled, _) => MessageState::Delivered,

@@ -129,11 +129,20 @@ impl TaskView {
                 let Some(message) = member(event, "message") else {
                     return;
                 };
+                let from = event.body.get("from").cloned().unwrap_or_default();
+                let held = event.body.get("held") == Some(&Value::Bool(true));
+                if from == "person" {
+                    self.let_go();
+                }
                 self.messages.push(Waiting {
                     message,
-                    from: event.body.get("from").cloned().unwrap_or_default(),
+                    from,
                     text: event.text("text").unwrap_or_default().to_owned(),
-                    state: MessageState::Waiting,
+                    state: if held {
+                        MessageState::Held
+                    } else {
+                        MessageState::Waiting
+                    },
                     run: None,
                 });
             }
@@ -175,6 +184,14 @@ impl TaskView {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A person has said something.
+    fn let_go(&mut self) {
+        let held = |known: &&mut Waiting| known.state == MessageState::Held;
+        for known in self.messages.iter_mut().filter(held) {
+            known.state = MessageState::Waiting;
         }
     }
 

@@ -49,9 +49,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RETRY: &str = "retry: 1000\n\n";
 /// A client has nothing to say here; what it says all the same is read and dropped.
 const HEARD_BYTES_MAX: usize = 4 << 10;
-/// What a WebSocket holds that the connection does not take.
-const WRITTEN_BYTES_MAX: usize = 1 << 20;
-
 /// The position in a header, as browsers send it when they come back.
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -316,8 +313,9 @@ pub(crate) async fn socket(
     let upgrade = upgrade
         .max_message_size(HEARD_BYTES_MAX)
         .max_frame_size(HEARD_BYTES_MAX)
-        .write_buffer_size(BATCH_BYTES_MAX)
-        .max_write_buffer_size(WRITTEN_BYTES_MAX);
+        .read_buffer_size(HEARD_BYTES_MAX)
+        // And one message more: the next is taken when this much has been written.
+        .write_buffer_size(BATCH_BYTES_MAX);
     Ok(Upgraded(
         upgrade.on_upgrade(move |socket| messages(socket, from)),
     ))

@@ -58,13 +58,26 @@ const DECISIONS: usize = 20_000;
 const ENQUEUED: usize = 2000;
 const ROUNDS_PAIRED: usize = 5;
 
+#[path = "bench/events.rs"]
+mod events;
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [dispatch, agent] = args.as_slice() else {
-        bail!("bench DISPATCH AGENT")
+    let (dispatch, agent, part) = match args.as_slice() {
+        [dispatch, agent] => (dispatch, agent, None),
+        [dispatch, agent, part] => (dispatch, agent, Some(part.as_str())),
+        _ => bail!("bench DISPATCH AGENT [events]"),
     };
     let (dispatch, agent) = (PathBuf::from(dispatch), PathBuf::from(agent));
     machine()?;
+    match part {
+        None => {}
+        Some("events") => {
+            disk()?;
+            return events::run(&dispatch, &agent);
+        }
+        Some(part) => bail!("measure {part}: there is events, or all of it"),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -79,7 +92,7 @@ fn main() -> Result<()> {
     runtime.block_on(start(&dispatch, &agent))?;
     runtime.block_on(enqueue(&dispatch, &agent))?;
     live(&dispatch, &agent)?;
-    Ok(())
+    events::run(&dispatch, &agent)
 }
 
 fn machine() -> Result<()> {
@@ -836,6 +849,10 @@ impl Real {
     fn dispatch(&self, count: usize) -> Result<()> {
         let go = self.place.join("go");
         let task = format!("@say up\n@park {}\n", go.display());
+        self.dispatch_to("fake", &task, count)
+    }
+
+    fn dispatch_to(&self, agent: &str, task: &str, count: usize) -> Result<()> {
         for _ in 0..count {
             let args = [
                 "run",
@@ -843,7 +860,9 @@ impl Real {
                 "--expects",
                 "either",
                 "--no-checks",
-                &task,
+                "--agent",
+                agent,
+                task,
             ];
             if !self
                 .command(&args)

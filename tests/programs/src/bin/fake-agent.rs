@@ -124,6 +124,8 @@ fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {
                 println!("line {n}");
             }
         }
+        "ticks" => ticks(path, text)?,
+        "pour" => pour(rest.parse()?)?,
         "garbage" => io::stdout().write_all(&[0xff, 0xfe, b'x', 0, 0xc3, b'\n'])?,
         "long-line" => {
             let n = rest.parse()?;
@@ -333,6 +335,43 @@ fn wait_for(path: &str) {
     while !Path::new(path).exists() {
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A line as `codex exec` says a text.
+fn said(text: &str) -> String {
+    format!(
+        r#"{{"type":"item.completed","item":{{"id":"i","type":"agent_message","text":"{text}"}}}}"#
+    )
+}
+
+/// For the bench: a line every so many milliseconds with the nanoseconds of the machine's own clock,
+/// until the file is there. With `said` behind it as Codex would say it.
+fn ticks(path: &str, how: &str) -> Result<()> {
+    let (pause, is_said) = match how.split_once(' ') {
+        Some((pause, _)) => (pause, true),
+        None => (how, false),
+    };
+    let pause = Duration::from_millis(pause.parse()?);
+    while !Path::new(path).exists() {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let tick = format!("tick {}", now.tv_sec * 1_000_000_000 + now.tv_nsec);
+        println!("{}", if is_said { said(&tick) } else { tick });
+        std::thread::sleep(pause);
+    }
+    Ok(())
+}
+
+/// So many texts as fast as it can.
+fn pour(count: u64) -> Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    for n in 0..count {
+        let line = said(&format!(
+            "text {n} {}",
+            "of about a hundred bytes ".repeat(4)
+        ));
+        writeln!(out, "{line}")?;
+    }
+    Ok(out.flush()?)
 }
 
 fn flood(bytes: u64) -> Result<()> {
