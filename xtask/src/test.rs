@@ -81,11 +81,11 @@ fn step(name: &str, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The real agent CLIs, pinned by a lock file, installed below the target folder.
+/// The real agents and MCP clients, pinned by a lock file, installed below the target folder.
 fn agents(skipped: &mut Vec<String>) -> Result<Option<PathBuf>> {
     let pins = root().join("tests/agents");
     let mut skip = |why: String| {
-        skipped.push(format!("tests with the real agent CLIs: {why}"));
+        skipped.push(format!("tests with the real agents and MCP clients: {why}"));
         Ok(None)
     };
     if !pins.join("package-lock.json").exists() {
@@ -99,7 +99,7 @@ fn agents(skipped: &mut Vec<String>) -> Result<Option<PathBuf>> {
     if installed(&pins, &place) {
         return Ok(Some(place));
     }
-    println!("== install the real agent CLIs");
+    println!("== install the real agents and MCP clients");
     std::fs::create_dir_all(&place)?;
     for file in ["package.json", "package-lock.json"] {
         std::fs::copy(pins.join(file), place.join(file))?;

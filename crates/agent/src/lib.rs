@@ -1,17 +1,76 @@
 //! What works: guests of our own, run as jobs like any other, without a privilege (I8).
-//! For now the scripted one, which does the demo's work; the one with a model comes beside it.
+//! Must not know the engine: what it hears and says are lines of [`dispatch_core::native`].
 //!
+//! * [`agent`] from its opening to its last word; [`turn`] one answer; [`step`] one question
+//!   to a model; [`setback`] when that fails; [`calls`] what the answer asks for
+//! * [`record`] what it says, durable; [`inbox`] what it hears; [`conversation`] the fold of the
+//!   record; [`log`] both together
+//! * [`model`] ask a model; [`keys`] with which key; [`fallback`] what comes after a failure
+//! * [`tools`] what a model may do; [`system`] what it is told of itself
 //! * [`script`] follow a script: the words of the demo's agent
 
+mod agent;
+mod calls;
+mod clock;
+mod conversation;
+mod fallback;
+mod inbox;
+mod keys;
+mod log;
+mod model;
+#[cfg(test)]
+mod provider;
+#[cfg(test)]
+mod random;
+mod record;
 pub mod script;
+mod setback;
+mod step;
+mod system;
+#[cfg(test)]
+mod tests;
+mod tools;
+mod turn;
 
-use std::{ffi::OsString, io, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clock::Clock;
+
+/// Threads that run tasks; work on files has others. A model's stream goes on while a tool computes.
+const WORKERS: usize = 2;
 
 /// `dispatch agent`: the arguments behind it.
 #[must_use]
 pub fn main(args: &[OsString]) -> ExitCode {
     match args.first().and_then(|arg| arg.to_str()) {
         Some("--scripted") => script::main(&mut io::stdin().lock(), &mut io::stdout().lock()),
-        _ => script::usage(&mut io::stderr().lock()),
+        None => native(),
+        Some(_) => script::usage(&mut io::stderr().lock()),
+    }
+}
+
+fn native() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(agent::run(Clock::default(), io::stdin(), io::stdout()));
+            // The thread that reads standard input may wait there for ever.
+            runtime.shutdown_background();
+            ended.map_err(|error| error.to_string())
+        }
+        Err(error) => Err(format!("start: {error}")),
+    };
+    match ended {
+        Ok(code) => code,
+        Err(why) => match writeln!(io::stderr().lock(), "agent: {why}") {
+            Ok(()) | Err(_) => ExitCode::from(2),
+        },
     }
 }

@@ -177,6 +177,8 @@ names! {
     GrantName = "a grant's name";
     /// Who is told of what happens: `[notify.NAME]`.
     HookName = "a hook's name";
+    /// An account at a model's provider: `[keys.NAME]`.
+    KeyName = "a key's name";
     /// The name of a workspace; two live tasks never share one.
     WorkspaceName = "a workspace's name";
 }

@@ -15,6 +15,8 @@
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
+//! * [`models`] keys and models of the native agent; [`native`] the lines it says and hears;
+//!   [`rules`] what it may do without asking
 //! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
 //!   [`server`] where the engine listens
 
@@ -38,7 +40,9 @@ pub mod ledger;
 pub mod letter;
 pub mod limits;
 pub mod message;
+pub mod models;
 pub mod naming;
+pub mod native;
 pub mod network;
 pub mod notify;
 pub mod outcome;
@@ -46,6 +50,7 @@ pub mod project;
 pub mod prompt;
 pub mod redact;
 pub mod review;
+pub mod rules;
 pub mod run;
 pub mod schedule;
 pub mod seatbelt;

@@ -31,6 +31,8 @@ mod login;
 mod mcp;
 #[path = "runner/mcp_client.rs"]
 mod mcp_client;
+#[path = "runner/mcp_clients.rs"]
+mod mcp_clients;
 #[path = "runner/mcp_go.rs"]
 mod mcp_go;
 #[path = "runner/mcp_needs.rs"]

@@ -27,7 +27,7 @@ use dispatch_core::{
     network::AllowList,
     outcome::{Failure, Outcome, Stop},
     task::{Effort, Expects, Network, Placement, TaskSpec, Terms, Wrap, title_of},
-    update::Update,
+    update::{ChunkId, Update, Voice},
 };
 use dispatch_engine::{
     attachments::NewFile,
@@ -42,7 +42,7 @@ use rustix::{
     process::{Pid, Signal},
 };
 use serde_json::{Value, json};
-use world::{World, finished, model::Model, outcome, patient, permit, reason, talk, until};
+use world::{World, finished, model::Model, outcome, patient, permit, pieces, reason, talk, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
@@ -471,6 +471,27 @@ async fn an_effort_is_passed_on() {
         );
         assert_eq!(stage.model.asked()[0]["effort"], "low", "{cli:?}");
     }
+}
+
+/// Thoughts and words, piece by piece, each closed by the whole with its number.
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_is_heard_while_it_speaks() {
+    let said = "I write the note now, as I was asked to do: caf\u{e9}, na\u{ef}ve.";
+    let steps = json!([
+        {"thinking": "First I look, then I write.", "text": said,
+            "tool": "shell", "command": "echo edited >> README.md", "slow_ms": 30},
+        {"text": "Finished.", "repeat": true},
+    ]);
+    let Some(stage) = Stage::set(Cli::Claude, steps).await else {
+        return;
+    };
+    let run = stage.dispatch().await;
+    let pieces = pieces::watch(&stage.engine, run).await;
+    pieces.hold(said);
+    pieces.hold("First I look, then I write.");
+    let (voice, _, count) = pieces.told[&ChunkId(2)];
+    assert!(voice == Voice::Text && count > 1, "{pieces:#?}");
+    stage.end(run).await;
 }
 
 async fn edits_a_file(cli: Cli, wrap: Wrap) {

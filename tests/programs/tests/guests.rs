@@ -31,7 +31,7 @@ use dispatch_engine::{
     view::{Force, Given, TaskView, Told},
 };
 use serde_json::{Value, json};
-use world::{World, finished, model::Model, outcome, patient, permit, reason, talk, until};
+use world::{World, finished, model::Model, outcome, patient, permit, pieces, reason, talk, until};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const TASK: &str = "Put the marmalade in order.";
@@ -320,6 +320,23 @@ async fn it_edits_a_file_and_says_so() {
             let enforced = last.enforced.clone().unwrap();
             assert!(enforced.starts_with("bwrap+landlock"), "{enforced}");
         }
+    })
+    .await;
+}
+
+/// Piece by piece, and the whole that closes it has its number.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_heard_while_it_speaks() {
+    each(|guest| async move {
+        let said = "Let me see what there is to do here, and then do it: caf\u{e9}, na\u{ef}ve.";
+        let steps = json!([{"text": said, "slow_ms": 30, "repeat": true}]);
+        let Some(stage) = Stage::set(guest, &steps).await else {
+            return;
+        };
+        let run = stage.engine.dispatch(stage.spec(), Secrets::new()).await;
+        let pieces = pieces::watch(&stage.engine, run.unwrap()).await;
+        eprintln!("{guest:?} {:?}", pieces.told);
+        pieces.hold(said);
     })
     .await;
 }

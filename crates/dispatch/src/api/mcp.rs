@@ -100,6 +100,13 @@ pub(crate) struct DispatchInput {
     /// Variables of the template, persona or plan.
     #[serde(default)]
     pub(crate) variables: BTreeMap<String, String>,
+    /// What its agent may do with tools like these: the name of a configured grant, or none. Of an
+    /// agent's task never more than its own.
+    #[serde(default)]
+    pub(crate) grant: Option<String>,
+    /// For the agent of a task: it does not wait for this one, and is not told how it ends.
+    #[serde(default)]
+    pub(crate) detached: bool,
     /// A name of its own for the workspace. Two live tasks never share one.
     #[serde(default)]
     pub(crate) workspace: Option<String>,
@@ -127,12 +134,6 @@ pub(crate) struct DispatchInput {
     /// For whom: a label, and the first part of the workspace's name.
     #[serde(default)]
     pub(crate) org: Option<String>,
-    /// What its own agent may ask of Dispatch: a configured grant, or none.
-    #[serde(default)]
-    pub(crate) grant: Option<String>,
-    /// Asked for by an agent: nobody waits for it, and it outlives whoever asked.
-    #[serde(default)]
-    pub(crate) detached: bool,
     /// Only for clients that speak the tasks of MCP: answer with a handle all the same.
     #[serde(default)]
     pub(crate) handle: bool,
@@ -191,8 +192,8 @@ pub(crate) struct Handle {
     /// The shortest prefix of it that names the task now.
     pub(crate) short: String,
     pub(crate) title: String,
-    /// queued, preparing, running, stopping, checking or parked (it waits for tasks that it asked for);
-    /// or ended: completed, blocked, failed, stopped or lost.
+    /// queued, preparing, running, stopping, checking, or parked (it waits for tasks of its own); or
+    /// ended: completed, blocked, failed, stopped or lost.
     pub(crate) state: String,
     /// Whether it goes on by itself.
     pub(crate) open: bool,
@@ -266,7 +267,7 @@ impl From<&Task> for Handle {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OneTask {
-    /// The id of a task, or a prefix of it that no other task has.
+    /// The id of a task, a prefix of it that no other task has, or the name of its workspace.
     pub(crate) task: String,
 }
 
@@ -284,7 +285,8 @@ pub(crate) enum Until {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WaitInput {
-    /// Ids of tasks, or prefixes. The agent of a task may leave it out: all that it dispatched.
+    /// Ids of tasks, prefixes of them, or names of their workspaces. The agent of a task may leave it
+    /// out: all that it dispatched.
     #[serde(default)]
     pub(crate) tasks: Vec<String>,
     /// Wait until all of them have ended or need something, or any one.
@@ -314,7 +316,7 @@ pub(crate) struct WaitOutput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LogsInput {
-    /// The id of a task, or a prefix.
+    /// The id of a task, a prefix of it, or the name of its workspace.
     pub(crate) task: String,
     /// The number of a run; left out: the last one.
     #[serde(default)]
@@ -343,7 +345,7 @@ pub(crate) struct LogsOutput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SayInput {
-    /// The id of a task, or a prefix.
+    /// The id of a task, a prefix of it, or the name of its workspace.
     pub(crate) task: String,
     /// What its agent is told: while it runs, or with its next run.
     pub(crate) text: String,
@@ -369,7 +371,7 @@ pub(crate) struct SayOutput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AnswerInput {
-    /// The id of a task, or a prefix.
+    /// The id of a task, a prefix of it, or the name of its workspace.
     pub(crate) task: String,
     /// The answer to the question of a blocked task.
     #[serde(default)]
@@ -388,7 +390,8 @@ pub(crate) struct AnswerInput {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StopInput {
-    /// The id of a task, or a prefix. The tasks that it asked for are stopped too.
+    /// The id of a task, a prefix of it, or the name of its workspace. The tasks that it asked for are
+    /// stopped too.
     pub(crate) task: String,
     /// End it at once, without asking its agent.
     #[serde(default)]

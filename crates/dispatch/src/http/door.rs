@@ -10,9 +10,9 @@ use std::{
 use axum::{
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderName,
+        HeaderMap, HeaderName, Method,
         header::{AUTHORIZATION, HOST, ORIGIN},
-        uri::{Authority, Uri},
+        uri::Authority,
     },
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -168,7 +168,7 @@ pub(crate) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match guard.caller(request.uri(), request.headers()) {
+    match guard.caller(&request) {
         Ok(caller) => {
             // Nothing further in has a use for it, so nothing can tell it on.
             request.headers_mut().remove(AUTHORIZATION);
@@ -183,7 +183,8 @@ pub(crate) async fn guard(
 }
 
 impl Guard {
-    fn caller(&self, uri: &Uri, headers: &HeaderMap) -> Result<Caller, Problem> {
+    fn caller(&self, request: &Request) -> Result<Caller, Problem> {
+        let (uri, headers) = (request.uri(), request.headers());
         let bad_head =
             |what: &str| Problem::new(Code::BadHead, format!("take the request: {what}"));
         // `GET http://elsewhere/` names two hosts, and proxies disagree about which one counts.
@@ -191,6 +192,10 @@ impl Guard {
             return Err(bad_head(
                 "its first line has to name a path and nothing else",
             ));
+        }
+        // Of proxies; some make a tunnel of one without asking.
+        if [Method::CONNECT, Method::TRACE].contains(request.method()) {
+            return Err(bad_head("CONNECT and TRACE are for proxies"));
         }
         let host = one(headers, &HOST)
             .map_err(bad_head)?

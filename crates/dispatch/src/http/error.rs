@@ -1,7 +1,5 @@
 //! Errors for callers: one table of stable codes, one match from a refusal to one of them, and
 //! bodies and queries whose refusals have the same shape. Must not word anything a person reads twice.
-#![allow(dead_code, reason = "read by the document of the routes")]
-
 use std::error::Error;
 
 use axum::{
@@ -18,6 +16,7 @@ use axum::{
 use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
 use dispatch_engine::view::VerbError;
 use http_body_util::LengthLimitError;
+use hyper::body::Body as HttpBody;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
 
 use super::listen::TooSlow;
@@ -273,10 +272,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let bytes = Bytes::from_request(request, state).await;
-        let bytes = bytes.map_err(|error| match error.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::TooLarge, unread_text(&error)),
-            _ => unread(&error),
-        })?;
+        let bytes = bytes.map_err(|error| unread(&error))?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text)
             .map(Self)
@@ -286,6 +282,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 /// A body as it came, up to so many bytes.
 pub(crate) async fn whole(body: axum::body::Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    // What is said to be too long is not waited for.
+    let said = HttpBody::size_hint(&body).lower();
+    if usize::try_from(said).unwrap_or(usize::MAX) > bytes_max {
+        let detail = format!("read the request: its body has {said} bytes, {bytes_max} are taken");
+        return Err(Problem::new(Code::TooLarge, detail));
+    }
     let body = axum::body::to_bytes(body, bytes_max).await;
     body.map_err(|error| unread(&error))
 }
@@ -302,11 +304,7 @@ fn unread(error: &(dyn Error + 'static)) -> Problem {
         }
         cause = inner.source();
     }
-    Problem::new(code, unread_text(error))
-}
-
-fn unread_text(error: &dyn Error) -> String {
-    format!("read the request: {error}")
+    Problem::new(code, format!("read the request: {error}"))
 }
 
 /// The query of a request; what is not known in it is refused.

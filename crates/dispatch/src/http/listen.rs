@@ -8,7 +8,10 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,7 +19,7 @@ use std::{
 use axum::{Router, body::Body, middleware::from_fn_with_state};
 use dispatch_engine::jobdir::socket_path;
 use hyper::{
-    Request,
+    Request, StatusCode,
     body::{Bytes, Frame, Incoming, SizeHint},
     server::conn::http1,
     service::service_fn,
@@ -36,20 +39,38 @@ use super::{
     door::{Door, Guard, Keys, guard},
     guesses::Peer,
     stall::{Patient, STALL_TIME},
+    strict::{HEAD_BYTES_MAX, Strict},
 };
 
-/// For the whole head of a request, and for the next one on a connection that stays open.
-const HEAD_TIME: Duration = Duration::from_secs(15);
-/// Of a request's head.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 64;
-/// For the whole body: time for the largest that a route takes, over a slow line.
-const BODY_TIME: Duration = Duration::from_secs(120);
-const TLS_TIME: Duration = Duration::from_secs(10);
-/// Connections of one listener; more wait in the system's queue.
-const CONNECTIONS_MAX: usize = 512;
 /// After an accept that failed, for want of descriptors for instance.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a connection may take of time, and a listener of connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// For the whole head of a request, and for the next one on a connection that stays open.
+    pub(crate) head: Duration,
+    /// For the whole body: the largest that a route takes, over a slow line.
+    pub(crate) body: Duration,
+    pub(crate) tls: Duration,
+    /// While the other side takes nothing of what is ready for it.
+    pub(crate) stall: Duration,
+    /// Of one listener; more wait in the system's queue.
+    pub(crate) connections: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(15),
+            body: Duration::from_secs(120),
+            tls: Duration::from_secs(10),
+            stall: STALL_TIME,
+            connections: 512,
+        }
+    }
+}
 
 /// Who listens.
 pub(crate) enum Listener {
@@ -115,9 +136,21 @@ impl Listener {
         door: Door,
         keys: Arc<Keys>,
         routes: Router,
-        mut closing: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
     ) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let bounds = Bounds::default();
+        self.serve_within(door, keys, routes, closing, bounds).await;
+    }
+
+    pub(crate) async fn serve_within(
+        self,
+        door: Door,
+        keys: Arc<Keys>,
+        routes: Router,
+        mut closing: watch::Receiver<bool>,
+        bounds: Bounds,
+    ) {
+        let room = Arc::new(Semaphore::new(bounds.connections));
         let mut connections = JoinSet::new();
         loop {
             let next = async {
@@ -142,7 +175,7 @@ impl Listener {
             let (routes, closing) = (routes.clone(), closing.clone());
             connections.spawn(async move {
                 let counted = guard.keys.connected(&guard.door);
-                connection(raw, guard, routes, closing).await;
+                connection(raw, guard, routes, closing, bounds).await;
                 drop((place, counted));
             });
         }
@@ -151,12 +184,18 @@ impl Listener {
     }
 }
 
-async fn connection(raw: Raw, guard: Guard, routes: Router, closing: watch::Receiver<bool>) {
+async fn connection(
+    raw: Raw,
+    guard: Guard,
+    routes: Router,
+    closing: watch::Receiver<bool>,
+    bounds: Bounds,
+) {
     let stream: Box<dyn Stream> = match raw {
         Raw::Unix(stream) => Box::new(stream),
         Raw::Tcp(stream) => Box::new(small_packets(stream)),
         Raw::Tls(stream, acceptor) => {
-            let shaken = timeout(TLS_TIME, acceptor.accept(small_packets(stream))).await;
+            let shaken = timeout(bounds.tls, acceptor.accept(small_packets(stream))).await;
             // Whoever cannot speak TLS with us cannot be told why either.
             let Ok(Ok(stream)) = shaken else {
                 return;
@@ -164,7 +203,7 @@ async fn connection(raw: Raw, guard: Guard, routes: Router, closing: watch::Rece
             Box::new(stream)
         }
     };
-    http(stream, guard, routes, closing).await;
+    http(stream, guard, routes, closing, bounds).await;
 }
 
 /// Events are small and wanted at once.
@@ -179,23 +218,31 @@ async fn http(
     guarded: Guard,
     routes: Router,
     mut closing: watch::Receiver<bool>,
+    bounds: Bounds,
 ) {
+    let upgraded = Arc::new(AtomicBool::new(false));
+    let stream = Strict::new(Patient::new(stream, bounds.stall), Arc::clone(&upgraded));
     // Around the whole router: nothing of it is reached before the door.
     let service = from_fn_with_state(guarded, guard).layer(routes);
     let service = service_fn(move |request: Request<Incoming>| {
         let request = request.map(|body| {
-            let deadline = Box::pin(sleep(BODY_TIME));
+            let deadline = Box::pin(sleep(bounds.body));
             Body::new(Timed { body, deadline })
         });
-        let answer = service.clone().oneshot(request);
-        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+        let (answer, upgraded) = (service.clone().oneshot(request), Arc::clone(&upgraded));
+        async move {
+            let answer = answer.await.unwrap_or_else(|never| match never {});
+            let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+            upgraded.fetch_or(switches, Ordering::SeqCst);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(bounds.head)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(Patient::new(stream, STALL_TIME)), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut serving = pin!(serving);
     tokio::select! {
@@ -212,7 +259,7 @@ async fn http(
 
 /// The body of a request did not come in time.
 #[derive(Debug, thiserror::Error)]
-#[error("its body did not come within {} s", BODY_TIME.as_secs())]
+#[error("its body did not come in time")]
 pub(crate) struct TooSlow;
 
 /// A body that has to be there in time, whoever reads it.

@@ -11,12 +11,14 @@ mod guesses;
 mod letters;
 mod listen;
 mod metrics;
+mod openapi;
 mod own;
 pub(crate) mod reads;
 mod repeats;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod stall;
+mod strict;
 mod tasks;
 pub(crate) mod tokens;
 

@@ -10,7 +10,7 @@ use std::{
 
 use axum::{
     body::{Body, Bytes, to_bytes},
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, Request},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -21,7 +21,7 @@ use ring::hmac;
 use super::{
     Ctx,
     caller::{self, Caller},
-    error::{self, Code, Problem},
+    error::{Code, Problem},
 };
 
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -173,18 +173,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
     }
 }
 
-/// The layer of every POST. `bytes_max` is the most that the route takes.
+/// Goes on to the handler of a POST, unless it has been there with this request before.
 pub(crate) async fn once(
-    State((ctx, bytes_max)): State<(Ctx, usize)>,
-    request: Request,
+    ctx: &Ctx,
+    mut parts: Parts,
+    body: Bytes,
     next: Next,
 ) -> Result<Response, Problem> {
-    let Some(text) = key_of(request.headers())? else {
+    let Some(text) = key_of(&parts.headers)? else {
+        let request = Request::from_parts(parts, Body::from(body));
         return Ok(next.run(request).await);
     };
-    let (mut parts, body) = request.into_parts();
     let caller = caller::of(&parts)?;
-    let body = error::whole(body, bytes_max).await?;
     let key = named(&text, &caller, &parts, &body);
     match ctx.repeats.begin(&key, Instant::now())? {
         Known::Before(kept) => return Ok(again(kept)),

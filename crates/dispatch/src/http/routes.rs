@@ -1,8 +1,6 @@
 //! The table of routes: method, path, who may, what it is, and the types that go in and come out.
 //! Nothing is served that is not a row here, and a row does not compile without saying who may.
 //! Must not decide anything about tasks: handlers do, through the engine.
-#![allow(dead_code, reason = "read by the document of the routes")]
-
 use std::{convert::Infallible, future::Future, sync::Arc, time::Instant};
 
 use axum::{
@@ -14,18 +12,19 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, on},
 };
+use hyper::body::Body as HttpBody;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower::Service;
 
 use super::{
     Ctx,
     caller::{Access, Caller, Scope},
-    error::{self, Body, Params, Problem},
+    error::{self, Body, Code, Params, Problem},
     events,
     family::{self, Acting},
     letters,
     metrics::{self, RowMeter},
-    own, reads,
+    openapi, own, reads,
     repeats::{self, Key},
     tasks,
 };
@@ -219,6 +218,20 @@ macro_rules! described {
     };
 }
 described!(A);
+
+/// One that takes nothing.
+impl<F, Fut> Described<((),)> for F
+where
+    F: FnOnce() -> Fut,
+    Fut: Future,
+    Fut::Output: Gives,
+{
+    fn sheet() -> Sheet {
+        let mut sheet = Sheet::default();
+        <Fut::Output as Gives>::describe(&mut sheet);
+        sheet
+    }
+}
 described!(A B);
 described!(A B C);
 described!(A B C D);
@@ -350,6 +363,7 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Post, "/v1/secrets", Needs(Admin), "Hand over what queued runs lack", own::secrets),
         Route::new(Get, "/v1/needs", Needs(Read), "Names of secrets that queued runs lack", own::needs),
         Route::new(Post, "/v1/freeze", Needs(Admin), "Start nothing new, or do again", own::freeze),
+        Route::new(Get, "/v1/openapi.json", Needs(Read), "This document", openapi::openapi),
         Route::new(Get, "/v1/health", Needs(Read), "Whether it serves, and what", own::health),
         Route::new(Post, "/v1/shutdown", Needs(Admin), "End the engine; jobs live on", own::shutdown),
     ];
@@ -360,12 +374,17 @@ pub(crate) fn table() -> Vec<Route> {
 /// refused, what is not there too. The tools of MCP are requests to the rows of the table, so their
 /// row comes on top of it.
 pub(crate) fn with_mcp(ctx: Ctx, tables: &'static Tables) -> Router {
+    let all = everything(&ctx, tables);
+    serve(ctx, all)
+}
+
+fn everything(ctx: &Ctx, tables: &'static Tables) -> Vec<Route> {
     let inside = serve(ctx.clone(), table());
     let mcp = mcp::http::service(inside, ctx.closing.clone(), tables);
     let mut all = table();
     let summary = "The tools of MCP, as streamable HTTP";
     all.push(Route::service("/mcp", Access::Known, summary, mcp));
-    serve(ctx, all)
+    all
 }
 
 fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
@@ -379,10 +398,15 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         };
         let access = route.access;
         let meter = ctx.meter.row(route.verb.word(), route.path);
-        let mut serve = route.serve.layer(DefaultBodyLimit::max(bytes));
-        if route.verb == Verb::Post && !route.anew {
-            serve = serve.layer(from_fn_with_state((ctx.clone(), bytes), repeats::once));
-        }
+        // The limit is kept where a body is read, which is before its handler.
+        let serve = route.serve.layer(DefaultBodyLimit::disable());
+        let whole = move |request, next| whole_body(bytes, request, next);
+        let serve = match route.verb {
+            Verb::Post if route.anew => serve.layer(from_fn(whole)),
+            Verb::Post => serve.layer(from_fn_with_state((ctx.clone(), bytes), take_body)),
+            Verb::Get | Verb::Delete => serve.layer(from_fn(no_body)),
+            Verb::Any => serve.layer(from_fn(whole)),
+        };
         // Around all that reads a body, so that nothing of one is looked at for a stranger.
         let serve = serve
             .layer(from_fn(move |request, next| admit(access, request, next)))
@@ -413,6 +437,33 @@ async fn admit(access: Access, request: Request, next: Next) -> Result<Response,
     let (parts, body) = request.into_parts();
     access.admits(&super::caller::of(&parts)?)?;
     Ok(next.run(Request::from_parts(parts, body)).await)
+}
+
+/// Reads a body whole: what is too long, too slow or broken off comes to no handler.
+async fn take_body(
+    State((ctx, bytes_max)): State<(Ctx, usize)>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let body = error::whole(body, bytes_max).await?;
+    repeats::once(&ctx, parts, body, next).await
+}
+
+/// The same where asking again is asking anew, or has ways of its own.
+async fn whole_body(bytes_max: usize, request: Request, next: Next) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let body = error::whole(body, bytes_max).await?;
+    Ok(next.run(Request::from_parts(parts, body.into())).await)
+}
+
+/// What a handler would not read, two servers in a row could read as another request.
+async fn no_body(request: Request, next: Next) -> Result<Response, Problem> {
+    if !HttpBody::is_end_stream(request.body()) {
+        let detail = "take the request: this method comes without a body";
+        return Err(Problem::new(Code::BadBody, detail));
+    }
+    Ok(next.run(request).await)
 }
 
 /// What is read has a position that it is true at: exactly, where its handler says so, else everything
@@ -447,3 +498,6 @@ async fn count(State(ctx): State<Ctx>, request: Request, next: Next) -> Response
     drop(guard);
     response
 }
+
+#[cfg(test)]
+mod walk;

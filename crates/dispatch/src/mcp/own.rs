@@ -76,8 +76,12 @@ const OPEN: [&str; 6] = [
     "parked",
 ];
 
-async fn find(call: &Call, id: &str) -> Result<Task, Refusal> {
-    find::by_id(&call.door, id).await
+/// Only names and directories of workspaces have a slash.
+async fn find(call: &Call, wanted: &str) -> Result<Task, Refusal> {
+    match wanted.contains('/') {
+        true => find::by_workspace(&call.door, wanted).await,
+        false => find::by_id(&call.door, wanted).await,
+    }
 }
 
 async fn dispatch(call: &Call, input: DispatchInput) -> Result<Reply<Handle>, Refusal> {

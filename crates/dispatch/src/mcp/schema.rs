@@ -3,7 +3,7 @@
 
 use rmcp::model::JsonObject;
 use schemars::{JsonSchema, generate::SchemaSettings};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What a tool takes.
 pub(crate) fn input<T: JsonSchema>() -> JsonObject {
@@ -22,6 +22,28 @@ pub(crate) fn input<T: JsonSchema>() -> JsonObject {
 /// What a tool gives.
 pub(crate) fn output<T: JsonSchema>() -> JsonObject {
     made::<T>(SchemaSettings::draft2020_12().for_serialize())
+}
+
+/// A type with two names, one of them null, as one of two types: some clients know only types with one.
+fn split(schema: &mut JsonObject) {
+    let Some(Value::Array(types)) = schema.get("type") else {
+        return;
+    };
+    let other = types.iter().find(|name| **name != "null").cloned();
+    let (Some(other), 2) = (other, types.len()) else {
+        return;
+    };
+    let mut about = JsonObject::new();
+    for name in ["title", "description", "default"] {
+        about.extend(schema.remove_entry(name));
+    }
+    let mut one = std::mem::replace(schema, about);
+    one.insert("type".into(), other);
+    if let Some(Value::Array(words)) = one.get_mut("enum") {
+        words.retain(|word| !word.is_null());
+    }
+    let both = vec![Value::Object(one), json!({"type": "null"})];
+    schema.insert("anyOf".into(), Value::Array(both));
 }
 
 /// In one piece: many clients do not follow references.
@@ -55,6 +77,7 @@ fn plain(value: &mut Value) {
                 *text = text.replace('\n', " ");
             }
             members.values_mut().for_each(plain);
+            split(members);
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
@@ -69,16 +92,6 @@ fn drop_null(property: &mut Value) {
     let Some(property) = property.as_object_mut() else {
         return;
     };
-    if let Some(Value::Array(types)) = property.get_mut("type") {
-        types.retain(|name| name != "null");
-        if let [one] = &types[..] {
-            let one = one.clone();
-            property.insert("type".into(), one);
-        }
-    }
-    if let Some(Value::Array(words)) = property.get_mut("enum") {
-        words.retain(|word| !word.is_null());
-    }
     // What is left of one that may also be null stands for itself.
     if let Some(Value::Array(kinds)) = property.get_mut("anyOf") {
         kinds.retain(|kind| kind.get("type") != Some(&Value::from("null")));
@@ -132,7 +145,11 @@ mod tests {
         assert_eq!(got["required"], json!(["all"]));
         assert!(got.get("title").is_none() && got.get("description").is_none());
         let got = Value::Object(output::<Outer>());
-        assert_eq!(got["properties"]["name"]["type"], json!(["string", "null"]));
+        assert_eq!(got["properties"]["name"]["type"], Value::Null);
+        assert_eq!(
+            got["properties"]["name"]["anyOf"],
+            json!([{"type": "string"}, {"type": "null"}])
+        );
         assert!(!got.to_string().contains("$ref"));
     }
 }

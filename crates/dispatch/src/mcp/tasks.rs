@@ -5,8 +5,8 @@
 use rmcp::{
     RoleServer,
     model::{
-        CallToolResult, CreateTaskResult, DetailedTask, ErrorCode, JsonObject, Task as McpTask,
-        TaskPayload, TaskStatus,
+        CallToolResult, CreateTaskResult, DetailedTask, ErrorCode, JsonObject, ProtocolVersion,
+        Task as McpTask, TaskPayload, TaskStatus,
     },
     service::RequestContext,
 };
@@ -18,10 +18,13 @@ use crate::api::{mcp::Handle, task::Task};
 /// How often a client is asked to look.
 const POLL_MS: u64 = 2_000;
 
-/// Whether this client knows tasks of MCP; one that does not could not read them.
+/// Whether this client knows tasks of MCP; one that does not could not read them. Clients of both
+/// generations say that they do in the older one too, and then take no task for an answer.
 pub(crate) fn spoken(context: &RequestContext<RoleServer>) -> bool {
+    let version = context.protocol_version();
+    let modern = version.is_some_and(|version| version >= ProtocolVersion::NO_INITIALIZE);
     let capabilities = context.client_capabilities();
-    capabilities.is_some_and(|capabilities| capabilities.supports_tasks())
+    modern && capabilities.is_some_and(|capabilities| capabilities.supports_tasks())
 }
 
 pub(crate) fn created(task: &Task) -> CreateTaskResult {

@@ -1,6 +1,8 @@
 //! The document is a contract: it names what there is.
 
-use super::{schema, world::TestWorld};
+use std::{io::Write as _, process::Command};
+
+use super::{schema, wire::Door, world::TestWorld};
 
 const DOCUMENT: &str = include_str!("../../../../docs/cli.md");
 
@@ -51,4 +53,58 @@ fn the_document_names_every_field() {
     for field in schema::fields() {
         assert!(words.contains(&field), "docs/cli.md lacks {field}");
     }
+}
+
+const HTTP: &str = include_str!("../../../../docs/http.md");
+
+/// Every block of shell in docs/http.md, one after the other, against an engine that listens.
+#[test]
+fn the_examples_of_http_run() {
+    let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
+    if !there("curl") || !there("jq") {
+        let mut out = std::io::stderr().lock();
+        writeln!(
+            out,
+            "SKIPPED: the examples of docs/http.md: curl and jq are needed"
+        )
+        .unwrap();
+        return;
+    }
+    let world = TestWorld::new();
+    let door = Door::open(&world);
+    let blocks = HTTP.split("```sh\n").skip(1);
+    let script: String = blocks
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    assert!(script.matches("api \"$URL").count() > 10, "{script}");
+    let (_, token) = door.token.rsplit_once(' ').unwrap();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_dispatch"));
+    let path = std::env::var("PATH").unwrap();
+    let output = Command::new("sh")
+        .args(["-euc", &script])
+        .current_dir(world.path("person"))
+        .env_clear()
+        .env(
+            "PATH",
+            format!("{}:{path}", program.parent().unwrap().display()),
+        )
+        .env("HOME", world.path("person"))
+        .env("DISPATCH_HOME", world.home())
+        .env("URL", format!("http://{}", door.address))
+        .env("TOKEN", token)
+        .env("REPO", world.repo())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:#?}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        " completed",
+        "dispatch_tasks{",
+        "+hi",
+        "dispatch/write-it-down-",
+        "true",
+    ] {
+        assert!(told.contains(part), "no {part} in {told}");
+    }
+    door.close().exits(0);
 }

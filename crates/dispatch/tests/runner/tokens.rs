@@ -1,7 +1,7 @@
 //! Programs at the door: tokens from `dispatch token`, an address from `dispatch serve --listen`.
 //! Must not ask for anything that needs a task.
 
-use std::fs;
+use std::{fs, io::Write as _, process::Command};
 
 use super::{
     wire::{Door, ask, token},
@@ -112,4 +112,84 @@ fn being_ourselves_opens_the_persons_socket_only() {
             .unwrap()
             .is_dir()
     );
+}
+
+/// A certificate for this machine, by the system's own program; `None`: skipped.
+fn certificate(world: &TestWorld) -> Option<[String; 2]> {
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| world.path(name).display().to_string());
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ])
+        .args(["-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", &key, "-out", &cert])
+        .output();
+    let curl = Command::new("curl").arg("--version").output();
+    match (made, curl) {
+        (Ok(made), Ok(_)) if made.status.success() => Some([cert, key]),
+        other => {
+            // Past the test harness, which would keep it to itself.
+            let mut out = std::io::stderr().lock();
+            let why = format!("openssl and curl are needed ({other:?})");
+            writeln!(out, "SKIPPED: the door over TLS: {why}").unwrap();
+            None
+        }
+    }
+}
+
+#[test]
+fn a_certificate_of_ones_own_opens_addresses_that_others_reach() {
+    let world = TestWorld::new();
+    let Some([cert, key]) = certificate(&world) else {
+        return;
+    };
+    let file = world.home().join("dispatch.toml");
+    let before = fs::read_to_string(&file).unwrap();
+    let tls = |cert: &str, key: &str| {
+        let server = format!("[server]\ntls_cert = {cert:?}\ntls_key = {key:?}\n");
+        fs::write(&file, format!("{server}{before}")).unwrap();
+    };
+    // The other way round it is none.
+    tls(&key, &cert);
+    let listen = ["serve", "--listen", "0.0.0.0:0", "--json"];
+    world
+        .dispatch(&listen)
+        .exits(5)
+        .says(&["use the certificate"]);
+    tls(&cert, &key);
+    let token = token(&world, &["--scope", "read,admin"]);
+    let mut serve = world.follow(&listen);
+    serve.until("url");
+    let told: serde_json::Value = serde_json::from_str(serve.last()).unwrap();
+    let url = told["url"].as_str().unwrap();
+    let port = url.strip_prefix("https://localhost:").unwrap();
+    let curl = |path: &str, more: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--cacert", &cert, "-H", &token])
+            .args(more);
+        curl.arg(format!("https://127.0.0.1:{port}{path}"))
+            .output()
+            .unwrap()
+    };
+    let health = curl("/v1/health", &["-f"]);
+    assert!(health.status.success(), "{health:?}");
+    assert!(
+        String::from_utf8(health.stdout)
+            .unwrap()
+            .contains("\"version\"")
+    );
+    let old = curl("/v1/health", &["--tls-max", "1.1"]);
+    assert!(!old.status.success(), "{old:?}");
+    // What is not TLS gets no answer that could be one.
+    let plain = super::wire::send(&format!("127.0.0.1:{port}"), b"GET / HTTP/1.1\r\n\r\n");
+    assert!(!plain.starts_with(b"HTTP/"), "{plain:?}");
+    assert!(curl("/v1/shutdown", &["-f", "-d", "{}"]).status.success());
+    serve.end().exits(0);
 }

@@ -9,6 +9,7 @@
 pub mod model;
 pub mod net;
 pub mod permit;
+pub mod pieces;
 pub mod talk;
 
 use std::{

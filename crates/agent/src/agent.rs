@@ -1,0 +1,288 @@
+//! The agent: what it was told at its opening, and what lasts from turn to turn. It opens, answers
+//! what it is told, one turn after the other, and leaves when nothing more will come.
+//! Must not have anything that its opening does not give: no home, no settings of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use dispatch_core::{
+    id::KeyName,
+    models::{Choice, Endpoint, KeySource, KeyTable},
+    native::{Chunk, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
+    rules::Rules,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    clock::Clock,
+    inbox::Inbox,
+    keys::Keys,
+    log::{Log, ResumeError, resume},
+    model::{Client, Proxy, Timers, ToolSpec},
+    record::{Record, RecordError, Sink},
+    system,
+    tools::{self, Place, Sign, Spill, Tool},
+    turn,
+};
+
+/// Signs of tools on their way; a tool waits for room, what is only shown is dropped.
+const SIGNS_MAX: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error("open: nothing was said")]
+    Nothing,
+    #[error("open: {0}")]
+    Order(String),
+    #[error("open: the first order is not to open")]
+    NotOpened,
+    #[error(
+        "open: the lines have version {0}, and we speak {VERSION}; use the same release of both"
+    )]
+    Version(u32),
+    #[error("open: {0}")]
+    Tools(String),
+    #[error("open: {0}")]
+    Key(String),
+    #[error("open: the costs of {0} are limited, and its key's table has no price for it")]
+    NoPrice(Choice),
+    #[error("open: {0}")]
+    Resume(#[from] ResumeError),
+    #[error("open: use {what}: {source}")]
+    Io {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) session: String,
+    pub(crate) chain: Vec<Choice>,
+    pub(crate) tables: BTreeMap<KeyName, KeyTable>,
+    pub(crate) limits: TurnLimits,
+    pub(crate) live: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) settings: Settings,
+    pub(crate) clock: Clock,
+    pub(crate) system: String,
+    pub(crate) tools: Vec<&'static Tool>,
+    pub(crate) specs: Vec<ToolSpec>,
+    pub(crate) rules: Rules,
+    pub(crate) client: Client,
+    pub(crate) keys: Keys,
+    pub(crate) inbox: Inbox,
+    pub(crate) log: Log,
+    pub(crate) place: Arc<Place>,
+    pub(crate) signs: mpsc::Receiver<Sign>,
+}
+
+/// From the first order to the last word.
+pub(crate) async fn run(
+    clock: Clock,
+    input: impl Read + Send + 'static,
+    output: impl Sink,
+) -> Result<ExitCode, AgentError> {
+    let started = |source| AgentError::Io {
+        what: "standard input and output".into(),
+        source,
+    };
+    let mut inbox = Inbox::start(input).map_err(started)?;
+    inbox.listen_to(signal(SignalKind::terminate()).map_err(started)?);
+    let opening = opened(&mut inbox).await?;
+    let prompt = opening.prompt.clone();
+    let mut agent = Agent::open(clock, opening, inbox, output)?;
+    agent.live(prompt).await
+}
+
+async fn opened(inbox: &mut Inbox) -> Result<Opening, AgentError> {
+    match inbox.first().await {
+        None => Err(AgentError::Nothing),
+        Some(Err(problem)) => Err(AgentError::Order(problem)),
+        Some(Ok(Order::Open(opening))) if opening.version != VERSION => {
+            Err(AgentError::Version(opening.version))
+        }
+        Some(Ok(Order::Open(opening))) => Ok(*opening),
+        Some(Ok(_)) => Err(AgentError::NotOpened),
+    }
+}
+
+impl Agent {
+    fn open(
+        clock: Clock,
+        opening: Opening,
+        inbox: Inbox,
+        output: impl Sink,
+    ) -> Result<Self, AgentError> {
+        let used = |what: &std::path::Path| {
+            let what = what.display().to_string();
+            move |source| AgentError::Io { what, source }
+        };
+        let tools = tools::granted(opening.tools.as_deref()).map_err(AgentError::Tools)?;
+        let conversation = resume(&opening.resume)?;
+        let spill = Spill::new(&opening.spill).map_err(used(&opening.spill))?;
+        let (sender, signs) = mpsc::channel(SIGNS_MAX);
+        let hidden = hidden(&opening.keys);
+        let place = Place::new(&opening.cwd, spill, hidden, inbox.count(), sender);
+        let place = place.map_err(used(&opening.cwd))?;
+        let record = Record::start(output).map_err(|source| AgentError::Io {
+            what: "standard output".into(),
+            source,
+        })?;
+        let mut rules = opening.rules;
+        for (group, subject) in conversation.allowed() {
+            rules.allow_always(*group, subject);
+        }
+        let agent = Self {
+            clock,
+            system: system::prompt(opening.system.as_deref(), place.root(), &tools),
+            specs: tools.iter().map(|tool| tools::spec(tool)).collect(),
+            tools,
+            rules,
+            client: Client::new(
+                Proxy::from(|name| std::env::var(name).ok()),
+                Timers::default(),
+            ),
+            keys: Keys::default(),
+            inbox,
+            log: Log::new(record, conversation),
+            place: Arc::new(place),
+            signs,
+            settings: Settings {
+                session: opening.session,
+                chain: opening.chain,
+                tables: opening.keys,
+                limits: opening.limits,
+                live: opening.live,
+            },
+        };
+        agent.check()?;
+        Ok(agent)
+    }
+
+    /// Everything that would fail later for a mistake in the settings fails now.
+    fn check(&self) -> Result<(), AgentError> {
+        for choice in &self.settings.chain {
+            let endpoint = self.endpoint(choice).map_err(AgentError::Key)?;
+            if self.settings.limits.cost_usd_max > 0.0 && endpoint.row.price.is_none() {
+                return Err(AgentError::NoPrice(choice.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn endpoint(&self, choice: &Choice) -> Result<Endpoint, String> {
+        let Choice { key, model, .. } = choice;
+        let Some(table) = self.settings.tables.get(key) else {
+            let there: Vec<&str> = self.settings.tables.keys().map(KeyName::as_str).collect();
+            let there = there.join(", ");
+            return Err(format!(
+                "use key {key}: it is not configured; there are {there}"
+            ));
+        };
+        table
+            .endpoint(key, model)
+            .map_err(|error| error.to_string())
+    }
+
+    async fn live(&mut self, prompt: Option<String>) -> Result<ExitCode, AgentError> {
+        let hello = Chunk::Hello {
+            version: VERSION,
+            session: self.settings.session.clone(),
+        };
+        let step = self.log.conversation.step();
+        self.log.put(step, hello).await?;
+        let mut said: Vec<Message> = prompt
+            .map(|text| Message { id: 0, text })
+            .into_iter()
+            .collect();
+        let mut last = TurnEnd::Done;
+        loop {
+            said.extend(self.inbox.messages());
+            self.note().await?;
+            if said.is_empty() && !self.log.conversation.in_turn() {
+                if self.inbox.closed() || self.inbox.stopped() {
+                    break;
+                }
+                self.inbox.hear().await;
+                continue;
+            }
+            last = turn::run(self, std::mem::take(&mut said)).await?;
+            // What waits after a stop or a failure is not taken up by itself.
+            if last != TurnEnd::Done {
+                break;
+            }
+        }
+        self.place.end().await;
+        Ok(match last {
+            TurnEnd::Done | TurnEnd::Stopped => ExitCode::SUCCESS,
+            TurnEnd::Failed { .. } | TurnEnd::Limit { .. } => ExitCode::FAILURE,
+        })
+    }
+
+    /// A turn begins; or one goes on that an earlier process did not end, and then what is said now
+    /// is told to it. What comes back is to be told.
+    pub(crate) async fn begin(&mut self, said: Vec<Message>) -> Result<Vec<Message>, RecordError> {
+        let conversation = &self.log.conversation;
+        if conversation.in_turn() {
+            let step = conversation.step();
+            let over = conversation
+                .open_step()
+                .map(|(end, _)| end == Some(StepEnd::Done));
+            let text = "an earlier run of this turn was ended; it goes on".to_owned();
+            self.log.put(step, Chunk::Notice { text }).await?;
+            match over {
+                // It had answered already: what is said now is for the next turn.
+                Some(true) if !said.is_empty() => self.end(TurnEnd::Done).await?,
+                Some(_) => return Ok(said),
+                None if said.is_empty() => return Ok(said),
+                // It had not begun to answer: this belongs to what was said.
+                None => {}
+            }
+        }
+        let step = self.log.conversation.next_turn();
+        self.log.put(step, Chunk::Turn { said }).await?;
+        Ok(Vec::new())
+    }
+
+    pub(crate) async fn end(&mut self, end: TurnEnd) -> Result<(), RecordError> {
+        let step = self.log.conversation.step();
+        let text = self.log.conversation.last_text();
+        self.log.put(step, Chunk::TurnEnded { end, text }).await
+    }
+
+    /// What the inbox has to tell.
+    pub(crate) async fn note(&mut self) -> Result<(), RecordError> {
+        let step = self.log.conversation.step();
+        for id in self.inbox.unsaid() {
+            self.log.put(step, Chunk::Unsaid { id }).await?;
+        }
+        for text in self.inbox.problems() {
+            self.log.put(step, Chunk::Notice { text }).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Commands are not given the keys of models.
+fn hidden(tables: &BTreeMap<KeyName, KeyTable>) -> BTreeSet<String> {
+    let sources = tables.values().filter_map(|table| table.key.as_ref());
+    let names = sources.filter_map(|source| match source {
+        KeySource::From(name) => Some(name.clone()),
+        KeySource::File(_) | KeySource::Command(_) => None,
+    });
+    names.collect()
+}

@@ -1,0 +1,231 @@
+//! The calls of one step: each is allowed or not, recorded before it begins, run, and answered once.
+//! Must not run what is not allowed, and must not run beside others what changes something.
+
+use std::time::Duration;
+
+use dispatch_core::{
+    native::{Chunk, TurnEnd},
+    rules::Action,
+};
+use serde_json::Value;
+use tokio::{task::JoinSet, time::Instant as At};
+
+use crate::{
+    agent::Agent,
+    conversation::{Call, INTERRUPTED},
+    record::RecordError,
+    tools::{self, Run, Sign, Tool},
+    turn::{Halt, Turn, limit},
+};
+
+/// A call that may begin.
+struct Ready {
+    call: Call,
+    tool: &'static Tool,
+}
+
+/// All that have no result yet, in their order; those that only look run beside each other.
+pub(crate) async fn run(turn: &mut Turn<'_>, calls: Vec<Call>) -> Result<(), Halt> {
+    let mut together: Vec<Ready> = Vec::new();
+    for call in calls {
+        let Some(ready) = ready(turn, call).await? else {
+            continue;
+        };
+        let alone = !ready.tool.safe;
+        if alone {
+            run_together(turn, std::mem::take(&mut together)).await?;
+        }
+        together.push(ready);
+        if alone {
+            run_together(turn, std::mem::take(&mut together)).await?;
+        }
+    }
+    run_together(turn, together).await
+}
+
+/// `None`: it has its answer already.
+async fn ready(turn: &mut Turn<'_>, call: Call) -> Result<Option<Ready>, Halt> {
+    let Some(tool) = tools::find(&turn.agent.tools, &call.name) else {
+        let there = tools::list(&turn.agent.tools);
+        let text = format!("error: there is no tool {:?}; there are {there}", call.name);
+        turn.answer(&call, text, true).await?;
+        return Ok(None);
+    };
+    // An earlier process began it and did not see its end. What only looks may look again.
+    if turn.agent.log.conversation.is_running(&call.id) && !tool.safe {
+        turn.answer(&call, INTERRUPTED.to_owned(), true).await?;
+        return Ok(None);
+    }
+    if let Err(why) = permit(turn, &call, tool).await? {
+        turn.answer(&call, format!("error: {why}"), true).await?;
+        return Ok(None);
+    }
+    Ok(Some(Ready { call, tool }))
+}
+
+/// What the rules say, or whoever is asked.
+async fn permit(
+    turn: &mut Turn<'_>,
+    call: &Call,
+    tool: &'static Tool,
+) -> Result<Result<(), String>, Halt> {
+    let input: Value = serde_json::from_str(&call.input).unwrap_or_default();
+    let subject = (tool.subject)(&input, &turn.agent.place);
+    match turn.agent.rules.decide(tool.group, &subject) {
+        Action::Allow => return Ok(Ok(())),
+        Action::Deny => {
+            let group = tool.group;
+            let why = format!("this is not permitted: a rule for {group} denies it");
+            return Ok(Err(why));
+        }
+        Action::Ask => {}
+    }
+    let id = turn.agent.log.conversation.next_question();
+    turn.put(Chunk::Asked {
+        id,
+        call: call.id.clone(),
+        tool: tool.name.to_owned(),
+        group: tool.group,
+        subject: subject.clone(),
+        input: call.input.clone(),
+    })
+    .await?;
+    let (allowed, always, why) = wait_for(turn, id).await?;
+    turn.put(Chunk::Answered {
+        id,
+        allowed,
+        always,
+        why: why.clone(),
+    })
+    .await?;
+    if allowed && always {
+        turn.agent.rules.allow_always(tool.group, &subject);
+    }
+    let denied = match why.as_str() {
+        "" => "this was not permitted".to_owned(),
+        why => format!("this was not permitted: {why}"),
+    };
+    Ok(if allowed { Ok(()) } else { Err(denied) })
+}
+
+/// Whatever happens there is an answer: nobody's is a denial.
+async fn wait_for(turn: &mut Turn<'_>, id: u64) -> Result<(bool, bool, String), Halt> {
+    let wait = Duration::from_millis(turn.agent.settings.limits.ask_wait_ms);
+    let until = At::now() + wait;
+    loop {
+        if let Some(permit) = turn.agent.inbox.permit(id) {
+            return Ok((permit.allow, permit.always, permit.why));
+        }
+        if turn.agent.inbox.stopped() {
+            return Err(Halt::End(TurnEnd::Stopped));
+        }
+        if turn.agent.inbox.closed() {
+            return Ok((false, false, "nobody is there to ask".to_owned()));
+        }
+        tokio::select! {
+            () = turn.agent.inbox.hear() => {}
+            () = tokio::time::sleep_until(until) => {
+                return Ok((false, false, "nobody answered in time".to_owned()));
+            }
+        }
+    }
+}
+
+async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt> {
+    let Some(last) = ready.len().checked_sub(1) else {
+        return Ok(());
+    };
+    let step = turn.step();
+    for (index, Ready { call, .. }) in ready.iter().enumerate() {
+        let call = call.id.clone();
+        let chunk = Chunk::Running { call };
+        // The last one is behind the others in the pipe.
+        if index == last {
+            turn.agent.log.put_first(step, chunk).await?;
+        } else {
+            turn.agent.log.put(step, chunk).await?;
+        }
+    }
+    let mut running = JoinSet::new();
+    let mut names = std::collections::HashMap::new();
+    for (index, Ready { call, tool }) in ready.iter().enumerate() {
+        let run = Run {
+            call: call.id.clone(),
+            input: call.input.clone(),
+            place: std::sync::Arc::clone(&turn.agent.place),
+        };
+        let task = running.spawn((tool.run)(run));
+        names.insert(task.id(), index);
+    }
+    while !running.is_empty() {
+        let deadline = turn.deadline;
+        let next = next(turn.agent, &mut running);
+        let done = wait(deadline, next).await?;
+        let (id, outcome) = match done {
+            Happened::Heard if turn.agent.inbox.stopped() => {
+                // Dropped, each tool ends what it began.
+                drop(running);
+                return Err(Halt::End(TurnEnd::Stopped));
+            }
+            Happened::Heard => continue,
+            Happened::Sign(sign) => {
+                signed(turn, sign).await?;
+                continue;
+            }
+            Happened::Done(done) => done,
+        };
+        while let Ok(sign) = turn.agent.signs.try_recv() {
+            signed(turn, sign).await?;
+        }
+        let Some(Ready { call, tool }) = names.get(&id).and_then(|index| ready.get(*index)) else {
+            continue;
+        };
+        let (text, failed) = match outcome {
+            Ok(Ok(text)) => (text, false),
+            Ok(Err(wrong)) => (wrong.to_string(), true),
+            Err(panic) => (format!("error: this is a bug in the tool: {panic}"), true),
+        };
+        let text = turn.agent.place.fit(tool.name, text).await;
+        turn.answer(call, text, failed).await?;
+    }
+    Ok(())
+}
+
+type Outcome = Result<Result<String, tools::Wrong>, String>;
+
+enum Happened {
+    Heard,
+    Sign(Sign),
+    Done((tokio::task::Id, Outcome)),
+}
+
+async fn next(agent: &mut Agent, running: &mut JoinSet<Result<String, tools::Wrong>>) -> Happened {
+    tokio::select! {
+        biased;
+        () = agent.inbox.hear() => Happened::Heard,
+        Some(sign) = agent.signs.recv() => Happened::Sign(sign),
+        Some(done) = running.join_next_with_id() => Happened::Done(match done {
+            Ok((id, outcome)) => (id, Ok(outcome)),
+            Err(error) => (error.id(), Err(error.to_string())),
+        }),
+    }
+}
+
+async fn wait(
+    deadline: Option<At>,
+    next: impl Future<Output = Happened>,
+) -> Result<Happened, Halt> {
+    let Some(at) = deadline else {
+        return Ok(next.await);
+    };
+    let done = tokio::time::timeout_at(at, next).await;
+    done.map_err(|_| limit("wall_clock"))
+}
+
+async fn signed(turn: &mut Turn<'_>, sign: Sign) -> Result<(), RecordError> {
+    match sign {
+        Sign::Plan(todos) => turn.put(Chunk::Plan { todos }).await,
+        Sign::Live(live) if turn.agent.settings.live => turn.agent.log.show(live),
+        Sign::Live(_) => Ok(()),
+    }
+}

@@ -1,0 +1,360 @@
+//! A conversation as the fold of its record: the same lines come to the same conversation, whether
+//! this process wrote them or an earlier one.
+//! Must not read or write anything, and must not change an entry once there is one after it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use dispatch_core::{
+    models::{Choice, Wire},
+    native::{Block, Chunk, Message, StepEnd, StepId, Todo, Tokens},
+    rules::Group,
+};
+
+use crate::{
+    keys::Outs,
+    model::{Entry, Origin, ToolResult},
+};
+
+/// What a model is told of a call whose end nobody has seen.
+pub(crate) const INTERRUPTED: &str =
+    "error: this call was interrupted before it ended; it may have had some of its effects";
+/// Of a call that never began.
+pub(crate) const NOT_RUN: &str =
+    "error: this call was not run, because the answer it was in broke off";
+/// Of its own answer.
+const BROKE_OFF: &str = "[Your answer broke off here. Go on from there.]";
+const TOO_LONG: &str = "[Your answer was as long as it may be. Go on from there.]";
+
+/// A call of the step that is not over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) input: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Step {
+    origin: Origin,
+    blocks: Vec<Block>,
+    end: Option<StepEnd>,
+    running: BTreeSet<String>,
+    results: BTreeMap<String, ToolResult>,
+    said: Vec<String>,
+}
+
+impl Step {
+    fn new(model: &Choice, wire: Wire) -> Self {
+        Self {
+            origin: Origin {
+                key: model.key.clone(),
+                wire,
+            },
+            blocks: Vec::new(),
+            end: None,
+            running: BTreeSet::new(),
+            results: BTreeMap::new(),
+            said: Vec::new(),
+        }
+    }
+
+    fn calls(&self) -> impl Iterator<Item = Call> {
+        self.blocks.iter().filter_map(|block| match block {
+            Block::Call {
+                id, name, input, ..
+            } => Some(Call {
+                id: id.clone(),
+                name: name.clone(),
+                input: input.clone(),
+            }),
+            Block::Text { .. } | Block::Thinking { .. } | Block::Other { .. } => None,
+        })
+    }
+
+    fn result(&self, call: &str) -> ToolResult {
+        let known = self.results.get(call).cloned();
+        known.unwrap_or_else(|| ToolResult {
+            call: call.to_owned(),
+            output: self.missing(call).to_owned(),
+            failed: true,
+        })
+    }
+
+    fn missing(&self, call: &str) -> &'static str {
+        if self.running.contains(call) {
+            INTERRUPTED
+        } else {
+            NOT_RUN
+        }
+    }
+
+    /// As the model is told it.
+    fn entries(&self) -> Vec<Entry> {
+        if self.blocks.is_empty() {
+            return self.said.iter().cloned().map(Entry::Said).collect();
+        }
+        let cut = matches!(self.end, None | Some(StepEnd::Cut { .. }));
+        let mut entries = vec![Entry::Answer {
+            origin: self.origin.clone(),
+            blocks: self.blocks.clone(),
+            cut,
+        }];
+        let results: Vec<ToolResult> = self.calls().map(|call| self.result(&call.id)).collect();
+        let mut said = self.said.clone();
+        if results.is_empty() {
+            match self.end {
+                None | Some(StepEnd::Cut { .. }) => said.insert(0, BROKE_OFF.to_owned()),
+                Some(StepEnd::Full) => said.insert(0, TOO_LONG.to_owned()),
+                Some(StepEnd::Done | StepEnd::Calls | StepEnd::Refused) => {}
+            }
+        }
+        let said = (!said.is_empty()).then(|| said.join(BETWEEN));
+        match (results.is_empty(), said) {
+            (true, None) => {}
+            (true, Some(text)) => entries.push(Entry::Said(text)),
+            (false, said) => entries.push(Entry::Results { results, said }),
+        }
+        entries
+    }
+}
+
+/// Between two messages that are told at once.
+const BETWEEN: &str = "\n\n---\n\n";
+
+pub(crate) fn joined(said: &[Message]) -> String {
+    let texts: Vec<&str> = said.iter().map(|message| message.text.as_str()).collect();
+    texts.join(BETWEEN)
+}
+
+/// A question for permission, as long as nobody has answered it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Question {
+    group: Group,
+    subject: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Conversation {
+    /// Whole and unchangeable: shared with whoever sends them.
+    entries: Arc<Vec<Entry>>,
+    open: Option<Step>,
+    step: StepId,
+    in_turn: bool,
+    questions: BTreeMap<u64, Question>,
+    /// The last number of a question.
+    asked: u64,
+    allowed: Vec<(Group, String)>,
+    pub(crate) outs: Outs,
+    pub(crate) todos: Vec<Todo>,
+    /// Of the turn that is or was last.
+    pub(crate) spent: Spent,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Spent {
+    pub(crate) steps: u32,
+    pub(crate) tokens: Tokens,
+    pub(crate) cost_usd: f64,
+}
+
+impl Conversation {
+    pub(crate) fn apply(&mut self, step: StepId, chunk: &Chunk) {
+        match chunk {
+            Chunk::Turn { said } => {
+                self.close();
+                self.step = step;
+                self.in_turn = true;
+                self.spent = Spent::default();
+                self.push(Entry::Said(joined(said)));
+            }
+            Chunk::Step { model, wire } => self.begin_step(step, model, *wire),
+            Chunk::Block(block) => self.with_open(|open| open.blocks.push(block.clone())),
+            Chunk::StepEnded(end) => self.with_open(|open| open.end = Some(end.clone())),
+            Chunk::Running { call } => self.with_open(|open| {
+                open.running.insert(call.clone());
+            }),
+            Chunk::Result {
+                call,
+                output,
+                failed,
+            } => self.with_open(|open| {
+                let result = ToolResult {
+                    call: call.clone(),
+                    output: output.clone(),
+                    failed: *failed,
+                };
+                // The first one is the one: what a model was told does not change.
+                open.results.entry(call.clone()).or_insert(result);
+            }),
+            Chunk::Said { said } => self.with_open(|open| open.said.push(joined(said))),
+            Chunk::Usage { tokens, cost_usd } => self.spent.add(tokens, *cost_usd),
+            Chunk::Plan { todos } => self.todos.clone_from(todos),
+            Chunk::Asked {
+                id, group, subject, ..
+            } => {
+                self.asked = self.asked.max(*id);
+                let question = Question {
+                    group: *group,
+                    subject: subject.clone(),
+                };
+                self.questions.insert(*id, question);
+            }
+            Chunk::Answered {
+                id,
+                allowed,
+                always,
+                ..
+            } => {
+                if let Some(question) = self.questions.remove(id)
+                    && *allowed
+                    && *always
+                {
+                    self.allowed.push((question.group, question.subject));
+                }
+            }
+            chunk @ (Chunk::KeyOut { .. } | Chunk::KeyBack { .. }) => self.outs.apply(chunk),
+            Chunk::TurnEnded { .. } => {
+                self.close();
+                self.questions.clear();
+                self.in_turn = false;
+            }
+            Chunk::Hello { .. }
+            | Chunk::Unsaid { .. }
+            | Chunk::Windows { .. }
+            | Chunk::Waiting { .. }
+            | Chunk::ModelChanged { .. }
+            | Chunk::Notice { .. }
+            | Chunk::Live(_) => {}
+        }
+    }
+
+    fn begin_step(&mut self, step: StepId, model: &Choice, wire: Wire) {
+        let again = step == self.step && self.open.is_some() && self.open_is_empty();
+        if !again {
+            self.close();
+            self.spent.steps += 1;
+        }
+        self.step = step;
+        self.open = Some(Step::new(model, wire));
+    }
+
+    fn with_open(&mut self, change: impl FnOnce(&mut Step)) {
+        if let Some(open) = &mut self.open {
+            change(open);
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            for entry in open.entries() {
+                self.push(entry);
+            }
+        }
+    }
+
+    fn push(&mut self, entry: Entry) {
+        Arc::make_mut(&mut self.entries).push(entry);
+    }
+
+    pub(crate) fn entries(&self) -> Arc<Vec<Entry>> {
+        Arc::clone(&self.entries)
+    }
+
+    /// The step that was begun last.
+    pub(crate) fn step(&self) -> StepId {
+        self.step
+    }
+
+    pub(crate) fn next_step(&self) -> StepId {
+        StepId {
+            turn: self.step.turn,
+            step: self.step.step + 1,
+        }
+    }
+
+    pub(crate) fn next_turn(&self) -> StepId {
+        StepId {
+            turn: self.step.turn + 1,
+            step: 0,
+        }
+    }
+
+    /// A turn has begun and not ended: it is to go on.
+    pub(crate) fn in_turn(&self) -> bool {
+        self.in_turn
+    }
+
+    /// What is known of the step that is not over: its end, and its calls without a result.
+    pub(crate) fn open_step(&self) -> Option<(Option<StepEnd>, Vec<Call>)> {
+        let open = self.open.as_ref()?;
+        let left = open
+            .calls()
+            .filter(|call| !open.results.contains_key(&call.id));
+        Some((open.end.clone(), left.collect()))
+    }
+
+    /// Whether the step that is not over has anything a model must be told of.
+    pub(crate) fn open_is_empty(&self) -> bool {
+        let empty = |open: &Step| open.blocks.is_empty() && open.said.is_empty();
+        self.open.as_ref().is_none_or(empty)
+    }
+
+    pub(crate) fn is_running(&self, call: &str) -> bool {
+        self.open
+            .as_ref()
+            .is_some_and(|open| open.running.contains(call))
+    }
+
+    /// All text of the step that is or was last.
+    pub(crate) fn last_text(&self) -> String {
+        let open = self.open.as_ref().map(|open| open.blocks.as_slice());
+        let closed = self.entries.iter().rev().find_map(|entry| match entry {
+            Entry::Answer { blocks, .. } => Some(blocks.as_slice()),
+            Entry::Said(_) | Entry::Results { .. } => None,
+        });
+        let texts = open
+            .or(closed)
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|block| match block {
+                Block::Text { text, .. } => Some(text.as_str()),
+                Block::Thinking { .. } | Block::Call { .. } | Block::Other { .. } => None,
+            });
+        texts.collect::<Vec<_>>().concat()
+    }
+
+    pub(crate) fn next_question(&self) -> u64 {
+        self.asked + 1
+    }
+
+    /// What somebody allowed once and for all.
+    pub(crate) fn allowed(&self) -> &[(Group, String)] {
+        &self.allowed
+    }
+}
+
+impl Spent {
+    fn add(&mut self, more: &Tokens, cost_usd: Option<f64>) {
+        let sum = &mut self.tokens;
+        sum.input += more.input;
+        sum.cache_read += more.cache_read;
+        sum.cache_write += more.cache_write;
+        sum.output += more.output;
+        sum.reasoning += more.reasoning;
+        self.cost_usd += cost_usd.unwrap_or(0.0);
+    }
+
+    pub(crate) fn all_tokens(&self) -> u64 {
+        let Tokens {
+            input,
+            cache_read,
+            cache_write,
+            output,
+            ..
+        } = self.tokens;
+        input + cache_read + cache_write + output
+    }
+}

@@ -1,0 +1,123 @@
+//! Models: one question, one streamed answer, over three wire formats. Written by hand, because an
+//! agent depends on what libraries hide: assistant blocks that go back byte for byte, prompts whose
+//! beginning never changes, limits told on success, errors with a kind.
+//! Must not retry, must not choose another model, must not run anything.
+//!
+//! * [`sse`] events out of bytes; [`fields`] JSON kept as it was written
+//! * [`entry`] a conversation as it is sent; [`body`] a request without a copy of it
+//! * [`anthropic`], [`responses`], [`chat`] the wire formats; [`effort`] how hard to think in each
+//! * [`error`] what went wrong; [`limits`] what the headers say
+//! * [`http`] the connection; [`client`] all of it together
+
+mod anthropic;
+mod body;
+mod chat;
+mod client;
+mod effort;
+mod entry;
+mod error;
+mod fields;
+#[cfg(test)]
+mod golden;
+mod http;
+mod limits;
+mod responses;
+mod sse;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use client::{Client, Timers, now};
+pub(crate) use entry::{Entry, Origin, ToolResult};
+pub(crate) use error::ModelError;
+pub(crate) use http::Proxy;
+
+use dispatch_core::{
+    models::{Endpoint, Think, Wire},
+    native::{Block, StepEnd, Tokens},
+};
+use serde_json::Value;
+
+use body::Segment;
+use sse::Event;
+
+/// A tool as a model is told of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ToolSpec {
+    pub(crate) name: String,
+    pub(crate) help: String,
+    pub(crate) schema: Value,
+}
+
+/// What a model is asked, but for the conversation itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    /// None: nothing is said of it.
+    pub(crate) effort: Option<Think>,
+    pub(crate) system: &'a str,
+    pub(crate) tools: &'a [ToolSpec],
+    /// The same for all questions of one conversation.
+    pub(crate) session: &'a str,
+}
+
+/// What is heard while a model answers.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Heard {
+    /// Of a block that is not closed yet.
+    Text(String),
+    Thinking(String),
+    Closed(Block),
+    Tokens(Tokens),
+    Ended(StepEnd),
+}
+
+/// How the answer's events are read. One for each answer.
+trait Decode: Send + std::fmt::Debug {
+    fn hear(&mut self, event: &Event) -> Result<Vec<Heard>, ModelError>;
+    /// The stream is at its end: what is still to be told, or that it broke off.
+    fn finish(&mut self) -> Result<Vec<Heard>, ModelError>;
+}
+
+fn decoder(wire: Wire, made_ids: String) -> Box<dyn Decode> {
+    match wire {
+        Wire::Anthropic => Box::<anthropic::Decoder>::default(),
+        Wire::Responses => Box::<responses::Decoder>::default(),
+        Wire::Chat => Box::new(chat::Decoder::new(made_ids)),
+    }
+}
+
+/// One entry of a conversation, in the words of an endpoint; `None`: it has none for it.
+fn segment(origin: &Origin, entry: &Entry) -> Result<Option<Segment>, serde_json::Error> {
+    match origin.wire {
+        Wire::Anthropic => anthropic::segment(origin, entry),
+        Wire::Responses => responses::segment(origin, entry),
+        Wire::Chat => chat::segment(origin, entry),
+    }
+}
+
+/// The members that all formats fill alike: tools, and how hard to think. Open at its end.
+fn head(
+    mut head: Value,
+    question: &Question<'_>,
+    tool: fn(&ToolSpec) -> Value,
+) -> Result<String, serde_json::Error> {
+    if !question.tools.is_empty() {
+        head["tools"] = question.tools.iter().map(tool).collect();
+    }
+    for (name, value) in effort::fragment(question.endpoint, question.effort) {
+        head[name] = value;
+    }
+    let mut head = serde_json::to_string(&head)?;
+    // The brace that closes it comes behind the conversation.
+    head.pop();
+    Ok(head)
+}
+
+/// Everything of a request's body before its conversation, and what comes after it.
+fn frame(question: &Question<'_>) -> Result<(String, &'static str), serde_json::Error> {
+    match question.endpoint.wire {
+        Wire::Anthropic => anthropic::frame(question),
+        Wire::Responses => responses::frame(question),
+        Wire::Chat => chat::frame(question),
+    }
+}

@@ -1,0 +1,268 @@
+//! What a model may do: one file a tool, one row a tool in [`TOOLS`]. Each has its name, its help, a
+//! schema made of a type, the group of permissions it belongs to, and what it does.
+//! Must not decide whether a call is allowed, and must not tell anybody but the model of a mistake
+//! that the model made.
+
+mod apply_patch;
+mod capture;
+mod edit_file;
+mod group;
+mod jobs;
+mod line_kind;
+mod list_files;
+mod patch;
+mod place;
+mod rank;
+mod read_file;
+mod read_file_slice;
+mod run_shell;
+mod search_code;
+mod shell_jobs;
+mod snippet;
+mod spill;
+#[cfg(test)]
+mod testing;
+mod todo;
+mod write_file;
+
+pub(crate) use place::{Place, Sign};
+pub(crate) use spill::Spill;
+
+use std::{fmt, pin::Pin, sync::Arc};
+
+use dispatch_core::rules::Group;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::model::ToolSpec;
+
+/// What went wrong with a call, for the model: it can do better, or do something else.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("error: {0}")]
+pub(crate) struct Wrong(String);
+
+impl Wrong {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+pub(crate) type Running = Pin<Box<dyn Future<Output = Result<String, Wrong>> + Send>>;
+
+/// A call under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) call: String,
+    pub(crate) input: String,
+    pub(crate) place: Arc<Place>,
+}
+
+impl Run {
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, Wrong> {
+        let input = self.input.trim();
+        let input = if input.is_empty() { "{}" } else { input };
+        serde_json::from_str(input)
+            .map_err(|error| Wrong(format!("the arguments do not fit: {error}")))
+    }
+}
+
+pub(crate) struct Tool {
+    pub(crate) name: &'static str,
+    /// For a person and for the list in the system prompt: one line.
+    pub(crate) line: &'static str,
+    /// For the model.
+    pub(crate) help: &'static str,
+    pub(crate) group: Group,
+    /// Changes nothing: may run beside others of its kind, and again after a crash.
+    pub(crate) safe: bool,
+    pub(crate) schema: fn() -> Value,
+    /// What a call would touch, for rules and for whoever is asked.
+    pub(crate) subject: fn(&Value, &Place) -> String,
+    pub(crate) run: fn(Run) -> Running,
+}
+
+impl fmt::Debug for Tool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// In the order in which a model is told of them, which must stay: a cache at the provider begins
+/// with it.
+pub(crate) const TOOLS: &[&Tool] = &[
+    &read_file::TOOL,
+    &read_file_slice::TOOL,
+    &list_files::TOOL,
+    &write_file::TOOL,
+    &edit_file::TOOL,
+    &apply_patch::TOOL,
+    &run_shell::TOOL,
+    &shell_jobs::TOOL,
+    &search_code::TOOL,
+    &todo::TOOL,
+];
+
+/// Those of these names, in our order. A slice comes with its file, jobs with their shell, and the
+/// list of what is to do with everything.
+pub(crate) fn granted(names: Option<&[String]>) -> Result<Vec<&'static Tool>, String> {
+    let Some(names) = names else {
+        return Ok(TOOLS.to_vec());
+    };
+    let unknown = names.iter().find(|name| find(TOOLS, name).is_none());
+    if let Some(name) = unknown {
+        return Err(format!(
+            "use tool {name}: it is not known; there are {}",
+            list(TOOLS)
+        ));
+    }
+    let asked = |name: &str| names.iter().any(|asked| asked == name);
+    let comes = |tool: &&&Tool| match tool.name {
+        "read_file_slice" => asked("read_file") || asked(tool.name),
+        "shell_jobs" => asked("run_shell") || asked(tool.name),
+        "todo" => true,
+        name => asked(name),
+    };
+    Ok(TOOLS.iter().filter(comes).copied().collect())
+}
+
+pub(crate) fn find(tools: &[&'static Tool], name: &str) -> Option<&'static Tool> {
+    tools.iter().find(|tool| tool.name == name).copied()
+}
+
+pub(crate) fn list(tools: &[&'static Tool]) -> String {
+    let names: Vec<&str> = tools.iter().map(|tool| tool.name).collect();
+    names.join(", ")
+}
+
+pub(crate) fn spec(tool: &Tool) -> ToolSpec {
+    ToolSpec {
+        name: tool.name.to_owned(),
+        help: tool.help.to_owned(),
+        schema: (tool.schema)(),
+    }
+}
+
+/// As providers take it: nothing that refers to another place, nothing only some of them know.
+fn schema<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let mut schema = settings
+        .into_generator()
+        .into_root_schema_for::<T>()
+        .to_value();
+    plain(&mut schema);
+    if let Value::Object(members) = &mut schema {
+        members.entry("properties").or_insert_with(|| json!({}));
+    }
+    schema
+}
+
+fn plain(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            for name in ["$schema", "title", "format", "default"] {
+                // A property may have such a name; a keyword of the schema is a text or a value.
+                if !members.get(name).is_some_and(Value::is_object) {
+                    members.remove(name);
+                }
+            }
+            either_or_null(members);
+            members.values_mut().for_each(plain);
+        }
+        Value::Array(items) => items.iter_mut().for_each(plain),
+        _ => {}
+    }
+}
+
+/// What may be left out need not be null as well: some providers refuse two types at once.
+fn either_or_null(members: &mut Map<String, Value>) {
+    if let Some(Value::Array(types)) = members.get_mut("type") {
+        types.retain(|kind| kind != "null");
+        if let [one] = &types[..] {
+            let one = one.clone();
+            members.insert("type".into(), one);
+        }
+    }
+    if let Some(Value::Array(kinds)) = members.get_mut("anyOf") {
+        kinds.retain(|kind| kind["type"] != "null");
+        if let [Value::Object(one)] = &kinds[..] {
+            let one = one.clone();
+            members.remove("anyOf");
+            for (name, value) in one {
+                members.entry(name).or_insert(value);
+            }
+        }
+    }
+    if let Some(Value::Array(values)) = members.get_mut("enum") {
+        values.retain(|value| !value.is_null());
+    }
+}
+
+/// A member of the arguments that is a text, for [`Tool::subject`].
+fn text_of<'a>(input: &'a Value, name: &str) -> &'a str {
+    input[name].as_str().unwrap_or_default()
+}
+
+/// Work on files, off the threads that must not wait.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Wrong> + Send + 'static,
+) -> Result<T, Wrong> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Wrong(format!("this is a bug in the tool: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tool_has_a_name_a_help_and_a_schema_that_providers_take() {
+        let mut names = Vec::new();
+        for tool in TOOLS {
+            assert!(!names.contains(&tool.name));
+            names.push(tool.name);
+            assert!(
+                tool.help.len() > tool.line.len() && !tool.line.ends_with('.'),
+                "{tool:?}"
+            );
+            let schema = (tool.schema)();
+            assert_eq!(schema["type"], "object", "{tool:?}: {schema}");
+            let text = schema.to_string();
+            for word in ["$ref", "$schema", "\"title\":\"", "\"format\":\"", "null"] {
+                assert!(!text.contains(word), "{tool:?}: {text}");
+            }
+            let described = schema["properties"].as_object().unwrap();
+            for (name, property) in described {
+                assert!(
+                    property["description"].is_string(),
+                    "{tool:?} {name}: {text}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_with_what_is_granted() {
+        let granted = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            granted(Some(&names)).map(|tools| list(&tools))
+        };
+        assert_eq!(granted(&[]).unwrap(), "todo");
+        let both = granted(&["run_shell", "read_file"]).unwrap();
+        assert_eq!(
+            both,
+            "read_file, read_file_slice, run_shell, shell_jobs, todo"
+        );
+        assert!(
+            granted(&["fly"])
+                .unwrap_err()
+                .contains("there are read_file,")
+        );
+        assert_eq!(super::granted(None).unwrap().len(), TOOLS.len());
+    }
+}

@@ -1,0 +1,285 @@
+//! Where tools work: the workspace, what the model knows of its files, and the ways in and out.
+//! Must not be taken for a fence: paths are checked so that a model does not stray, and the cage is
+//! what holds whoever wants to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    hash::{DefaultHasher, Hasher},
+    io,
+    path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use dispatch_core::native::{Live, Todo};
+use tokio::sync::{mpsc, watch};
+
+use super::{Spill, Wrong, jobs::Jobs};
+
+/// Files whose contents the model knows; the oldest is forgotten, and must be read again.
+const KNOWN_MAX: usize = 4096;
+
+/// What a tool says while it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Sign {
+    Plan(Vec<Todo>),
+    /// Lossy, for the eye.
+    Live(Live),
+}
+
+#[derive(Debug)]
+pub(crate) struct Place {
+    root: PathBuf,
+    pub(super) spill: Spill,
+    pub(super) jobs: Jobs,
+    /// Variables that commands are not given: the keys of models.
+    pub(super) hidden: BTreeSet<String>,
+    /// How many messages wait: what can be left to itself makes room for them.
+    messages: watch::Receiver<usize>,
+    signs: mpsc::Sender<Sign>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    next: u64,
+    hashes: BTreeMap<PathBuf, (u64, u64)>,
+}
+
+impl Place {
+    pub(crate) fn new(
+        root: &Path,
+        spill: Spill,
+        hidden: BTreeSet<String>,
+        messages: watch::Receiver<usize>,
+        signs: mpsc::Sender<Sign>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            root: root.canonicalize()?,
+            spill,
+            jobs: Jobs::default(),
+            hidden,
+            messages,
+            signs,
+            known: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the model is told of a result.
+    pub(crate) async fn fit(self: &Arc<Self>, tool: &'static str, text: String) -> String {
+        let place = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || place.spill.fit(tool, text)).await {
+            Ok(text) => text,
+            Err(error) => format!("error: this is a bug: the result is lost: {error}"),
+        }
+    }
+
+    /// All that commands left running ends.
+    pub(crate) async fn end(&self) {
+        self.jobs.end_all().await;
+    }
+
+    /// Somebody has said something that waits to be told to the model.
+    pub(super) async fn spoken_to(&self) {
+        let mut messages = self.messages.clone();
+        if messages.wait_for(|count| *count > 0).await.is_err() {
+            // Nobody can speak any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub(super) async fn say(&self, sign: Sign) {
+        match self.signs.send(sign).await {
+            // Nobody listens any more: the turn is over.
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Only if somebody is there to look.
+    pub(super) fn show(&self, live: Live) {
+        match self.signs.try_send(Sign::Live(live)) {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// A path of the workspace, its links followed; what is missing must be below something there.
+    pub(super) fn inside(&self, path: &str) -> Result<PathBuf, Wrong> {
+        let real = real(&self.root.join(path)).map_err(|error| failed("find", path, &error))?;
+        if real.starts_with(&self.root) {
+            return Ok(real);
+        }
+        Err(Wrong::new(format!(
+            "{path} is outside the workspace {}",
+            self.root.display()
+        )))
+    }
+
+    /// The same, or one of the files that hold what was too long.
+    pub(super) fn readable(&self, path: &str) -> Result<PathBuf, Wrong> {
+        let spilled = real(&self.root.join(path)).ok();
+        match spilled {
+            Some(real) if self.spill.holds(&real) => Ok(real),
+            _ => self.inside(path),
+        }
+    }
+
+    /// As a person writes it, for rules, headers and messages.
+    pub(super) fn shown(&self, path: &Path) -> String {
+        let shown = path.strip_prefix(&self.root).unwrap_or(path);
+        let shown = shown.display().to_string();
+        if shown.is_empty() { ".".into() } else { shown }
+    }
+
+    /// What a rule is asked about: the path as it would be found, without asking the disk.
+    pub(super) fn subject(&self, path: &str) -> String {
+        let mut plain = PathBuf::new();
+        for part in self.root.join(path).components() {
+            match part {
+                Component::ParentDir => {
+                    plain.pop();
+                }
+                Component::CurDir => {}
+                part => plain.push(part),
+            }
+        }
+        let real = real(&plain).unwrap_or(plain);
+        self.shown(&real)
+    }
+
+    /// The model has seen all of this content of the file, or written it.
+    pub(super) fn knows(&self, path: &Path, hash: u64) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = known.next;
+        known.next += 1;
+        known.hashes.insert(path.to_owned(), (n, hash));
+        if known.hashes.len() > KNOWN_MAX {
+            let oldest = known.hashes.iter().min_by_key(|(_, (n, _))| *n);
+            if let Some(oldest) = oldest.map(|(path, _)| path.clone()) {
+                known.hashes.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn known(&self, path: &Path) -> Option<u64> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.hashes.get(path).map(|(_, hash)| *hash)
+    }
+}
+
+/// To tell whether a file changed; nobody is kept from making two that are alike.
+pub(super) fn hash(content: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(content);
+    hasher.finish()
+}
+
+/// The path with all links followed, as far as it is there.
+fn real(path: &Path) -> io::Result<PathBuf> {
+    let mut missing = Vec::new();
+    let mut there = path;
+    loop {
+        match there.canonicalize() {
+            Ok(found) => {
+                let mut real = found;
+                for part in missing.iter().rev() {
+                    match part {
+                        Component::ParentDir => {
+                            real.pop();
+                        }
+                        Component::CurDir => {}
+                        part => real.push(part),
+                    }
+                }
+                return Ok(real);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A link that leads nowhere would be written through to where it leads.
+                if fs::symlink_metadata(there).is_ok_and(|found| found.is_symlink()) {
+                    return Err(io::Error::other("it is a link that leads nowhere"));
+                }
+                let (Some(above), Some(last)) = (there.parent(), there.components().next_back())
+                else {
+                    return Err(error);
+                };
+                missing.push(last);
+                there = above;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+pub(super) fn failed(doing: &str, path: &str, error: &io::Error) -> Wrong {
+    let why = match error.kind() {
+        io::ErrorKind::NotFound => "it is not there".to_owned(),
+        io::ErrorKind::PermissionDenied => "this is not permitted".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        io::ErrorKind::NotADirectory => "a part of the path is a file".to_owned(),
+        _ => error.to_string(),
+    };
+    Wrong::new(format!("{doing} {path}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use crate::tools::testing::Bench;
+
+    #[test]
+    fn paths_stay_in_the_workspace_whatever_leads_out() {
+        let bench = Bench::new();
+        bench.write("src/a.rs", "x");
+        let outside = tempfile::tempdir().unwrap();
+        symlink(outside.path(), bench.path("out")).unwrap();
+        symlink("/no/such/place", bench.path("nowhere")).unwrap();
+        symlink("src", bench.path("in")).unwrap();
+        let place = &bench.place;
+        for good in [
+            "src/a.rs",
+            "./src/../src/a.rs",
+            "in/a.rs",
+            "new/deep/file",
+            ".",
+        ] {
+            let found = place.inside(good).unwrap();
+            assert!(found.starts_with(place.root()), "{good}");
+        }
+        assert_eq!(place.shown(&place.inside("in/a.rs").unwrap()), "src/a.rs");
+        let absolute = bench.path("src/a.rs");
+        assert!(place.inside(&absolute.display().to_string()).is_ok());
+        for bad in [
+            "..",
+            "../x",
+            "/etc/passwd",
+            "out/x",
+            "new/../../x",
+            "nowhere",
+            "nowhere/x",
+        ] {
+            let error = place.inside(bad).unwrap_err().to_string();
+            assert!(error.contains(bad), "{bad}: {error}");
+        }
+        assert!(place.inside("src/a.rs/x").is_err());
+    }
+
+    #[test]
+    fn a_rule_is_asked_about_where_a_path_leads() {
+        let bench = Bench::new();
+        bench.write("src/a.rs", "x");
+        symlink("src", bench.path("in")).unwrap();
+        for (path, subject) in [
+            ("in/a.rs", "src/a.rs"),
+            ("./src/../.git/config", ".git/config"),
+            ("", "."),
+            ("../x/../..", "/"),
+        ] {
+            let found = bench.place.subject(path);
+            assert!(found == subject || subject == "/", "{path}: {found}");
+        }
+    }
+}

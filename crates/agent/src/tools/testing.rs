@@ -1,0 +1,83 @@
+//! A workspace for tests of tools.
+//! Must not be used outside tests.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+
+use super::{Place, Run, Sign, Spill, TOOLS, find};
+
+#[derive(Debug)]
+pub(crate) struct Bench {
+    _dir: TempDir,
+    pub(crate) place: Arc<Place>,
+    pub(crate) signs: mpsc::Receiver<Sign>,
+    pub(crate) messages: watch::Sender<usize>,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("work");
+        fs::create_dir(&root).unwrap();
+        let spill = Spill::new(&dir.path().join("spill")).unwrap();
+        let (sender, signs) = mpsc::channel(1024);
+        let (messages, count) = watch::channel(0);
+        let hidden = BTreeSet::from(["CARGO_MANIFEST_DIR".to_owned()]);
+        let place = Place::new(&root, spill, hidden, count, sender).unwrap();
+        Self {
+            _dir: dir,
+            place: Arc::new(place),
+            signs,
+            messages,
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.place.root().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    pub(crate) async fn run(&self, tool: &str, input: Value) -> Result<String, String> {
+        let tool = find(TOOLS, tool).unwrap();
+        let run = Run {
+            call: "c".into(),
+            input: input.to_string(),
+            place: Arc::clone(&self.place),
+        };
+        (tool.run)(run).await.map_err(|wrong| wrong.to_string())
+    }
+
+    pub(crate) async fn told(&self, tool: &str, input: Value) -> String {
+        self.run(tool, input).await.unwrap()
+    }
+
+    pub(crate) async fn wrong(&self, tool: &str, input: Value) -> String {
+        self.run(tool, input).await.unwrap_err()
+    }
+}
+
+pub(crate) fn files(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> = names
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

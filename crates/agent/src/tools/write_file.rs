@@ -1,0 +1,255 @@
+//! `write_file`: a whole file, in one rename, and what changed by it.
+//! Must not write over what the model has not seen: what somebody else changed meanwhile stays.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use dispatch_core::rules::Group;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use similar::TextDiff;
+
+use super::{
+    Place, Run, Tool, Wrong, blocking,
+    place::{failed, hash},
+    schema, text_of,
+};
+
+/// A file that is read to be compared; larger ones are written over without a diff.
+pub(super) const FILE_BYTES_MAX: u64 = 16 << 20;
+const DIFF_LINES_AROUND: usize = 3;
+
+pub(super) const TOOL: Tool = Tool {
+    name: "write_file",
+    line: "write a whole file",
+    help: "Writes a whole file, new or instead of what is there, with all directories it needs. A \
+           file that is there must have been read first, and must not have changed since; to \
+           change parts of it use edit_file. The answer is a diff.",
+    group: Group::Edit,
+    safe: false,
+    schema: schema::<Input>,
+    subject: |input, place| place.subject(text_of(input, "path")),
+    run: |run| Box::pin(write(run)),
+};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    /// The file, relative to the workspace or absolute.
+    path: String,
+    /// All of its new content.
+    content: String,
+}
+
+async fn write(run: Run) -> Result<String, Wrong> {
+    let input: Input = run.parse()?;
+    blocking(move || {
+        let place = &run.place;
+        let path = place.inside(&input.path)?;
+        let shown = place.shown(&path);
+        let before = content(&path).map_err(|error| failed("read", &shown, &error))?;
+        check_known(place, &path, &shown, before.as_ref())?;
+        store(place, &path, &input.content)?;
+        let before = before.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok(told(&shown, before.as_deref(), &input.content))
+    })
+    .await
+}
+
+fn check_known(
+    place: &Place,
+    path: &Path,
+    shown: &str,
+    before: Option<&Vec<u8>>,
+) -> Result<(), Wrong> {
+    let Some(before) = before.filter(|bytes| !bytes.is_empty()) else {
+        return Ok(());
+    };
+    match place.known(path) {
+        Some(known) if known == hash(before) => Ok(()),
+        Some(_) => Err(Wrong::new(format!(
+            "write {shown}: it has changed since it was read; read it again"
+        ))),
+        None => Err(Wrong::new(format!(
+            "write {shown}: it is there and has not been read; read it first, or change it with \
+             edit_file"
+        ))),
+    }
+}
+
+/// `None`: there is no such file.
+pub(super) fn content(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(found) if !found.is_file() => Err(io::Error::other("it is no file")),
+        Ok(found) if found.len() > FILE_BYTES_MAX => {
+            let bytes = found.len();
+            Err(io::Error::other(format!(
+                "it has {bytes} bytes, which is too much to change here"
+            )))
+        }
+        Ok(_) => fs::read(path).map(Some),
+    }
+}
+
+/// All at once: whoever reads it sees the old or the new content, whatever happens to us.
+pub(super) fn store(place: &Place, path: &Path, content: &str) -> Result<(), Wrong> {
+    let shown = place.shown(path);
+    let wrong = |error: io::Error| failed("write", &shown, &error);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(wrong)?;
+    }
+    let (temporary, mut file) = beside(path).map_err(wrong)?;
+    let written = file
+        .write_all(content.as_bytes())
+        .and_then(|()| keep_mode(path, &file))
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        let removed = fs::remove_file(&temporary);
+        let left = removed
+            .err()
+            .map(|_| format!("; {} is left", temporary.display()));
+        let left = left.unwrap_or_default();
+        return Err(Wrong::new(format!("write {shown}: {error}{left}")));
+    }
+    place.knows(path, hash(content.as_bytes()));
+    Ok(())
+}
+
+fn beside(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let hidden = format!(".{name}.dispatch-{}-{n}", std::process::id());
+        let temporary = path.with_file_name(hidden);
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o666)
+            .open(&temporary);
+        match made {
+            Ok(file) => return Ok((temporary, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A script stays one.
+fn keep_mode(path: &Path, file: &File) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) => {
+            let mode = found.permissions().mode() & 0o777;
+            file.set_permissions(fs::Permissions::from_mode(mode))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the model is told of a change.
+pub(super) fn told(shown: &str, before: Option<&str>, after: &str) -> String {
+    let lines = after.lines().count();
+    match before {
+        None => format!("wrote {shown}: new, {lines} lines"),
+        Some(before) if before == after => format!("{shown} had this content already"),
+        Some(before) => format!("wrote {shown}\n{}", diff(shown, before, after)),
+    }
+}
+
+pub(super) fn diff(shown: &str, before: &str, after: &str) -> String {
+    TextDiff::from_lines(before, after)
+        .unified_diff()
+        .context_radius(DIFF_LINES_AROUND)
+        .header(&format!("a/{shown}"), &format!("b/{shown}"))
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::tools::testing::{Bench, files};
+
+    #[tokio::test]
+    async fn a_file_is_written_whole_and_the_change_is_shown() {
+        let bench = Bench::new();
+        let write = |content: &str| {
+            bench.told(
+                "write_file",
+                json!({"path": "src/a.rs", "content": content}),
+            )
+        };
+        assert_eq!(write("one\ntwo\n").await, "wrote src/a.rs: new, 2 lines");
+        let told = write("one\n2\n").await;
+        assert_eq!(
+            told,
+            "wrote src/a.rs\n--- a/src/a.rs\n+++ b/src/a.rs\n@@ -1,2 +1,2 @@\n one\n-two\n+2\n"
+        );
+        assert_eq!(write("one\n2\n").await, "src/a.rs had this content already");
+        assert_eq!(bench.read("src/a.rs"), "one\n2\n");
+        assert_eq!(files(&bench.path("src")), ["a.rs"]);
+    }
+
+    #[tokio::test]
+    async fn what_the_model_has_not_seen_stays() {
+        let bench = Bench::new();
+        bench.write("a", "somebody's");
+        let input = json!({"path": "a", "content": "mine"});
+        let wrong = bench.wrong("write_file", input.clone()).await;
+        assert!(wrong.contains("has not been read"), "{wrong}");
+        bench.told("read_file", json!({"path": "a"})).await;
+        bench.write("a", "changed");
+        let wrong = bench.wrong("write_file", input.clone()).await;
+        assert!(wrong.contains("changed since it was read"), "{wrong}");
+        assert_eq!(bench.read("a"), "changed");
+        bench.told("read_file", json!({"path": "a"})).await;
+        bench.told("write_file", input).await;
+        assert_eq!(bench.read("a"), "mine");
+    }
+
+    #[tokio::test]
+    async fn modes_and_links_stay() {
+        let bench = Bench::new();
+        bench.write("run.sh", "a");
+        let script = bench.path("run.sh");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        symlink("run.sh", bench.path("link")).unwrap();
+        bench.told("read_file", json!({"path": "link"})).await;
+        bench
+            .told("write_file", json!({"path": "link", "content": "b"}))
+            .await;
+        assert_eq!(bench.read("run.sh"), "b");
+        assert_eq!(
+            fs::metadata(&script).unwrap().permissions().mode() & 0o777,
+            0o755
+        );
+        assert!(
+            fs::symlink_metadata(bench.path("link"))
+                .unwrap()
+                .is_symlink()
+        );
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_told() {
+        let bench = Bench::new();
+        bench.write("a", "");
+        fs::create_dir(bench.path("dir")).unwrap();
+        let wrong = |path| bench.wrong("write_file", json!({"path": path, "content": "x"}));
+        assert!(wrong("dir").await.contains("it is a directory"));
+        assert!(wrong("../x").await.contains("outside the workspace"));
+        assert!(wrong("a/b").await.contains("a part of the path is a file"));
+    }
+}
