@@ -24,6 +24,7 @@ pub(super) async fn shown(
     }
     let granted: Granted = door.get("/v1/door").await?;
     if granted.run.is_none() {
+        // A person's program that came this way: its token says what it may.
         return Ok(rows.collect());
     }
     let has = |row: &&Row| {

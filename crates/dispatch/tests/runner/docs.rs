@@ -1,6 +1,6 @@
 //! The document is a contract: it names what there is.
 
-use std::process::Command;
+use std::{io::Write as _, process::Command};
 
 use super::{schema, wire::Door, world::TestWorld};
 
@@ -62,7 +62,12 @@ const HTTP: &str = include_str!("../../../../docs/http.md");
 fn the_examples_of_http_run() {
     let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
     if !there("curl") || !there("jq") {
-        eprintln!("SKIPPED: the examples of docs/http.md: curl and jq are needed");
+        let mut out = std::io::stderr().lock();
+        writeln!(
+            out,
+            "SKIPPED: the examples of docs/http.md: curl and jq are needed"
+        )
+        .unwrap();
         return;
     }
     let world = TestWorld::new();
