@@ -13,7 +13,10 @@ pub(crate) fn run() -> Result<()> {
     let dispatch = program("dispatch", "dispatch", true)?;
     let bench = program("dispatch-test-programs", "bench", true)?;
     let agent = bench.with_file_name("fake-agent");
-    let status = Command::new(bench).arg(dispatch).arg(agent).status()?;
+    let doors = bench.with_file_name("bench-http");
+    let status = Command::new(bench).arg(&dispatch).arg(agent).status()?;
     ensure!(status.success(), "the bench failed: see above");
+    let status = Command::new(doors).arg(dispatch).status()?;
+    ensure!(status.success(), "the bench of the doors failed: see above");
     Ok(())
 }

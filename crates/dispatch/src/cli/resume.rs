@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::{request, task::Task},
-    client::{Client, start},
+    client::start,
 };
 
 /// Go on with a task that has ended, in the same workspace.
@@ -50,8 +50,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         secrets,
     };
     let path = format!("/v1/tasks/{}/resume", task.id);
-    let ask = async |client: &Client| client.post(&path, &asked).await;
-    let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;
+    let (client, task): (_, Task) = start::make(&ctx.settings, &path, &asked).await?;
     if args.follow {
         let screen = Screen::new(ctx.style, args.json, &task);
         let task = follow::to_end(ctx, client, &task, screen).await?;

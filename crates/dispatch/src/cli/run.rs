@@ -34,7 +34,7 @@ use crate::{
         request::{self, ChecksWanted, ChecksWord, Dispatch, Secrets},
         task::Task,
     },
-    client::{Client, start},
+    client::start,
     forge::{self, Hosted, IssueError},
     project,
     settings::Settings,
@@ -630,8 +630,7 @@ fn container_asked(settings: &Settings, args: &Args) -> (Option<String>, Option<
 }
 
 async fn watched(ctx: &Ctx, asked: &Dispatch, detach: bool, json: bool) -> Result<Exit> {
-    let ask = async |client: &Client| client.post("/v1/tasks", asked).await;
-    let (client, task): (_, Task) = start::ask(&ctx.settings, ask).await?;
+    let (client, task): (_, Task) = start::make(&ctx.settings, "/v1/tasks", asked).await?;
     if task.placement == "host" {
         let text = format!(
             "{}: placement host: the agent runs as you, with no fence around it",

@@ -58,8 +58,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         secrets,
     };
     let path = format!("/v1/tasks/{}/say", task.id);
-    let ask = async |client: &Client| client.post(&path, &asked).await;
-    let (client, spoken): (_, Spoken) = start::ask(&ctx.settings, ask).await?;
+    let (client, spoken): (_, Spoken) = start::make(&ctx.settings, &path, &asked).await?;
     if args.follow {
         let screen = Screen::new(ctx.style, args.json, &spoken.task);
         let task = follow::to_end(ctx, client, &spoken.task, screen).await?;

@@ -10,6 +10,8 @@ use std::{
 };
 
 use dispatch_engine::lock;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::sleep;
 
 use super::{Client, ClientError};
@@ -25,6 +27,8 @@ const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(5);
 const LOOK_AGAIN_MAX: Duration = Duration::from_millis(200);
 /// Requests that meet an engine on its way out.
 const TRIES_MAX: u32 = 5;
+/// Of a request that is sent again under the same name.
+const KEY_BYTES: usize = 16;
 const LOG_TAIL_BYTES: u64 = 2048;
 
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,8 @@ pub(crate) enum StartError {
     Silent { last: String },
     #[error("ask whether an engine is alive")]
     Lock(#[source] io::Error),
+    #[error("make a key for the request: the system gives no random bytes")]
+    Random,
     #[error("{0}")]
     Client(#[from] ClientError),
 }
@@ -99,6 +105,39 @@ pub(crate) async fn ask<T>(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Asks for something to be made, once: also when an engine dies before it has answered, because the
+/// next one is asked with the same key and says what came of it.
+pub(crate) async fn make<B: Serialize + Sync, T: DeserializeOwned>(
+    settings: &Settings,
+    path: &str,
+    body: &B,
+) -> Result<(Client, T), StartError> {
+    let key = random_key()?;
+    let mut tries = 0;
+    loop {
+        let client = connect(settings).await?;
+        tries += 1;
+        match client.post_once(path, body, &key).await {
+            Ok(answer) => return Ok((client, answer)),
+            Err(error) if tries >= TRIES_MAX => return Err(error.into()),
+            Err(error) if error.nothing_happened() => {}
+            // What came of it is not known, or not yet.
+            Err(ClientError::Lost(_)) => {}
+            Err(ClientError::Refused(problem)) if problem.code == "key_in_use" => {
+                sleep(LOOK_AGAIN_MAX).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn random_key() -> Result<String, StartError> {
+    let mut bytes = [0; KEY_BYTES];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| StartError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// It may leave between any two of these; then the next one is greeted.
