@@ -62,6 +62,8 @@ pub struct View {
     pub devices: Vec<PathBuf>,
     /// Ports of the job's own loopback behind which a socket of ours lies.
     pub relays: Vec<Relay>,
+    /// Directories with sockets that it connects to itself, read-only at the same path.
+    pub doors: Vec<PathBuf>,
 }
 
 /// A port on the loopback of a job's own network, and the socket in a directory that it sees whose
@@ -237,6 +239,7 @@ fn outer(bwrap: &Path, inner: &Invocation, view: &View, network: &Network) -> Ve
     let mut relayed: Vec<&PathBuf> = view.relays.iter().map(|relay| &relay.directory).collect();
     relayed.dedup();
     binds.extend(relayed.into_iter().map(|path| (path, "--ro-bind")));
+    binds.extend(view.doors.iter().map(|path| (path, "--ro-bind")));
     binds.sort_by_key(|(path, _)| path.components().count());
     for (path, how) in binds {
         argv.paths(how, path, path);
@@ -316,6 +319,7 @@ mod tests {
             shared: vec!["/data/logins/work".into()],
             devices: vec!["/dev/dri".into()],
             relays: Vec::new(),
+            doors: Vec::new(),
         }
     }
 
@@ -401,6 +405,24 @@ mod tests {
             (alone.deny, alone.relays),
             (Sockets::UnixAndInternet, vec![])
         );
+    }
+
+    /// Connecting to a socket is no writing, so the directory is as closed as the rest.
+    #[test]
+    fn a_door_is_a_directory_that_is_seen_and_not_written() {
+        let view = View {
+            doors: vec!["/run/user/1/dispatch/agents".into()],
+            ..view()
+        };
+        let argv = wrap(inner(), &view, &Network::None, false).argv;
+        let at = argv
+            .iter()
+            .position(|word| word == "/run/user/1/dispatch/agents");
+        let at = at.unwrap();
+        assert_eq!(argv[at - 1], "--ro-bind");
+        // Behind the memory that lies on /run, else it would be hidden by it.
+        assert!(argv.iter().position(|word| word == "/run").unwrap() < at);
+        assert!(!policy(&argv).write.contains(&view.doors[0]));
     }
 
     #[test]

@@ -317,6 +317,8 @@ pub struct View {
     pub shared: Vec<PathBuf>,
     /// Ports of the job's own loopback behind which a socket of ours lies.
     pub relays: Vec<Relay>,
+    /// Directories with sockets that it connects to itself, read-only at the same path.
+    pub doors: Vec<PathBuf>,
     /// Variables whose values the image knows better than the host, when it has them.
     pub own: Vec<String>,
     /// What a process may have at most on this host.
@@ -343,6 +345,11 @@ pub enum Refused {
          way to a list of hosts or to a broker; use another image, or a network without them"
     )]
     NoRelay,
+    #[error(
+        "a grant needs our tools in there, and the image cannot run them (no glibc, or an older \
+         one); use another image, another placement, or no grant"
+    )]
+    NoDoor,
     #[error(
         "Apple's container has no flag for a GPU yet; use docker or podman, or a placement with \
          gpu = false"
@@ -397,6 +404,9 @@ pub fn wrap(
     }
     if view.warden.is_none() && !view.relays.is_empty() {
         return Err(Refused::NoRelay);
+    }
+    if view.warden.is_none() && !view.doors.is_empty() {
+        return Err(Refused::NoDoor);
     }
     let mut argv = options(&inner, job, view, wanted)?;
     let around = around(job, view);
@@ -591,6 +601,7 @@ fn binds(argv: &mut Argv, view: &View) -> Result<(), Refused> {
     }
     let relayed = view.relays.iter().map(|relay| &*relay.directory);
     binds.extend(relayed.map(|path| (path, path, true)));
+    binds.extend(view.doors.iter().map(|path| (&**path, &**path, true)));
     // Outer directories first, so that one mount never hides another.
     binds.sort_by_key(|(_, to, _)| to.components().count());
     binds.dedup();
@@ -766,6 +777,7 @@ mod tests {
             write: vec!["/data/ws".into()],
             shared: vec!["/data/logins/work".into()],
             relays: Vec::new(),
+            doors: Vec::new(),
             own: vec!["GOROOT".into()],
             open_files_max: 5000,
             user_processes_max: Some(300),

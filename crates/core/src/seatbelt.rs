@@ -42,11 +42,13 @@ const RESOLVER: &str = "/private/var/run/mDNSResponder";
 pub fn outer(program: &Path, view: &View, network: &Network) -> Vec<String> {
     let read: Vec<&PathBuf> = view.parts.iter().chain(&view.read).collect();
     let write: Vec<&PathBuf> = view.write.iter().chain(&view.shared).collect();
-    let above = above(read.iter().chain(&write).copied(), view);
+    let doors: Vec<&PathBuf> = view.doors.iter().collect();
+    let all = read.iter().chain(&write).chain(&doors).copied();
+    let above = above(all, view);
     let mut argv = vec![
         program.to_string_lossy().into_owned(),
         "-p".into(),
-        profile(read.len(), write.len(), above.len(), network),
+        profile(read.len(), write.len(), doors.len(), above.len(), network),
     ];
     let mut name = |prefix: char, n: usize, path: &Path| {
         argv.extend([
@@ -59,6 +61,9 @@ pub fn outer(program: &Path, view: &View, network: &Network) -> Vec<String> {
     }
     for (n, path) in write.iter().enumerate() {
         name('W', n, path);
+    }
+    for (n, path) in doors.iter().enumerate() {
+        name('D', n, path);
     }
     for (n, path) in above.iter().enumerate() {
         name('A', n, path);
@@ -73,7 +78,7 @@ fn above<'a>(paths: impl Iterator<Item = &'a PathBuf>, view: &View) -> BTreeSet<
     parents.chain(links).map(Path::to_owned).collect()
 }
 
-fn profile(read: usize, write: usize, above: usize, network: &Network) -> String {
+fn profile(read: usize, write: usize, doors: usize, above: usize, network: &Network) -> String {
     let mut text = String::from(
         "(version 1)\n(deny default)\n(allow process-fork)\n(allow sysctl-read)\n\
          (allow signal (target same-sandbox))\n(allow process-info* (target same-sandbox))\n\
@@ -107,8 +112,11 @@ fn profile(read: usize, write: usize, above: usize, network: &Network) -> String
     let service = |name: &&str| format!(" (global-name \"{name}\")");
     let services: String = SERVICES.iter().map(service).collect();
     rule("mach-lookup", &services);
-    // Sockets in files of its own: what stands elsewhere is somebody else's, ours among them.
+    // Sockets in files of its own, and those it is to find: what stands elsewhere is somebody else's,
+    // a person's door to us among them.
     rule("network-bind network-outbound", &all("subpath", 'W', write));
+    let doors = all("subpath", 'D', doors);
+    rule("file-read* network-outbound", &doors);
     if *network == Network::Full {
         rule("network-outbound", " (remote ip)");
         rule("network-bind network-inbound", " (local ip)");

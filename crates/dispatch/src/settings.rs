@@ -16,7 +16,9 @@ use dispatch_core::{
     prompt::{Library, TextFile, TextKind, TextName},
     secret::Secret,
 };
-use dispatch_engine::{clock::Clock, containers::Runtimes, engine, sites::local::Keeper};
+use dispatch_engine::{
+    clock::Clock, containers::Runtimes, door::Door, engine, sites::local::Keeper,
+};
 
 use crate::secrets::{self, SecretError};
 
@@ -283,6 +285,11 @@ impl Settings {
             runtimes: self.runtimes(),
             // In the keeper, which is this program too.
             sidecar: ["/proc/self/exe", "sidecar"].map(str::to_owned).into(),
+            door: Some(Door {
+                directory: self.paths.agents(),
+                socket: Paths::AGENTS_SOCKET.into(),
+                tools: ["mcp", "--run"].map(str::to_owned).into(),
+            }),
             observer: engine::Observer::default(),
             clock: Clock::default(),
         }

@@ -99,6 +99,7 @@ async fn run() -> Result<(), Failure> {
         bwrap: None,
         runtimes: Runtimes::default(),
         sidecar: Vec::new(),
+        door: None,
         observer: Observer::default(),
         clock: Clock::default(),
     };

@@ -189,6 +189,7 @@ impl Containers {
             write: needs.write,
             shared: needs.shared,
             relays: needs.relays,
+            doors: needs.doors,
             own: needs.toolchains.to_vec(),
             open_files_max: own_open_files_max(),
             user_processes_max: own_processes_max(),
@@ -439,6 +440,7 @@ mod tests {
             write: Vec::new(),
             shared: Vec::new(),
             relays: Vec::new(),
+            doors: Vec::new(),
             toolchains: &["GOROOT".to_owned(), "NVM_DIR".to_owned()],
             gpu: false,
         };

@@ -45,6 +45,7 @@ use crate::{
     attachments::{self, Kept, NewFile},
     clock::Clock,
     containers::Runtimes,
+    door::Door,
     doorkeys::DoorKey,
     events::{EventStream, Logs},
     fence::Fences,
@@ -93,6 +94,8 @@ pub struct Settings {
     pub runtimes: Runtimes,
     /// Argv of the program that is a run's sidecar, without its plan; empty: there can be none.
     pub sidecar: Vec<String>,
+    /// Where agents come in; without it a grant gives nothing.
+    pub door: Option<Door>,
     pub observer: Observer,
     pub clock: Clock,
 }
@@ -373,6 +376,7 @@ impl Engine {
             data: data.clone(),
             source,
         })?;
+        let door_key = Arc::new(door_key);
         // Before anybody can hand something over; what stays is no reason to serve nobody.
         let swept = attachments::sweep(&data, &state);
         if let Ok(name) = "local".parse::<SiteName>() {
@@ -394,6 +398,7 @@ impl Engine {
             trees: Arc::clone(&trees),
             fences: Arc::clone(&fences),
             desk: Arc::default(),
+            door_key: Arc::clone(&door_key),
             commands: commands.clone(),
             tail: Arc::clone(&tail),
         };
@@ -436,7 +441,7 @@ impl Engine {
             open,
             failed,
             working,
-            door_key: Arc::new(door_key),
+            door_key,
             trees,
             fences,
             desk,

@@ -105,6 +105,8 @@ pub struct Needs<'a> {
     pub gpu: bool,
     /// Ports of its own loopback; only where its network is its own.
     pub relays: Vec<Relay>,
+    /// Directories with sockets of ours that it connects to itself.
+    pub doors: Vec<PathBuf>,
 }
 
 /// The facts that are the same for every job of an engine.
@@ -204,8 +206,26 @@ impl Fences {
                 host.refused
             ));
         }
+        // Whoever may connect to one socket may connect to all of them where no mounts hide the rest:
+        // a person's among them, whose word is ours to obey.
+        let bare = host.bwrap.is_none() && !cfg!(target_os = "macos");
+        if bare && !needs.doors.is_empty() {
+            return Err(format!(
+                "a grant needs bubblewrap around the agent, which cannot be used here: {}; \
+                 `dispatch doctor` tells more",
+                host.refused
+            ));
+        }
         let view = host.view(&inner, needs)?;
         Ok(cage::wrap(inner, &view, network, strict))
+    }
+
+    /// Our own program, where every job can see it.
+    ///
+    /// # Errors
+    /// In words for a person: what could not be laid down.
+    pub fn program(&self) -> Result<&Path, String> {
+        Ok(&self.host()?.warden_file)
     }
 
     /// The layers that a cage has on this machine, tried out; and why bubblewrap is not among them.
@@ -338,6 +358,7 @@ impl Host {
             shared: needs.shared,
             devices: devices.collect(),
             relays: needs.relays,
+            doors: needs.doors,
         })
     }
 
@@ -384,6 +405,7 @@ impl Host {
                 toolchains: &[],
                 gpu: false,
                 relays: Vec::new(),
+                doors: Vec::new(),
             },
         )?;
         view.bwrap = bwrap.map(Path::to_owned);
@@ -623,6 +645,7 @@ mod tests {
                 toolchains: &[],
                 gpu: false,
                 relays: Vec::new(),
+                doors: Vec::new(),
             };
             host.view(&Invocation::default(), needs).unwrap()
         };

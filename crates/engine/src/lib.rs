@@ -10,6 +10,7 @@
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
 //!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
 //!   tasks share
+//! * [`door`] what a run's agent finds of our door
 //! * [`doorkeys`] what a run's agent shows at our door
 //! * `sidecar` what a run's proxy and broker are asked to be, and what they say
 //! * [`jobdir`] the one mechanism that survives us; [`keeper`] who owns a job; [`sites`] where jobs
@@ -27,6 +28,7 @@ compile_error!(
 pub mod attachments;
 pub mod clock;
 pub mod containers;
+pub mod door;
 pub mod doorkeys;
 pub mod engine;
 pub mod events;

@@ -17,7 +17,7 @@ use dispatch_core::{
     checks::{self, Planned},
     config::{AgentProfile, EnvValue, FileText, HomePath, Login},
     container::Wanted,
-    drivers::{Ask, Driver, Request, Step},
+    drivers::{Ask, Driver, Request, Step, Tools},
     event::{CheckState, Kind, Sealed, Subject, Verified},
     gate::Budget,
     id::{ModelName, RunId, SiteName},
@@ -40,6 +40,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     attachments, containers,
+    door::{self, Door},
+    doorkeys::DoorKey,
     engine::{Command, Desk, Purse, Secrets, Settings, Sites, StopOrder},
     fence::{self, Fences, Needs},
     files,
@@ -76,6 +78,7 @@ pub(crate) struct Ctx {
     pub(crate) trees: Arc<Trees>,
     pub(crate) fences: Arc<Fences>,
     pub(crate) desk: Arc<Desk>,
+    pub(crate) door_key: Arc<DoorKey>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) tail: Arc<Tail>,
 }
@@ -490,6 +493,7 @@ impl Walk {
             };
             let (invocation, first) = self.open(driver, profile, aid.as_ref(), &words)?;
             self.link_login(profile)?;
+            self.open_door().map_err(start)?;
             let relays = self.relays(Some(profile));
             let invocation = self.fence(invocation, &home, Some(profile), Part::Agent, relays);
             let invocation = invocation.map_err(start)?;
@@ -693,6 +697,8 @@ impl Walk {
         let program = program.map_err(start)?;
         let home_text = home.to_string_lossy();
         let workspace = self.workspace();
+        let door_env = self.door_env();
+        let our_tools = self.our_tools();
         let broker_url = aid.and_then(|aid| aid.broker_url.as_deref());
         let args: Vec<String> = profile
             .args
@@ -721,12 +727,16 @@ impl Walk {
             profile: task.spec.terms.profile.as_ref().map(ModelName::as_str),
             unfenced: task.spec.placement.wrap == Wrap::Host,
             permissions: task.spec.terms.permissions,
-            tools: None,
+            tools: our_tools.as_deref().map(|argv| Tools {
+                argv,
+                env: &door_env,
+            }),
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
         lay_down(&home, &profile.files).map_err(start)?;
         env.extend(opening.env);
+        env.extend(door_env);
         if let Some((account, login)) = self.login(profile)
             && let Some(variable) = &login.variable
         {
@@ -775,6 +785,39 @@ impl Walk {
             ..Invocation::default()
         };
         Ok((invocation, opening.first))
+    }
+
+    /// The door of this run, if its task has a grant to use it.
+    fn door(&self) -> Option<&Door> {
+        let grant = self.job.task.spec.terms.grant.as_ref();
+        let door = self.ctx.settings.door.as_ref();
+        door.filter(|_| grant.is_some_and(|grant| !grant.tools.is_empty()))
+    }
+
+    fn door_env(&self) -> Vec<(String, String)> {
+        let (data, run) = (&self.ctx.settings.data, self.job.run);
+        self.door()
+            .map_or_else(Vec::new, |door| door.env(data, run))
+    }
+
+    /// The argv of our tools where the job runs: the copy of our program that every fence shows. Where
+    /// there can be none no fence can be made either, and one that stands already has it.
+    fn our_tools(&self) -> Option<Vec<String>> {
+        let door = self.door().filter(|door| !door.tools.is_empty())?;
+        let program = self.ctx.fences.program().and_then(fence::utf8).ok()?;
+        let words = door.tools.iter().cloned();
+        Some(std::iter::once(program).chain(words).collect())
+    }
+
+    /// What the agent shows there is laid down before its start.
+    fn open_door(&self) -> Result<(), String> {
+        let Some(door) = self.door() else {
+            return Ok(());
+        };
+        let (data, run) = (&self.ctx.settings.data, self.job.run);
+        let token = self.ctx.door_key.token(run);
+        let made = door.make().and_then(|()| door::lay_down(data, run, &token));
+        made.map_err(|error| format!("open a door for the agent: {error}"))
     }
 
     /// What a program is called where the job runs: an image may have it although this host has not.
@@ -835,6 +878,11 @@ impl Walk {
             let (data, task) = (&self.ctx.settings.data, &self.job.task);
             read.extend(attachments::folders(data, task, self.job.run.n));
         }
+        let mut doors = Vec::new();
+        if let Some(door) = self.door().filter(|_| agent.is_some()) {
+            doors.push(door.directory.clone());
+            read.push(door::directory(&self.ctx.settings.data, self.job.run));
+        }
         let paths = agent.map_or(&[][..], |agent| &agent.paths);
         read.extend(toolchains.paths.iter().chain(paths).map(PathBuf::from));
         let mut seen = toolchains.pass_env.clone();
@@ -865,6 +913,7 @@ impl Walk {
             toolchains: &seen,
             gpu: placement.gpu,
             relays,
+            doors,
         };
         let fences = &self.ctx.fences;
         if placement.wrap == Wrap::Cage {
@@ -1029,6 +1078,10 @@ impl Walk {
         let walked = self.walk().await;
         if let Err(Stopped::Cut) = walked {
             return walked;
+        }
+        let closed = door::take_away(&self.ctx.settings.data, self.job.run);
+        if let Err(text) = closed {
+            self.tell(Kind::Noted { text }).await?;
         }
         let cleared = match self.aided.take() {
             Some(followed) => {

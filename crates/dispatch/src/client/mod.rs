@@ -294,7 +294,12 @@ impl Client {
         task: Option<&str>,
     ) -> Result<Events, ClientError> {
         let task = task.map(|task| format!("&task={task}")).unwrap_or_default();
-        let path = format!("/v1/events?after={after}{task}");
+        self.events_of(after, &task).await
+    }
+
+    /// The same of what the query names: `&task=...`, `&kinds=...`.
+    pub(crate) async fn events_of(&self, after: u64, query: &str) -> Result<Events, ClientError> {
+        let path = format!("/v1/events?after={after}{query}");
         let response = self.send(Asked::new(Method::GET, &path)).await?;
         Ok(Events::new(response.into_body()))
     }

@@ -183,8 +183,8 @@ impl Door {
             .await
     }
 
-    pub(crate) async fn events(&self, after: u64, task: Option<&str>) -> Result<Events, Refusal> {
-        self.tried(|client| async move { client.events(after, task).await }.boxed())
+    pub(crate) async fn events(&self, after: u64, query: &str) -> Result<Events, Refusal> {
+        self.tried(|client| async move { client.events_of(after, query).await }.boxed())
             .await
     }
 

@@ -15,6 +15,8 @@ mod fixtures;
 pub(crate) mod http;
 mod letters;
 mod logs;
+#[cfg(test)]
+mod manual;
 mod needs;
 mod notify;
 mod own;

@@ -50,20 +50,11 @@ fn rests(task: &Task) -> bool {
     !task.is_open() || task.open_asks().next().is_some()
 }
 
-/// Kinds of events that change whether a task rests. What agents say is not among them.
-fn matters(event: &Event) -> bool {
-    const KINDS: [&str; 8] = [
-        "started",
-        "checks_started",
-        "finished",
-        "parked",
-        "run_queued",
-        "stop_requested",
-        "permission_asked",
-        "permission_answered",
-    ];
-    KINDS.contains(&event.kind.as_str())
-}
+/// Events that change whether a task rests. What agents say is not among them.
+const MATTERS: &str = "started,checks_started,finished,parked,run_queued,stop_requested,\
+                       permission_asked,permission_answered";
+/// As many as one stream may name.
+const NAMED_MAX: usize = 100;
 
 impl Watch {
     fn is_over(&self) -> bool {
@@ -105,7 +96,8 @@ impl Watch {
                 Some(events) => events,
                 None => {
                     let from = self.tasks.iter().map(|task| task.seq).min();
-                    following.insert(call.door.events(from.unwrap_or(0), self.only()).await?)
+                    let query = self.query();
+                    following.insert(call.door.events(from.unwrap_or(0), &query).await?)
                 }
             };
             match timeout_at(deadline, next(events)).await {
@@ -117,12 +109,13 @@ impl Watch {
         }
     }
 
-    /// One task's events are asked for alone.
-    fn only(&self) -> Option<&str> {
-        match &self.tasks[..] {
-            [one] => Some(&one.id),
-            _ => None,
+    fn query(&self) -> String {
+        let kinds = format!("&kinds={MATTERS}");
+        if self.tasks.len() > NAMED_MAX {
+            return kinds;
         }
+        let ids: Vec<&str> = self.tasks.iter().map(|task| task.id.as_str()).collect();
+        format!("{kinds}&task={}", ids.join(","))
     }
 
     fn seen(self, done: bool) -> Waited {
@@ -142,7 +135,7 @@ impl Watch {
         let Some(task) = self.tasks.iter_mut().find(about) else {
             return Ok(());
         };
-        if event.seq <= task.seq || !matters(event) {
+        if event.seq <= task.seq {
             return Ok(());
         }
         let before = (task.state.clone(), rests(task));

@@ -334,3 +334,71 @@ async fn it_ends_with_its_client() {
     };
     client.close().await;
 }
+
+/// Whatever comes, the next request is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_ends_nothing() {
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let long = "y".repeat(1 << 20);
+    let nonsense = [
+        "not json".to_owned(),
+        "[]".into(),
+        "{}".into(),
+        "null".into(),
+        "\u{0}\u{feff}".into(),
+        r#"[{"jsonrpc":"2.0","id":2,"method":"ping"}]"#.into(),
+        r#"{"jsonrpc":"1.0","id":2,"method":"ping"}"#.into(),
+        r#"{"jsonrpc":"2.0","id":2,"method":"nope/nope"}"#.into(),
+        r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"list","arguments":[]}}"#
+            .into(),
+        r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":7}}"#.into(),
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":99}}"#.into(),
+        r#"{"jsonrpc":"2.0","id":77,"result":{}}"#.into(),
+        format!(
+            r#"{{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{{"name":"list","arguments":{deep}}}}}"#
+        ),
+        format!(r#"{{"jsonrpc":"2.0","id":2,"method":"ping","params":{{"x":"{long}"}}}}"#),
+    ];
+    let world = TestWorld::new();
+    let hello = json!({
+        "jsonrpc": "2.0", "id": 1, "method": "initialize",
+        "params": {"protocolVersion": "2025-11-25", "capabilities": {},
+            "clientInfo": {"name": "t", "version": "1"}},
+    });
+    let begun = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+    let last = json!({"jsonrpc": "2.0", "id": 9, "method": "prompts/list"});
+    let all = [
+        vec![hello.to_string(), begun.to_string()],
+        nonsense.to_vec(),
+        vec![last.to_string()],
+    ];
+    let input: String = all
+        .concat()
+        .iter()
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let done = world.dispatch_fed(&input, &["mcp"]).exits(0);
+    let answers: Vec<Value> = done
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let answered = |id: i64| {
+        answers
+            .iter()
+            .any(|answer| answer["id"] == id && answer.get("result").is_some())
+    };
+    assert!(answered(1) && answered(9), "{answers:#?}");
+    assert_eq!(done.err, "");
+
+    world.serve();
+    let (token, _) = token_file(&world, "read");
+    let session = world.mcp(&token, None, &hello.to_string()).session;
+    for line in &nonsense {
+        let status = world.mcp(&token, session.as_deref(), line).status;
+        assert!((200..500).contains(&status), "{status}: {line:.80}");
+        assert!(world.mcp(&token, None, line).status < 500, "{line:.80}");
+    }
+    let last = world.mcp(&token, session.as_deref(), &last.to_string());
+    assert_eq!(last.status, 200);
+}

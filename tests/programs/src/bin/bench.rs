@@ -184,6 +184,7 @@ async fn network(dispatch: &Path, agent: &Path) -> Result<()> {
         config,
         bwrap: Some(bwrap),
         sidecar: vec![dispatch.to_string_lossy().into_owned(), "sidecar".into()],
+        door: None,
         ..settings(&place, dispatch, agent, 4)?
     })
     .await?;
@@ -312,6 +313,7 @@ async fn cage(dispatch: &Path) -> Result<()> {
                     toolchains: &[],
                     gpu: false,
                     relays: Vec::new(),
+                    doors: Vec::new(),
                 };
                 let made = fences.cage(inner.clone(), needs, &Network::Full, true);
                 made.map_err(anyhow::Error::msg)?
@@ -390,6 +392,7 @@ async fn container(dispatch: &Path) -> Result<()> {
             write: vec![workspace.clone()],
             shared: Vec::new(),
             relays: Vec::new(),
+            doors: Vec::new(),
             toolchains: &[],
             gpu: false,
         };
@@ -740,6 +743,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         bwrap: None,
         runtimes: Runtimes::default(),
         sidecar: Vec::new(),
+        door: None,
         observer: Observer::default(),
         clock: Clock::default(),
     })

@@ -165,6 +165,7 @@ async fn main() -> Result<()> {
         bwrap: None,
         runtimes: Runtimes::default(),
         sidecar: vec![agent.clone(), "sidecar".into()],
+        door: None,
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
         clock: Clock::default(),
     };

@@ -124,6 +124,7 @@ impl World {
             bwrap: None,
             runtimes: Runtimes::default(),
             sidecar: vec![AGENT.into(), "sidecar".into()],
+            door: None,
             observer: Observer::default(),
             clock: Clock::default(),
         }
