@@ -245,12 +245,21 @@ async fn an_ask_that_no_engine_heard_has_waited_since_it_was_written() {
             ..world.settings()
         };
         let engine = Engine::open(settings()).await.unwrap();
-        let (_home, pipe) = talk::pipe();
+        let (home, pipe) = talk::pipe();
+        let reads = home.path().join("reads");
+        let begun = format!("append {} x", reads.display());
         let waits = format!("append {} x", pipe.display());
-        let orders = [&waits, "ask ANSWERS Bash make"];
+        let orders = [&begun, &waits, "ask ANSWERS Bash make"];
         let run = dispatched(&engine, spec(&world, Permissions::Ask, &orders)).await;
         let started = |kind: &Kind| matches!(kind, Kind::Started { .. });
         until(&engine, run.task, started).await;
+        // An engine that goes before has not told it anything yet.
+        let read = async {
+            while !reads.exists() {
+                tokio::task::yield_now().await;
+            }
+        };
+        patient(read).await;
         engine.shutdown().await.unwrap();
         let waiting = tokio::task::spawn_blocking(move || fs::read_to_string(pipe));
         patient(waiting).await.unwrap().unwrap();

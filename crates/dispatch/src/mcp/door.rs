@@ -202,12 +202,21 @@ impl Door {
         }
     }
 
-    async fn follow_once(&self, after: Option<u64>) -> Result<Option<(Events, u64)>, Refusal> {
-        let client = match &self.way {
+    /// Where the log ends now, for whoever is told of all that comes behind it. `None`: no engine says.
+    pub(crate) async fn position(&self) -> Option<u64> {
+        let client = self.living().ok()??;
+        Some(client.page("/v1/tasks?limit=1").await.ok()?.seq)
+    }
+
+    fn living(&self) -> Result<Option<Client>, Refusal> {
+        Ok(match &self.way {
             Way::Own(settings) => start::living(settings).map_err(CliError::from)?,
             Way::Fence(client) | Way::Inside(client) => Some(client.clone()),
-        };
-        let Some(client) = client else {
+        })
+    }
+
+    async fn follow_once(&self, after: Option<u64>) -> Result<Option<(Events, u64)>, Refusal> {
+        let Some(client) = self.living()? else {
             return Ok(None);
         };
         let after = match after {

@@ -52,6 +52,13 @@ pub(super) struct Wants {
     following: Option<JoinHandle<()>>,
 }
 
+impl Wants {
+    fn is_followed(&self) -> bool {
+        let following = self.following.as_ref();
+        following.is_some_and(|task| !task.is_finished())
+    }
+}
+
 impl Drop for Wants {
     fn drop(&mut self) {
         if let Some(following) = &self.following {
@@ -100,14 +107,16 @@ impl Notifier {
         self.wants().channel
     }
 
-    /// From now on, if nobody does yet.
-    pub(crate) fn follow(&self, door: Door, peer: Peer<RoleServer>) {
+    /// From now on, if nobody does yet. Now is known when this returns: what happens next is told even
+    /// if it is another engine's.
+    pub(crate) async fn follow(&self, door: Door, peer: Peer<RoleServer>) {
+        if self.wants().is_followed() {
+            return;
+        }
+        let now = door.position().await;
         let mut wants = self.wants();
-        let running = wants
-            .following
-            .as_ref()
-            .is_some_and(|task| !task.is_finished());
-        if running {
+        // Two at once have asked, and one has begun.
+        if wants.is_followed() {
             return;
         }
         // Not the connection itself, which ends the follower when it goes.
@@ -115,7 +124,7 @@ impl Notifier {
             peer,
             wants: Arc::downgrade(&self.wants),
         };
-        wants.following = Some(tokio::spawn(async move { follow(&door, &ear).await }));
+        wants.following = Some(tokio::spawn(async move { follow(&door, &ear, now).await }));
     }
 }
 
@@ -222,9 +231,8 @@ async fn within(told: impl Future<Output = bool>) -> Result<(), Gone> {
     }
 }
 
-/// Until the client has gone, or does not listen.
-pub(super) async fn follow(door: &Door, ear: &Ear) {
-    let mut after = None;
+/// Until the client has gone, or does not listen. Without a position from what there is when it begins.
+pub(super) async fn follow(door: &Door, ear: &Ear, mut after: Option<u64>) {
     loop {
         let (events, from) = door.follow(after).await;
         after = Some(from);

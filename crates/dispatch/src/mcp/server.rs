@@ -233,7 +233,7 @@ impl ServerHandler for Mcp {
     async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
         // Who cannot be found out is told nothing.
         if let (true, Ok(door)) = (self.notifier.has_channel(), self.door(&context.extensions)) {
-            self.notifier.follow(door, context.peer);
+            self.notifier.follow(door, context.peer).await;
         }
     }
 
@@ -244,7 +244,7 @@ impl ServerHandler for Mcp {
     ) -> Result<(), ErrorData> {
         self.notifier.level(request.level);
         let door = self.door(&context.extensions)?;
-        self.notifier.follow(door, context.peer);
+        self.notifier.follow(door, context.peer).await;
         Ok(())
     }
 
@@ -338,7 +338,7 @@ impl ServerHandler for Mcp {
         let subscribed = self.notifier.subscribe(&request.uri);
         subscribed.map_err(|what| ErrorData::invalid_params(what, None))?;
         let door = self.door(&context.extensions)?;
-        self.notifier.follow(door, context.peer);
+        self.notifier.follow(door, context.peer).await;
         Ok(())
     }
 
@@ -369,7 +369,7 @@ impl ServerHandler for Mcp {
         let door = self.door(&context.request_context().extensions)?;
         let ear = Ear::Listening(context.sink().clone());
         tokio::select! {
-            () = notify::follow(&door, &ear) => {}
+            () = notify::follow(&door, &ear, None) => {}
             () = context.cancelled() => {}
         }
         Ok(())
