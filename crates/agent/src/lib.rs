@@ -1,13 +1,13 @@
 //! What works: guests of our own, run as jobs like any other, without a privilege (I8).
 //! Must not know the engine: what it hears and says are lines of [`dispatch_core::native`].
 //!
-//! * [`agent`] from its opening to its last word; [`turn`] one answer; [`step`] one question
-//!   to a model; [`setback`] when that fails; [`calls`] what the answer asks for
-//! * [`record`] what it says, durable; [`inbox`] what it hears; [`conversation`] the fold of the
-//!   record; [`log`] both together
-//! * [`model`] ask a model; [`keys`] with which key; [`fallback`] what comes after a failure
-//! * [`tools`] what a model may do; [`system`] what it is told of itself
-//! * [`script`] follow a script: the words of the demo's agent
+//! * `agent` from its opening to its last word; `turn` one answer; `step` one question
+//!   to a model; `setback` when that fails; `calls` what the answer asks for
+//! * `record` what it says, durable; `inbox` what it hears; `conversation` the fold of the
+//!   record; `log` both together
+//! * `model` ask a model; `keys` with which key; `fallback` what comes after a failure
+//! * `tools` what a model may do; `system` what it is told of itself
+//! * `script` follow a script: the words of the demo's agent
 
 mod agent;
 mod calls;

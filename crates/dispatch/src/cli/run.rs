@@ -143,7 +143,7 @@ pub(crate) struct Args {
     #[arg(long, value_parser = ["allow", "ask", "deny"])]
     permissions: Option<String>,
     /// What the agent may do at Dispatch's own door, such as asking for tasks itself: a name of
-    /// [grants], or none
+    /// `[grants]`, or none
     #[arg(long, value_name = "NAME")]
     grant: Option<String>,
     /// What a good end looks like
