@@ -132,7 +132,6 @@ pub(crate) enum Access {
     /// Agents of live runs too: the handler takes the [`Caller`] and looks at what the run grants.
     AgentsToo(Scope),
     /// Whoever is known, agents too: for a route that only hands on to other routes.
-    #[allow(dead_code, reason = "the row of MCP")]
     Known,
 }
 

@@ -401,6 +401,7 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         // The limit is kept where a body is read, which is before its handler.
         let serve = route.serve.layer(DefaultBodyLimit::disable());
         let whole = move |request, next| whole_body(bytes, request, next);
+        let queried = route.sheet.query.is_some() || route.verb == Verb::Any;
         let serve = match route.verb {
             Verb::Post if route.anew => serve.layer(from_fn(whole)),
             Verb::Post => serve.layer(from_fn_with_state((ctx.clone(), bytes), take_body)),
@@ -409,6 +410,9 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         };
         // Around all that reads a body, so that nothing of one is looked at for a stranger.
         let serve = serve
+            .layer(from_fn(move |request, next| {
+                no_query(queried, request, next)
+            }))
             .layer(from_fn(move |request, next| admit(access, request, next)))
             .layer(from_fn(move |request, next| {
                 measure(Arc::clone(&meter), request, next)
@@ -455,6 +459,15 @@ async fn whole_body(bytes_max: usize, request: Request, next: Next) -> Result<Re
     let (parts, body) = request.into_parts();
     let body = error::whole(body, bytes_max).await?;
     Ok(next.run(Request::from_parts(parts, body.into())).await)
+}
+
+/// Where nothing is asked in a query, whatever stands there was meant for another route.
+async fn no_query(queried: bool, request: Request, next: Next) -> Result<Response, Problem> {
+    if !queried && request.uri().query().is_some_and(|query| !query.is_empty()) {
+        let detail = "read the query: this route takes none";
+        return Err(Problem::new(Code::BadQuery, detail));
+    }
+    Ok(next.run(request).await)
 }
 
 /// What a handler would not read, two servers in a row could read as another request.

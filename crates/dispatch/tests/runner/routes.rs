@@ -73,6 +73,18 @@ fn a_program_sees_what_a_person_sees() {
         assert_eq!(refused, (400, code.into()), "{query}");
     }
 
+    for path in [
+        "/v1/pools?x=1",
+        "/v1/agents?verbose",
+        "/v1/openapi.json?v=2",
+    ] {
+        let refused = door.get(path).refusal();
+        assert_eq!(refused, (400, "bad_query".into()), "{path}");
+    }
+    let body = json!({"frozen": false});
+    let refused = door.post("/v1/freeze?pool=default", &body).refusal();
+    assert_eq!(refused, (400, "bad_query".into()));
+
     // The position is the log's own.
     let events = world.dispatch(&["events", "--json"]).exits(0).out;
     let last: Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
