@@ -277,6 +277,8 @@ impl EventStream {
         let tasks = self.tasks.as_deref();
         let found = self.tail.read(place, until, HELD_BYTES_MAX, |told| {
             let wanted = match told {
+                // A position may lie ahead of the log.
+                Told::Event(event) if event.seq <= after => false,
                 Told::Event(event) => {
                     after = event.seq;
                     true
@@ -854,6 +856,46 @@ mod tests {
         let open = open.text.clone().unwrap();
         assert!(open.text.len() <= crate::tail::OPEN_TEXT_BYTES_MAX * 5 / 4);
         assert_eq!(open.offset + open.text.len() as u64, flood.len() as u64);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_reader_that_stops_costs_a_page_and_what_is_open() {
+        let mut desk = Desk::new();
+        let run = desk.begin(1);
+        let mut stream = desk.watch(0);
+        let mut reader = Reader::default();
+        reader.hear(&stream.next().await.unwrap());
+        let long = "x".repeat(HELD_BYTES_MAX / 4);
+        for n in 1..200 {
+            let kind = said(n, &long);
+            desk.tell(vec![(Subject::Run(run), kind)]);
+            if n % 50 == 0 {
+                // Now and then it takes one.
+                reader.hear(&stream.next().await.unwrap());
+            }
+            let weighs = |told: &Told| match told {
+                Told::Event(event) => event.encoded(|_, json| json.to_owned()).len(),
+                _ => 0,
+            };
+            let held: usize = stream.held.iter().map(weighs).sum();
+            assert!(held <= HELD_BYTES_MAX + 2 * long.len(), "{held} bytes");
+            assert!(stream.held.len() <= HELD_MAX);
+        }
+        drain(&mut stream, &mut reader).await;
+        assert_eq!(reader.seq, desk.state.seq());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_position_ahead_of_the_log_is_waited_for() {
+        let mut desk = Desk::new();
+        desk.notes(3);
+        let mut stream = EventStream::new(desk.logs.clone(), Arc::clone(&desk.tail), 5);
+        assert!(stream.next_ready().is_none());
+        desk.notes(4);
+        let Some(Told::Event(event)) = stream.next().await else {
+            panic!("no event");
+        };
+        assert_eq!(event.seq, 6);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::event::Event,
-    client::{Heard, start},
+    client::{ClientError, Heard, start},
 };
 
 const PAGE_EVENTS: usize = 1000;
@@ -74,13 +74,22 @@ async fn follow(ctx: &Ctx, args: &Args, task: Option<&str>) -> Result<Exit> {
     let (mut after, mut tries) = (args.after, 0);
     loop {
         let client = start::connect(&ctx.settings).await?;
-        if let Ok(mut events) = client.events(after, task).await {
-            while let Ok(Some(heard)) = events.next().await {
-                if let Heard::Event(event) = heard {
-                    (after, tries) = (after.max(event.seq), 0);
-                    print(args, &event)?;
+        match client.events(after, task).await {
+            Ok(mut events) => {
+                while let Ok(Some(heard)) = events.next().await {
+                    match heard {
+                        Heard::Event(event) => {
+                            (after, tries) = (after.max(event.seq), 0);
+                            print(args, &event)?;
+                        }
+                        Heard::At(at) => after = after.max(at.seq),
+                        Heard::Live(_) | Heard::Open(_) => {}
+                    }
                 }
             }
+            Err(error) if error.nothing_happened() => {}
+            Err(error @ ClientError::Refused(_)) => return Err(error.into()),
+            Err(_) => {}
         }
         tries += 1;
         if tries > TRIES_MAX {

@@ -498,6 +498,40 @@ mod tests {
         serde_json::from_str(&format!("{head}{json}")).unwrap()
     }
 
+    fn live(voice: &str, chunk: u32, offset: usize, text: &str) -> Heard {
+        let live = serde_json::json!({
+            "task": "a", "run": 1, "chunk": chunk, "voice": voice, "offset": offset, "text": text,
+            "lossy": true,
+        });
+        Heard::Live(serde_json::from_value(live).unwrap())
+    }
+
+    #[test]
+    fn whole_lines_are_shown_once_and_what_is_being_said_stands_last() {
+        let task = Task::from(&view(0x3f, RunState::Running));
+        let mut screen = Screen::new(Style::plain(), false, &task);
+        screen.mode = Mode::Redraw;
+        for heard in [
+            live("output", 0, 0, "one\ntw"),
+            live("output", 0, 0, "one\ntw"),
+            live("output", 0, 6, "o\n"),
+            live("output", 0, 100, "behind a hole\nand"),
+            live("text", 1, 0, "I am "),
+            live("text", 1, 5, "saying it"),
+        ] {
+            screen.hear(&heard).unwrap();
+        }
+        let said = |screen: &Screen| screen.frame_lines(40)[2..].to_vec();
+        let whole = ["one", "two", "behind a hole"].map(|line| format!("  \u{2502} {line}"));
+        let mut open = whole.to_vec();
+        open.push("  \u{2502} I am saying it".to_owned());
+        assert_eq!(said(&screen), open);
+        let closed = r#""kind":"said","update":{"text":{"text":"I am saying it."}},"out_offset":1,"chunk":1}"#;
+        screen.hear(&Heard::Event(Box::new(event(closed)))).unwrap();
+        open[3].push('.');
+        assert_eq!(said(&screen), open);
+    }
+
     #[test]
     fn plain_lines() {
         let cases = [
