@@ -29,10 +29,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{shapes, time};
 
-/// Every state, in the order of a task's life.
 /// Why one waits that goes on when a person does something.
 const NEEDS_YOU: &str = "needs_you";
 
+/// Every state, in the order of a task's life.
 pub(crate) const STATES: [&str; 11] = [
     "queued",
     "preparing",

@@ -4,12 +4,18 @@
 //! (`cargo xtask test` sets it); without it those are not tested here, said aloud.
 //! Must not leave this machine, and must not read a login of the person's own.
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+};
 
 use serde_json::{Value, json};
 
 use super::{
     mcp_clients::{KEY, installed, model, triple},
+    schema,
+    wire::Answer,
     world::{TestWorld, files},
 };
 
@@ -18,7 +24,7 @@ const PATIENT: &str = "[agents.patient]\ndriver = \"plain\"\nprogram = \"sh\"\np
     args = [\"-c\", \"cat > /dev/null; echo begun; until [ -e go ]; do sleep 0.02; done; \
     echo it went well\"]\n";
 const GRANT: &str = "[placements.tight]\nwrap = \"cage\"\nnetwork = \"none\"\n\
-    [grants.lead]\ntools = [\"dispatch\", \"wait\", \"show\", \"list\"]\nagents = [\"patient\"]\n\
+    [grants.lead]\ntools = [\"dispatch\", \"wait\", \"show\", \"list\"]\nagents = [\"patient\"]\nplacements = [\"tight\"]\n\
     depth = 1\nchildren_max = 4\nchildren_live_max = 2\n";
 
 /// Which child of a task this is, once there is one.
@@ -102,6 +108,107 @@ fn steps(waits: &str) -> Vec<Value> {
         json!({"text": "I go on when it has ended."}),
         json!({"text": "Finished.", "repeat": true}),
     ]
+}
+
+/// The agent of a task's run, as it would speak to us itself.
+struct Voice<'a> {
+    world: &'a TestWorld,
+    token: String,
+}
+
+impl<'a> Voice<'a> {
+    fn of(world: &'a TestWorld, lead: &str, n: u32) -> Self {
+        let dir = world.home().join(format!("data/doors/{lead}-{n}"));
+        let token = fs::read_to_string(dir.join("token")).unwrap();
+        Self { world, token }
+    }
+
+    #[track_caller]
+    fn asks(&self, path: &str, body: &Value) -> Value {
+        let socket = self.world.home().join("run/agents");
+        let socket = fs::File::open(socket).unwrap();
+        let path_of = format!("/proc/self/fd/{}/engine.sock", socket.as_raw_fd());
+        let mut stream = UnixStream::connect(path_of).unwrap();
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: dispatch\r\nconnection: close\r\n\
+             authorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            self.token,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        Answer::of(&answer).good().json()
+    }
+}
+
+/// A lead that has asked for a task and ended its run; and that task.
+fn parked(world: &TestWorld) -> (String, Value) {
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(world, &lead, 1);
+    let asked = json!({"task": "Wait until you may go.", "placement": "tight", "agent": "patient"});
+    let child = voice.asks("/v1/tasks", &asked);
+    assert_eq!(child["asked_by"], format!("{lead}-1"));
+    let id = child["id"].as_str().unwrap();
+    world.follow(&["logs", "-f", id]).until("begun");
+    world.open_gate();
+    let mut events = world.follow(&["events", "-f", "--json", "--task", &lead]);
+    events.until("\"kind\":\"parked\"");
+    (lead, world.show(id))
+}
+
+/// The person sees all along what it is that the task waits for, and `wait` waits for the real end.
+#[test]
+fn a_parked_task_is_open_until_it_has_heard_of_its_children() {
+    let world = TestWorld::with_config(&format!("{GRANT}{PATIENT}"));
+    let (lead, child) = parked(&world);
+    let short = child["short"].as_str().unwrap();
+    let task = world.show(&lead);
+    schema::task(&task);
+    assert_eq!((&task["state"], &task["waiting"]["why"]), (&json!("parked"), &json!("children")));
+    assert_eq!(task["children"][0]["id"], child["id"]);
+    let waits = format!("waits for what it asked for: {short} (running)");
+    world.dispatch(&["show", &lead]).exits(0).says(&[&waits, "grant", "child"]);
+    world.dispatch(&["show", short]).exits(0).says(&["asked by", &lead]);
+    world.dispatch(&["list"]).exits(0).says(&["working (2)", "parked"]);
+    world.dispatch(&["rm", &lead]).exits(2);
+    let waiting = world.follow(&["wait", &lead, "--json"]);
+    let second = world.detach(&["--after", &lead, "> write out.txt hi"]);
+    assert_eq!(world.show(&second)["waiting"]["why"], "after");
+    go(&child);
+    // Its second run is the one that hears of it.
+    world.open_gate();
+    let ended: Value = serde_json::from_str(&waiting.end().exits(0).out).unwrap();
+    schema::task(&ended);
+    assert_eq!(ended["state"], "completed");
+    assert_eq!(ended["runs"][1]["cause"], "ends");
+    assert_eq!(ended["ends"][0]["state"], "told");
+    assert_eq!(ended["messages"][0]["from"], "dispatch");
+    let told = ended["messages"][0]["text"].as_str().unwrap();
+    assert!(told.contains("it went well"), "{told}");
+    world.dispatch(&["wait", &second]).exits(0);
+}
+
+#[test]
+fn a_parked_task_ends_with_a_stop_and_when_its_child_is_let_go() {
+    let world = TestWorld::with_config(&format!("{GRANT}{PATIENT}"));
+    let (lead, child) = parked(&world);
+    let id = child["id"].as_str().unwrap();
+    let waiting = world.follow(&["wait", &lead, "--json"]);
+    let alone = world.dispatch(&["detach", id, "--json"]).exits(0).json();
+    assert_eq!((&alone["detached"], &alone["state"]), (&json!(true), &json!("running")));
+    let ended: Value = serde_json::from_str(&waiting.end().exits(0).out).unwrap();
+    assert_eq!(ended["state"], "completed");
+    world.dispatch(&["detach", &lead]).exits(2);
+    go(&child);
+    world.dispatch(&["wait", id]).exits(0);
+    let (lead, child) = parked(&world);
+    let id = child["id"].as_str().unwrap();
+    let stopped = world.dispatch(&["stop", &lead, "--json"]).exits(0).json();
+    assert_eq!(stopped["state"], "stopped");
+    world.dispatch(&["wait", id]).exits(4);
 }
 
 fn start(world: &TestWorld, agent: &str) -> String {
