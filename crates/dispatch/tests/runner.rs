@@ -21,6 +21,8 @@ mod docs;
 mod engine;
 #[path = "runner/events.rs"]
 mod events;
+#[path = "runner/family.rs"]
+mod family;
 #[path = "runner/gate.rs"]
 mod gate;
 #[path = "runner/ids.rs"]

@@ -147,6 +147,7 @@ pub(super) fn tools(tools: Tools<'_>) -> Vec<String> {
         format!("args=[{}]", args.join(",")),
         format!("env={{{}}}", env.join(",")),
         format!("tool_timeout_sec={TOOL_TIMEOUT_S}"),
+        "default_tools_approval_mode=\"approve\"".to_owned(),
     ]
     .into_iter()
     .flat_map(|setting| {

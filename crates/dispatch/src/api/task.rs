@@ -29,6 +29,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{shapes, time};
 
+/// Why one waits that goes on when a person does something.
+const NEEDS_YOU: &str = "needs_you";
+
 /// Every state, in the order of a task's life.
 pub(crate) const STATES: [&str; 11] = [
     "queued",
@@ -387,6 +390,16 @@ impl Task {
         self.asks.iter().filter(|ask| ask.is_open())
     }
 
+    /// It waits for a person, and for nothing else.
+    pub(crate) fn needs_you(&self) -> bool {
+        let waiting = self.waiting.as_ref();
+        waiting.is_some_and(|waiting| waiting.why == NEEDS_YOU)
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.state == "parked"
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !matches!(
             self.state.as_str(),
@@ -456,6 +469,19 @@ impl From<&CoreGuide> for Guide {
             effort: guide.effort,
         }
     }
+}
+
+fn parked_waits(view: &TaskView) -> Option<Waiting> {
+    view.family.parked.then(|| Waiting {
+        why: if view.family.held {
+            NEEDS_YOU.into()
+        } else {
+            "children".into()
+        },
+        text: parked(view),
+        until: None,
+        place: None,
+    })
 }
 
 /// What a parked task waits for.
@@ -540,12 +566,12 @@ impl From<&TaskView> for Task {
             },
             state: state_of(task).into(),
             reason: reason(task, view),
-            waiting: view.waits.as_ref().map(|waiting| Waiting {
+            waiting: parked_waits(view).or_else(|| view.waits.as_ref().map(|waiting| Waiting {
                 why: waiting.why.word().into(),
                 text: waiting.text.clone(),
                 until: waiting.until.map(time),
                 place: view.place,
-            }),
+            })),
             question,
             branch: task.branch(),
             base: task.workspace.as_ref().map(|w| w.base.clone()),

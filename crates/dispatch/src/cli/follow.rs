@@ -27,19 +27,21 @@ const TRIES_MAX: u32 = 5;
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 const REDRAW: Duration = Duration::from_millis(120);
 
-/// Follows the last run of `task` until it has finished, and those that Dispatch itself has tried
-/// after it.
+/// Follows the last run of `task` until it has finished, and those that come after it by themselves:
+/// tries of Dispatch's own, and the run that hears how the task's children have ended. One that waits
+/// for a person alone is left to that person.
 pub(crate) async fn to_end(ctx: &Ctx, client: Client, task: &Task, screen: Screen) -> Result<Task> {
-    let n = task.runs.last().map_or(1, |run| run.n);
     let mut following = Following {
         ctx,
         client,
         id: &task.id,
-        n,
+        n: task.runs.last().map_or(1, |run| run.n),
         after: 0,
+        parked: false,
         interrupts: 0,
         screen,
     };
+    following.park(task);
     loop {
         let ended = following.watch().await;
         following.screen.clear()?;
@@ -51,12 +53,14 @@ pub(crate) async fn to_end(ctx: &Ctx, client: Client, task: &Task, screen: Scree
             Err(_) => tasks::one(&ctx.settings, &task.id).await?,
         };
         let next = task.runs.last().map_or(0, |run| run.n);
-        if !task.is_open() || next <= following.n {
+        let goes_on = next > following.n || (task.is_parked() && !task.needs_you());
+        if !task.is_open() || !goes_on {
             return Ok(task);
         }
         following.n = next;
         // From the start: what is told of this run may have come before the end of the other.
         following.after = 0;
+        following.park(&task);
     }
 }
 
@@ -66,6 +70,8 @@ struct Following<'a> {
     id: &'a str,
     n: u32,
     after: u64,
+    /// The run has ended and the task has not: whatever happens to that is looked at anew.
+    parked: bool,
     interrupts: u32,
     screen: Screen,
 }
@@ -77,6 +83,13 @@ enum Step {
 }
 
 impl Following<'_> {
+    fn park(&mut self, task: &Task) {
+        self.parked = task.is_parked();
+        if self.parked {
+            self.after = task.seq;
+        }
+    }
+
     async fn watch(&mut self) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())
             .map_err(|error| CliError::failed("listen for signals", &error))?;
@@ -132,6 +145,10 @@ impl Following<'_> {
                 None
             }
         };
+        if self.parked {
+            self.screen.hear(heard)?;
+            return Ok(matches!(heard, Heard::Event(_)));
+        }
         // History of earlier runs is not news.
         if run.is_some_and(|run| run != self.n) {
             return Ok(false);

@@ -65,13 +65,9 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
 pub(super) const GROUPS: [&str; 4] = ["needs you", "working", "waiting", "done"];
 
 pub(super) fn group_of(task: &Task) -> &'static str {
-    let lacks = task
-        .waiting
-        .as_ref()
-        .is_some_and(|waiting| waiting.why == "needs_you");
     match task.state.as_str() {
         _ if task.removed => "done",
-        _ if lacks || task.open_asks().next().is_some() => "needs you",
+        _ if task.needs_you() || task.open_asks().next().is_some() => "needs you",
         "blocked" | "failed" | "lost" => "needs you",
         "queued" => "waiting",
         "completed" | "stopped" => "done",

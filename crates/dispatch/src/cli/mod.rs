@@ -9,6 +9,7 @@ mod attach;
 mod clean;
 mod completions;
 mod config;
+mod detach;
 mod diff;
 mod doctor;
 mod dry_run;
@@ -92,6 +93,7 @@ enum Verb {
     Resume(resume::Args),
     Stop(stop::Args),
     Wait(wait::Args),
+    Detach(detach::Args),
     Apply(apply::Args),
     Undo(undo::Args),
     Rm(rm::Args),
@@ -221,6 +223,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Retry(args) => Box::pin(retry::run(ctx, args)).await,
         Verb::Stop(args) => Box::pin(stop::run(ctx, &args)).await,
         Verb::Wait(args) => Box::pin(wait::run(ctx, &args)).await,
+        Verb::Detach(args) => detach::run(ctx, &args).await,
         Verb::Apply(args) => apply::run(ctx, &args).await,
         Verb::Undo(args) => undo::run(ctx, &args).await,
         Verb::Rm(args) => rm::run(ctx, &args).await,

@@ -376,6 +376,19 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
             let number = number("message");
             format!("message {number} was not taken up before the end; it waits again")
         }
+        "parked" => {
+            let children = event.body.get("children")?.as_array()?;
+            let names = children.iter().filter_map(|child| child.as_str());
+            format!("waits for {}", names.map(clean_line).collect::<Vec<_>>().join(", "))
+        }
+        "child_ended" => format!("task {} ended: {}", text("child"), text("state")),
+        "detached" => format!("task {} is waited for no more", text("child")),
+        "ends_delivered" => {
+            let ends = event.body.get("ends")?.as_array()?;
+            let names = ends.iter().filter_map(|end| end.get("child")?.as_str());
+            let names = names.map(clean_line).collect::<Vec<_>>().join(", ");
+            format!("its agent has heard the end of {names}")
+        }
         "agent_set" => format!("goes on with {}", text("agent")),
         "applied" => format!("applied to {} as {}", text("repo"), text("branch")),
         "noted" => format!("note: {}", text("text")),

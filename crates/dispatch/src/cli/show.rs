@@ -9,10 +9,15 @@ use super::{
     style::{Colour, Style, clean_line, clean_text},
     tasks,
 };
-use dispatch_core::{ask::shown, carried::Can, review::Review};
+use dispatch_core::{
+    ask::shown,
+    carried::Can,
+    grant::{Among, Grant},
+    review::Review,
+};
 use dispatch_engine::prompts::sha256;
 
-use crate::api::task::{Ask, Attachment, Budget, Exit as JobExit, Message, NextRun, Run, Task};
+use crate::api::task::{Ask, Attachment, Budget, Child, Exit as JobExit, Message, NextRun, Run, Task};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
@@ -141,6 +146,17 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
     );
     field("created", Some(&task.created_at));
     field("parent", task.parent.as_deref());
+    let asked = task.asked_by.as_deref();
+    let asked = asked.map(|run| match task.detached {
+        true => format!("run {run}, which does not wait for it"),
+        false => format!("run {run}"),
+    });
+    field("asked by", asked.as_deref());
+    field("until", task.until.as_deref());
+    field("grant", task.grant.as_ref().map(grant_line).as_deref());
+    for child in &task.children {
+        field(&format!("child {}", child.short), Some(&child_line(task, child)));
+    }
     field("result", diffstat_line(task).as_deref());
     field("verified", Some(&checks_line(task)));
     for note in &task.notes {
@@ -209,6 +225,36 @@ fn asked_line(ask: &Ask) -> String {
     format!("({how}{owner}, run {}) {what}", ask.run)
 }
 
+/// What it may do, and how much of it.
+fn grant_line(grant: &Grant) -> String {
+    let tools: Vec<&str> = grant.tools.iter().map(|tool| tool.word()).collect();
+    let agents = match &grant.agents {
+        Among::Any => "any agent".to_owned(),
+        Among::Only(names) => names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    format!(
+        "{}; {agents}; {} tasks, {} at once, {} deep",
+        tools.join(", "),
+        grant.children_max,
+        grant.children_live_max,
+        grant.depth
+    )
+}
+
+/// How it is, and whether its asker knows.
+fn child_line(task: &Task, child: &Child) -> String {
+    let ends = task.ends.iter().rev();
+    let end = ends.clone().find(|end| end.task == child.id);
+    let told = match end.map(|end| (end.state.as_str(), end.message)) {
+        Some(("told", Some(message))) => format!(", told in message {message}"),
+        Some(("owed", _)) => ", not told yet".to_owned(),
+        Some(("waited_for", _)) => ", heard while it was waited for".to_owned(),
+        Some(_) | None => String::new(),
+    };
+    let alone = if child.detached { ", not waited for" } else { "" };
+    format!("{}{told}{alone}", child.state)
+}
+
 fn attached_line(file: &Attachment) -> String {
     let with = file.message.map(|n| format!(", with message {n}"));
     let with = with.unwrap_or_default();
@@ -236,7 +282,7 @@ fn said_line(message: &Message) -> String {
         (_, None) => message.state.clone(),
     };
     let from = match message.from.as_str() {
-        "person" => String::new(),
+        "person" | "dispatch" => String::new(),
         task => format!(", from {task}"),
     };
     format!("({how}{from}) {}", message.text)

@@ -20,10 +20,10 @@ use super::{wire::Door, world::TestWorld};
 
 const FOLDER: &str = "DISPATCH_TEST_AGENTS";
 const PATIENCE: Duration = Duration::from_secs(120);
-const KEY: &str = "sk-not-a-real-key-0123456789";
+pub(crate) const KEY: &str = "sk-not-a-real-key-0123456789";
 
 /// The first of these that is there. `None`: skipped.
-fn installed(below: &[&str]) -> Option<PathBuf> {
+pub(crate) fn installed(below: &[&str]) -> Option<PathBuf> {
     static SKIPPED: Once = Once::new();
     let Some(folder) = std::env::var_os(FOLDER) else {
         // Past the test harness, which would keep it to itself.
@@ -183,7 +183,7 @@ async fn looked_through(inspector: &Inspector<'_>) {
 }
 
 /// A scripted model in this process, and where its log is.
-async fn model(world: &TestWorld, steps: &Value) -> (String, PathBuf) {
+pub(crate) async fn model(world: &TestWorld, steps: &Value) -> (String, PathBuf) {
     let (script, log) = (world.path("script.json"), world.path("model.log"));
     std::fs::write(&script, steps.to_string()).unwrap();
     let server = Server::new(Some(&script), None, Log::open(Some(&log)).unwrap()).unwrap();
@@ -309,7 +309,7 @@ async fn codex_dispatches_and_waits() {
     }
 }
 
-fn triple() -> (&'static str, &'static str) {
+pub(crate) fn triple() -> (&'static str, &'static str) {
     match std::env::consts::ARCH {
         "aarch64" => ("arm64", "aarch64"),
         _ => ("x64", "x86_64"),

@@ -1,0 +1,281 @@
+//! Agents that dispatch agents, with the real command line, engine, fence and tools: the real Claude
+//! Code and Codex call our tools from a cage without a network, over an engine's end. The model behind
+//! them is a script. `DISPATCH_TEST_AGENTS` names the folder whose `node_modules` hold them
+//! (`cargo xtask test` sets it); without it those are not tested here, said aloud.
+//! Must not leave this machine, and must not read a login of the person's own.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    mcp_clients::{KEY, installed, model, triple},
+    schema,
+    wire::Answer,
+    world::{TestWorld, files},
+};
+
+/// It waits in a place that only its own workspace has.
+const PATIENT: &str = "[agents.patient]\ndriver = \"plain\"\nprogram = \"sh\"\npool = \"default\"\n\
+    args = [\"-c\", \"cat > /dev/null; echo begun; until [ -e go ]; do sleep 0.02; done; \
+    echo it went well\"]\n";
+const GRANT: &str = "[placements.tight]\nwrap = \"cage\"\nnetwork = \"none\"\n\
+    [grants.lead]\ntools = [\"dispatch\", \"wait\", \"show\", \"list\"]\nagents = [\"patient\"]\nplacements = [\"tight\"]\n\
+    depth = 1\nchildren_max = 4\nchildren_live_max = 2\n";
+
+/// Which child of a task this is, once there is one.
+fn child(world: &TestWorld, lead: &str, n: usize) -> Value {
+    let lead = world.show(lead);
+    let id = lead["children"][n]["id"].as_str().unwrap();
+    world.show(id)
+}
+
+/// Its agent runs; then the engine ends as if the machine's memory had run out, and another comes.
+fn begun_and_killed(world: &TestWorld, child: &Value) {
+    let id = child["id"].as_str().unwrap();
+    world.follow(&["logs", "-f", id]).until("begun");
+    world.kill_engine();
+    world.serve();
+}
+
+fn go(child: &Value) {
+    let workspace = child["workspace_dir"].as_str().unwrap();
+    fs::write(format!("{workspace}/go"), "").unwrap();
+}
+
+/// From a lead that was just started to its end. It waits for its first child in a call of a tool, and
+/// ends its turn while the second one runs.
+fn led(world: &TestWorld, lead: &str) {
+    let mut watching = world.follow(&["logs", "-f", lead]);
+    watching.until("wait");
+    let first = child(world, lead, 0);
+    begun_and_killed(world, &first);
+    drop(watching);
+    go(&first);
+    world
+        .follow(&["events", "--json"])
+        .until("\"kind\":\"parked\"");
+    let parked = world.show(lead);
+    assert_eq!(parked["state"], "parked");
+    let second = child(world, lead, 1);
+    begun_and_killed(world, &second);
+    assert_eq!(world.show(lead)["state"], "parked");
+    go(&second);
+    world.dispatch(&["wait", lead]).exits(0);
+}
+
+fn has_led(world: &TestWorld, lead: &str, model: &std::path::Path) {
+    let log = fs::read_to_string(model).unwrap();
+    assert!(!log.contains("\"kind\":\"error\""), "{log}");
+    let lead = world.show(lead);
+    assert_eq!(lead["state"], "completed", "{lead:#}");
+    let ends: Vec<&Value> = lead["ends"].as_array().unwrap().iter().collect();
+    assert_eq!(ends.len(), 2, "{lead:#}");
+    assert_eq!(ends[0]["state"], "waited_for");
+    assert_eq!(ends[1]["state"], "told");
+    assert_eq!(lead["runs"].as_array().unwrap().len(), 2, "{lead:#}");
+    assert!(lead["enforced"].as_str().unwrap().contains("network: none"));
+    // Each end was heard once, and in the second run's first words.
+    let heard: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|record: &Value| record["kind"] == "step")
+        .collect();
+    let last = heard.last().unwrap()["prompt"].as_str().unwrap();
+    assert!(last.contains("it went well"), "{last}");
+    // Tokens are gone with their runs, and nothing else had one.
+    let with_tokens = files(&world.home().join("data"));
+    let tokens: Vec<_> = with_tokens
+        .iter()
+        .filter(|file| fs::read(file).is_ok_and(|bytes| holds(&bytes, b"dr_")))
+        .collect();
+    assert_eq!(tokens, Vec::<&std::path::PathBuf>::new());
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+fn steps(waits: &str) -> Vec<Value> {
+    vec![
+        json!({"tool": "dispatch", "args": {"task": "First\nWait until you may go."}}),
+        json!({"tool": "wait", "args": {"timeout_s": 600}, "text": waits}),
+        json!({"tool": "dispatch", "args": {"task": "Second\nWait until you may go."}}),
+        json!({"text": "I go on when it has ended."}),
+        json!({"text": "Finished.", "repeat": true}),
+    ]
+}
+
+/// The agent of a task's run, as it would speak to us itself.
+struct Voice<'a> {
+    world: &'a TestWorld,
+    token: String,
+}
+
+impl<'a> Voice<'a> {
+    fn of(world: &'a TestWorld, lead: &str, n: u32) -> Self {
+        let dir = world.home().join(format!("data/doors/{lead}-{n}"));
+        let token = fs::read_to_string(dir.join("token")).unwrap();
+        Self { world, token }
+    }
+
+    #[track_caller]
+    fn asks(&self, path: &str, body: &Value) -> Value {
+        let socket = self.world.home().join("run/agents");
+        let socket = fs::File::open(socket).unwrap();
+        let path_of = format!("/proc/self/fd/{}/engine.sock", socket.as_raw_fd());
+        let mut stream = UnixStream::connect(path_of).unwrap();
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: dispatch\r\nconnection: close\r\n\
+             authorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            self.token,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        Answer::of(&answer).good().json()
+    }
+}
+
+/// A lead that has asked for a task and ended its run; and that task.
+fn parked(world: &TestWorld) -> (String, Value) {
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(world, &lead, 1);
+    let asked = json!({"task": "Wait until you may go.", "placement": "tight", "agent": "patient"});
+    let child = voice.asks("/v1/tasks", &asked);
+    assert_eq!(child["asked_by"], format!("{lead}-1"));
+    let id = child["id"].as_str().unwrap();
+    world.follow(&["logs", "-f", id]).until("begun");
+    world.open_gate();
+    let mut events = world.follow(&["events", "-f", "--json", "--task", &lead]);
+    events.until("\"kind\":\"parked\"");
+    (lead, world.show(id))
+}
+
+/// The person sees all along what it is that the task waits for, and `wait` waits for the real end.
+#[test]
+fn a_parked_task_is_open_until_it_has_heard_of_its_children() {
+    let world = TestWorld::with_config(&format!("{GRANT}{PATIENT}"));
+    let (lead, child) = parked(&world);
+    let short = child["short"].as_str().unwrap();
+    let task = world.show(&lead);
+    schema::task(&task);
+    assert_eq!((&task["state"], &task["waiting"]["why"]), (&json!("parked"), &json!("children")));
+    assert_eq!(task["children"][0]["id"], child["id"]);
+    let waits = format!("waits for what it asked for: {short} (running)");
+    world.dispatch(&["show", &lead]).exits(0).says(&[&waits, "grant", "child"]);
+    world.dispatch(&["show", short]).exits(0).says(&["asked by", &lead]);
+    world.dispatch(&["list"]).exits(0).says(&["working (2)", "parked"]);
+    world.dispatch(&["rm", &lead]).exits(2);
+    let waiting = world.follow(&["wait", &lead, "--json"]);
+    let second = world.detach(&["--after", &lead, "> write out.txt hi"]);
+    assert_eq!(world.show(&second)["waiting"]["why"], "after");
+    go(&child);
+    // Its second run is the one that hears of it.
+    world.open_gate();
+    let ended: Value = serde_json::from_str(&waiting.end().exits(0).out).unwrap();
+    schema::task(&ended);
+    assert_eq!(ended["state"], "completed");
+    assert_eq!(ended["runs"][1]["cause"], "ends");
+    assert_eq!(ended["ends"][0]["state"], "told");
+    assert_eq!(ended["messages"][0]["from"], "dispatch");
+    let told = ended["messages"][0]["text"].as_str().unwrap();
+    assert!(told.contains("it went well"), "{told}");
+    world.dispatch(&["wait", &second]).exits(0);
+}
+
+#[test]
+fn a_parked_task_ends_with_a_stop_and_when_its_child_is_let_go() {
+    let world = TestWorld::with_config(&format!("{GRANT}{PATIENT}"));
+    let (lead, child) = parked(&world);
+    let id = child["id"].as_str().unwrap();
+    let waiting = world.follow(&["wait", &lead, "--json"]);
+    let alone = world.dispatch(&["detach", id, "--json"]).exits(0).json();
+    assert_eq!((&alone["detached"], &alone["state"]), (&json!(true), &json!("running")));
+    let ended: Value = serde_json::from_str(&waiting.end().exits(0).out).unwrap();
+    assert_eq!(ended["state"], "completed");
+    world.dispatch(&["detach", &lead]).exits(2);
+    go(&child);
+    world.dispatch(&["wait", id]).exits(0);
+    let (lead, child) = parked(&world);
+    let id = child["id"].as_str().unwrap();
+    let stopped = world.dispatch(&["stop", &lead, "--json"]).exits(0).json();
+    assert_eq!(stopped["state"], "stopped");
+    world.dispatch(&["wait", id]).exits(4);
+}
+
+fn start(world: &TestWorld, agent: &str) -> String {
+    let args = [
+        "run",
+        "--detach",
+        "--json",
+        "--no-checks",
+        "--expects",
+        "either",
+        "--agent",
+        agent,
+        "--placement",
+        "tight",
+        "--grant",
+        "lead",
+        "Lead the others",
+    ];
+    let task = world
+        .dispatch_with(&[("TEST_KEY", KEY)], &args)
+        .exits(0)
+        .json();
+    task["id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_code_leads_from_a_cage_without_a_network() {
+    let (npm, _) = triple();
+    let native = format!("@anthropic-ai/claude-code-linux-{npm}/claude");
+    let musl = format!("@anthropic-ai/claude-code-linux-{npm}-musl/claude");
+    let Some(claude) = installed(&[&native, &musl]) else {
+        return;
+    };
+    // It looks a tool up before it has it.
+    let names = "select:mcp__dispatch__dispatch,mcp__dispatch__wait";
+    let look = json!({"tool": "ToolSearch", "args": {"query": names}});
+    let script = TestWorld::new();
+    let (url, log) = model(&script, &json!([vec![look], steps("")].concat())).await;
+    let world = TestWorld::with_config(&format!(
+        "{GRANT}{PATIENT}[agents.claude]\nprogram = {claude:?}\npool = \"default\"\n\
+         [agents.claude.env]\nANTHROPIC_API_KEY = {{ from = \"TEST_KEY\" }}\n\
+         CLAUDE_CODE_MAX_RETRIES = \"1\"\n[agents.claude.broker]\nkey = \"ANTHROPIC_API_KEY\"\n\
+         base_url = \"ANTHROPIC_BASE_URL\"\nupstream = \"{url}\"\n"
+    ));
+    let lead = start(&world, "claude");
+    led(&world, &lead);
+    has_led(&world, &lead, &log);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn codex_leads_from_a_cage_without_a_network() {
+    let (npm, arch) = triple();
+    let below = format!("@openai/codex-linux-{npm}/vendor/{arch}-unknown-linux-musl/bin/codex");
+    let Some(codex) = installed(&[&below]) else {
+        return;
+    };
+    let script = TestWorld::new();
+    let (url, log) = model(&script, &json!(steps(""))).await;
+    let world = TestWorld::with_config(&format!(
+        "{GRANT}{PATIENT}[agents.codex]\nprogram = {codex:?}\npool = \"default\"\n\
+         args = [\"-m\", \"any\", \"-c\", \"model_provider=fake\", \"-c\", \
+         '''model_providers.fake={{name=\"Fake\",base_url=\"{{broker_url}}/v1\",\
+         wire_api=\"responses\",env_key=\"FAKE_KEY\"}}''']\n\
+         [agents.codex.env]\nFAKE_KEY = {{ from = \"TEST_KEY\" }}\n\
+         [agents.codex.broker]\nkey = \"FAKE_KEY\"\nupstream = \"{url}\"\n"
+    ));
+    let lead = start(&world, "codex");
+    led(&world, &lead);
+    has_led(&world, &lead, &log);
+}
