@@ -566,12 +566,14 @@ impl From<&TaskView> for Task {
             },
             state: state_of(task).into(),
             reason: reason(task, view),
-            waiting: parked_waits(view).or_else(|| view.waits.as_ref().map(|waiting| Waiting {
-                why: waiting.why.word().into(),
-                text: waiting.text.clone(),
-                until: waiting.until.map(time),
-                place: view.place,
-            })),
+            waiting: parked_waits(view).or_else(|| {
+                view.waits.as_ref().map(|waiting| Waiting {
+                    why: waiting.why.word().into(),
+                    text: waiting.text.clone(),
+                    until: waiting.until.map(time),
+                    place: view.place,
+                })
+            }),
             question,
             branch: task.branch(),
             base: task.workspace.as_ref().map(|w| w.base.clone()),

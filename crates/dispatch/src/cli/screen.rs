@@ -379,7 +379,10 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         "parked" => {
             let children = event.body.get("children")?.as_array()?;
             let names = children.iter().filter_map(|child| child.as_str());
-            format!("waits for {}", names.map(clean_line).collect::<Vec<_>>().join(", "))
+            format!(
+                "waits for {}",
+                names.map(clean_line).collect::<Vec<_>>().join(", ")
+            )
         }
         "child_ended" => format!("task {} ended: {}", text("child"), text("state")),
         "detached" => format!("task {} is waited for no more", text("child")),

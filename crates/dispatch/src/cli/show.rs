@@ -17,7 +17,9 @@ use dispatch_core::{
 };
 use dispatch_engine::prompts::sha256;
 
-use crate::api::task::{Ask, Attachment, Budget, Child, Exit as JobExit, Message, NextRun, Run, Task};
+use crate::api::task::{
+    Ask, Attachment, Budget, Child, Exit as JobExit, Message, NextRun, Run, Task,
+};
 
 /// Show one task: what was asked, its runs, its result.
 #[derive(Debug, clap::Args)]
@@ -155,7 +157,10 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
     field("until", task.until.as_deref());
     field("grant", task.grant.as_ref().map(grant_line).as_deref());
     for child in &task.children {
-        field(&format!("child {}", child.short), Some(&child_line(task, child)));
+        field(
+            &format!("child {}", child.short),
+            Some(&child_line(task, child)),
+        );
     }
     field("result", diffstat_line(task).as_deref());
     field("verified", Some(&checks_line(task)));
@@ -230,7 +235,11 @@ fn grant_line(grant: &Grant) -> String {
     let tools: Vec<&str> = grant.tools.iter().map(|tool| tool.word()).collect();
     let agents = match &grant.agents {
         Among::Any => "any agent".to_owned(),
-        Among::Only(names) => names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        Among::Only(names) => names
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
     };
     format!(
         "{}; {agents}; {} tasks, {} at once, {} deep",
@@ -251,7 +260,11 @@ fn child_line(task: &Task, child: &Child) -> String {
         Some(("waited_for", _)) => ", heard while it was waited for".to_owned(),
         Some(_) | None => String::new(),
     };
-    let alone = if child.detached { ", not waited for" } else { "" };
+    let alone = if child.detached {
+        ", not waited for"
+    } else {
+        ""
+    };
     format!("{}{told}{alone}", child.state)
 }
 

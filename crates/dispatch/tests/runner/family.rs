@@ -167,12 +167,24 @@ fn a_parked_task_is_open_until_it_has_heard_of_its_children() {
     let short = child["short"].as_str().unwrap();
     let task = world.show(&lead);
     schema::task(&task);
-    assert_eq!((&task["state"], &task["waiting"]["why"]), (&json!("parked"), &json!("children")));
+    assert_eq!(
+        (&task["state"], &task["waiting"]["why"]),
+        (&json!("parked"), &json!("children"))
+    );
     assert_eq!(task["children"][0]["id"], child["id"]);
     let waits = format!("waits for what it asked for: {short} (running)");
-    world.dispatch(&["show", &lead]).exits(0).says(&[&waits, "grant", "child"]);
-    world.dispatch(&["show", short]).exits(0).says(&["asked by", &lead]);
-    world.dispatch(&["list"]).exits(0).says(&["working (2)", "parked"]);
+    world
+        .dispatch(&["show", &lead])
+        .exits(0)
+        .says(&[&waits, "grant", "child"]);
+    world
+        .dispatch(&["show", short])
+        .exits(0)
+        .says(&["asked by", &lead]);
+    world
+        .dispatch(&["list"])
+        .exits(0)
+        .says(&["working (2)", "parked"]);
     world.dispatch(&["rm", &lead]).exits(2);
     let waiting = world.follow(&["wait", &lead, "--json"]);
     let second = world.detach(&["--after", &lead, "> write out.txt hi"]);
@@ -198,7 +210,10 @@ fn a_parked_task_ends_with_a_stop_and_when_its_child_is_let_go() {
     let id = child["id"].as_str().unwrap();
     let waiting = world.follow(&["wait", &lead, "--json"]);
     let alone = world.dispatch(&["detach", id, "--json"]).exits(0).json();
-    assert_eq!((&alone["detached"], &alone["state"]), (&json!(true), &json!("running")));
+    assert_eq!(
+        (&alone["detached"], &alone["state"]),
+        (&json!(true), &json!("running"))
+    );
     let ended: Value = serde_json::from_str(&waiting.end().exits(0).out).unwrap();
     assert_eq!(ended["state"], "completed");
     world.dispatch(&["detach", &lead]).exits(2);
