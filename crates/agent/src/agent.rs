@@ -7,6 +7,7 @@ use std::{
     io::{self, Read},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use dispatch_core::{
@@ -14,6 +15,8 @@ use dispatch_core::{
     models::{Choice, Endpoint, KeySource, KeyTable},
     native::{Chunk, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
     rules::Rules,
+    servers::ServerTable,
+    web::BadWeb,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -25,15 +28,18 @@ use crate::{
     inbox::Inbox,
     keys::Keys,
     log::{Log, ResumeError, resume},
-    model::{Client, Proxy, Timers, ToolSpec},
+    model::{Client, Timers, ToolSpec},
+    net::{Connector, Proxy},
     record::{Record, RecordError, Sink},
     system,
-    tools::{self, Place, Sign, Spill, Tool},
+    tools::{self, Outside, Place, Sign, Spill, Tool},
     turn,
 };
 
 /// Signs of tools on their way; a tool waits for room, what is only shown is dropped.
 const SIGNS_MAX: usize = 64;
+/// From the first packet to a connection that is safe.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
@@ -51,6 +57,8 @@ pub(crate) enum AgentError {
     Tools(String),
     #[error("open: {0}")]
     Key(String),
+    #[error("open: {0}")]
+    Web(#[from] BadWeb),
     #[error("open: the costs of {0} are limited, and its key's table has no price for it")]
     NoPrice(Choice),
     #[error("open: {0}")]
@@ -131,12 +139,21 @@ impl Agent {
             let what = what.display().to_string();
             move |source| AgentError::Io { what, source }
         };
-        let tools = tools::granted(opening.tools.as_deref()).map_err(AgentError::Tools)?;
+        let tools =
+            tools::granted(opening.tools.as_deref(), &opening.web).map_err(AgentError::Tools)?;
         let conversation = resume(&opening.resume)?;
         let spill = Spill::new(&opening.spill).map_err(used(&opening.spill))?;
+        let connector = Connector::new(Proxy::from(|name| std::env::var(name).ok()), CONNECT_LIMIT);
         let (sender, signs) = mpsc::channel(SIGNS_MAX);
-        let hidden = hidden(&opening.keys);
-        let place = Place::new(&opening.cwd, spill, hidden, inbox.count(), sender);
+        opening.web.check().map_err(AgentError::Web)?;
+        let hidden = hidden(&opening);
+        let outside = Outside {
+            connector: connector.clone(),
+            reach: opening.reach,
+            web: opening.web,
+            keys: opening.keys.clone(),
+        };
+        let place = Place::new(&opening.cwd, spill, outside, hidden, inbox.count(), sender);
         let place = place.map_err(used(&opening.cwd))?;
         let record = Record::start(output).map_err(|source| AgentError::Io {
             what: "standard output".into(),
@@ -152,10 +169,7 @@ impl Agent {
             specs: tools.iter().map(|tool| tools::spec(tool)).collect(),
             tools,
             rules,
-            client: Client::new(
-                Proxy::from(|name| std::env::var(name).ok()),
-                Timers::default(),
-            ),
+            client: Client::new(connector, Timers::default()),
             keys: Keys::default(),
             inbox,
             log: Log::new(record, conversation),
@@ -277,9 +291,11 @@ impl Agent {
     }
 }
 
-/// Commands are not given the keys of models.
-fn hidden(tables: &BTreeMap<KeyName, KeyTable>) -> BTreeSet<String> {
-    let sources = tables.values().filter_map(|table| table.key.as_ref());
+/// Commands are not given the keys of models and services.
+fn hidden(opening: &Opening) -> BTreeSet<String> {
+    let keys = opening.keys.values().filter_map(|table| table.key.as_ref());
+    let servers = opening.servers.values().flat_map(ServerTable::sources);
+    let sources = keys.chain(opening.web.sources()).chain(servers);
     let names = sources.filter_map(|source| match source {
         KeySource::From(name) => Some(name.clone()),
         KeySource::File(_) | KeySource::Command(_) => None,

@@ -1,7 +1,7 @@
 //! The calls of one step: each is allowed or not, recorded before it begins, run, and answered once.
 //! Must not run what is not allowed, and must not run beside others what changes something.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use dispatch_core::{
     native::{Chunk, TurnEnd},
@@ -14,7 +14,7 @@ use crate::{
     agent::Agent,
     conversation::{Call, INTERRUPTED},
     record::RecordError,
-    tools::{self, Run, Sign, Tool},
+    tools::{self, Run, Seen, Sign, Tool},
     turn::{Halt, Turn, limit},
 };
 
@@ -148,11 +148,17 @@ async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt
     }
     let mut running = JoinSet::new();
     let mut names = std::collections::HashMap::new();
+    let conversation = &turn.agent.log.conversation;
+    let seen = Arc::new(Seen {
+        told: conversation.told.clone(),
+        outs: conversation.outs.clone(),
+    });
     for (index, Ready { call, tool }) in ready.iter().enumerate() {
         let run = Run {
             call: call.id.clone(),
             input: call.input.clone(),
-            place: std::sync::Arc::clone(&turn.agent.place),
+            place: Arc::clone(&turn.agent.place),
+            seen: Arc::clone(&seen),
         };
         let task = running.spawn((tool.run)(run));
         names.insert(task.id(), index);

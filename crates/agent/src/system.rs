@@ -38,13 +38,15 @@ pub(crate) fn prompt(own: Option<&str>, cwd: &Path, tools: &[&'static Tool]) -> 
 
 #[cfg(test)]
 mod tests {
+    use dispatch_core::web::WebTable;
+
     use super::*;
     use crate::tools::{TOOLS, granted};
 
     #[test]
     fn only_what_is_granted_is_named_and_the_bytes_stay() {
         let cwd = Path::new("/w");
-        let few = granted(Some(&["read_file".to_owned()])).unwrap();
+        let few = granted(Some(&["read_file".to_owned()]), &WebTable::default()).unwrap();
         let text = prompt(None, cwd, &few);
         for tool in TOOLS {
             let named = few.iter().any(|each| each.name == tool.name);

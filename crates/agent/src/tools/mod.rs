@@ -7,7 +7,9 @@ mod apply_patch;
 mod capture;
 mod edit_file;
 mod group;
+mod html;
 mod jobs;
+mod key_usage;
 mod line_kind;
 mod list_files;
 mod patch;
@@ -18,19 +20,29 @@ mod read_file_slice;
 mod run_shell;
 mod search_code;
 mod shell_jobs;
+#[cfg(test)]
+mod site;
 mod snippet;
 mod spill;
 #[cfg(test)]
 mod testing;
 mod todo;
+mod web;
+mod web_fetch;
+mod web_search;
+#[cfg(test)]
+mod web_tests;
 mod write_file;
+mod youtube_transcribe;
 
+pub(crate) use key_usage::Seen;
 pub(crate) use place::{Place, Sign};
 pub(crate) use spill::Spill;
+pub(crate) use web::Outside;
 
 use std::{fmt, pin::Pin, sync::Arc};
 
-use dispatch_core::rules::Group;
+use dispatch_core::{rules::Group, web::WebTable};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -56,6 +68,7 @@ pub(crate) struct Run {
     pub(crate) call: String,
     pub(crate) input: String,
     pub(crate) place: Arc<Place>,
+    pub(crate) seen: Arc<Seen>,
 }
 
 impl Run {
@@ -100,14 +113,27 @@ pub(crate) const TOOLS: &[&Tool] = &[
     &run_shell::TOOL,
     &shell_jobs::TOOL,
     &search_code::TOOL,
+    &web_search::TOOL,
+    &web_fetch::TOOL,
+    &key_usage::TOOL,
+    &youtube_transcribe::TOOL,
     &todo::TOOL,
 ];
 
 /// Those of these names, in our order. A slice comes with its file, jobs with their shell, and the
-/// list of what is to do with everything.
-pub(crate) fn granted(names: Option<&[String]>) -> Result<Vec<&'static Tool>, String> {
+/// list of what is to do with everything. Where none is named, those are left out that have nothing
+/// behind them.
+pub(crate) fn granted(
+    names: Option<&[String]>,
+    web: &WebTable,
+) -> Result<Vec<&'static Tool>, String> {
     let Some(names) = names else {
-        return Ok(TOOLS.to_vec());
+        let works = |tool: &&&Tool| match tool.name {
+            "web_search" => web.search.is_some(),
+            "youtube_transcribe" => web.transcribe.is_some(),
+            _ => true,
+        };
+        return Ok(TOOLS.iter().filter(works).copied().collect());
     };
     let unknown = names.iter().find(|name| find(TOOLS, name).is_none());
     if let Some(name) = unknown {
@@ -218,6 +244,8 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use dispatch_core::web::{SearchShape, SearchTable};
+
     use super::*;
 
     #[test]
@@ -250,7 +278,7 @@ mod tests {
     fn what_comes_with_what_is_granted() {
         let granted = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            granted(Some(&names)).map(|tools| list(&tools))
+            granted(Some(&names), &WebTable::default()).map(|tools| list(&tools))
         };
         assert_eq!(granted(&[]).unwrap(), "todo");
         let both = granted(&["run_shell", "read_file"]).unwrap();
@@ -263,6 +291,14 @@ mod tests {
                 .unwrap_err()
                 .contains("there are read_file,")
         );
-        assert_eq!(super::granted(None).unwrap().len(), TOOLS.len());
+        let mut web = WebTable::default();
+        let all = |web: &WebTable| list(&super::granted(None, web).unwrap());
+        assert!(!all(&web).contains("web_search") && all(&web).contains("web_fetch"));
+        web.search = Some(SearchTable {
+            shape: SearchShape::Searxng,
+            url: "http://127.0.0.1:1".into(),
+            key: None,
+        });
+        assert!(all(&web).contains("web_search"));
     }
 }
