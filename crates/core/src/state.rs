@@ -1016,10 +1016,12 @@ impl State {
                     letter: letters.first().copied().unwrap_or_default(),
                 })?;
             }
-            Kind::ChildEnded { child, run, .. } => {
+            Kind::ChildEnded {
+                child, child_run, ..
+            } => {
                 let end = EndId {
                     child: *child,
-                    run: *run,
+                    run: *child_run,
                 };
                 // Of a task that nobody's agent asked for nothing is owed.
                 task.family.ended(end, event.at);

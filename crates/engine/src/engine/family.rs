@@ -312,7 +312,7 @@ impl Actor {
         let ended = Kind::ChildEnded {
             child: id,
             state: outcome.word().to_owned(),
-            run,
+            child_run: run,
             reason: family::reason(outcome),
         };
         self.put(Subject::Task(parent), ended);
