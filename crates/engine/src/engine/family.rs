@@ -22,7 +22,10 @@ use dispatch_core::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Actor, Command, Engine, Reply, Secrets};
+use super::{
+    Actor, Engine, Secrets,
+    command::{Command, Reply},
+};
 use crate::view::{Force, Until, VerbError, Waited, WaitedFor, Who};
 
 impl Engine {
