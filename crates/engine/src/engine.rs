@@ -232,7 +232,7 @@ impl Engine {
             tail: Arc::clone(&tail),
         };
         let desk = Arc::clone(&ctx.desk);
-        let actor = Actor {
+        spawn_actor(Opened {
             state,
             store,
             ctx,
@@ -240,28 +240,10 @@ impl Engine {
             open_now,
             failed_now,
             working_now,
-            runs: JoinSet::new(),
-            orders: HashMap::new(),
-            bells: HashMap::new(),
-            sayers: Vec::new(),
-            waiters: Vec::new(),
-            owing: BTreeSet::new(),
-            purses: HashMap::new(),
-            secrets: HashMap::new(),
-            held: Held::new(),
-            pending: Vec::new(),
-            effects: Vec::new(),
-            shutdown: None,
-            fresh: Vec::new(),
-            host: Host::default(),
-            wake_at: None,
-            turns_changed: false,
             swept,
-            _ends: tail::Ends(Arc::clone(&tail)),
-            _lock: lock,
-        };
+            lock,
+        });
         let logs = Logs::new(settings.data.clone());
-        spawn_actor(actor);
         let shared = Shared {
             settings,
             commands,
@@ -299,8 +281,8 @@ impl Engine {
     clippy::disallowed_methods,
     reason = "the actor is the one task nobody waits for"
 )]
-fn spawn_actor(actor: Actor) {
-    tokio::spawn(actor.run());
+fn spawn_actor(opened: Opened) {
+    tokio::spawn(Actor::new(opened).run());
 }
 
 /// The state of a log.
@@ -381,7 +363,53 @@ struct Actor {
     _lock: EngineLock,
 }
 
+/// What opening an engine has found and made, for its actor.
+struct Opened {
+    state: State,
+    store: Store,
+    ctx: Ctx,
+    inbox: mpsc::Receiver<Command>,
+    open_now: watch::Sender<usize>,
+    failed_now: watch::Sender<Option<String>>,
+    working_now: watch::Sender<BTreeSet<RunId>>,
+    /// Whether what a crash left of attachments is gone.
+    swept: std::io::Result<()>,
+    lock: EngineLock,
+}
+
 impl Actor {
+    fn new(opened: Opened) -> Self {
+        let tail = Arc::clone(&opened.ctx.tail);
+        Self {
+            state: opened.state,
+            store: opened.store,
+            ctx: opened.ctx,
+            inbox: opened.inbox,
+            open_now: opened.open_now,
+            failed_now: opened.failed_now,
+            working_now: opened.working_now,
+            runs: JoinSet::new(),
+            orders: HashMap::new(),
+            bells: HashMap::new(),
+            sayers: Vec::new(),
+            waiters: Vec::new(),
+            owing: BTreeSet::new(),
+            purses: HashMap::new(),
+            secrets: HashMap::new(),
+            held: Held::new(),
+            pending: Vec::new(),
+            effects: Vec::new(),
+            shutdown: None,
+            fresh: Vec::new(),
+            host: Host::default(),
+            wake_at: None,
+            turns_changed: false,
+            swept: opened.swept,
+            _ends: tail::Ends(tail),
+            _lock: opened.lock,
+        }
+    }
+
     async fn run(mut self) {
         self.put(
             Subject::Engine,
