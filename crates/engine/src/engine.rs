@@ -7,6 +7,7 @@ mod desk;
 mod family;
 mod handle;
 mod looks;
+mod purse;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -75,7 +76,7 @@ use self::{command::answer, family::Waiter};
 pub(crate) use self::{
     command::{Command, Reply, StopOrder},
     desk::{Desk, Holder},
-    family::Purse,
+    purse::Purse,
 };
 
 /// By name; held in memory only.

@@ -2,10 +2,7 @@
 //! them once, and tasks that wait parked. What an agent may is decided by `core::family`.
 //! Must not hold an end anywhere but in the log: what is owed follows from the fold.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use dispatch_core::{
     Millis,
@@ -140,38 +137,6 @@ impl Drop for Leaving {
             // A full queue is an actor that is about to look anyway.
             Ok(()) | Err(_) => {}
         }
-    }
-}
-
-/// What a live run has spent so far and what is given to tasks that it asked for: told by the run
-/// and by the actor to each other, because neither is in the log before its end.
-#[derive(Debug, Default)]
-pub(crate) struct Purse {
-    inner: Mutex<(Budget, Budget)>,
-}
-
-impl Purse {
-    fn with<T>(&self, look: impl FnOnce(&mut (Budget, Budget)) -> T) -> T {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        look(&mut inner)
-    }
-
-    /// What the run itself has spent so far.
-    pub(crate) fn spend(&self, spent: Budget) {
-        self.with(|(own, _)| *own = spent);
-    }
-
-    fn spent(&self) -> Budget {
-        self.with(|(own, _)| *own)
-    }
-
-    /// What its children have spent, and may still.
-    pub(crate) fn given(&self) -> Budget {
-        self.with(|(_, given)| *given)
-    }
-
-    fn give(&self, given: Budget) {
-        self.with(|(_, known)| *known = given);
     }
 }
 
