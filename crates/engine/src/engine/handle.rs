@@ -1,5 +1,5 @@
-//! What whoever holds the handle can have done: each verb looks whether its caller may, makes ready what
-//! takes long, and tells the actor.
+//! What whoever holds the handle can have done: each verb looks whether its caller may, makes ready
+//! what takes long, and tells the actor.
 //! Must not change anything itself: the actor may refuse, and then nothing has changed.
 
 use std::sync::Arc;
