@@ -4,6 +4,7 @@
 
 mod append;
 mod family;
+mod sayers;
 mod waits;
 
 use std::{
@@ -22,7 +23,7 @@ use dispatch_core::{
     id::{AgentName, RunId, TaskId},
     keys::{Made, RequestKey},
     letter::{Letter, Written},
-    message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
+    message::{Message, MessageId, SETTLED_MAX, Sender},
     naming,
     outcome::{Outcome, Stop},
     redact::Redactor,
@@ -54,10 +55,10 @@ use crate::{
     run::{self, Ctx, Ended},
     store::Store,
     tail, verbs,
-    view::{Force, Heard, Inbox, Spoken, TaskView, VerbError, Who},
+    view::{Force, Inbox, TaskView, VerbError, Who},
 };
 
-use self::waits::Waiter;
+use self::{sayers::Sayer, waits::Waiter};
 
 const BATCH_MAX: usize = 512;
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -74,14 +75,6 @@ pub(super) fn spawn_actor(opened: Opened) {
 pub(super) fn who_works(state: &State) -> BTreeSet<RunId> {
     let works = |run: &RunId| state.run(*run).is_some_and(Run::may_knock);
     state.live().filter(works).collect()
-}
-
-struct Sayer {
-    task: TaskId,
-    message: MessageId,
-    /// The running agent cannot be spoken to now.
-    deaf: bool,
-    reply: Reply<Spoken>,
 }
 
 type Effect = Box<dyn FnOnce(&mut Actor) + Send>;
@@ -930,16 +923,6 @@ impl Actor {
         }
     }
 
-    /// Whether it waits for a later run than the one that goes on.
-    fn is_barred(&self, task: TaskId, message: MessageId) -> bool {
-        let task = self.state.task(task);
-        let barred = |task: &dispatch_core::state::Task| {
-            let last = task.last_run()?.n;
-            Some(task.message(message)?.is_barred_from(last))
-        };
-        task.and_then(barred).unwrap_or(false)
-    }
-
     fn fresh_id(&self) -> Result<TaskId, VerbError> {
         loop {
             let id = random_id()?;
@@ -1311,62 +1294,6 @@ impl Actor {
         let taken = self.put(Subject::Run(run), taken);
         let task = self.state.task(run.task).filter(|_| taken)?;
         task.message(message).cloned()
-    }
-
-    fn tell_when_heard(&mut self, task: TaskId, message: MessageId, reply: Reply<Spoken>) {
-        let deaf = self.is_barred(task, message);
-        self.sayers.push(Sayer {
-            task,
-            message,
-            deaf,
-            reply,
-        });
-    }
-
-    /// Whoever has said something so far hears that it is for later.
-    fn deaf(&mut self, task: TaskId) {
-        let theirs = |sayer: &&mut Sayer| sayer.task == task;
-        for sayer in self.sayers.iter_mut().filter(theirs) {
-            sayer.deaf = true;
-        }
-    }
-
-    /// Answers those whose message has come as far as it will for now.
-    fn answer_sayers(&mut self) {
-        for sayer in std::mem::take(&mut self.sayers) {
-            match self.heard(&sayer) {
-                Some(how) => {
-                    let message = sayer.message;
-                    self.reply_later(sayer.reply, Ok(Spoken { message, how }));
-                }
-                None => self.sayers.push(sayer),
-            }
-        }
-    }
-
-    fn heard(&self, sayer: &Sayer) -> Option<Heard> {
-        let task = self.state.task(sayer.task)?;
-        let Some(message) = task.message(sayer.message) else {
-            return Some(Heard::Delivered);
-        };
-        let goes = |run: &dispatch_core::state::Run| match run.state {
-            // A person has asked for the end: nothing follows by itself.
-            RunState::Stopping { .. } | RunState::Finished(_) => false,
-            RunState::Queued | RunState::Preparing | RunState::Running | RunState::Checking => true,
-        };
-        let listens = |run: &dispatch_core::state::Run| {
-            run.state == RunState::Running && run.report.is_none()
-        };
-        match message.fate {
-            Fate::Delivered(_) => Some(Heard::Delivered),
-            Fate::Cancelled => Some(Heard::Held),
-            Fate::Waiting if message.held || !task.last_run().is_some_and(goes) => {
-                Some(Heard::Held)
-            }
-            Fate::Waiting if !task.last_run().is_some_and(listens) => Some(Heard::Queued),
-            Fate::Waiting if message.taken.is_none() && sayer.deaf => Some(Heard::Queued),
-            Fate::Waiting => None,
-        }
     }
 
     fn resume(
