@@ -5,6 +5,7 @@
 mod append;
 mod asks;
 mod family;
+mod letters;
 mod messages;
 mod sayers;
 mod waits;
@@ -22,7 +23,6 @@ use dispatch_core::{
     family::Deed,
     id::{AgentName, RunId, TaskId},
     keys::{Made, RequestKey},
-    letter::{Letter, Written},
     message::{MessageId, Sender},
     naming,
     outcome::{Outcome, Stop},
@@ -47,7 +47,6 @@ use super::{
 };
 use crate::{
     attachments::Kept,
-    letters::{self, Post},
     lock::EngineLock,
     mirror::Wanted,
     pressure,
@@ -55,7 +54,7 @@ use crate::{
     run::{self, Ctx, Ended},
     store::Store,
     tail, verbs,
-    view::{Force, Inbox, TaskView, VerbError, Who},
+    view::{Force, TaskView, VerbError, Who},
 };
 
 use self::{sayers::Sayer, waits::Waiter};
@@ -607,77 +606,6 @@ impl Actor {
             }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
         }
-    }
-
-    fn post(&mut self, post: Post) {
-        match post {
-            Post::Send {
-                workspace,
-                written,
-                from,
-                reply,
-            } => {
-                let sent = self.send_letter(&workspace, written, from);
-                self.reply_later(reply, sent);
-            }
-            Post::Fetch {
-                workspace,
-                reader,
-                limit,
-                reply,
-            } => {
-                let inbox = self.fetch_letters(&workspace, &reader, limit);
-                self.reply_later(reply, inbox);
-            }
-            Post::Between {
-                workspace,
-                names,
-                limit,
-                reply,
-            } => {
-                let found = letters::between(&self.state, &workspace, &names, limit);
-                self.reply_later(reply, found);
-            }
-        }
-    }
-
-    fn send_letter(
-        &mut self,
-        workspace: &str,
-        written: Written,
-        from: Sender,
-    ) -> Result<Letter, VerbError> {
-        let config = &self.ctx.settings.config;
-        let (task, letter) = letters::address(&self.state, config, workspace, &written)?;
-        let sent = Kind::LetterSent {
-            letter,
-            written,
-            from,
-        };
-        self.put(Subject::Task(task), sent);
-        // As it was kept, with what was masked in it.
-        let kept = self.state.letterbox(workspace);
-        let kept = kept.and_then(|post| post.letters().find(|kept| kept.id == letter));
-        kept.cloned().ok_or_else(|| VerbError::BadInput {
-            what: "send a letter: it could not be kept; see the log's last note".to_owned(),
-        })
-    }
-
-    fn fetch_letters(
-        &mut self,
-        workspace: &str,
-        reader: &str,
-        limit: usize,
-    ) -> Result<Inbox, VerbError> {
-        let (subject, read, handed) = letters::fetched(&self.state, workspace, reader, limit)?;
-        let new = match &read {
-            Some(Kind::LettersRead { letters }) => letters.len(),
-            Some(_) | None => 0,
-        };
-        if let Some(read) = read {
-            self.put(subject, read);
-        }
-        Ok(letters::inbox(&self.state, workspace, reader, &handed, new))
     }
 
     fn list(&self, listing: &Listing) -> Result<Listed, VerbError> {
