@@ -10,7 +10,7 @@ use dispatch_core::{
     task::Tuning,
 };
 
-use super::{Actor, names_no_secret};
+use super::{Actor, secrets::names_no_secret};
 use crate::{
     attachments::Kept,
     engine::{Secrets, takes_files},
