@@ -8,6 +8,7 @@ mod asks;
 mod family;
 mod letters;
 mod messages;
+mod once;
 mod sayers;
 mod secrets;
 mod waits;
@@ -23,7 +24,7 @@ use dispatch_core::{
     event::{Event, Kind, Scope, Subject, Verified},
     family::Deed,
     id::{RunId, TaskId},
-    keys::{Made, RequestKey},
+    keys::Made,
     message::MessageId,
     naming,
     outcome::{Outcome, Stop},
@@ -57,6 +58,7 @@ use crate::{
 };
 
 use self::{
+    once::{a_message, a_run},
     sayers::Sayer,
     secrets::{names_a_secret, names_no_secret},
     waits::Waiter,
@@ -677,39 +679,6 @@ impl Actor {
         Ok(made)
     }
 
-    /// Does what is asked, or says what came of it when it came before: what is made and the key that
-    /// it came with are one commit, so there is no crash between them.
-    fn once(
-        &mut self,
-        key: Option<RequestKey>,
-        secrets: Secrets,
-        work: impl FnOnce(&mut Self, Secrets) -> Result<Made, VerbError>,
-    ) -> Result<Made, VerbError> {
-        let Some(key) = key else {
-            return work(self, secrets);
-        };
-        let known = self.state.keys().find(&key, self.now());
-        if let Some(made) = known.map_err(|_| VerbError::KeyUsed)? {
-            // The engine that had them may be gone.
-            let task = made.task();
-            let queued = self.state.queue().find(|run| run.task == task);
-            if let Some(run) = queued {
-                self.secrets.entry(task).or_default().extend(secrets);
-                self.look_for_secrets(run);
-            }
-            // A supervisor that took the run over since has been asked about it by nobody.
-            self.ring(task);
-            return Ok(made);
-        }
-        let made = work(self, secrets)?;
-        let (subject, message) = match made {
-            Made::Run(run) => (Subject::Run(run), None),
-            Made::Message { task, message } => (Subject::Task(task), Some(message)),
-        };
-        self.put(subject, Kind::Keyed { key, message });
-        Ok(made)
-    }
-
     fn dispatch(
         &mut self,
         mut spec: TaskSpec,
@@ -1120,20 +1089,5 @@ impl Actor {
                 (run, Ended::Judged)
             });
         }
-    }
-}
-
-/// A key says which verb it came with, so neither of these can be another's.
-fn a_run(made: Made) -> Result<RunId, VerbError> {
-    match made {
-        Made::Run(run) => Ok(run),
-        Made::Message { .. } => Err(VerbError::KeyUsed),
-    }
-}
-
-fn a_message(made: Made) -> Result<(TaskId, MessageId), VerbError> {
-    match made {
-        Made::Message { task, message } => Ok((task, message)),
-        Made::Run(_) => Err(VerbError::KeyUsed),
     }
 }
