@@ -15,6 +15,7 @@ mod runs;
 mod sayers;
 mod secrets;
 mod stop;
+mod views;
 mod waits;
 
 use std::{
@@ -28,8 +29,7 @@ use dispatch_core::{
     event::{Event, Kind, Subject},
     id::{RunId, TaskId},
     keys::Made,
-    run::RunState,
-    schedule::{Held, Host, Waiting, Why},
+    schedule::{Held, Host},
     spending::Spending,
     state::{Run, State},
 };
@@ -45,11 +45,11 @@ use super::{
 };
 use crate::{
     lock::EngineLock,
-    reads::{self, Listed, Listing},
+    reads,
     run::{self, Ctx, Ended},
     store::Store,
     tail,
-    view::{TaskView, VerbError, Who},
+    view::{VerbError, Who},
 };
 
 use self::{
@@ -532,57 +532,5 @@ impl Actor {
             }
             Command::Shutdown { reply } => self.shutdown = Some(reply),
         }
-    }
-
-    fn list(&self, listing: &Listing) -> Result<Listed, VerbError> {
-        let (page, next) = reads::page(&self.gate(), listing);
-        Ok(Listed {
-            seq: self.state.seq(),
-            tasks: self.views(&page)?,
-            next,
-        })
-    }
-
-    fn views(&self, tasks: &[TaskId]) -> Result<Vec<TaskView>, VerbError> {
-        let queued = |id: &TaskId| {
-            let last = self.state.task(*id).and_then(|task| task.last_run());
-            last.is_some_and(|run| run.state == RunState::Queued)
-        };
-        // All places at once, where somebody waits: each on its own counts those before it.
-        let places: HashMap<RunId, usize> = if tasks.iter().any(queued) {
-            let pools = self.state.pools().map(|(_, ledger)| ledger.places());
-            pools.flatten().collect()
-        } else {
-            HashMap::new()
-        };
-        let place = |run: RunId| places.get(&run).copied();
-        tasks.iter().map(|task| self.view(*task, place)).collect()
-    }
-
-    fn view(
-        &self,
-        task: TaskId,
-        place: impl Fn(RunId) -> Option<usize>,
-    ) -> Result<TaskView, VerbError> {
-        let mut view = crate::reader::view(&self.state, &self.ctx.settings.data, task)
-            .ok_or(VerbError::NoSuchTask { task })?;
-        if let Some(run) = view.task.last_run() {
-            let id = RunId { task, n: run.n };
-            let held = |text: &String| Waiting {
-                why: Why::NeedsYou,
-                text: text.clone(),
-                until: None,
-            };
-            view.waits = self
-                .gate()
-                .waits_for(id)
-                .or_else(|| self.held.get(&id).map(held));
-            view.place = place(id);
-            // While we live, we judge.
-            for job in &mut view.jobs {
-                job.ended_not_judged = false;
-            }
-        }
-        Ok(view)
     }
 }
