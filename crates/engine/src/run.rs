@@ -2,6 +2,8 @@
 //! re-attachment are the same walk: it asks the job directory and goes on from there.
 //! Must not change state: it reports facts and waits until they are durable before it acts on them.
 
+mod account;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::AsFd,
@@ -15,7 +17,7 @@ use dispatch_core::{
     ask::{ASKS_MAX, AskId, By, Fate as AskFate, OPEN_MAX},
     cage::{self, Relay},
     checks::{self, Planned},
-    config::{AgentProfile, EnvValue, FileText, HomePath, Login},
+    config::{AgentProfile, EnvValue, FileText, HomePath},
     container::Wanted,
     drivers::{Ask, Driver, Request, Step, Tools},
     event::{CheckState, Kind, Sealed, Subject, Verified},
@@ -46,7 +48,6 @@ use crate::{
     fence::{self, Fences, Needs},
     files,
     lines::{Line, Lines},
-    logins::{Account, LoginError},
     prompts::{self, Words},
     sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
@@ -58,15 +59,20 @@ use crate::{
 
 /// Behind any output: only the end is of interest. A file offset is a signed number.
 const FAR: u64 = 1 << 62;
+
 const BUNDLE_MS_MAX: u64 = 120_000;
+
 /// Orders of a driver itself are counted from 0; those that carry a message from here.
 const MESSAGE_ORDERS: u64 = 1 << 32;
+
 /// And those that carry an answer to an ask from here.
 const ASK_ORDERS: u64 = 2 << 32;
 
 /// From an order that its keeper could not be given until it is tried again; doubled each time.
 const ORDER_AGAIN: Duration = Duration::from_millis(100);
+
 const ORDER_AGAIN_MAX: Duration = Duration::from_secs(30);
+
 /// What may wait to be given to a keeper, which itself keeps as much for an agent that does not read.
 const OUTBOX_BYTES_MAX: usize = 32 << 20;
 
@@ -929,58 +935,6 @@ impl Walk {
             host_alias: agent.is_some_and(|agent| agent.host_alias),
         };
         fences.contain(inner, &self.id(part), needs, container, &wanted)
-    }
-
-    /// The login of the agent's account, when somebody has logged in there.
-    fn login<'a>(&'a self, agent: &'a AgentProfile) -> Option<(Account, &'a Login)> {
-        let (name, login) = agent.account(&self.job.task.spec.agent)?;
-        let account = Account::of(&self.ctx.settings.data, name);
-        account.exists().then_some((account, login))
-    }
-
-    /// The home is there by now, so the login of the agent's account can be seen from it.
-    fn link_login(&self, profile: &AgentProfile) -> Result<(), Stopped> {
-        let Some((account, login)) = self.login(profile) else {
-            return Ok(());
-        };
-        if self.job.task.spec.placement.wrap == Wrap::Host && !account.is_plain() {
-            let dir = account.dir().display();
-            let reason = format!(
-                "{dir} holds a link, and without a fence the agent would follow it; look who made \
-                 it, remove it, and `dispatch login` again"
-            );
-            return Err(Failure::Start { reason }.into());
-        }
-        let linked = account.link(login, &self.ctx.trees.home(&self.job.task));
-        linked.map_err(|error| {
-            let reason = words(&error);
-            Failure::Start { reason }.into()
-        })
-    }
-
-    fn login_secrets(&self, agent: &AgentProfile) -> Vec<Secret> {
-        let found = self.login(agent);
-        found.map_or_else(Vec::new, |(account, login)| account.secrets(login))
-    }
-
-    /// A CLI that wrote its login past our link would else have renewed it for this task alone.
-    async fn take_back_login(&self, profile: &AgentProfile) -> Result<(), Cut> {
-        let Some((account, login)) = self.login(profile) else {
-            return Ok(());
-        };
-        let text = match account.take_back(login, &self.ctx.trees.home(&self.job.task)) {
-            Ok(moved) if moved.is_empty() => return Ok(()),
-            Ok(moved) => format!(
-                "the agent wrote {} in its own home; it was moved to its account's login",
-                moved.join(", ")
-            ),
-            Err(error) => format!(
-                "a login that the agent renewed could not be kept ({}); `dispatch login` makes a \
-                 new one",
-                words(&error)
-            ),
-        };
-        self.tell(Kind::Noted { text }).await
     }
 
     /// What the task's own jobs may use.
@@ -2250,13 +2204,6 @@ impl Ear {
             chunk,
         })
     }
-}
-
-/// An error with its cause.
-fn words(error: &LoginError) -> String {
-    use std::error::Error as _;
-    let cause = error.source().map(|cause| format!(": {cause}"));
-    format!("{error}{}", cause.unwrap_or_default())
 }
 
 fn prepare_failed(error: &TreeError) -> Stopped {
