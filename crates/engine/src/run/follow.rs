@@ -1,0 +1,790 @@
+//! An agent that works: its output to the driver, what the driver says to the log, until its end.
+//! Must not act on anything that is not durable, and must come to the same steps when it hears all
+//! of it again.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use dispatch_core::{
+    Millis,
+    ask::{ASKS_MAX, AskId, By, Fate as AskFate, OPEN_MAX},
+    drivers::{Driver, Request, Step},
+    event::{Kind, Subject},
+    gate::Budget,
+    job::{Offset, Order, Part},
+    message::{Delivery, Fate, Message, MessageId},
+    outcome::{Outcome, Stop},
+    update::{ChunkId, Update, Usage},
+};
+
+use super::{Cut, Heard, Stopped, Walk};
+use crate::{
+    engine::{Command, StopOrder},
+    lines::{Line, Lines},
+    sites::{JobEvent, Site},
+    speech::Speech,
+};
+
+/// Orders of a driver itself are counted from 0; those that carry a message from here.
+const MESSAGE_ORDERS: u64 = 1 << 32;
+
+/// And those that carry an answer to an ask from here.
+const ASK_ORDERS: u64 = 2 << 32;
+
+/// From an order that its keeper could not be given until it is tried again; doubled each time.
+const ORDER_AGAIN: Duration = Duration::from_millis(100);
+
+const ORDER_AGAIN_MAX: Duration = Duration::from_secs(30);
+
+/// What may wait to be given to a keeper, which itself keeps as much for an agent that does not read.
+const OUTBOX_BYTES_MAX: usize = 32 << 20;
+
+/// What a follower of an agent has to remember.
+struct Ear {
+    lines: Lines,
+    speech: Speech,
+    /// End of the last line that the driver has heard.
+    heard: u64,
+    /// All that was there when it began has been heard.
+    live: bool,
+    /// There may be a message for it.
+    awaited: bool,
+    /// Said to it, in order.
+    said: Vec<MessageId>,
+    /// Said before, and not yet again, each after that much of the output.
+    on_their_way: VecDeque<(u64, Message)>,
+    /// The keeper did not confirm them.
+    unsure: Vec<MessageId>,
+    /// How much it has asked, and the number of the task's last ask.
+    asked: usize,
+    asks_count: u32,
+    /// What it waits for, in order.
+    asks: Vec<Asking>,
+    says: u64,
+    recorded: u64,
+    session: Option<String>,
+    usage: Option<dispatch_core::update::Usage>,
+    /// As far as it is known while it works.
+    spent: Option<Usage>,
+    bytes_left: u64,
+    outbox: Outbox,
+    done: bool,
+    /// It has spent what its task may, and has been told to end.
+    over_budget: bool,
+}
+
+impl Ear {
+    /// When the next one is denied that nobody answers.
+    fn next_deadline(&self) -> Option<Millis> {
+        self.asks.iter().map(|asking| asking.until).min()
+    }
+
+    /// A fact for the log, as long as this run may still say some.
+    fn said(&mut self, update: Update, out_offset: u64, chunk: Option<ChunkId>) -> Option<Kind> {
+        if self.bytes_left == 0 {
+            return None;
+        }
+        let size = serde_json::to_vec(&update).map_or(0, |bytes| bytes.len() as u64);
+        self.bytes_left = self.bytes_left.saturating_sub(size.max(1));
+        if self.bytes_left == 0 {
+            let text = "it has said more than limits.updates_bytes; the rest is in its output only";
+            return Some(Kind::Said {
+                update: Update::Notice { text: text.into() },
+                out_offset,
+                chunk,
+            });
+        }
+        Some(Kind::Said {
+            update,
+            out_offset,
+            chunk,
+        })
+    }
+}
+
+/// Orders for the agent's input that its keeper has not taken yet, in order. Mostly there is none.
+struct Outbox {
+    orders: VecDeque<Order>,
+    bytes: usize,
+    /// More than may wait was for it.
+    overflowed: bool,
+    pause: Duration,
+    /// When the first one is tried again.
+    again: Option<tokio::time::Instant>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            orders: VecDeque::new(),
+            bytes: 0,
+            overflowed: false,
+            pause: ORDER_AGAIN,
+            again: None,
+        }
+    }
+}
+
+impl Outbox {
+    fn push(&mut self, order: Order) {
+        let bytes = said_bytes(&order);
+        // The end of the input always has room.
+        if bytes > 0 && self.bytes > 0 && self.bytes + bytes > OUTBOX_BYTES_MAX {
+            self.overflowed = true;
+        } else {
+            self.bytes += bytes;
+            self.orders.push_back(order);
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some(order) = self.orders.pop_front() {
+            self.bytes -= said_bytes(&order);
+        }
+    }
+}
+
+fn said_bytes(order: &Order) -> usize {
+    match order {
+        Order::Say { bytes, .. } => bytes.len(),
+        Order::CloseInput | Order::Stop { .. } | Order::Kill { .. } => 0,
+    }
+}
+
+/// Whether whoever an order was for is not there to take it, now or later.
+fn is_for_nobody(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::BrokenPipe)
+}
+
+/// Never for `None`.
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the agent waits for.
+struct Asking {
+    id: AskId,
+    until: Millis,
+    request: Request,
+}
+
+fn message_order(message: MessageId) -> u64 {
+    MESSAGE_ORDERS + u64::from(message.0)
+}
+
+impl Walk {
+    /// From the first byte on, so that a fresh driver comes to the same point; updates up to the
+    /// recorded offset are in the log already.
+    pub(super) async fn follow_agent(
+        &mut self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+    ) -> Result<Heard, Stopped> {
+        let job = self.id(Part::Agent);
+        let lost = |_| Stopped::Outcome(Outcome::Lost);
+        let mut follow = site.follow(&job, Offset::default()).await.map_err(lost)?;
+        let limits = self.ctx.settings.config.limits.clone();
+        let mut ear = Ear {
+            lines: Lines::new(limits.line_bytes),
+            speech: Speech::new(
+                self.job.run,
+                Arc::clone(&self.ctx.tail),
+                self.redactor.clone(),
+            ),
+            heard: 0,
+            live: false,
+            awaited: true,
+            said: Vec::new(),
+            on_their_way: self.on_their_way(),
+            unsure: Vec::new(),
+            asked: 0,
+            asks_count: self.job.task.asks_count,
+            asks: Vec::new(),
+            says: 1,
+            recorded: self.job.recorded,
+            session: self.run().and_then(|run| run.session.clone()),
+            usage: None,
+            spent: None,
+            bytes_left: limits.updates_bytes,
+            outbox: Outbox::default(),
+            done: false,
+            over_budget: false,
+        };
+        if let Some(first) = self.first.take() {
+            self.say(site, &mut ear, 0, first).await;
+        }
+        let linger = tokio::time::sleep(Duration::from_secs(limits.linger_s));
+        let mut linger = std::pin::pin!(linger);
+        let (mut shown_the_door, mut told_to_save) = (false, false);
+        let bell = Arc::clone(&self.job.bell);
+        let clock = self.ctx.settings.clock.clone();
+        loop {
+            let event = tokio::select! {
+                event = follow.next() => event.map_err(lost)?,
+                Some(StopOrder { force }) = self.orders.recv() => {
+                    self.order_stop(site, Part::Agent, force).await;
+                    continue;
+                }
+                () = bell.notified(), if ear.live => {
+                    self.look_at_asks(site, driver, &mut ear).await?;
+                    self.speak(site, driver, &mut ear).await?;
+                    continue;
+                }
+                () = clock.wait(ear.next_deadline()), if ear.live => {
+                    self.look_at_asks(site, driver, &mut ear).await?;
+                    continue;
+                }
+                () = at(ear.outbox.again) => {
+                    self.hand_over(site, &mut ear).await;
+                    if ear.live && ear.awaited {
+                        self.speak(site, driver, &mut ear).await?;
+                    }
+                    continue;
+                }
+                () = &mut linger, if ear.done && !shown_the_door => {
+                    shown_the_door = true;
+                    let grace_ms = limits.grace_s * 1000;
+                    let order = Order::Stop { why: Stop::Lingered, grace_ms };
+                    match site.order(&job, &order).await {
+                        Ok(()) | Err(_) => {}
+                    }
+                    continue;
+                }
+            };
+            let was_done = ear.done;
+            let report = match event {
+                JobEvent::Out(bytes) => {
+                    let lines = ear.lines.push(&bytes);
+                    self.hear(site, driver, &mut ear, lines).await?;
+                    if ear.live && ear.awaited && driver.listens() {
+                        self.speak(site, driver, &mut ear).await?;
+                    }
+                    // One that is done has nothing left to spend.
+                    if ear.over_budget && !ear.done && !told_to_save {
+                        told_to_save = true;
+                        let grace_ms = limits.grace_s * 1000;
+                        let order = Order::Stop {
+                            why: Stop::Budget,
+                            grace_ms,
+                        };
+                        match site.order(&job, &order).await {
+                            // It has ended by itself.
+                            Ok(()) | Err(_) => {}
+                        }
+                    }
+                    None
+                }
+                JobEvent::Alive => {
+                    // What an engine before this one has heard is heard again, and answered alike:
+                    // from here on there can be something new.
+                    ear.live = true;
+                    ear.speech.caught_up();
+                    self.look_at_asks(site, driver, &mut ear).await?;
+                    if ear.awaited {
+                        self.speak(site, driver, &mut ear).await?;
+                    }
+                    None
+                }
+                JobEvent::Err(_) => None,
+                JobEvent::Exited(report) => {
+                    self.swept = true;
+                    Some(Some(report))
+                }
+                JobEvent::Gone => {
+                    self.swept = true;
+                    Some(None)
+                }
+                JobEvent::NeverStarted => Some(None),
+            };
+            if ear.done && !was_done {
+                let after = tokio::time::Instant::now() + Duration::from_secs(limits.linger_s);
+                linger.as_mut().reset(after);
+            }
+            if let Some(report) = report {
+                let rest: Vec<Line> = ear.lines.finish().into_iter().collect();
+                self.hear(site, driver, &mut ear, rest).await?;
+                ear.speech.caught_up();
+                self.settle_messages(site, &ear, driver.unheard()).await?;
+                let mut said = driver.close();
+                said.usage = said.usage.or(ear.usage);
+                let known = self.run().is_some_and(|run| run.report.is_some());
+                if let (Some(report), false) = (&report, known) {
+                    let usage = said.usage.clone();
+                    self.tell(Kind::AgentEnded {
+                        report: report.clone(),
+                        usage,
+                    })
+                    .await?;
+                }
+                return Ok(Heard { said, report });
+            }
+        }
+    }
+
+    async fn hear(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+        lines: Vec<Line>,
+    ) -> Result<(), Stopped> {
+        let mut facts = Vec::new();
+        for line in lines {
+            self.say_again(site, driver, ear).await?;
+            let fresh = line.end > ear.recorded;
+            ear.heard = line.end;
+            if line.cut && fresh {
+                let text = "a line was too long and was cut for reading; all of it is in the log";
+                let notice = Update::Notice { text: text.into() };
+                facts.push(ear.said(notice, line.end, None));
+            }
+            for step in driver.hear(&line.text) {
+                match step {
+                    Step::Said(update) => self.said(ear, None, update, &line, &mut facts),
+                    Step::Whole(chunk, update) => {
+                        self.said(ear, Some(chunk), update, &line, &mut facts);
+                    }
+                    Step::Piece { chunk, voice, text } => ear.speech.piece(chunk, voice, &text),
+                    Step::Live(text) => ear.speech.line(&text),
+                    Step::Spent(usage) => {
+                        let before = ear.spent.replace(usage.clone());
+                        let warning = self.look_at_budget(before.as_ref(), &usage, ear);
+                        facts.push(warning.filter(|_| fresh));
+                    }
+                    Step::Send(bytes) => {
+                        // Ids are counted, so a replay says the same under the same id.
+                        let id = ear.says;
+                        ear.says += 1;
+                        self.say(site, ear, id, bytes).await;
+                    }
+                    Step::Ask(request) => {
+                        let fact = self.asked(site, driver, ear, request, line.end).await;
+                        facts.push(
+                            fact.filter(|fact| {
+                                fresh || matches!(fact, Kind::PermissionAsked { .. })
+                            }),
+                        );
+                    }
+                    Step::Withdrawn { id } => {
+                        // Two in one piece of output: what it takes back must be in the log first.
+                        let told: Vec<Kind> = facts.drain(..).flatten().collect();
+                        self.record(Subject::Run(self.job.run), told).await?;
+                        self.withdraw(ear, &id).await?;
+                    }
+                    Step::CloseInput => self.close_input(site, ear).await,
+                    Step::Done => {
+                        ear.done = true;
+                        self.close_input(site, ear).await;
+                    }
+                }
+            }
+        }
+        self.say_again(site, driver, ear).await?;
+        // Whoever looks need not wait for the disk.
+        ear.speech.flush();
+        if std::mem::take(&mut ear.outbox.overflowed) {
+            let text = format!(
+                "its keeper takes no orders, and more than {OUTBOX_BYTES_MAX} bytes wait: what the \
+                 agent should have been told is lost until another engine follows it"
+            );
+            facts.push(Some(Kind::Noted { text }));
+        }
+        let facts: Vec<Kind> = facts.into_iter().flatten().collect();
+        if !facts.is_empty() {
+            self.record(Subject::Run(self.job.run), facts).await?;
+        }
+        // What is too much at once is not kept waiting: it would be kept in memory.
+        if ear.asks.len() > OPEN_MAX {
+            for asking in &ear.asks[OPEN_MAX..] {
+                self.answer_ask(asking.id, By::Limit).await?;
+            }
+            self.look_at_asks(site, driver, ear).await?;
+        }
+        Ok(())
+    }
+
+    /// Something whole, for the log; of what a replay hears again, only what has to be remembered.
+    fn said(
+        &self,
+        ear: &mut Ear,
+        chunk: Option<ChunkId>,
+        update: Update,
+        line: &Line,
+        facts: &mut Vec<Option<Kind>>,
+    ) {
+        let fresh = line.end > ear.recorded;
+        if let Update::Usage(usage) = &update {
+            ear.usage = Some(usage.clone());
+            let before = ear.spent.replace(usage.clone());
+            let warning = self.look_at_budget(before.as_ref(), usage, ear);
+            facts.push(warning.filter(|_| fresh));
+        }
+        if let Update::Session { id } = &update
+            && ear.session.as_ref() != Some(id)
+        {
+            ear.session = Some(id.clone());
+            facts.push(Some(Kind::SessionSeen {
+                session: id.clone(),
+            }));
+        }
+        if fresh {
+            facts.push(ear.said(update, line.end, chunk));
+        } else {
+            ear.speech.known(chunk, &update);
+        }
+    }
+
+    /// The task's budget against what all its runs have spent: a word at its warning, an end at its
+    /// limit.
+    fn look_at_budget(&self, before: Option<&Usage>, now: &Usage, ear: &mut Ear) -> Option<Kind> {
+        let task = &self.job.task;
+        let earlier = task.runs.iter().filter(|run| run.n < self.job.run.n);
+        let earlier = earlier.filter_map(|run| run.usage.as_ref()).map(Budget::of);
+        let (budget, earlier) = (task.budget(), earlier.fold(Budget::default(), Budget::plus));
+        let purse = &self.job.purse;
+        purse.spend(Budget::of(now));
+        // What is given to others is not there to be spent.
+        let earlier = earlier.plus(purse.given());
+        let after = earlier.plus(Budget::of(now));
+        let before = earlier.plus(before.map(Budget::of).unwrap_or_default());
+        ear.over_budget |= budget.reached(after).is_some();
+        let percent = self.ctx.settings.config.gate.warn_percent;
+        let spent = budget.crossed(before, after, percent)?;
+        let what = "task".to_owned();
+        Some(Kind::BudgetWarned { what, spent })
+    }
+
+    async fn say(&self, site: &Arc<dyn Site>, ear: &mut Ear, id: u64, bytes: Vec<u8>) {
+        ear.outbox.push(Order::Say { id, bytes });
+        self.hand_over(site, ear).await;
+    }
+
+    async fn close_input(&self, site: &Arc<dyn Site>, ear: &mut Ear) {
+        ear.outbox.push(Order::CloseInput);
+        self.hand_over(site, ear).await;
+    }
+
+    /// What is for the agent's input, in order. One that its keeper cannot be given now (no descriptor
+    /// is left, it does not answer in time) stays and is tried again: an agent that hears nothing waits
+    /// for ever. Ids make it harmless when it did arrive.
+    async fn hand_over(&self, site: &Arc<dyn Site>, ear: &mut Ear) {
+        let outbox = &mut ear.outbox;
+        if outbox
+            .again
+            .is_some_and(|at| tokio::time::Instant::now() < at)
+        {
+            return;
+        }
+        while let Some(order) = outbox.orders.front() {
+            match site.order(&self.id(Part::Agent), order).await {
+                Ok(()) => {}
+                // Ended, or its input is closed: what it had to say is in its output.
+                Err(error) if is_for_nobody(&error) => {}
+                Err(_) => {
+                    outbox.again = Some(tokio::time::Instant::now() + outbox.pause);
+                    outbox.pause = (outbox.pause * 2).min(ORDER_AGAIN_MAX);
+                    return;
+                }
+            }
+            outbox.pop();
+        }
+        (outbox.pause, outbox.again) = (ORDER_AGAIN, None);
+    }
+
+    /// The agent waits for an answer. A replay finds what it asked, by its order, and gives the answers
+    /// that were given; the keeper ignores what it has.
+    async fn asked(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+        request: Request,
+        out_offset: u64,
+    ) -> Option<Kind> {
+        let run = self.job.run.n;
+        let mut known = self.job.task.asks.iter().filter(|ask| ask.run == run);
+        let known = known.nth(ear.asked);
+        ear.asked += 1;
+        if let Some(ask) = known {
+            let (id, until) = (ask.id, ask.until);
+            let asking = Asking { id, until, request };
+            match &ask.fate {
+                AskFate::Open => ear.asks.push(asking),
+                AskFate::Closed => {}
+                fate @ AskFate::Answered { .. } => {
+                    self.give(site, driver, ear, &asking, fate).await;
+                }
+            }
+            return None;
+        }
+        let Request { tool, input, .. } = request.clone();
+        if ear.asked > ASKS_MAX {
+            // By counting, as the driver's own answers are.
+            let id = ear.says;
+            ear.says += 1;
+            let why = format!("This run has asked {ASKS_MAX} times, which is all it may ask.");
+            let bytes = driver.permit(&request, false, &why);
+            self.say(site, ear, id, bytes).await;
+            let allowed = false;
+            let update = Update::Asked {
+                tool,
+                input,
+                allowed,
+            };
+            return ear.said(update, out_offset, None);
+        }
+        ear.asks_count = ear.asks_count.saturating_add(1);
+        let ask = AskId(ear.asks_count);
+        let since = self.silent_since(site, ear).await;
+        let until = since.saturating_add(self.limits().ask_wait_ms());
+        ear.asks.push(Asking {
+            id: ask,
+            until,
+            request,
+        });
+        Some(Kind::PermissionAsked {
+            ask,
+            tool,
+            input,
+            owner: self.job.answers,
+            until,
+        })
+    }
+
+    /// From when an ask that is heard now has waited. Its keeper counts the silence from when the agent
+    /// wrote it, which no engine may have heard.
+    async fn silent_since(&self, site: &Arc<dyn Site>, ear: &Ear) -> Millis {
+        let now = self.ctx.settings.clock.now();
+        if ear.live {
+            return now;
+        }
+        match site.grew_at(&self.id(Part::Agent)).await {
+            Ok(Some(at)) => at.min(now),
+            // As well as it is known.
+            Ok(None) | Err(_) => now,
+        }
+    }
+
+    /// Gives the agent what was answered, after what nobody has answered in time was denied.
+    async fn look_at_asks(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+    ) -> Result<(), Cut> {
+        let now = self.ctx.settings.clock.now();
+        for asking in ear.asks.iter().filter(|asking| asking.until <= now) {
+            self.answer_ask(asking.id, By::Deadline).await?;
+        }
+        if ear.asks.is_empty() {
+            return Ok(());
+        }
+        let run = self.job.run;
+        let fates = self.ask(|reply| Command::Asks { run, reply }).await?;
+        let fates: BTreeMap<AskId, AskFate> = fates.into_iter().flatten().collect();
+        for asking in std::mem::take(&mut ear.asks) {
+            match fates.get(&asking.id) {
+                Some(AskFate::Open) => ear.asks.push(asking),
+                Some(fate @ AskFate::Answered { .. }) => {
+                    self.give(site, driver, ear, &asking, fate).await;
+                }
+                // Nobody is there to hear it.
+                Some(AskFate::Closed) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// An answer that is durable, under an id of its own: however often it is given, it is heard once.
+    async fn give(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+        asking: &Asking,
+        fate: &AskFate,
+    ) {
+        let AskFate::Answered { allow, by, why } = fate else {
+            return;
+        };
+        if *by == By::Agent {
+            return;
+        }
+        let why = by.refusal(why.as_deref());
+        let bytes = driver.permit(&asking.request, *allow, &why);
+        let id = ASK_ORDERS + u64::from(asking.id.0);
+        self.say(site, ear, id, bytes).await;
+    }
+
+    /// The agent does not wait for it any more.
+    async fn withdraw(&self, ear: &mut Ear, id: &str) -> Result<(), Cut> {
+        let at = ear.asks.iter().position(|asking| asking.request.id == id);
+        if let Some(at) = at {
+            let asking = ear.asks.remove(at);
+            self.answer_ask(asking.id, By::Agent).await?;
+        }
+        Ok(())
+    }
+
+    /// A denial that is nobody's. Whoever was first has answered it.
+    async fn answer_ask(&self, ask: AskId, by: By) -> Result<(), Cut> {
+        let answered = self.ask(|reply| Command::Permit {
+            task: self.job.run.task,
+            ask,
+            allow: false,
+            by,
+            why: None,
+            reply,
+        });
+        answered.await.map(|_| ())
+    }
+
+    /// What an engine before this one has taken for the running agent, in order.
+    fn on_their_way(&self) -> VecDeque<(u64, Message)> {
+        let of_this_run = |message: &&Message| message.is_with(self.job.run.n);
+        let messages = self.job.task.messages.iter().filter(of_this_run);
+        let spoken = |message: &Message| Some((message.taken?.out_offset?, message.clone()));
+        messages.filter_map(spoken).collect()
+    }
+
+    /// A replay says what was said, after the same line of output: the driver comes to the same
+    /// state and the same bytes, and the keeper ignores what it has.
+    async fn say_again(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+    ) -> Result<(), Cut> {
+        let heard = ear.heard;
+        let due = |(offset, _): &mut (u64, Message)| *offset <= heard;
+        while let Some((_, message)) = ear.on_their_way.pop_front_if(due) {
+            self.utter(site, driver, ear, message).await?;
+        }
+        Ok(())
+    }
+
+    /// Says what waits, for as long as the agent can be spoken to.
+    async fn speak(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+    ) -> Result<(), Cut> {
+        let run = self.job.run;
+        // What was taken before comes first.
+        let open = !ear.done && !ear.over_budget && ear.outbox.orders.is_empty();
+        while open && ear.on_their_way.is_empty() && driver.listens() {
+            let out_offset = ear.heard;
+            let command = |reply| Command::Take {
+                run,
+                out_offset,
+                reply,
+            };
+            let Some(message) = self.ask(command).await?.flatten() else {
+                ear.awaited = false;
+                return Ok(());
+            };
+            self.utter(site, driver, ear, message).await?;
+        }
+        ear.awaited = true;
+        self.ask(|reply| Command::Deaf { run, reply }).await?;
+        Ok(())
+    }
+
+    async fn utter(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+        message: Message,
+    ) -> Result<(), Cut> {
+        ear.said.push(message.id);
+        let Some(bytes) = driver.say(&message.words()) else {
+            ear.unsure.push(message.id);
+            return Ok(());
+        };
+        let order = Order::Say {
+            id: message_order(message.id),
+            bytes,
+        };
+        let given = site.order(&self.id(Part::Agent), &order).await;
+        if message.fate != Fate::Waiting {
+            return Ok(());
+        }
+        match given {
+            Ok(()) => self.tell_delivered(message.id).await,
+            // Ended, or hung up in the middle: its keeper's own record says it at the end.
+            Err(_) => {
+                ear.unsure.push(message.id);
+                Ok(())
+            }
+        }
+    }
+
+    async fn tell_delivered(&self, message: MessageId) -> Result<(), Cut> {
+        let delivery = Delivery::Interrupt;
+        self.tell(Kind::MessageDelivered { message, delivery })
+            .await
+    }
+
+    /// What was in its input before the end is delivered; the rest waits again, and so does what it
+    /// has not taken up from there.
+    async fn settle_messages(
+        &self,
+        site: &Arc<dyn Site>,
+        ear: &Ear,
+        unheard: usize,
+    ) -> Result<(), Stopped> {
+        let heard = ear.said.len().saturating_sub(unheard);
+        if ear.unsure.is_empty() && heard == ear.said.len() {
+            return Ok(());
+        }
+        let given = site.given(&self.id(Part::Agent)).await;
+        // Not to know it is not to have seen the end.
+        let given = given.map_err(|_| Stopped::Outcome(Outcome::Lost))?;
+        let delivery = Delivery::Interrupt;
+        let unsure = ear.unsure.iter().copied();
+        let arrived = unsure.filter(|message| given.contains(&message_order(*message)));
+        let arrived = arrived.map(|message| Kind::MessageDelivered { message, delivery });
+        let returned = ear.said.iter().skip(heard).copied();
+        let returned = returned
+            .filter(|message| {
+                !ear.unsure.contains(message) || given.contains(&message_order(*message))
+            })
+            .map(|message| Kind::MessageReturned { message });
+        let kinds = arrived.chain(returned).collect();
+        self.record(Subject::Run(self.job.run), kinds).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_keeper_is_bounded() {
+        let say = |bytes| Order::Say {
+            id: 1,
+            bytes: vec![0; bytes],
+        };
+        let mut outbox = Outbox::default();
+        // One alone may be larger: its keeper decides.
+        for (bytes, waiting) in [(OUTBOX_BYTES_MAX + 1, 1), (1, 1), (0, 2)] {
+            outbox.push(say(bytes));
+            assert_eq!(outbox.orders.len(), waiting);
+        }
+        assert!(outbox.overflowed);
+        outbox.pop();
+        outbox.push(say(1));
+        outbox.push(Order::CloseInput);
+        assert_eq!((outbox.orders.len(), outbox.bytes), (3, 1));
+    }
+}
