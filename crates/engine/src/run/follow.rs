@@ -140,6 +140,23 @@ impl Outbox {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.orders.is_empty()
+    }
+
+    /// Whether that has happened since it was last asked.
+    fn has_overflowed(&mut self) -> bool {
+        std::mem::take(&mut self.overflowed)
+    }
+
+    /// When the first one is tried again; never while none has to be.
+    async fn due(&self) {
+        match self.again {
+            Some(time) => tokio::time::sleep_until(time).await,
+            None => std::future::pending().await,
+        }
+    }
+
     fn pop(&mut self) {
         if let Some(order) = self.orders.pop_front() {
             self.bytes -= said_bytes(&order);
@@ -158,14 +175,6 @@ fn said_bytes(order: &Order) -> usize {
 fn is_for_nobody(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::BrokenPipe)
-}
-
-/// Never for `None`.
-async fn at(time: Option<tokio::time::Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// What the agent waits for.
@@ -241,7 +250,7 @@ impl Walk {
                     self.look_at_asks(site, driver, &mut ear).await?;
                     continue;
                 }
-                () = at(ear.outbox.again) => {
+                () = ear.outbox.due() => {
                     self.hand_over(site, &mut ear).await;
                     if ear.live && ear.awaited {
                         self.speak(site, driver, &mut ear).await?;
@@ -389,7 +398,7 @@ impl Walk {
         self.say_again(site, driver, ear).await?;
         // Whoever looks need not wait for the disk.
         ear.speech.flush();
-        if std::mem::take(&mut ear.outbox.overflowed) {
+        if ear.outbox.has_overflowed() {
             let text = format!(
                 "its keeper takes no orders, and more than {OUTBOX_BYTES_MAX} bytes wait: what the \
                  agent should have been told is lost until another engine follows it"
@@ -679,7 +688,7 @@ impl Walk {
     ) -> Result<(), Cut> {
         let run = self.job.run;
         // What was taken before comes first.
-        let open = !ear.done && !ear.over_budget && ear.outbox.orders.is_empty();
+        let open = !ear.done && !ear.over_budget && ear.outbox.is_empty();
         while open && ear.on_their_way.is_empty() && driver.listens() {
             let out_offset = ear.heard;
             let command = |reply| Command::Take {
