@@ -2,6 +2,8 @@
 //! Must not act on anything that is not durable, and must come to the same steps when it hears all
 //! of it again.
 
+mod outbox;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -28,19 +30,13 @@ use crate::{
     speech::Speech,
 };
 
+use self::outbox::{OUTBOX_BYTES_MAX, Outbox};
+
 /// Orders of a driver itself are counted from 0; those that carry a message from here.
 const MESSAGE_ORDERS: u64 = 1 << 32;
 
 /// And those that carry an answer to an ask from here.
 const ASK_ORDERS: u64 = 2 << 32;
-
-/// From an order that its keeper could not be given until it is tried again; doubled each time.
-const ORDER_AGAIN: Duration = Duration::from_millis(100);
-
-const ORDER_AGAIN_MAX: Duration = Duration::from_secs(30);
-
-/// What may wait to be given to a keeper, which itself keeps as much for an agent that does not read.
-const OUTBOX_BYTES_MAX: usize = 32 << 20;
 
 /// What a follower of an agent has to remember.
 struct Ear {
@@ -103,78 +99,6 @@ impl Ear {
             chunk,
         })
     }
-}
-
-/// Orders for the agent's input that its keeper has not taken yet, in order. Mostly there is none.
-struct Outbox {
-    orders: VecDeque<Order>,
-    bytes: usize,
-    /// More than may wait was for it.
-    overflowed: bool,
-    pause: Duration,
-    /// When the first one is tried again.
-    again: Option<tokio::time::Instant>,
-}
-
-impl Default for Outbox {
-    fn default() -> Self {
-        Self {
-            orders: VecDeque::new(),
-            bytes: 0,
-            overflowed: false,
-            pause: ORDER_AGAIN,
-            again: None,
-        }
-    }
-}
-
-impl Outbox {
-    fn push(&mut self, order: Order) {
-        let bytes = said_bytes(&order);
-        // The end of the input always has room.
-        if bytes > 0 && self.bytes > 0 && self.bytes + bytes > OUTBOX_BYTES_MAX {
-            self.overflowed = true;
-        } else {
-            self.bytes += bytes;
-            self.orders.push_back(order);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.orders.is_empty()
-    }
-
-    /// Whether that has happened since it was last asked.
-    fn has_overflowed(&mut self) -> bool {
-        std::mem::take(&mut self.overflowed)
-    }
-
-    /// When the first one is tried again; never while none has to be.
-    async fn due(&self) {
-        match self.again {
-            Some(time) => tokio::time::sleep_until(time).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn pop(&mut self) {
-        if let Some(order) = self.orders.pop_front() {
-            self.bytes -= said_bytes(&order);
-        }
-    }
-}
-
-fn said_bytes(order: &Order) -> usize {
-    match order {
-        Order::Say { bytes, .. } => bytes.len(),
-        Order::CloseInput | Order::Stop { .. } | Order::Kill { .. } => 0,
-    }
-}
-
-/// Whether whoever an order was for is not there to take it, now or later.
-fn is_for_nobody(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind;
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::BrokenPipe)
 }
 
 /// What the agent waits for.
@@ -470,43 +394,6 @@ impl Walk {
         Some(Kind::BudgetWarned { what, spent })
     }
 
-    async fn say(&self, site: &Arc<dyn Site>, ear: &mut Ear, id: u64, bytes: Vec<u8>) {
-        ear.outbox.push(Order::Say { id, bytes });
-        self.hand_over(site, ear).await;
-    }
-
-    async fn close_input(&self, site: &Arc<dyn Site>, ear: &mut Ear) {
-        ear.outbox.push(Order::CloseInput);
-        self.hand_over(site, ear).await;
-    }
-
-    /// What is for the agent's input, in order. One that its keeper cannot be given now (no descriptor
-    /// is left, it does not answer in time) stays and is tried again: an agent that hears nothing waits
-    /// for ever. Ids make it harmless when it did arrive.
-    async fn hand_over(&self, site: &Arc<dyn Site>, ear: &mut Ear) {
-        let outbox = &mut ear.outbox;
-        if outbox
-            .again
-            .is_some_and(|at| tokio::time::Instant::now() < at)
-        {
-            return;
-        }
-        while let Some(order) = outbox.orders.front() {
-            match site.order(&self.id(Part::Agent), order).await {
-                Ok(()) => {}
-                // Ended, or its input is closed: what it had to say is in its output.
-                Err(error) if is_for_nobody(&error) => {}
-                Err(_) => {
-                    outbox.again = Some(tokio::time::Instant::now() + outbox.pause);
-                    outbox.pause = (outbox.pause * 2).min(ORDER_AGAIN_MAX);
-                    return;
-                }
-            }
-            outbox.pop();
-        }
-        (outbox.pause, outbox.again) = (ORDER_AGAIN, None);
-    }
-
     /// The agent waits for an answer. A replay finds what it asked, by its order, and gives the answers
     /// that were given; the keeper ignores what it has.
     async fn asked(
@@ -771,29 +658,5 @@ impl Walk {
         let kinds = arrived.chain(returned).collect();
         self.record(Subject::Run(self.job.run), kinds).await?;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_waits_for_a_keeper_is_bounded() {
-        let say = |bytes| Order::Say {
-            id: 1,
-            bytes: vec![0; bytes],
-        };
-        let mut outbox = Outbox::default();
-        // One alone may be larger: its keeper decides.
-        for (bytes, waiting) in [(OUTBOX_BYTES_MAX + 1, 1), (1, 1), (0, 2)] {
-            outbox.push(say(bytes));
-            assert_eq!(outbox.orders.len(), waiting);
-        }
-        assert!(outbox.overflowed);
-        outbox.pop();
-        outbox.push(say(1));
-        outbox.push(Order::CloseInput);
-        assert_eq!((outbox.orders.len(), outbox.bytes), (3, 1));
     }
 }
