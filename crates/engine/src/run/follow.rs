@@ -2,17 +2,14 @@
 //! Must not act on anything that is not durable, and must come to the same steps when it hears all
 //! of it again.
 
+mod asks;
 mod outbox;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use dispatch_core::{
     Millis,
-    ask::{ASKS_MAX, AskId, By, Fate as AskFate, OPEN_MAX},
+    ask::{AskId, By, OPEN_MAX},
     drivers::{Driver, Request, Step},
     event::{Kind, Subject},
     gate::Budget,
@@ -34,9 +31,6 @@ use self::outbox::{OUTBOX_BYTES_MAX, Outbox};
 
 /// Orders of a driver itself are counted from 0; those that carry a message from here.
 const MESSAGE_ORDERS: u64 = 1 << 32;
-
-/// And those that carry an answer to an ask from here.
-const ASK_ORDERS: u64 = 2 << 32;
 
 /// What a follower of an agent has to remember.
 struct Ear {
@@ -392,154 +386,6 @@ impl Walk {
         let spent = budget.crossed(before, after, percent)?;
         let what = "task".to_owned();
         Some(Kind::BudgetWarned { what, spent })
-    }
-
-    /// The agent waits for an answer. A replay finds what it asked, by its order, and gives the answers
-    /// that were given; the keeper ignores what it has.
-    async fn asked(
-        &self,
-        site: &Arc<dyn Site>,
-        driver: &mut dyn Driver,
-        ear: &mut Ear,
-        request: Request,
-        out_offset: u64,
-    ) -> Option<Kind> {
-        let run = self.job.run.n;
-        let mut known = self.job.task.asks.iter().filter(|ask| ask.run == run);
-        let known = known.nth(ear.asked);
-        ear.asked += 1;
-        if let Some(ask) = known {
-            let (id, until) = (ask.id, ask.until);
-            let asking = Asking { id, until, request };
-            match &ask.fate {
-                AskFate::Open => ear.asks.push(asking),
-                AskFate::Closed => {}
-                fate @ AskFate::Answered { .. } => {
-                    self.give(site, driver, ear, &asking, fate).await;
-                }
-            }
-            return None;
-        }
-        let Request { tool, input, .. } = request.clone();
-        if ear.asked > ASKS_MAX {
-            // By counting, as the driver's own answers are.
-            let id = ear.says;
-            ear.says += 1;
-            let why = format!("This run has asked {ASKS_MAX} times, which is all it may ask.");
-            let bytes = driver.permit(&request, false, &why);
-            self.say(site, ear, id, bytes).await;
-            let allowed = false;
-            let update = Update::Asked {
-                tool,
-                input,
-                allowed,
-            };
-            return ear.said(update, out_offset, None);
-        }
-        ear.asks_count = ear.asks_count.saturating_add(1);
-        let ask = AskId(ear.asks_count);
-        let since = self.silent_since(site, ear).await;
-        let until = since.saturating_add(self.limits().ask_wait_ms());
-        ear.asks.push(Asking {
-            id: ask,
-            until,
-            request,
-        });
-        Some(Kind::PermissionAsked {
-            ask,
-            tool,
-            input,
-            owner: self.job.answers,
-            until,
-        })
-    }
-
-    /// From when an ask that is heard now has waited. Its keeper counts the silence from when the agent
-    /// wrote it, which no engine may have heard.
-    async fn silent_since(&self, site: &Arc<dyn Site>, ear: &Ear) -> Millis {
-        let now = self.ctx.settings.clock.now();
-        if ear.live {
-            return now;
-        }
-        match site.grew_at(&self.id(Part::Agent)).await {
-            Ok(Some(at)) => at.min(now),
-            // As well as it is known.
-            Ok(None) | Err(_) => now,
-        }
-    }
-
-    /// Gives the agent what was answered, after what nobody has answered in time was denied.
-    async fn look_at_asks(
-        &self,
-        site: &Arc<dyn Site>,
-        driver: &mut dyn Driver,
-        ear: &mut Ear,
-    ) -> Result<(), Cut> {
-        let now = self.ctx.settings.clock.now();
-        for asking in ear.asks.iter().filter(|asking| asking.until <= now) {
-            self.answer_ask(asking.id, By::Deadline).await?;
-        }
-        if ear.asks.is_empty() {
-            return Ok(());
-        }
-        let run = self.job.run;
-        let fates = self.ask(|reply| Command::Asks { run, reply }).await?;
-        let fates: BTreeMap<AskId, AskFate> = fates.into_iter().flatten().collect();
-        for asking in std::mem::take(&mut ear.asks) {
-            match fates.get(&asking.id) {
-                Some(AskFate::Open) => ear.asks.push(asking),
-                Some(fate @ AskFate::Answered { .. }) => {
-                    self.give(site, driver, ear, &asking, fate).await;
-                }
-                // Nobody is there to hear it.
-                Some(AskFate::Closed) | None => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// An answer that is durable, under an id of its own: however often it is given, it is heard once.
-    async fn give(
-        &self,
-        site: &Arc<dyn Site>,
-        driver: &mut dyn Driver,
-        ear: &mut Ear,
-        asking: &Asking,
-        fate: &AskFate,
-    ) {
-        let AskFate::Answered { allow, by, why } = fate else {
-            return;
-        };
-        if *by == By::Agent {
-            return;
-        }
-        let why = by.refusal(why.as_deref());
-        let bytes = driver.permit(&asking.request, *allow, &why);
-        let id = ASK_ORDERS + u64::from(asking.id.0);
-        self.say(site, ear, id, bytes).await;
-    }
-
-    /// The agent does not wait for it any more.
-    async fn withdraw(&self, ear: &mut Ear, id: &str) -> Result<(), Cut> {
-        let at = ear.asks.iter().position(|asking| asking.request.id == id);
-        if let Some(at) = at {
-            let asking = ear.asks.remove(at);
-            self.answer_ask(asking.id, By::Agent).await?;
-        }
-        Ok(())
-    }
-
-    /// A denial that is nobody's. Whoever was first has answered it.
-    async fn answer_ask(&self, ask: AskId, by: By) -> Result<(), Cut> {
-        let answered = self.ask(|reply| Command::Permit {
-            task: self.job.run.task,
-            ask,
-            allow: false,
-            by,
-            why: None,
-            reply,
-        });
-        answered.await.map(|_| ())
     }
 
     /// What an engine before this one has taken for the running agent, in order.
