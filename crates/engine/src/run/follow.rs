@@ -4,6 +4,7 @@
 
 mod asks;
 mod outbox;
+mod talk;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,23 +15,20 @@ use dispatch_core::{
     event::{Kind, Subject},
     gate::Budget,
     job::{Offset, Order, Part},
-    message::{Delivery, Fate, Message, MessageId},
+    message::{Message, MessageId},
     outcome::{Outcome, Stop},
     update::{ChunkId, Update, Usage},
 };
 
-use super::{Cut, Heard, Stopped, Walk};
+use super::{Heard, Stopped, Walk};
 use crate::{
-    engine::{Command, StopOrder},
+    engine::StopOrder,
     lines::{Line, Lines},
     sites::{JobEvent, Site},
     speech::Speech,
 };
 
 use self::outbox::{OUTBOX_BYTES_MAX, Outbox};
-
-/// Orders of a driver itself are counted from 0; those that carry a message from here.
-const MESSAGE_ORDERS: u64 = 1 << 32;
 
 /// What a follower of an agent has to remember.
 struct Ear {
@@ -100,10 +98,6 @@ struct Asking {
     id: AskId,
     until: Millis,
     request: Request,
-}
-
-fn message_order(message: MessageId) -> u64 {
-    MESSAGE_ORDERS + u64::from(message.0)
 }
 
 impl Walk {
@@ -386,123 +380,5 @@ impl Walk {
         let spent = budget.crossed(before, after, percent)?;
         let what = "task".to_owned();
         Some(Kind::BudgetWarned { what, spent })
-    }
-
-    /// What an engine before this one has taken for the running agent, in order.
-    fn on_their_way(&self) -> VecDeque<(u64, Message)> {
-        let of_this_run = |message: &&Message| message.is_with(self.job.run.n);
-        let messages = self.job.task.messages.iter().filter(of_this_run);
-        let spoken = |message: &Message| Some((message.taken?.out_offset?, message.clone()));
-        messages.filter_map(spoken).collect()
-    }
-
-    /// A replay says what was said, after the same line of output: the driver comes to the same
-    /// state and the same bytes, and the keeper ignores what it has.
-    async fn say_again(
-        &self,
-        site: &Arc<dyn Site>,
-        driver: &mut dyn Driver,
-        ear: &mut Ear,
-    ) -> Result<(), Cut> {
-        let heard = ear.heard;
-        let due = |(offset, _): &mut (u64, Message)| *offset <= heard;
-        while let Some((_, message)) = ear.on_their_way.pop_front_if(due) {
-            self.utter(site, driver, ear, message).await?;
-        }
-        Ok(())
-    }
-
-    /// Says what waits, for as long as the agent can be spoken to.
-    async fn speak(
-        &self,
-        site: &Arc<dyn Site>,
-        driver: &mut dyn Driver,
-        ear: &mut Ear,
-    ) -> Result<(), Cut> {
-        let run = self.job.run;
-        // What was taken before comes first.
-        let open = !ear.done && !ear.over_budget && ear.outbox.is_empty();
-        while open && ear.on_their_way.is_empty() && driver.listens() {
-            let out_offset = ear.heard;
-            let command = |reply| Command::Take {
-                run,
-                out_offset,
-                reply,
-            };
-            let Some(message) = self.ask(command).await?.flatten() else {
-                ear.awaited = false;
-                return Ok(());
-            };
-            self.utter(site, driver, ear, message).await?;
-        }
-        ear.awaited = true;
-        self.ask(|reply| Command::Deaf { run, reply }).await?;
-        Ok(())
-    }
-
-    async fn utter(
-        &self,
-        site: &Arc<dyn Site>,
-        driver: &mut dyn Driver,
-        ear: &mut Ear,
-        message: Message,
-    ) -> Result<(), Cut> {
-        ear.said.push(message.id);
-        let Some(bytes) = driver.say(&message.words()) else {
-            ear.unsure.push(message.id);
-            return Ok(());
-        };
-        let order = Order::Say {
-            id: message_order(message.id),
-            bytes,
-        };
-        let given = site.order(&self.id(Part::Agent), &order).await;
-        if message.fate != Fate::Waiting {
-            return Ok(());
-        }
-        match given {
-            Ok(()) => self.tell_delivered(message.id).await,
-            // Ended, or hung up in the middle: its keeper's own record says it at the end.
-            Err(_) => {
-                ear.unsure.push(message.id);
-                Ok(())
-            }
-        }
-    }
-
-    async fn tell_delivered(&self, message: MessageId) -> Result<(), Cut> {
-        let delivery = Delivery::Interrupt;
-        self.tell(Kind::MessageDelivered { message, delivery })
-            .await
-    }
-
-    /// What was in its input before the end is delivered; the rest waits again, and so does what it
-    /// has not taken up from there.
-    async fn settle_messages(
-        &self,
-        site: &Arc<dyn Site>,
-        ear: &Ear,
-        unheard: usize,
-    ) -> Result<(), Stopped> {
-        let heard = ear.said.len().saturating_sub(unheard);
-        if ear.unsure.is_empty() && heard == ear.said.len() {
-            return Ok(());
-        }
-        let given = site.given(&self.id(Part::Agent)).await;
-        // Not to know it is not to have seen the end.
-        let given = given.map_err(|_| Stopped::Outcome(Outcome::Lost))?;
-        let delivery = Delivery::Interrupt;
-        let unsure = ear.unsure.iter().copied();
-        let arrived = unsure.filter(|message| given.contains(&message_order(*message)));
-        let arrived = arrived.map(|message| Kind::MessageDelivered { message, delivery });
-        let returned = ear.said.iter().skip(heard).copied();
-        let returned = returned
-            .filter(|message| {
-                !ear.unsure.contains(message) || given.contains(&message_order(*message))
-            })
-            .map(|message| Kind::MessageReturned { message });
-        let kinds = arrived.chain(returned).collect();
-        self.record(Subject::Run(self.job.run), kinds).await?;
-        Ok(())
     }
 }
