@@ -1,6 +1,6 @@
-//! The engine: a handle with verbs, and the actor behind it. The actor alone appends events (I2):
-//! it applies a batch in memory, commits it, and only then lets its effects out.
-//! Must not wait for anything but its channel and its disk; whatever takes long is a run's.
+//! The engine: what it is made of, how it is opened, and the handle that it is reached by. Commands
+//! go in to the actor behind it, which alone appends events (I2).
+//! Must not know a surface, a person's environment or a home (I7).
 
 mod actor;
 mod command;

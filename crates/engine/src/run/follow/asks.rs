@@ -12,15 +12,12 @@ use dispatch_core::{
     update::Update,
 };
 
-use super::{Asking, Ear};
+use super::{Asking, Ear, outbox::ask_order};
 use crate::{
     engine::Command,
     run::{Cut, Walk},
     sites::Site,
 };
-
-/// And those that carry an answer to an ask from here.
-const ASK_ORDERS: u64 = 2 << 32;
 
 impl Walk {
     /// The agent waits for an answer. A replay finds what it asked, by its order, and gives the answers
@@ -144,8 +141,7 @@ impl Walk {
         }
         let why = by.refusal(why.as_deref());
         let bytes = driver.permit(&asking.request, *allow, &why);
-        let id = ASK_ORDERS + u64::from(asking.id.0);
-        self.say(site, ear, id, bytes).await;
+        self.say(site, ear, ask_order(asking.id), bytes).await;
     }
 
     /// The agent does not wait for it any more.

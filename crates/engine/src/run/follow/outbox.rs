@@ -3,18 +3,34 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use dispatch_core::job::{Order, Part};
+use dispatch_core::{
+    ask::AskId,
+    job::{Order, Part},
+    message::MessageId,
+};
 
 use super::Ear;
 use crate::{run::Walk, sites::Site};
 
+/// Ids of orders: a driver's own are counted from 0, those that carry a message from here,
+const MESSAGE_ORDERS: u64 = 1 << 32;
+/// and those that carry an answer to an ask from here.
+const ASK_ORDERS: u64 = 2 << 32;
+
 /// From an order that its keeper could not be given until it is tried again; doubled each time.
 const ORDER_AGAIN: Duration = Duration::from_millis(100);
-
 const ORDER_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// What may wait to be given to a keeper, which itself keeps as much for an agent that does not read.
 pub(super) const OUTBOX_BYTES_MAX: usize = 32 << 20;
+
+pub(super) fn message_order(message: MessageId) -> u64 {
+    MESSAGE_ORDERS + u64::from(message.0)
+}
+
+pub(super) fn ask_order(ask: AskId) -> u64 {
+    ASK_ORDERS + u64::from(ask.0)
+}
 
 /// Orders for the agent's input that its keeper has not taken yet, in order. Mostly there is none.
 pub(super) struct Outbox {

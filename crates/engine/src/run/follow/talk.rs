@@ -11,19 +11,12 @@ use dispatch_core::{
     outcome::Outcome,
 };
 
-use super::Ear;
+use super::{Ear, outbox::message_order};
 use crate::{
     engine::Command,
     run::{Cut, Stopped, Walk},
     sites::Site,
 };
-
-/// Orders of a driver itself are counted from 0; those that carry a message from here.
-const MESSAGE_ORDERS: u64 = 1 << 32;
-
-fn message_order(message: MessageId) -> u64 {
-    MESSAGE_ORDERS + u64::from(message.0)
-}
 
 impl Walk {
     /// What an engine before this one has taken for the running agent, in order.
