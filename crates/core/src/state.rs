@@ -2,81 +2,31 @@
 //! Must not keep a count that is not derived here: slots and queue are indexes that `apply` alone
 //! maintains, and a test holds them equal to a recount.
 
+mod of_run;
 mod of_task;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Millis,
     ask::{self, Ask, AskId, Fate as AskFate},
-    drivers::DriverKind,
-    event::{CheckState, Event, Kind, PromptMade, Scope, Sealed, Subject, Verified},
+    event::{CheckState, Event, Kind, Scope, Subject, Verified},
     family::{self, EndId, Family},
     gate::Budget,
-    id::{CheckName, PoolName, RunId, Seq, SiteName, TaskId},
-    job::{Exit, ExitReport},
+    id::{CheckName, PoolName, RunId, Seq, TaskId},
     keys::{Keys, Made},
     ledger::Ledger,
     letter::{LetterId, Letterbox},
     message::{Chain, Fate, Message, MessageId, Sender, Taken},
     naming,
     outcome::Outcome,
-    review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
     task::{self, TaskSpec, Tuning},
-    update::Usage,
 };
 
-pub use self::of_task::{Snapshot, Task, Workspace};
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Check {
-    pub name: CheckName,
-    pub state: CheckState,
-    pub exit: Option<Exit>,
-    pub note: String,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Run {
-    pub n: u32,
-    pub cause: RunCause,
-    /// To which it belongs: that of what started it, or of what it has heard since.
-    pub chain: Chain,
-    pub state: RunState,
-    pub queued_seq: Seq,
-    pub queued_at: Millis,
-    pub prompt: Option<PromptMade>,
-    pub site: Option<SiteName>,
-    pub driver: Option<DriverKind>,
-    pub enforced: Option<String>,
-    pub started_at: Option<Millis>,
-    pub ended_at: Option<Millis>,
-    pub session: Option<String>,
-    pub report: Option<ExitReport>,
-    pub usage: Option<Usage>,
-    pub sealed: Option<Sealed>,
-    pub checks: Vec<Check>,
-    pub verified: Verified,
-    /// The commits under review.
-    pub range: Option<Range>,
-    pub review: Option<Review>,
-    /// Its end was not its task's: that waited for what it had asked for.
-    pub parked: bool,
-}
-
-impl Run {
-    /// Whether its agent can be at work: started or about to be, and not seen to have ended.
-    #[must_use]
-    pub fn may_knock(&self) -> bool {
-        match self.state {
-            RunState::Preparing | RunState::Running | RunState::Stopping { .. } => {
-                self.report.is_none()
-            }
-            RunState::Queued | RunState::Checking | RunState::Finished(_) => false,
-        }
-    }
-}
+pub use self::{
+    of_run::{Check, Run},
+    of_task::{Snapshot, Task, Workspace},
+};
 
 /// Why an event cannot be applied: a bug or a damaged log, never luck.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

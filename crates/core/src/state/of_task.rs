@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::Run;
+use super::of_run::Run;
 use crate::{
     Millis,
     ask::{Ask, AskId, Fate as AskFate},
