@@ -1,7 +1,7 @@
 //! The fold: what it holds true whatever happens.
 //! Must not know how it is kept.
 
-use super::{ApplyError, State};
+use super::{State, error::ApplyError};
 use crate::{
     ask::{self, Ask, AskId},
     attach::Attached,
