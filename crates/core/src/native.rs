@@ -149,6 +149,9 @@ pub struct ServedTool {
     pub tool: String,
     pub help: String,
     pub schema: Raw,
+    /// It changes nothing, its server says.
+    #[serde(default)]
+    pub safe: bool,
 }
 
 /// How a step ended.

@@ -22,7 +22,7 @@ mod golden;
 mod http;
 mod limits;
 mod responses;
-mod sse;
+pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
 

@@ -6,12 +6,14 @@
 mod apply_patch;
 mod capture;
 mod edit_file;
+mod granted;
 mod group;
 mod html;
 mod jobs;
 mod key_usage;
 mod line_kind;
 mod list_files;
+pub(crate) mod mcp;
 mod patch;
 mod place;
 mod rank;
@@ -35,6 +37,7 @@ mod web_tests;
 mod write_file;
 mod youtube_transcribe;
 
+pub(crate) use granted::{Granted, find, granted, list};
 pub(crate) use key_usage::Seen;
 pub(crate) use place::{Place, Sign};
 pub(crate) use spill::Spill;
@@ -42,12 +45,10 @@ pub(crate) use web::Outside;
 
 use std::{fmt, pin::Pin, sync::Arc};
 
-use dispatch_core::{rules::Group, web::WebTable};
+use dispatch_core::rules::Group;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-
-use crate::model::ToolSpec;
 
 /// What went wrong with a call, for the model: it can do better, or do something else.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,55 +120,6 @@ pub(crate) const TOOLS: &[&Tool] = &[
     &youtube_transcribe::TOOL,
     &todo::TOOL,
 ];
-
-/// Those of these names, in our order. A slice comes with its file, jobs with their shell, and the
-/// list of what is to do with everything. Where none is named, those are left out that have nothing
-/// behind them.
-pub(crate) fn granted(
-    names: Option<&[String]>,
-    web: &WebTable,
-) -> Result<Vec<&'static Tool>, String> {
-    let Some(names) = names else {
-        let works = |tool: &&&Tool| match tool.name {
-            "web_search" => web.search.is_some(),
-            "youtube_transcribe" => web.transcribe.is_some(),
-            _ => true,
-        };
-        return Ok(TOOLS.iter().filter(works).copied().collect());
-    };
-    let unknown = names.iter().find(|name| find(TOOLS, name).is_none());
-    if let Some(name) = unknown {
-        return Err(format!(
-            "use tool {name}: it is not known; there are {}",
-            list(TOOLS)
-        ));
-    }
-    let asked = |name: &str| names.iter().any(|asked| asked == name);
-    let comes = |tool: &&&Tool| match tool.name {
-        "read_file_slice" => asked("read_file") || asked(tool.name),
-        "shell_jobs" => asked("run_shell") || asked(tool.name),
-        "todo" => true,
-        name => asked(name),
-    };
-    Ok(TOOLS.iter().filter(comes).copied().collect())
-}
-
-pub(crate) fn find(tools: &[&'static Tool], name: &str) -> Option<&'static Tool> {
-    tools.iter().find(|tool| tool.name == name).copied()
-}
-
-pub(crate) fn list(tools: &[&'static Tool]) -> String {
-    let names: Vec<&str> = tools.iter().map(|tool| tool.name).collect();
-    names.join(", ")
-}
-
-pub(crate) fn spec(tool: &Tool) -> ToolSpec {
-    ToolSpec {
-        name: tool.name.to_owned(),
-        help: tool.help.to_owned(),
-        schema: (tool.schema)(),
-    }
-}
 
 /// As providers take it: nothing that refers to another place, nothing only some of them know.
 fn schema<T: JsonSchema>() -> Value {
@@ -244,8 +196,6 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use dispatch_core::web::{SearchShape, SearchTable};
-
     use super::*;
 
     #[test]
@@ -272,33 +222,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn what_comes_with_what_is_granted() {
-        let granted = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            granted(Some(&names), &WebTable::default()).map(|tools| list(&tools))
-        };
-        assert_eq!(granted(&[]).unwrap(), "todo");
-        let both = granted(&["run_shell", "read_file"]).unwrap();
-        assert_eq!(
-            both,
-            "read_file, read_file_slice, run_shell, shell_jobs, todo"
-        );
-        assert!(
-            granted(&["fly"])
-                .unwrap_err()
-                .contains("there are read_file,")
-        );
-        let mut web = WebTable::default();
-        let all = |web: &WebTable| list(&super::granted(None, web).unwrap());
-        assert!(!all(&web).contains("web_search") && all(&web).contains("web_fetch"));
-        web.search = Some(SearchTable {
-            shape: SearchShape::Searxng,
-            url: "http://127.0.0.1:1".into(),
-            key: None,
-        });
-        assert!(all(&web).contains("web_search"));
     }
 }

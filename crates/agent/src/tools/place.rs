@@ -73,9 +73,9 @@ impl Place {
     }
 
     /// What the model is told of a result.
-    pub(crate) async fn fit(self: &Arc<Self>, tool: &'static str, text: String) -> String {
-        let place = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || place.spill.fit(tool, text)).await {
+    pub(crate) async fn fit(self: &Arc<Self>, tool: &str, text: String) -> String {
+        let (place, tool) = (Arc::clone(self), tool.to_owned());
+        match tokio::task::spawn_blocking(move || place.spill.fit(&tool, text)).await {
             Ok(text) => text,
             Err(error) => format!("error: this is a bug: the result is lost: {error}"),
         }

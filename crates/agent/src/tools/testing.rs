@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
-use super::{Outside, Place, Run, Seen, Sign, Spill, TOOLS, find};
+use super::{Outside, Place, Run, Seen, Sign, Spill, TOOLS};
 use crate::net::{Connector, Proxy};
 
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Bench {
     }
 
     pub(crate) async fn run(&self, tool: &str, input: Value) -> Result<String, String> {
-        let tool = find(TOOLS, tool).unwrap();
+        let tool = TOOLS.iter().find(|known| known.name == tool).unwrap();
         let run = Run {
             call: "c".into(),
             input: input.to_string(),
