@@ -435,6 +435,7 @@ fn gap_of(name: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     const ROOM: usize = 1 << 20;
 
@@ -486,6 +487,58 @@ mod tests {
         }
         let based = "<base href='https://b.example/q/'><a href=x>t</a>";
         assert_eq!(markdown(based), "[t](https://b.example/q/x)");
+    }
+
+    /// Whatever the tags are: no panic, no more than there is room for, and all words in their order.
+    #[test]
+    fn no_page_loses_a_word() {
+        const TAGS: [&str; 24] = [
+            "<p>",
+            "</p>",
+            "<a href='x'>",
+            "</a>",
+            "<b>",
+            "</b>",
+            "<em>",
+            "</em>",
+            "<code>",
+            "</code>",
+            "<pre>",
+            "</pre>",
+            "<ul>",
+            "<li>",
+            "</ul>",
+            "<blockquote>",
+            "</blockquote>",
+            "<table>",
+            "<tr>",
+            "<td>",
+            "</table>",
+            "<br>",
+            "<h2>",
+            "<div title='<p>'>",
+        ];
+        let mut random = Random::new(7);
+        for _ in 0..3000 {
+            let mut html = String::new();
+            let count = 1 + random.below(40);
+            for n in 0..count {
+                html.push_str(TAGS[random.below(TAGS.len())]);
+                if random.below(2) == 0 {
+                    html.push(' ');
+                }
+                html.push_str(&format!("w{n}w"));
+            }
+            let told = markdown(&html);
+            let mut rest = told.as_str();
+            for n in 0..count {
+                let word = format!("w{n}w");
+                let at = rest.find(&word);
+                let at = at.unwrap_or_else(|| panic!("{word} is lost\n{html}\n{told}"));
+                rest = &rest[at + word.len()..];
+            }
+            assert!(told.len() < 200 * count, "{html}");
+        }
     }
 
     /// What would be quadratic, or deeper than a stack, in a tree: there this test would not end.

@@ -23,7 +23,7 @@ mod run_shell;
 mod search_code;
 mod shell_jobs;
 #[cfg(test)]
-mod site;
+pub(crate) mod site;
 mod snippet;
 mod spill;
 #[cfg(test)]
