@@ -63,6 +63,8 @@ mod say;
 mod schema;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/strangers.rs"]
+mod strangers;
 #[path = "runner/tokens.rs"]
 mod tokens;
 #[path = "runner/top.rs"]

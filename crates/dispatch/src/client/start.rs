@@ -56,6 +56,22 @@ pub(crate) fn living(settings: &Settings) -> Result<Option<Client>, StartError> 
     Ok(held.then(|| Client::new(settings.paths.clone())))
 }
 
+/// Whether the engine that has the lock makes room: one that was started on demand does, its jobs live
+/// on. One that cannot be asked is on its way, in or out.
+pub(crate) async fn asked_to_leave(settings: &Settings) -> bool {
+    let client = Client::new(settings.paths.clone());
+    match client.get::<Health>("/v1/health").await {
+        Ok(health) if !health.on_demand => false,
+        Ok(_) => {
+            let nothing = serde_json::json!({});
+            let told: Result<(), ClientError> = client.post("/v1/shutdown", &nothing).await;
+            // What comes of it is seen by the lock.
+            matches!(told, Ok(()) | Err(_))
+        }
+        Err(_) => true,
+    }
+}
+
 /// A client of an engine that answers; starts one when nobody has the lock.
 pub(crate) async fn connect(settings: &Settings) -> Result<Client, StartError> {
     let client = Client::new(settings.paths.clone());

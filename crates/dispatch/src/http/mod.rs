@@ -75,6 +75,8 @@ pub(crate) struct Ctx {
     /// Where that was read from.
     pub(crate) config_file: std::path::PathBuf,
     pub(crate) data: std::path::PathBuf,
+    /// See [`crate::api::Health`].
+    pub(crate) on_demand: bool,
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,

@@ -65,6 +65,8 @@ pub(crate) struct Net {
     pub(crate) insecure_plain_http: bool,
     /// Serve the sockets alone, and say so, when the configured address cannot be had.
     pub(crate) or_without: bool,
+    /// Whoever says `serve` later takes its place.
+    pub(crate) on_demand: bool,
 }
 
 #[derive(Debug)]
@@ -186,6 +188,7 @@ impl Server {
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
+            on_demand: net.on_demand,
             stop: Arc::clone(&stop),
             closing: closing.clone(),
             busy: busy.clone(),

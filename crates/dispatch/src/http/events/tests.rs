@@ -109,6 +109,7 @@ impl Stage {
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
+            on_demand: false,
             stop: Arc::new(Notify::new()),
             closing: closing.clone(),
             busy: Busy::default(),

@@ -105,6 +105,7 @@ impl Stage {
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
+            on_demand: false,
             settings: Arc::new(settings.clone()),
             stop: Arc::new(Notify::new()),
             closing: closing.clone(),
