@@ -170,6 +170,14 @@ impl WebTable {
         let transcribe = self.transcribe.as_ref().and_then(|t| t.key.as_ref());
         [search, scrape, transcribe].into_iter().flatten()
     }
+
+    /// To have them read elsewhere: inside a fence neither a person's files nor programs are there.
+    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut KeySource> {
+        let search = self.search.as_mut().and_then(|table| table.key.as_mut());
+        let scrape = self.scrape.as_mut().and_then(|table| table.key.as_mut());
+        let transcribe = self.transcribe.as_mut().and_then(|t| t.key.as_mut());
+        [search, scrape, transcribe].into_iter().flatten()
+    }
 }
 
 /// An address that paths are put behind.
@@ -207,6 +215,12 @@ mod tests {
         assert_eq!(all.transcribe.as_ref().unwrap().wait_ms_max, TRANSCRIPT_MS);
         let sources: Vec<&KeySource> = all.sources().collect();
         assert_eq!(sources, [&KeySource::From("SCRAPE_KEY".into())]);
+        let mut inside = all.clone();
+        for source in inside.sources_mut() {
+            *source = KeySource::From("OTHER".into());
+        }
+        let key = inside.scrape.and_then(|table| table.key);
+        assert_eq!(key, Some(KeySource::From("OTHER".into())));
     }
 
     #[test]
