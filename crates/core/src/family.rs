@@ -609,11 +609,28 @@ fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<S
             );
         }
     }
+    if spec.turn.taken != Taken::Refuse && is_above(state, asker, spec) {
+        check(
+            false,
+            &format!(
+                "taken = \"{}\" for a workspace whose task waits for you",
+                spec.turn.taken.word()
+            ),
+            &"a workspace of its own: leave `taken` out",
+        );
+    }
     if spec.terms.grant.is_some() {
         let below = grant.below().is_some();
         check(below, &"a grant of its own", &"no further level (depth)");
     }
     out
+}
+
+/// Whether the asker, or whoever asked for that, works at what the task is about. These wait for it, so
+/// it cannot wait for them.
+fn is_above(state: &State, asker: &Task, spec: &TaskSpec) -> bool {
+    let above = |task: &&Task| task.asker().and_then(|id| state.task(id));
+    std::iter::successors(Some(asker), above).any(|task| task.spec.same_subject(spec))
 }
 
 fn lowered(asker: &Task, grant: &Grant, left: Left, by: RunId, mut spec: TaskSpec) -> TaskSpec {

@@ -196,7 +196,7 @@ impl Task {
     /// The task whose agent asked for it.
     #[must_use]
     pub fn asker(&self) -> Option<TaskId> {
-        self.spec.terms.asked_by.map(|run| run.task)
+        self.spec.asker()
     }
 
     /// Something it asked for is not done, or it has not heard how that ended.
