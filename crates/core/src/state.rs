@@ -24,7 +24,7 @@ use crate::{
     message::{Chain, Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
     naming,
     outcome::{Again, Outcome},
-    prompt::Told,
+    prompt::{Rank, Saying, Told},
     review::{Range, Review},
     run::{Illegal, RunCause, RunEvent, RunState},
     task::{self, TaskSpec, Tuning},
@@ -286,16 +286,17 @@ impl Task {
         for message in &self.messages {
             match message.taken {
                 Some(taken) if taken.run < n && message.fate != Fate::Cancelled => {
-                    told.before.push(message.words());
+                    told.before.push(message.saying());
                 }
                 Some(taken) if taken.run == n && taken.out_offset.is_none() => {
-                    told.now.push(message.words());
+                    told.now.push(message.saying());
                 }
                 Some(_) | None => {}
             }
         }
         let heard = self.family.heard.iter().filter(|(run, _)| *run < n);
-        told.before.extend(heard.map(|(_, text)| text.clone()));
+        let heard = heard.map(|(_, text)| Saying::Own(text.clone()));
+        told.before.extend(heard);
         told
     }
 
@@ -1059,12 +1060,17 @@ impl State {
                     task.wakes = 0;
                     task.messages.iter_mut().for_each(|m| m.held = false);
                 }
+                // Who else may speak to it has asked for it, or for whoever did.
+                let below =
+                    matches!(from, Sender::Task(other) if task.family.child(*other).is_some());
+                let rank = if below { Rank::Below } else { Rank::Above };
                 let begun = task.last_run().filter(|run| run.state.holds_slot());
                 let barred = begun.map(|run| run.n).filter(|_| *fresh);
                 task.messages.push(Message {
                     id: *message,
                     text: text.clone(),
                     from: *from,
+                    rank,
                     at: event.at,
                     taken: None,
                     barred,
