@@ -343,6 +343,19 @@ impl Task {
         self.messages.iter().filter(|message| message.waits())
     }
 
+    /// Those that run `n` may have, in order. One that is for a later run holds back what the same one
+    /// says after it, and nobody else: whoever sends it would silence all the others.
+    pub fn due_for(&self, n: u32) -> impl Iterator<Item = &Message> {
+        let mut later: Vec<Sender> = Vec::new();
+        let due = self.waiting().filter(|message| message.is_due());
+        due.filter(move |message| {
+            if message.is_barred_from(n) {
+                later.push(message.from);
+            }
+            !later.contains(&message.from)
+        })
+    }
+
     #[must_use]
     pub fn ask(&self, id: AskId) -> Option<&Ask> {
         self.asks.iter().find(|ask| ask.id == id)

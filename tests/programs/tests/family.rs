@@ -25,6 +25,7 @@ use dispatch_core::{
     task::{Base, Expects, Network, TaskSpec, Terms, Wrap},
 };
 use dispatch_engine::{
+    attachments::NewFile,
     clock::{Clock, SetClock},
     engine::{Engine, Secrets, Settings},
     view::{Force, Given, Heard, TaskView, Told, Until, VerbError, Waited},
@@ -482,6 +483,53 @@ async fn what_a_child_says_is_quoted_and_stands_apart_from_a_persons_words() {
     );
     engine.stop(by.task, Force::Kill).await.unwrap();
     done(&engine, by.task).await;
+}
+
+/// What is for a later run holds back what the same one says after it, and nobody else. A child cannot
+/// say such a thing to its asker at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_for_a_later_run_silences_nobody_else() {
+    let world = world();
+    let engine = world.engine().await;
+    let hear = order(&world, "hear", "heard", "2");
+    let wait = order(&world, "await", "go", "");
+    let by = started(&engine, lead(&world, "talker", &[hear, wait])).await;
+    let child = child(&engine, by, waiting_child(&world)).await;
+    running(&engine, child).await;
+    let voice = engine.on_behalf_of(child);
+    let with_file = || Given {
+        files: vec![NewFile {
+            name: "a.txt".into(),
+            bytes: b"a".to_vec(),
+        }],
+        ..Given::default()
+    };
+    let handed = voice.say(by.task, "x".into(), Sender::Person, with_file());
+    let handed = patient(handed).await.unwrap_err().to_string();
+    assert!(handed.contains("say that with files"), "{handed}");
+    let one = engine.say(by.task, "one".into(), Sender::Person, with_file());
+    assert_eq!(patient(one).await.unwrap().how, Heard::Queued);
+    let two = engine.say(by.task, "two".into(), Sender::Person, Secrets::new());
+    assert_eq!(patient(two).await.unwrap().how, Heard::Queued);
+    let three = voice.say(by.task, "three".into(), Sender::Person, Secrets::new());
+    assert_eq!(patient(three).await.unwrap().how, Heard::Delivered);
+    go(&world, "child");
+    done(&engine, child.task).await;
+    let ends =
+        |kind: &Kind| matches!(kind, Kind::MessageDelivered { message, .. } if message.0 == 4);
+    until(&engine, by.task, ends).await;
+    go(&world, "go");
+    let view = nth(&engine, by, 2).await;
+    let taken = view.task.messages.iter().map(|m| m.taken.map(|t| t.run));
+    assert_eq!(
+        taken.collect::<Vec<_>>(),
+        [Some(2), Some(2), Some(1), Some(1)]
+    );
+    let heard = read(&world, "heard");
+    assert!(
+        heard.contains("| three") && heard.contains("has ended"),
+        "{heard}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

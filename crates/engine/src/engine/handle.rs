@@ -199,11 +199,11 @@ impl Engine {
         };
         if let Sender::Task(own) = from
             && self.who != Who::Person
-            && !tuning.is_empty()
+            && !(tuning.is_empty() && files.is_empty())
             && self.look(own).await?.task.asker() == Some(task)
         {
-            let what = "say that with another model or effort: those of the task that asked for \
-                        yours are not yours to set";
+            let what = "say that with files, another model or effort: those of the task that asked \
+                        for yours are not yours to set; what you leave in your workspace can be seen";
             return Err(VerbError::BadInput { what: what.into() });
         }
         let busy = if found.is_open() {
