@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Millis,
-    config::list,
+    config::{Config, list},
+    container::RuntimeAsked,
     gate::{Budget, MicroUsd},
     grant::{self, Fence, Grant, Tool},
     id::{AgentName, RunId, TaskId},
@@ -624,6 +625,41 @@ fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<S
         check(below, &"a grant of its own", &"no further level (depth)");
     }
     out
+}
+
+/// The container engine of a child is its asker's or the configured one, whatever it says: in another
+/// one the same image may have more rights.
+///
+/// # Errors
+/// When it asks for another one.
+pub fn hold_runtime(asker: &Task, config: &Config, spec: &mut TaskSpec) -> Result<(), Refusal> {
+    let own = asker.spec.placement.container.as_ref();
+    let own = own.map(|container| container.runtime);
+    let placement = &spec.placement;
+    let named = placement.name.as_ref();
+    let named = named.and_then(|name| config.containers.get(name)?.runtime);
+    let configured = named.or(config.container.runtime);
+    let Some(container) = &mut spec.placement.container else {
+        return Ok(());
+    };
+    let asked = container.runtime;
+    if asked == RuntimeAsked::Auto {
+        container.runtime = own.or(configured).unwrap_or_default();
+        return Ok(());
+    }
+    let granted = [own, configured];
+    if granted.contains(&Some(asked)) {
+        return Ok(());
+    }
+    let there = match own.or(configured) {
+        Some(runtime) => runtime.word(),
+        None => "the one that is found: leave `runtime` out",
+    };
+    let outside = vec![format!(
+        "container engine {} (granted: {there})",
+        asked.word()
+    )];
+    Err(Refusal::Outside { outside })
 }
 
 /// Whether the asker, or whoever asked for that, works at what the task is about. These wait for it, so

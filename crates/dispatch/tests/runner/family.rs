@@ -318,6 +318,28 @@ fn children_work_beside_each_other_whatever_their_asker_began_at() {
     }
 }
 
+/// A child does not choose its container engine: the daemon of another one may be root. No engine is
+/// asked before that is decided, so this needs none.
+#[test]
+fn a_child_does_not_choose_its_container_engine() {
+    let boxed = "[container]\nruntime = \"podman\"\nimage = \"example.invalid/i:1\"\n\
+                 [placements.boxed]\nwrap = \"container\"\nnetwork = \"none\"\n";
+    let grant = GRANT.replace("[\"tight\"]", "[\"tight\", \"boxed\"]");
+    let world = TestWorld::with_config(&format!("{boxed}{grant}{PATIENT}"));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let asked =
+        json!({"task": "Wait", "placement": "boxed", "agent": "patient", "runtime": "docker"});
+    let refused = voice.posts("/v1/tasks", &asked);
+    assert_eq!(refused.refusal(), (403, "not_granted".into()));
+    let told = refused.text();
+    assert!(
+        told.contains("container engine docker (granted: podman)"),
+        "{told}"
+    );
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
 /// Not a variable: the engine that comes after a crash does not have those of the one before.
 fn key_file(world: &TestWorld) -> PathBuf {
     let path = world.path("key");

@@ -9,7 +9,7 @@ use dispatch_core::{
     attach,
     config::{Config, Selection},
     event::{Kind, Scope, Subject},
-    family::Deed,
+    family::{self, Deed},
     id::{RunId, TaskId},
     keys::RequestKey,
     message::{MessageId, Sender},
@@ -42,6 +42,11 @@ impl Engine {
         self.may(Deed::Dispatch).await?;
         if self.who != Who::Person {
             agents_bring_no_secrets("dispatch", &secrets)?;
+        }
+        let mut spec = spec;
+        if let Who::Run(run) = self.who {
+            let own = self.look(run.task).await?.task;
+            family::hold_runtime(&own, self.config(), &mut spec)?;
         }
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
