@@ -55,9 +55,9 @@ pub(crate) async fn dispatch(
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let asker = ctx.engine.own_task().await?;
-    let mut looked_into = true;
+    let (mut looked_into, mut inherited) = (true, None);
     if let Some(own) = &asker {
-        family::fill_in(&mut asked, own);
+        inherited = family::fill_in(&mut asked, own);
         looked_into = family::may_look(&ctx, &asked, own);
     }
     let secrets = asked.secrets.clone();
@@ -69,7 +69,11 @@ pub(crate) async fn dispatch(
             project::fill(&mut asked, &config, &own)?;
         }
         let files = asked.attachments.clone();
-        asked.spec(&config).map(|spec| (spec, files))
+        let mut spec = asked.spec(&config)?;
+        if let Some(inherited) = inherited {
+            inherited.lay_on(&mut spec);
+        }
+        Ok::<_, request::BadRequest>((spec, files))
     });
     let (spec, files) = spec
         .await

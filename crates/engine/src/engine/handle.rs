@@ -9,7 +9,7 @@ use dispatch_core::{
     attach,
     config::{Config, Selection},
     event::{Kind, Scope, Subject},
-    family::Deed,
+    family::{self, Deed},
     id::{RunId, TaskId},
     keys::RequestKey,
     message::{MessageId, Sender},
@@ -42,6 +42,11 @@ impl Engine {
         self.may(Deed::Dispatch).await?;
         if self.who != Who::Person {
             agents_bring_no_secrets("dispatch", &secrets)?;
+        }
+        let mut spec = spec;
+        if let Who::Run(run) = self.who {
+            let own = self.look(run.task).await?.task;
+            family::hold_runtime(&own, self.config(), &mut spec)?;
         }
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
@@ -199,11 +204,11 @@ impl Engine {
         };
         if let Sender::Task(own) = from
             && self.who != Who::Person
-            && !tuning.is_empty()
+            && !(tuning.is_empty() && files.is_empty())
             && self.look(own).await?.task.asker() == Some(task)
         {
-            let what = "say that with another model or effort: those of the task that asked for \
-                        yours are not yours to set";
+            let what = "say that with files, another model or effort: those of the task that asked \
+                        for yours are not yours to set; what you leave in your workspace can be seen";
             return Err(VerbError::BadInput { what: what.into() });
         }
         let busy = if found.is_open() {
