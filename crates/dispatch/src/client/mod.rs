@@ -363,5 +363,6 @@ fn problem(status: StatusCode, bytes: &[u8]) -> Problem {
         status: status.as_u16(),
         code: "unknown".into(),
         detail: format!("get an answer: status {status}"),
+        task: None,
     })
 }

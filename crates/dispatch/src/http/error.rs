@@ -13,7 +13,9 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
+use dispatch_core::{
+    config::SelectError, family::Refusal, id::TaskId, prompt::GuideError, redact::Redactor,
+};
 use dispatch_engine::view::VerbError;
 use http_body_util::LengthLimitError;
 use hyper::body::Body as HttpBody;
@@ -104,6 +106,7 @@ codes! {
     TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
     TooManyStreams 429 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
     Failed 500 "failed" "It was tried and did not work; the detail says what.";
+    DoneUnseen 500 "done_unseen" "It is done and in the log, and how the task stands could not be shown; `task` names it.";
     EngineGone 503 "engine_gone" "The engine has ended; nothing has happened.";
     DiskFull 507 "disk_full" "There is too little room on the disk of the data directory.";
 }
@@ -122,6 +125,8 @@ pub(crate) struct Problem {
     code: Code,
     detail: String,
     retry_after_s: Option<u64>,
+    /// What was done to it is durable all the same.
+    done_to: Option<TaskId>,
 }
 
 impl Problem {
@@ -134,6 +139,19 @@ impl Problem {
             code,
             detail: detail.into(),
             retry_after_s,
+            done_to: None,
+        }
+    }
+
+    /// What was asked is done, and cannot be shown: to ask again would be to do it twice.
+    pub(crate) fn unseen(task: TaskId, error: &VerbError) -> Self {
+        let detail = format!(
+            "show task {task}: what was asked is done and must not be asked again; {}",
+            chain(error)
+        );
+        Self {
+            done_to: Some(task),
+            ..Self::new(Code::DoneUnseen, detail)
         }
     }
 
@@ -235,6 +253,7 @@ impl IntoResponse for Problem {
             code: self.code.word().into(),
             // It may quote what was asked, or what git said.
             detail: Redactor::shapes().redact(&self.detail),
+            task: self.done_to.map(|task| task.to_string()),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(body)).into_response();

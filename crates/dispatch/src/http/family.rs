@@ -111,9 +111,14 @@ pub(super) fn may_look(ctx: &Ctx, asked: &Dispatch, own: &CoreTask) -> bool {
     }
 }
 
-/// How a task stands that the caller has just done something to. One who spoke to whoever asked for its
-/// own task sees its own.
-pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
+/// How a task stands that the caller has just done something to, which is durable. One who spoke to
+/// whoever asked for its own task sees its own.
+pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, Problem> {
+    let view = view_of(engine, task).await;
+    view.map_err(|error| Problem::unseen(task, &error))
+}
+
+async fn view_of(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
     let (own, shown) = match engine.who() {
         Who::Person => (None, true),
         Who::Run(run) => {

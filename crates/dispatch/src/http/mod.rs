@@ -84,6 +84,24 @@ pub(crate) struct Ctx {
     pub(crate) streams: Arc<Semaphore>,
 }
 
+impl Ctx {
+    pub(crate) fn new(engine: Engine, settings: &Settings, closing: watch::Receiver<bool>) -> Self {
+        Self {
+            engine,
+            config: Arc::new(settings.config.clone()),
+            config_file: settings.paths.config.clone(),
+            data: settings.paths.data.clone(),
+            settings: Arc::new(settings.clone()),
+            stop: Arc::default(),
+            closing,
+            busy: Busy::default(),
+            meter: Arc::default(),
+            repeats: Arc::default(),
+            streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

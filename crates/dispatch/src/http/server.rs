@@ -9,7 +9,7 @@ use dispatch_engine::engine::{Engine, OpenError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -18,9 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Busy, Ctx,
     door::{Door, Keys, Names},
-    events::STREAMS_MAX,
     listen::{self, Listener},
-    metrics::Meter,
     routes::with_mcp,
     tokens::Tokens,
 };
@@ -177,22 +175,10 @@ impl Server {
             other => other?,
         };
         let [own, agents] = sockets(&settings.paths)?;
-        let (stop, busy) = (Arc::default(), Busy::default());
-        let meter: Arc<Meter> = Arc::default();
         let (close, closing) = watch::channel(false);
-        let ctx = Ctx {
-            engine: engine.clone(),
-            settings: Arc::new(settings.clone()),
-            config: Arc::new(settings.config.clone()),
-            config_file: settings.paths.config.clone(),
-            data: settings.paths.data.clone(),
-            stop: Arc::clone(&stop),
-            closing: closing.clone(),
-            busy: busy.clone(),
-            meter: Arc::clone(&meter),
-            repeats: Arc::default(),
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-        };
+        let ctx = Ctx::new(engine.clone(), settings, closing.clone());
+        let (stop, busy) = (Arc::clone(&ctx.stop), ctx.busy.clone());
+        let meter = Arc::clone(&ctx.meter);
         let routes = with_mcp(ctx, tables);
         let tokens = Tokens::of(&settings.paths.data);
         let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));

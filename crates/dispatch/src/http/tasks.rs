@@ -16,7 +16,7 @@ use dispatch_core::{
     message::{MessageId, Sender},
     task::{Effort, Tuning},
 };
-use dispatch_engine::view::Force;
+use dispatch_engine::view::{Force, VerbError};
 
 use super::{
     Ctx,
@@ -71,15 +71,14 @@ pub(crate) async fn dispatch(
         let files = asked.attachments.clone();
         asked.spec(&config).map(|spec| (spec, files))
     });
-    let (spec, files) = spec
-        .await
-        .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
+    let (spec, files) = spec.await.map_err(VerbError::from)??;
     let given = request::given(secrets, files, tuning, key);
     let run = ctx.engine.dispatch(spec, given).await?;
     Ok((StatusCode::ACCEPTED, seen(&ctx, run.task).await?))
 }
 
-/// How a task stands that the caller has just done something to.
+/// How a task stands that the caller has just done something to. What was done is durable, so whatever
+/// goes wrong here is no refusal of it.
 async fn seen(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
     let task = family::seen(&ctx.engine, task).await?;
     Ok(At(task.seq, Json(task)))
@@ -143,7 +142,7 @@ pub(crate) async fn remove(
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     ctx.engine.remove(task).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn answer(
@@ -169,7 +168,7 @@ pub(crate) async fn retry(
     let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn say(
@@ -202,7 +201,7 @@ pub(crate) async fn unsay(
         .parse::<MessageId>()
         .map_err(|error| Problem::new(Code::NoSuchMessage, error.to_string()))?;
     ctx.engine.unsay(task, message).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn permit(
@@ -239,7 +238,7 @@ pub(crate) async fn resume(
     };
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn stop_all(
@@ -303,3 +302,6 @@ pub(crate) async fn clean(
     let gone = ctx.engine.clean(asked.states, asked.older_than_ms).await?;
     Ok(Json(gone.iter().map(TaskId::to_string).collect()))
 }
+
+#[cfg(test)]
+mod tests;

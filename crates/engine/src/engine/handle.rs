@@ -80,8 +80,7 @@ impl Engine {
         let data = self.shared.settings.data.clone();
         let keep = move || attachments::keep(&data, task, &files);
         let kept = tokio::task::spawn_blocking(keep).await;
-        let kept = kept.map_err(|_| VerbError::Gone)?;
-        kept.map_err(|source| VerbError::Failed {
+        kept?.map_err(|source| VerbError::Failed {
             doing: format!("keep what is attached to task {task}"),
             source: Box::new(source),
         })
@@ -94,8 +93,7 @@ impl Engine {
         };
         let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
         let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
-        let client = chosen.map_err(|_| VerbError::Gone)?;
-        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        let client = chosen?.map_err(|what| VerbError::BadInput { what })?;
         container.runtime = client.runtime.into();
         Ok(spec)
     }

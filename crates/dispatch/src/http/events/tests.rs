@@ -22,7 +22,7 @@ use dispatch_engine::{
 use serde_json::{Value, json};
 use tokio::{
     net::UnixStream,
-    sync::{Notify, Semaphore},
+    sync::Semaphore,
     task::JoinHandle,
     time::timeout,
 };
@@ -36,10 +36,8 @@ use crate::{
     api::event::Event,
     client::{Client, Events, view::View},
     http::{
-        Busy,
         door::{Door, Keys},
         listen,
-        metrics::Meter,
         routes::with_mcp,
         tokens::Tokens,
     },
@@ -102,20 +100,9 @@ impl Stage {
         let sites: Sites = Sites::from([(local, Arc::new(self.site.clone()) as _)]);
         let engine = Engine::with_sites(settings.engine(), sites).await.unwrap();
         let (close, closing) = watch::channel(false);
-        let meter: Arc<Meter> = Arc::default();
-        let ctx = Ctx {
-            engine: engine.clone(),
-            settings: Arc::new(settings.clone()),
-            config: Arc::new(settings.config.clone()),
-            config_file: settings.paths.config.clone(),
-            data: settings.paths.data.clone(),
-            stop: Arc::new(Notify::new()),
-            closing: closing.clone(),
-            busy: Busy::default(),
-            repeats: Arc::default(),
-            meter: Arc::clone(&meter),
-            streams: Arc::new(Semaphore::new(streams)),
-        };
+        let mut ctx = Ctx::new(engine.clone(), settings, closing.clone());
+        ctx.streams = Arc::new(Semaphore::new(streams));
+        let meter = Arc::clone(&ctx.meter);
         let routes = with_mcp(ctx, PRODUCT);
         let keys = Keys::new(Tokens::of(&settings.paths.data), engine.clone(), meter);
         let listener = listen::socket(&settings.paths.run, Paths::SOCKET).unwrap();
