@@ -252,10 +252,12 @@ pub(crate) async fn stop_all(
 pub(crate) async fn stop(
     Acting(ctx): Acting,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Stop>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    ctx.engine.stop(task, asked.force.into()).await?;
+    let force = asked.force.into();
+    ctx.engine.stop_once(task, force, key).await?;
     seen(&ctx, task).await
 }
 

@@ -295,12 +295,25 @@ impl Engine {
         self.ask(|reply| Command::StopAll { force, reply }).await
     }
 
-    /// Asks a task's run to end, and those of the tasks that it asked for; a second time, or with
-    /// force, they are killed.
+    /// Asks a task's run to end, and those of the tasks that it asked for; with force they are killed.
     ///
     /// # Errors
     /// When nothing of them runs or waits.
     pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
+        self.stop_once(task, force, None).await
+    }
+
+    /// The same for a request that may come again: with its key it is one stop, of what ran when it
+    /// came first.
+    ///
+    /// # Errors
+    /// As [`Engine::stop`].
+    pub async fn stop_once(
+        &self,
+        task: TaskId,
+        force: Force,
+        key: Option<RequestKey>,
+    ) -> Result<(), VerbError> {
         self.may(Deed::Stop(task)).await?;
         let why = match self.who {
             Who::Person => Stop::ByPerson,
@@ -310,6 +323,7 @@ impl Engine {
             task,
             force,
             why,
+            key,
             reply,
         })
         .await

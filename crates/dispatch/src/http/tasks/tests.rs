@@ -2,11 +2,15 @@
 
 use std::sync::{Arc, OnceLock};
 
-use dispatch_core::config::{self, Layer};
+use dispatch_core::{
+    config::{self, Layer},
+    id::RunId,
+};
 use dispatch_engine::{
     engine::{Engine, Observer, Sites},
     reader::Reader,
     sites::fake::Fake,
+    view::Told,
 };
 use futures_util::FutureExt as _;
 use serde_json::json;
@@ -101,4 +105,45 @@ async fn what_is_done_is_never_said_not_to_have_happened() {
     let problem = refusal(client.post::<_, Task>("/v1/tasks", &asked).await);
     assert_eq!((problem.code.as_str(), problem.task), ("engine_gone", None));
     assert_eq!(reader.tasks().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_comes_again_is_the_same_stop_and_only_a_kill_kills() {
+    let stage = Stage::new(Fake::stubborn());
+    let engine = stage.engine(Observer::default()).await;
+    let (client, _close) = stage.client(engine.clone());
+    let asked = json!({"task": "x", "no_repo": true, "agent": "printer"});
+    let task: Task = client.post("/v1/tasks", &asked).await.unwrap();
+    let run: RunId = format!("{}-1", task.id).parse().unwrap();
+    let mut events = engine.events(0);
+    while !matches!(events.next().await, Some(Told::Event(event)) if event.kind.word() == "started") {}
+    let path = format!("/v1/tasks/{}/stop", task.id);
+    let stop = async |client: &Client, key: &str, force: &str| {
+        let asked = json!({"force": force});
+        client.post_once::<_, Task>(&path, &asked, key).await
+    };
+    stop(&client, "s1", "ask").await.unwrap();
+    stage.site.stopped(run, 1).await;
+    for key in ["s1", "s2"] {
+        assert_eq!(stop(&client, key, "ask").await.unwrap().state, "stopping");
+    }
+    engine.shutdown().await.unwrap();
+    let next = stage.engine(Observer::default()).await;
+    let (client, _close) = stage.client(next.clone());
+    // It goes on with what the first one was told.
+    stage.site.stopped(run, 2).await;
+    assert_eq!(stop(&client, "s1", "ask").await.unwrap().state, "stopping");
+    assert!(stage.site.stops(run).iter().all(|grace_ms| *grace_ms > 0));
+    stop(&client, "s3", "kill").await.unwrap();
+    next.idle().await;
+    let stops = stage.site.stops(run);
+    assert_eq!((stops.len(), stops.last()), (3, Some(&0)), "{stops:?}");
+    // It stopped that run, and none that comes after it.
+    let retry = format!("/v1/tasks/{}/retry", task.id);
+    client.post::<_, Task>(&retry, &json!({})).await.unwrap();
+    stop(&client, "s1", "ask").await.unwrap();
+    let again: Task = client.get(&format!("/v1/tasks/{}", task.id)).await.unwrap();
+    let state = again.state;
+    assert!(!["stopping", "stopped"].contains(&state.as_str()), "{state}");
+    next.shutdown().await.unwrap();
 }
