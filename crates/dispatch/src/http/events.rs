@@ -37,8 +37,6 @@ use crate::api::event::Frame;
 
 /// Streams at a time, over all doors.
 pub(crate) const STREAMS_MAX: usize = 256;
-/// When to come again while there are so many.
-const STREAMS_AGAIN_S: u64 = 10;
 /// Tasks that one stream can name.
 const TASKS_MAX: usize = 100;
 /// What goes out together, when so much is there.
@@ -165,7 +163,7 @@ impl Following {
         let room = Arc::clone(&ctx.streams).try_acquire_owned();
         let room = room.map_err(|_| {
             let detail = format!("follow events: {STREAMS_MAX} streams are open already");
-            Problem::new(Code::TooManyStreams, detail).retry_after(STREAMS_AGAIN_S)
+            Problem::new(Code::TooManyStreams, detail)
         })?;
         let last = ctx.engine.seq();
         if asked.after > last {

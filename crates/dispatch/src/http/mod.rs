@@ -3,7 +3,7 @@
 
 pub(crate) mod caller;
 mod door;
-mod error;
+pub(crate) mod error;
 mod events;
 pub(crate) mod family;
 mod frames;

@@ -117,7 +117,7 @@ impl Repeats {
             Some(Entry::Open { .. }) => {
                 let detail = "take the request: the first one with its Idempotency-Key is still \
                               being answered; ask again";
-                Err(Problem::new(Code::KeyInUse, detail).retry_after(1))
+                Err(Problem::new(Code::KeyInUse, detail))
             }
             Some(Entry::Done { kept, .. }) => Ok(Known::Before(kept.clone())),
             None => {
