@@ -119,6 +119,8 @@ codes! {
     TooManyWait 429 after 10 "too_many_wait" "So many callers wait for ends already; try again after Retry-After.";
     TooManyGuesses 429 after 60 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
     TooManySessions 429 after 60 "too_many_sessions" "So many sessions of MCP live; end one, or try again after Retry-After.";
+    TooManyConnections 429 after 5 "too_many_connections" "So many connections of that caller are open; close some, or try again after Retry-After.";
+    TooManyBytes 429 after 5 "too_many_bytes" "So many bytes of requests of that caller are worked on; try again after Retry-After.";
     TooManyStreams 429 after 10 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
     Failed 500 "failed" "It was tried and did not work; the detail says what.";
     DoneUnseen 500 "done_unseen" "It is done and in the log, and how the task stands could not be shown; `task` names it.";

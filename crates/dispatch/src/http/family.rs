@@ -132,8 +132,10 @@ async fn view_of(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
 
 pub(crate) async fn wait(
     Acting(ctx): Acting,
+    caller: Caller,
     Body(asked): Body<Wait>,
 ) -> Result<Json<Waited>, Problem> {
+    let place = ctx.rooms.waits.take(&caller, 1)?;
     let tasks: Result<Vec<TaskId>, Problem> = asked.tasks.iter().map(|task| id(task)).collect();
     let timeout_s = asked.timeout_s.unwrap_or(WAIT_S);
     if timeout_s > WAIT_S_MAX {
@@ -152,6 +154,7 @@ pub(crate) async fn wait(
         // Nothing was delivered, so whoever asks the next engine misses nothing.
         _ = closing.changed() => return Err(VerbError::Gone.into()),
     };
+    drop(place);
     Ok(Json(Waited::from(&waited)))
 }
 

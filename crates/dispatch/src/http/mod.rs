@@ -15,6 +15,7 @@ mod openapi;
 mod own;
 pub(crate) mod reads;
 mod repeats;
+mod room;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod stall;
@@ -29,7 +30,7 @@ use std::sync::{
 
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::settings::Settings;
 
@@ -80,8 +81,7 @@ pub(crate) struct Ctx {
     pub(crate) busy: Busy,
     pub(crate) meter: Arc<metrics::Meter>,
     pub(crate) repeats: Arc<repeats::Repeats>,
-    /// Room for streams of events.
-    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) rooms: room::Rooms,
 }
 
 impl Ctx {
@@ -97,7 +97,7 @@ impl Ctx {
             busy: Busy::default(),
             meter: Arc::default(),
             repeats: Arc::default(),
-            streams: Arc::new(Semaphore::new(events::STREAMS_MAX)),
+            rooms: room::Rooms::new(&settings.config),
         }
     }
 }

@@ -178,10 +178,8 @@ impl Server {
         let (close, closing) = watch::channel(false);
         let ctx = Ctx::new(engine.clone(), settings, closing.clone());
         let (stop, busy) = (Arc::clone(&ctx.stop), ctx.busy.clone());
-        let meter = Arc::clone(&ctx.meter);
+        let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), &ctx));
         let routes = with_mcp(ctx, tables);
-        let tokens = Tokens::of(&settings.paths.data);
-        let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));
         let mut serving = JoinSet::new();
         let mut serve = |listener: Listener, door: Door| {
             let (keys, routes, closing) = (Arc::clone(&keys), routes.clone(), closing.clone());

@@ -97,7 +97,7 @@ impl Stage {
         let engine = Engine::open(settings.engine()).await.unwrap();
         let (close, closing) = watch::channel(false);
         let ctx = Ctx::new(engine.clone(), &settings, closing.clone());
-        let meter = Arc::clone(&ctx.meter);
+        let keys = Keys::new(Tokens::of(&settings.paths.data), &ctx);
         let reached = Arc::new(AtomicUsize::new(0));
         let files = body_bytes_max(ctx.config.limits.attach_bytes);
         let mut table = everything(&ctx, PRODUCT);
@@ -119,7 +119,6 @@ impl Stage {
         let address = listener.local_addr().unwrap();
         let door = Door::Net(Arc::new(Names::new(address, &[], &[], false)));
         let tokens = Tokens::of(&settings.paths.data);
-        let keys = Keys::new(Tokens::of(&settings.paths.data), engine.clone(), meter);
         let listener = Listener::Tcp(listener);
         let serving = listener.serve_within(door, Arc::new(keys), routes.clone(), closing, bounds);
         Self {
