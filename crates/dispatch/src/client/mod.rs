@@ -2,6 +2,7 @@
 //! the routes where they are in this process.
 //! Must not print and must not start an engine by itself; `start` does, when a verb asks for it.
 
+pub(crate) mod again;
 pub(crate) mod fold;
 mod pages;
 pub(crate) mod start;
