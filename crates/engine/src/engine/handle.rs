@@ -85,8 +85,7 @@ impl Engine {
         let data = self.shared.settings.data.clone();
         let keep = move || attachments::keep(&data, task, &files);
         let kept = tokio::task::spawn_blocking(keep).await;
-        let kept = kept.map_err(|_| VerbError::Gone)?;
-        kept.map_err(|source| VerbError::Failed {
+        kept?.map_err(|source| VerbError::Failed {
             doing: format!("keep what is attached to task {task}"),
             source: Box::new(source),
         })
@@ -99,8 +98,7 @@ impl Engine {
         };
         let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
         let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
-        let client = chosen.map_err(|_| VerbError::Gone)?;
-        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        let client = chosen?.map_err(|what| VerbError::BadInput { what })?;
         container.runtime = client.runtime.into();
         Ok(spec)
     }
@@ -302,12 +300,25 @@ impl Engine {
         self.ask(|reply| Command::StopAll { force, reply }).await
     }
 
-    /// Asks a task's run to end, and those of the tasks that it asked for; a second time, or with
-    /// force, they are killed.
+    /// Asks a task's run to end, and those of the tasks that it asked for; with force they are killed.
     ///
     /// # Errors
     /// When nothing of them runs or waits.
     pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
+        self.stop_once(task, force, None).await
+    }
+
+    /// The same for a request that may come again: with its key it is one stop, of what ran when it
+    /// came first.
+    ///
+    /// # Errors
+    /// As [`Engine::stop`].
+    pub async fn stop_once(
+        &self,
+        task: TaskId,
+        force: Force,
+        key: Option<RequestKey>,
+    ) -> Result<(), VerbError> {
         self.may(Deed::Stop(task)).await?;
         let why = match self.who {
             Who::Person => Stop::ByPerson,
@@ -317,6 +328,7 @@ impl Engine {
             task,
             force,
             why,
+            key,
             reply,
         })
         .await
