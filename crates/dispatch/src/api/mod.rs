@@ -25,6 +25,9 @@ pub(crate) struct Problem {
     pub(crate) code: String,
     /// A fragment that goes on from "failed to".
     pub(crate) detail: String,
+    /// Of `done_unseen`: the task that was made, or that it was done to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) task: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

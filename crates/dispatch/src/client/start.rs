@@ -14,7 +14,10 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::sleep;
 
-use super::{Client, ClientError};
+use super::{
+    Client, ClientError,
+    again::{Patience, Twice},
+};
 use crate::{
     api::{Health, request::Secrets},
     cli::{error::chain, out::aside},
@@ -25,8 +28,6 @@ use crate::{
 const START_MAX: Duration = Duration::from_secs(10);
 const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(5);
 const LOOK_AGAIN_MAX: Duration = Duration::from_millis(200);
-/// Requests that meet an engine on its way out.
-const TRIES_MAX: u32 = 5;
 /// Of a request that is sent again under the same name.
 const KEY_BYTES: usize = 16;
 const LOG_TAIL_BYTES: u64 = 2048;
@@ -111,14 +112,12 @@ pub(crate) async fn ask<T>(
     settings: &Settings,
     request: impl AsyncFn(&Client) -> Result<T, ClientError>,
 ) -> Result<(Client, T), StartError> {
-    let mut tries = 0;
+    let mut patience = Patience::new(Twice::Unsafe);
     loop {
         let client = connect(settings).await?;
-        tries += 1;
         match request(&client).await {
             Ok(answer) => return Ok((client, answer)),
-            Err(error) if error.nothing_happened() && tries < TRIES_MAX => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => patience.again(error).await?,
         }
     }
 }
@@ -131,20 +130,12 @@ pub(crate) async fn make<B: Serialize + Sync, T: DeserializeOwned>(
     body: &B,
 ) -> Result<(Client, T), StartError> {
     let key = random_key()?;
-    let mut tries = 0;
+    let mut patience = Patience::new(Twice::Safe);
     loop {
         let client = connect(settings).await?;
-        tries += 1;
         match client.post_once(path, body, &key).await {
             Ok(answer) => return Ok((client, answer)),
-            Err(error) if tries >= TRIES_MAX => return Err(error.into()),
-            Err(error) if error.nothing_happened() => {}
-            // What came of it is not known, or not yet.
-            Err(ClientError::Lost(_)) => {}
-            Err(ClientError::Refused(problem)) if problem.code == "key_in_use" => {
-                sleep(LOOK_AGAIN_MAX).await;
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => patience.again(error).await?,
         }
     }
 }
