@@ -3,6 +3,7 @@
 //! Must not change state: it reports facts and waits until they are durable before it acts on them.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -47,6 +48,7 @@ use crate::{
     files,
     lines::{Line, Lines},
     logins::{Account, LoginError},
+    native,
     prompts::{self, Words},
     sidecar::{self, Aid, Followed, Watched, Watcher},
     sites::{Enforced, JobEvent, Site, Start},
@@ -369,8 +371,9 @@ impl Walk {
 
     fn profile(&self) -> Result<AgentProfile, Stopped> {
         let name = &self.job.task.spec.agent;
-        let configured = self.ctx.settings.config.agents.get(name).cloned();
-        let mut profile = configured.ok_or_else(|| {
+        let chain = &self.job.task.spec.terms.chain;
+        let configured = self.ctx.settings.config.agent_for(name, chain);
+        let mut profile = configured.map(Cow::into_owned).ok_or_else(|| {
             let reason = format!("agent {name} is not configured any more");
             Stopped::from(Failure::Prepare { reason })
         })?;
@@ -587,9 +590,10 @@ impl Walk {
                 cage::enforced(&enforced.layers, &enforced.limits, &placement.network)
             }
         };
-        let enforced = match &profile.broker {
-            Some(broker) => format!("{enforced}; {} by the broker", broker.key),
-            None => enforced,
+        let brokered: Vec<&str> = profile.brokers().map(|broker| &*broker.key).collect();
+        let enforced = match brokered.is_empty() {
+            false => format!("{enforced}; {} by the broker", brokered.join(", ")),
+            true => enforced,
         };
         let started = Kind::Started {
             site: site.clone(),
@@ -693,8 +697,13 @@ impl Walk {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
-        let program = self.program(&profile.program, &self.ctx.settings.job_env);
+        let program = match profile.is_native() {
+            true => native::program(&self.ctx.fences),
+            false => self.program(&profile.program, &self.ctx.settings.job_env),
+        };
         let program = program.map_err(start)?;
+        let native = native::setup(&self.ctx, task, self.job.run.n, profile, aid, self.resume());
+        let native = native.map_err(start)?;
         let home_text = home.to_string_lossy();
         let workspace = self.workspace();
         let door_env = self.door_env();
@@ -731,6 +740,7 @@ impl Walk {
                 argv,
                 env: &door_env,
             }),
+            native: native.as_ref(),
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
@@ -752,7 +762,7 @@ impl Walk {
                 EnvValue::Taken { .. } => {
                     let key = value.key(&task.spec.agent, name);
                     if let Some(text) = key.and_then(|key| self.job.secrets.get(&key)) {
-                        if profile.broker.as_ref().is_some_and(|b| b.key == *name) {
+                        if profile.brokers().any(|broker| broker.key == *name) {
                             masked.push(text.clone());
                             continue;
                         }
@@ -762,9 +772,12 @@ impl Walk {
                 }
             }
         }
-        if let (Some(broker), Some(aid)) = (&profile.broker, aid) {
-            let placeholder = aid.placeholder.clone().unwrap_or_default();
-            env.insert(broker.key.clone(), placeholder);
+        for (broker, aid) in aid
+            .iter()
+            .flat_map(|aid| profile.brokers().map(move |b| (b, aid)))
+        {
+            let placeholder = aid.placeholders.get(&broker.key).cloned();
+            env.insert(broker.key.clone(), placeholder.unwrap_or_default());
             if let (Some(name), Some(url)) = (&broker.base_url, &aid.broker_url) {
                 env.insert(name.clone(), url.clone());
             }
@@ -874,8 +887,10 @@ impl Walk {
         let mut read = vec![objects.map_err(|error| error.to_string())?];
         let context = prompts::context(&self.ctx.settings.data, self.job.run);
         read.extend(agent.map(|_| context).filter(|dir| dir.is_dir()));
-        if agent.is_some() {
+        if let Some(agent) = agent {
             let (data, task) = (&self.ctx.settings.data, &self.job.task);
+            let resumes = agent.is_native().then(|| self.resume()).flatten();
+            read.extend(native::records(data, task, self.job.run.n, resumes));
             read.extend(attachments::folders(data, task, self.job.run.n));
         }
         let mut doors = Vec::new();
@@ -1027,15 +1042,12 @@ impl Walk {
         if !sidecar::needed(&spec.placement, profile) {
             return Ok(None);
         }
-        let brokered = profile.broker.as_ref().and_then(|broker| {
-            let key = profile
-                .env
-                .get(&broker.key)?
-                .key(&spec.agent, &broker.key)?;
-            self.job.secrets.get(&key)
-        });
-        let key = brokered.map(Secret::expose);
-        let what = sidecar::invocation(&self.ctx, self.job.run, &spec.placement, profile, key)?;
+        let keys = |variable: &str| {
+            let key = profile.env.get(variable)?.key(&spec.agent, variable)?;
+            let secret = self.job.secrets.get(&key)?;
+            Some(secret.expose().to_owned())
+        };
+        let what = sidecar::invocation(&self.ctx, self.job.run, &spec.placement, profile, &keys)?;
         sidecar::start(site, self.job.run, &what).await?;
         let (followed, answer) = sidecar::follow(site, &self.watcher).await;
         self.aided = Some(followed);

@@ -12,6 +12,7 @@ mod codex;
 mod codex_app;
 #[cfg(test)]
 mod golden;
+mod native;
 mod pieces;
 mod plain;
 mod text;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ask::Permissions,
     job::Stdin,
+    native::Opening as Setup,
     review::Range,
     task::Effort,
     update::{ChunkId, Said, Update, Usage, Voice},
@@ -61,6 +63,8 @@ pub struct Ask<'a> {
     /// Our own tools, for an agent whose task has a grant. It needs nobody's permission for them: the
     /// grant is that.
     pub tools: Option<Tools<'a>>,
+    /// What our own agent is to know besides; the prompt and the workspace are put in.
+    pub native: Option<&'a Setup>,
 }
 
 /// A program that speaks MCP on its standard input and output, to be started by the agent.
@@ -174,6 +178,7 @@ pub enum DriverKind {
     Acp,
     Coderabbit,
     CodexApp,
+    Native,
 }
 
 impl DriverKind {
@@ -186,6 +191,7 @@ impl DriverKind {
             Self::Acp => Box::<acp::Acp>::default(),
             Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
             Self::CodexApp => Box::<codex_app::CodexApp>::default(),
+            Self::Native => Box::<native::Native>::default(),
         }
     }
 
@@ -199,6 +205,7 @@ impl DriverKind {
             Self::Acp => "acp",
             Self::Coderabbit => "coderabbit",
             Self::CodexApp => "codex_app",
+            Self::Native => "native",
         }
     }
 
@@ -206,7 +213,7 @@ impl DriverKind {
     #[must_use]
     pub fn asks(self) -> bool {
         match self {
-            Self::Claude | Self::Acp | Self::CodexApp => true,
+            Self::Claude | Self::Acp | Self::CodexApp | Self::Native => true,
             Self::Plain | Self::Codex | Self::Coderabbit => false,
         }
     }
@@ -216,7 +223,7 @@ impl DriverKind {
     pub fn knocks(self) -> bool {
         match self {
             Self::Plain | Self::Claude | Self::Codex | Self::Acp | Self::CodexApp => true,
-            Self::Coderabbit => false,
+            Self::Coderabbit | Self::Native => false,
         }
     }
 
@@ -228,6 +235,7 @@ impl DriverKind {
             Self::Plain | Self::Acp | Self::Coderabbit => &[],
             Self::Claude => &[Low, Medium, High, Xhigh, Max],
             Self::Codex | Self::CodexApp => &[Minimal, Low, Medium, High, Xhigh],
+            Self::Native => &Effort::ALL,
         }
     }
 }
@@ -284,6 +292,7 @@ mod tests {
             tools,
             model: None,
             profile: None,
+            native: None,
         });
         (opening, driver)
     }

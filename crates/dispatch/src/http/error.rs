@@ -201,6 +201,8 @@ impl From<BadRequest> for Problem {
             BadRequest::Repo { .. } => Code::UnknownRepo,
             BadRequest::Agent(_)
             | BadRequest::TwoModels
+            | BadRequest::ModelAndChain
+            | BadRequest::Chain(_)
             | BadRequest::NoReview(_)
             | BadRequest::Text(_)
             | BadRequest::Dir(_)

@@ -293,6 +293,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 tuning: Tuning {
                     model: "m".parse().ok(),
                     effort: None,
+                    chain: None,
                 },
             },
         ),
