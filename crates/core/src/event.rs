@@ -241,9 +241,10 @@ pub enum Kind {
     ChildEnded {
         child: TaskId,
         state: String,
-        /// Of the child; 0 in logs that did not say.
-        #[serde(default)]
-        run: u32,
+        /// Of the child; 0 in logs that did not say. Not `run`: a subscriber is told that name of whom
+        /// an event is about.
+        #[serde(default, alias = "run")]
+        child_run: u32,
         /// In words, cut.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         reason: String,

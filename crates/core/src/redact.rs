@@ -1044,7 +1044,7 @@ mod tests {
             Kind::ChildEnded {
                 child: crate::id::TaskId::from_bits(1),
                 state: "completed".into(),
-                run: 1,
+                child_run: 1,
                 reason: String::new(),
             },
         ] {

@@ -54,6 +54,8 @@ pub struct FamilyView {
     pub parked: bool,
     /// And nothing happens before a person says something.
     pub held: bool,
+    /// Whoever asked for it does not wait for it, or does not any more.
+    pub detached: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

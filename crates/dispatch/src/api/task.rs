@@ -629,7 +629,7 @@ impl From<&TaskView> for Task {
             permissions: spec.terms.permissions.word().into(),
             grant: spec.terms.grant.as_deref().cloned(),
             asked_by: spec.terms.asked_by.as_ref().map(ToString::to_string),
-            detached: spec.terms.detached,
+            detached: view.family.detached,
             until: spec.terms.until.map(time),
             children: view.family.children.iter().map(Child::from).collect(),
             ends: task.family.ends.iter().map(End::from).collect(),

@@ -147,7 +147,7 @@ async fn greet(client: &Client, settings: &Settings) -> Result<(), ClientError> 
 }
 
 /// Gives the engine what queued runs lack and we have.
-async fn provide(client: &Client, settings: &Settings) -> Result<(), ClientError> {
+pub(crate) async fn provide(client: &Client, settings: &Settings) -> Result<(), ClientError> {
     let needs: Vec<String> = client.get("/v1/needs").await?;
     // Only what an agent's table names: an engine cannot ask for anything else of ours.
     let mut secrets = Secrets::default();
