@@ -263,6 +263,7 @@ impl State {
                 allow,
                 by,
                 reason,
+                always,
             } => {
                 let mut asks = task.asks.iter_mut();
                 let found = asks.find(|known| known.id == *ask && known.run == id.n);
@@ -271,6 +272,7 @@ impl State {
                     allow: *allow,
                     by: *by,
                     why: reason.clone(),
+                    always: *always,
                 };
             }
             Kind::MessageTaken {

@@ -165,6 +165,10 @@ pub trait Driver: Send + fmt::Debug {
             request.deny.clone()
         }
     }
+    /// The same for an agent that is to remember it ([`DriverKind::remembers`]).
+    fn permit_always(&self, request: &Request) -> Vec<u8> {
+        self.permit(request, true, "")
+    }
     /// Its last word: the second witness. Called once, after the exit.
     fn close(&mut self) -> Said;
 }
@@ -216,6 +220,12 @@ impl DriverKind {
             Self::Claude | Self::Acp | Self::CodexApp | Self::Native => true,
             Self::Plain | Self::Codex | Self::Coderabbit => false,
         }
+    }
+
+    /// Whether it can be told that the very same needs no more asking.
+    #[must_use]
+    pub fn remembers(self) -> bool {
+        self == Self::Native
     }
 
     /// Whether this kind of agent can be told of a door of ours. A plain program is by its environment.

@@ -447,6 +447,7 @@ fn permitted(n: u32, allow: bool) -> Kind {
         allow,
         by: ask::By::Person,
         reason: None,
+        always: false,
     }
 }
 

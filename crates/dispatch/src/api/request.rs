@@ -206,6 +206,9 @@ pub(crate) struct Permit {
     pub(crate) allow: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) why: Option<String>,
+    /// With `allow`, and of our own agent: the very same needs no more asking until the task's end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) always: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -497,6 +500,8 @@ pub(crate) enum BadRequest {
     UnknownCheck { name: String, there: String },
     #[error("start the review at {0}: the task expects something else than a review")]
     NoReview(String),
+    #[error("deny always: a denial is for this request; rules of the agent's table deny always")]
+    DenyAlways,
     #[error("use a model and a chain: a chain says all of it; leave one of them out")]
     ModelAndChain,
     #[error(transparent)]

@@ -812,6 +812,7 @@ pub(crate) mod tests {
                     allow: false,
                     by: By::Person,
                     why: Some("no".into()),
+                    always: false,
                 },
             }],
             asks_count: 1,

@@ -202,6 +202,7 @@ impl From<BadRequest> for Problem {
             BadRequest::Agent(_)
             | BadRequest::TwoModels
             | BadRequest::ModelAndChain
+            | BadRequest::DenyAlways
             | BadRequest::Chain(_)
             | BadRequest::NoReview(_)
             | BadRequest::Text(_)

@@ -213,7 +213,11 @@ pub(crate) async fn permit(
     let ask = ask
         .parse::<AskId>()
         .map_err(|error| Problem::new(Code::NoSuchAsk, error.to_string()))?;
-    ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
+    match (asked.allow, asked.always) {
+        (true, true) => ctx.engine.permit_always(task, ask).await?,
+        (allow, false) => ctx.engine.permit(task, ask, allow, asked.why).await?,
+        (false, true) => return Err(request::BadRequest::DenyAlways.into()),
+    }
     seen(&ctx, task).await
 }
 

@@ -215,7 +215,16 @@ pub(crate) async fn permit(
         }
     };
     let path = format!("/v1/tasks/{}/asks/{ask}", task.id);
-    call.door.post(&path, &request::Permit { allow, why }).await
+    call.door
+        .post(
+            &path,
+            &request::Permit {
+                allow,
+                why,
+                always: false,
+            },
+        )
+        .await
 }
 
 async fn stop(call: &Call, input: StopInput) -> Result<Reply<Handle>, Refusal> {

@@ -352,6 +352,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 allow: false,
                 by: By::Person,
                 reason: Some("w".into()),
+                always: true,
             },
         ),
         (

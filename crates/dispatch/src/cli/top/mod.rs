@@ -208,7 +208,11 @@ impl Top<'_> {
             }),
             Act::Permit { id, ask, allow } => self.ask("answer", move |settings| async move {
                 let path = format!("/v1/tasks/{id}/asks/{ask}");
-                let asked = request::Permit { allow, why: None };
+                let asked = request::Permit {
+                    allow,
+                    why: None,
+                    always: false,
+                };
                 let send = async |client: &Client| client.post::<_, Task>(&path, &asked).await;
                 let (_, task) = start::ask(&settings, send).await?;
                 let word = if allow { "allowed" } else { "denied" };
