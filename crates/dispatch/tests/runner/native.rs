@@ -362,11 +362,7 @@ fn agent(world: &TestWorld, id: &str) -> Pid {
         let name = fs::read_to_string(format!("/proc/{raw}/comm")).unwrap_or_default();
         argv.ends_with(b"\0agent\0") && !name.starts_with("bwrap")
     };
-    below(keeper)
-        .into_iter()
-        .filter(is_agent)
-        .next_back()
-        .unwrap()
+    below(keeper).into_iter().rfind(is_agent).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
