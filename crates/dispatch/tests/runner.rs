@@ -41,6 +41,8 @@ mod mcp_go;
 mod mcp_needs;
 #[path = "runner/mcp_notices.rs"]
 mod mcp_notices;
+#[path = "runner/native.rs"]
+mod native;
 #[path = "runner/notify.rs"]
 mod notify;
 #[path = "runner/output.rs"]
