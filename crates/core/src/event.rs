@@ -241,9 +241,10 @@ pub enum Kind {
     ChildEnded {
         child: TaskId,
         state: String,
-        /// Of the child; 0 in logs that did not say.
-        #[serde(default)]
-        run: u32,
+        /// Of the child; 0 in logs that did not say. Not `run`: a subscriber is told that name of whom
+        /// an event is about.
+        #[serde(default, alias = "run")]
+        child_run: u32,
         /// In words, cut.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         reason: String,
@@ -368,6 +369,9 @@ pub enum Kind {
         /// so not masked; the first logs had it under that name.
         #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// The very same needs no more asking, until the task's end.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        always: bool,
     },
     /// Its agent waited for these, and is about to be given them: durable before the answer goes out.
     EndsDelivered {

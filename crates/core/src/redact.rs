@@ -952,6 +952,7 @@ mod tests {
             allow: false,
             by: By::Person,
             reason: Some(reason.into()),
+            always: false,
         };
         assert_eq!(redactor.event(denied(&token)).unwrap(), denied("use ***"));
         // Nothing in it: it is the same one.
@@ -1044,7 +1045,7 @@ mod tests {
             Kind::ChildEnded {
                 child: crate::id::TaskId::from_bits(1),
                 state: "completed".into(),
-                run: 1,
+                child_run: 1,
                 reason: String::new(),
             },
         ] {

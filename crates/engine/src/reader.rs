@@ -183,9 +183,13 @@ fn family(state: &State, task: &Task) -> FamilyView {
         })
     };
     let parked = task.is_parked();
+    let asker = task.spec.terms.asked_by;
+    let asker = asker.and_then(|run| state.task(run.task));
+    let asked = asker.and_then(|asker| asker.family.child(task.id));
     FamilyView {
         children: task.family.children.iter().filter_map(child).collect(),
         parked,
         held: parked && task.family.awaited().next().is_none(),
+        detached: asked.is_some_and(|child| child.detached),
     }
 }

@@ -233,7 +233,7 @@ async fn a_childs_end_is_delivered_to_its_parent() {
         Kind::ChildEnded {
             child,
             state: "completed".into(),
-            run: 1,
+            child_run: 1,
             reason: String::new(),
         }
     );

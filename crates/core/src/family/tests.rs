@@ -111,7 +111,7 @@ impl World {
             let ended = Kind::ChildEnded {
                 child: run.task,
                 state: "ended".into(),
-                run: run.n,
+                child_run: run.n,
                 reason: String::new(),
             };
             self.put(Subject::Task(asker), ended);
@@ -584,7 +584,7 @@ fn an_end_that_is_not_owed_cannot_be_given() {
     let again = Kind::ChildEnded {
         child: child.task,
         state: "ended".into(),
-        run: 1,
+        child_run: 1,
         reason: String::new(),
     };
     // A run that was called off ends its task as the one before it did.

@@ -124,6 +124,9 @@ impl Following<'_> {
                         if self.hear(&heard)? {
                             return Ok(());
                         }
+                        if let Err(error) = self.provide(&heard).await {
+                            break error.to_string();
+                        }
                     }
                 }
             };
@@ -155,6 +158,16 @@ impl Following<'_> {
         }
         self.screen.hear(heard)?;
         Ok(matches!(heard, Heard::Event(event) if event.kind == "finished"))
+    }
+
+    /// What it waits for may be a key that we have, and that no engine was given since the last one.
+    async fn provide(&self, heard: &Heard) -> std::result::Result<(), ClientError> {
+        match heard {
+            Heard::Event(event) if event.kind == "waits" => {
+                start::provide(&self.client, &self.ctx.settings).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Tries the lock, then the socket, and starts an engine when nobody has the lock.

@@ -13,8 +13,9 @@ use dispatch_core::{
     config::{AgentProfile, list},
     gate::BadMoney,
     grant::Among,
-    id::AgentName,
+    id::{AgentName, ModelName},
     limits::{Limit, Lowered},
+    models::Choice,
     secret::Secret,
     task::{Effort, Expects, IssueText, Priority, Taken, TaskSpec, Wrap},
 };
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     api::{
-        request::{self, ChecksWanted, ChecksWord, Dispatch, Secrets},
+        request::{self, BadRequest, ChecksWanted, ChecksWord, Dispatch, Secrets, Tuned},
         task::Task,
     },
     client::start,
@@ -254,10 +255,54 @@ pub(super) fn agent_of(settings: &Settings, agent: &str) -> Result<AgentName> {
     }
 }
 
-/// What an agent's table takes from us.
-pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
+/// Whom our own agent asks, as far as that is known where its keys are taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Whom<'a> {
+    /// As the task stands.
+    now: &'a [Choice],
+    tuned: Tuned<'a>,
+}
+
+impl<'a> Whom<'a> {
+    pub(crate) fn of(task: &'a Task) -> Self {
+        Self {
+            now: &task.chain,
+            tuned: Tuned::default(),
+        }
+    }
+
+    pub(crate) fn tuned(self, tuned: Tuned<'a>) -> Self {
+        Self { tuned, ..self }
+    }
+
+    fn chain(&self, settings: &Settings, agent: &AgentName) -> Result<Vec<Choice>> {
+        let Tuned { model, chain, .. } = self.tuned;
+        if model.is_none() && chain.is_none() && !self.now.is_empty() {
+            return Ok(self.now.to_vec());
+        }
+        let own = settings.config.agents.get(agent);
+        let own = own.and_then(|own| own.model.clone());
+        let asked: Option<ModelName> = model
+            .map(str::parse)
+            .transpose()
+            .map_err(BadRequest::from)?;
+        let model = asked.or(own);
+        let chain = settings.config.chain(agent, chain, model.as_ref());
+        Ok(chain.map_err(BadRequest::from)?)
+    }
+}
+
+/// What an agent's table takes from us, and the keys of those it asks.
+pub(crate) fn agent_secrets(settings: &Settings, agent: &str, whom: Whom<'_>) -> Result<Secrets> {
     let name = agent_of(settings, agent)?;
-    let taken = settings.secrets_of(&name, profile(settings, &name)?);
+    let own = profile(settings, &name)?;
+    let found = match own.is_native() {
+        true => settings
+            .config
+            .agent_for(&name, &whom.chain(settings, &name)?),
+        false => None,
+    };
+    let taken = settings.secrets_of(&name, found.as_deref().unwrap_or(own));
     let (found, missing) = taken.map_err(|error| {
         let told = CliError::usage(chain(&error));
         match error.hint() {
@@ -429,6 +474,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
     }
     let attachments = attach::read(settings, &args.attach)?;
     let mut asked = Dispatch {
+        chain: None,
         task: text,
         repo,
         dir,
@@ -488,7 +534,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
     let agent = choose(settings, &mut asked)?;
     // A command that hands one out may ask somebody to touch a key.
     if !args.dry_run {
-        asked.secrets = agent_secrets(settings, agent.name.as_str())?;
+        asked.secrets = agent_secrets(settings, agent.name.as_str(), agent.whom(&asked))?;
     }
     let spec = check(settings, &asked, &agent)?;
     if !args.dry_run {
@@ -510,6 +556,19 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
 struct Chosen {
     name: AgentName,
     program: String,
+    /// Behind its colon.
+    model: Option<ModelName>,
+}
+
+impl Chosen {
+    fn whom<'a>(&'a self, asked: &'a Dispatch) -> Whom<'a> {
+        let own = self.model.as_ref().map(ModelName::as_str);
+        Whom::default().tuned(Tuned {
+            model: asked.model.as_deref().or(own),
+            chain: asked.chain.as_deref(),
+            effort: asked.effort,
+        })
+    }
 }
 
 /// The engine does it, too; here it says whose keys are needed.
@@ -523,14 +582,20 @@ fn choose(settings: &Settings, asked: &mut Dispatch) -> Result<Chosen> {
     Ok(Chosen {
         program: program.unwrap_or_else(|| own.program.clone()),
         name,
+        model: selection.model,
     })
 }
 
 /// What the engine would refuse is refused before one is started for it.
 fn check(settings: &Settings, asked: &Dispatch, agent: &Chosen) -> Result<TaskSpec> {
     let spec = asked.clone().spec(&settings.config)?;
-    let Chosen { name, program } = agent;
-    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
+    let Chosen { name, program, .. } = agent;
+    let own = settings
+        .config
+        .agents
+        .get(name)
+        .is_some_and(AgentProfile::is_native);
+    if !own && spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
         let what = format!("use agent {name}: its program {program:?} is not on PATH");
         return Err(CliError::usage(what).hint(agents::how_to_get(program)));
     }
@@ -558,7 +623,7 @@ pub(crate) async fn complete(settings: &Settings, asked: &mut Dispatch) -> Resul
         };
     }
     let agent = choose(settings, asked)?;
-    asked.secrets = agent_secrets(settings, agent.name.as_str())?;
+    asked.secrets = agent_secrets(settings, agent.name.as_str(), agent.whom(asked))?;
     check(settings, asked, &agent)?;
     Ok(())
 }

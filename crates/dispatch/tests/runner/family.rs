@@ -7,7 +7,11 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::{fd::AsRawFd as _, unix::net::UnixStream},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::OpenOptionsExt as _, net::UnixStream},
+    },
+    path::PathBuf,
 };
 
 use serde_json::{Value, json};
@@ -49,15 +53,15 @@ fn go(child: &Value) {
 
 /// From a lead that was just started to its end. It waits for its first child in a call of a tool, and
 /// ends its turn while the second one runs.
-fn led(world: &TestWorld, lead: &str) {
+fn led(world: &TestWorld, lead: &str, waits: &str) {
     let mut watching = world.follow(&["logs", "-f", lead]);
-    watching.until("wait");
+    watching.until(waits);
     let first = child(world, lead, 0);
     begun_and_killed(world, &first);
     drop(watching);
     go(&first);
     world
-        .follow(&["events", "--json"])
+        .follow(&["events", "-f", "--json"])
         .until("\"kind\":\"parked\"");
     let parked = world.show(lead);
     assert_eq!(parked["state"], "parked");
@@ -88,12 +92,14 @@ fn has_led(world: &TestWorld, lead: &str, model: &std::path::Path) {
     let last = heard.last().unwrap()["prompt"].as_str().unwrap();
     assert!(last.contains("it went well"), "{last}");
     // Tokens are gone with their runs, and nothing else had one.
-    let with_tokens = files(&world.home().join("data"));
-    let tokens: Vec<_> = with_tokens
-        .iter()
-        .filter(|file| fs::read(file).is_ok_and(|bytes| holds(&bytes, b"dr_")))
-        .collect();
-    assert_eq!(tokens, Vec::<&std::path::PathBuf>::new());
+    let id = lead["id"].as_str().unwrap();
+    let tokens = [1, 2].map(|n| format!("dr_{id}-{n}_"));
+    let has_one = |file: &&PathBuf| {
+        let bytes = fs::read(file).unwrap_or_default();
+        tokens.iter().any(|token| holds(&bytes, token.as_bytes()))
+    };
+    let all = files(&world.home().join("data"));
+    assert_eq!(all.iter().find(has_one), None);
 }
 
 fn holds(bytes: &[u8], part: &[u8]) -> bool {
@@ -102,9 +108,9 @@ fn holds(bytes: &[u8], part: &[u8]) -> bool {
 
 fn steps(waits: &str) -> Vec<Value> {
     vec![
-        json!({"tool": "dispatch", "args": {"task": "First\nWait until you may go."}}),
+        json!({"tool": "dispatch", "args": {"task": "First\nWait until you may go.", "agent": "patient"}}),
         json!({"tool": "wait", "args": {"timeout_s": 600}, "text": waits}),
-        json!({"tool": "dispatch", "args": {"task": "Second\nWait until you may go."}}),
+        json!({"tool": "dispatch", "args": {"task": "Second\nWait until you may go.", "agent": "patient"}}),
         json!({"text": "I go on when it has ended."}),
         json!({"text": "Finished.", "repeat": true}),
     ]
@@ -125,6 +131,11 @@ impl<'a> Voice<'a> {
 
     #[track_caller]
     fn asks(&self, path: &str, body: &Value) -> Value {
+        self.posts(path, body).good().json()
+    }
+
+    #[track_caller]
+    fn posts(&self, path: &str, body: &Value) -> Answer {
         let socket = self.world.home().join("run/agents");
         let socket = fs::File::open(socket).unwrap();
         let path_of = format!("/proc/self/fd/{}/engine.sock", socket.as_raw_fd());
@@ -140,7 +151,7 @@ impl<'a> Voice<'a> {
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
-        Answer::of(&answer).good().json()
+        Answer::of(&answer)
     }
 }
 
@@ -185,7 +196,6 @@ fn a_parked_task_is_open_until_it_has_heard_of_its_children() {
         .dispatch(&["list"])
         .exits(0)
         .says(&["working (2)", "parked"]);
-    world.dispatch(&["rm", &lead]).exits(2);
     let waiting = world.follow(&["wait", &lead, "--json"]);
     let second = world.detach(&["--after", &lead, "> write out.txt hi"]);
     assert_eq!(world.show(&second)["waiting"]["why"], "after");
@@ -226,6 +236,119 @@ fn a_parked_task_ends_with_a_stop_and_when_its_child_is_let_go() {
     world.dispatch(&["wait", id]).exits(4);
 }
 
+/// Whatever its task started from, an agent has others work beside it, in workspaces of their own that
+/// begin where its own did; and none of them waits for what waits for it.
+#[test]
+fn children_work_beside_each_other_whatever_their_asker_began_at() {
+    let world = TestWorld::with_config(&format!("{GRANT}{PATIENT}"));
+    let repo = world.repo();
+    let config = world.home().join("dispatch.toml");
+    let known = fs::read_to_string(&config).unwrap();
+    let named = format!("{known}\n[repos.here]\npath = {repo:?}\ndefault_branch = \"side\"\n");
+    fs::write(&config, named).unwrap();
+    world.git(&["branch", "side"]);
+    world.git(&["branch", "other"]);
+    world.git(&["update-ref", "refs/pull/7/head", "HEAD"]);
+    world.git(&["tag", "v1"]);
+    let dir = world.path("folder");
+    fs::create_dir(&dir).unwrap();
+    let began = world.git(&["rev-parse", "HEAD"]);
+    let more = ["--grant", "lead", "--no-checks", "--expects", "either"];
+    for from in [
+        &[][..],
+        &["--branch", "other"],
+        &["--repo", "here"],
+        &["--pr", "7"],
+        &["--tag", "v1"],
+        &["--dir", dir.to_str().unwrap()],
+        &["--no-repo"],
+    ] {
+        let lead = world.begun(&[&more[..], from].concat());
+        let has_git = !from.contains(&"--dir") && !from.contains(&"--no-repo");
+        // Somebody else goes on with it meanwhile.
+        fs::write(repo.join("more.txt"), "more\n").unwrap();
+        world.commit();
+        for name in ["refs/heads/side", "refs/heads/other", "refs/pull/7/head"] {
+            world.git(&["update-ref", name, "HEAD"]);
+        }
+        let voice = Voice::of(&world, &lead, 1);
+        let mut asked = json!({"task": "Wait", "placement": "tight", "agent": "patient"});
+        let two: Vec<Value> = (0..2).map(|_| voice.asks("/v1/tasks", &asked)).collect();
+        let own = world.show(&lead);
+        let mut places = vec![own["workspace_dir"].clone()];
+        for child in &two {
+            let id = child["id"].as_str().unwrap();
+            world.follow(&["logs", "-f", id]).until("begun");
+            let child = world.show(id);
+            assert_eq!(
+                (&child["state"], &child["from"]),
+                (&json!("running"), &own["from"])
+            );
+            if has_git {
+                assert_eq!(
+                    (&child["base"], &own["base"]),
+                    (&json!(began), &json!(began))
+                );
+            }
+            assert!(!places.contains(&child["workspace_dir"]), "{places:?}");
+            places.push(child["workspace_dir"].clone());
+        }
+        // It would wait for its asker, which waits for it.
+        asked["taken"] = json!("queue");
+        let behind = voice.posts("/v1/tasks", &asked);
+        if ["--branch", "--pr", "--tag"]
+            .iter()
+            .any(|word| from.contains(word))
+        {
+            assert_eq!(behind.refusal(), (403, "not_granted".into()));
+            assert!(
+                behind.text().contains("leave `taken` out"),
+                "{}",
+                behind.text()
+            );
+        } else {
+            assert_eq!(behind.refusal(), (409, "nothing_left".into()));
+        }
+        world.dispatch(&["stop", "--kill", &lead]).exits(0);
+        world.dispatch(&["wait", &lead]).exits(4);
+        world.git(&["reset", "-q", "--hard", &began]);
+        for name in ["refs/heads/side", "refs/heads/other", "refs/pull/7/head"] {
+            world.git(&["update-ref", name, &began]);
+        }
+    }
+}
+
+/// A child does not choose its container engine: the daemon of another one may be root. No engine is
+/// asked before that is decided, so this needs none.
+#[test]
+fn a_child_does_not_choose_its_container_engine() {
+    let boxed = "[container]\nruntime = \"podman\"\nimage = \"example.invalid/i:1\"\n\
+                 [placements.boxed]\nwrap = \"container\"\nnetwork = \"none\"\n";
+    let grant = GRANT.replace("[\"tight\"]", "[\"tight\", \"boxed\"]");
+    let world = TestWorld::with_config(&format!("{boxed}{grant}{PATIENT}"));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let asked =
+        json!({"task": "Wait", "placement": "boxed", "agent": "patient", "runtime": "docker"});
+    let refused = voice.posts("/v1/tasks", &asked);
+    assert_eq!(refused.refusal(), (403, "not_granted".into()));
+    let told = refused.text();
+    assert!(
+        told.contains("container engine docker (granted: podman)"),
+        "{told}"
+    );
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
+/// Not a variable: the engine that comes after a crash does not have those of the one before.
+fn key_file(world: &TestWorld) -> PathBuf {
+    let path = world.path("key");
+    let mut file = fs::OpenOptions::new();
+    let file = file.write(true).create_new(true).mode(0o600).open(&path);
+    file.unwrap().write_all(KEY.as_bytes()).unwrap();
+    path
+}
+
 fn start(world: &TestWorld, agent: &str) -> String {
     let args = [
         "run",
@@ -242,10 +365,7 @@ fn start(world: &TestWorld, agent: &str) -> String {
         "lead",
         "Lead the others",
     ];
-    let task = world
-        .dispatch_with(&[("TEST_KEY", KEY)], &args)
-        .exits(0)
-        .json();
+    let task = world.dispatch(&args).exits(0).json();
     task["id"].as_str().unwrap().to_owned()
 }
 
@@ -262,14 +382,15 @@ async fn claude_code_leads_from_a_cage_without_a_network() {
     let look = json!({"tool": "ToolSearch", "args": {"query": names}});
     let script = TestWorld::new();
     let (url, log) = model(&script, &json!([vec![look], steps("")].concat())).await;
+    let key = key_file(&script);
     let world = TestWorld::with_config(&format!(
         "{GRANT}{PATIENT}[agents.claude]\nprogram = {claude:?}\npool = \"default\"\n\
-         [agents.claude.env]\nANTHROPIC_API_KEY = {{ from = \"TEST_KEY\" }}\n\
+         [agents.claude.env]\nANTHROPIC_API_KEY = {{ file = {key:?} }}\n\
          CLAUDE_CODE_MAX_RETRIES = \"1\"\n[agents.claude.broker]\nkey = \"ANTHROPIC_API_KEY\"\n\
          base_url = \"ANTHROPIC_BASE_URL\"\nupstream = \"{url}\"\n"
     ));
     let lead = start(&world, "claude");
-    led(&world, &lead);
+    led(&world, &lead, "\"name\":\"mcp__dispatch__wait\"");
     has_led(&world, &lead, &log);
 }
 
@@ -282,15 +403,16 @@ async fn codex_leads_from_a_cage_without_a_network() {
     };
     let script = TestWorld::new();
     let (url, log) = model(&script, &json!(steps(""))).await;
+    let key = key_file(&script);
     let world = TestWorld::with_config(&format!(
         "{GRANT}{PATIENT}[agents.codex]\nprogram = {codex:?}\npool = \"default\"\n\
          args = [\"-m\", \"any\", \"-c\", \"model_provider=fake\", \"-c\", \
          '''model_providers.fake={{name=\"Fake\",base_url=\"{{broker_url}}/v1\",\
          wire_api=\"responses\",env_key=\"FAKE_KEY\"}}''']\n\
-         [agents.codex.env]\nFAKE_KEY = {{ from = \"TEST_KEY\" }}\n\
+         [agents.codex.env]\nFAKE_KEY = {{ file = {key:?} }}\n\
          [agents.codex.broker]\nkey = \"FAKE_KEY\"\nupstream = \"{url}\"\n"
     ));
     let lead = start(&world, "codex");
-    led(&world, &lead);
+    led(&world, &lead, "\"tool\":\"wait\"");
     has_led(&world, &lead, &log);
 }

@@ -25,6 +25,9 @@ use dispatch_core::{
 
 use super::{Shape, Target, holds, shape_of};
 
+/// What a subscriber is told of every event, beside its own members.
+const SAID_BESIDE: [&str; 4] = ["seq", "at", "task", "run"];
+
 pub(super) const TARGETS: &[Target] = &[Target {
     name: "events",
     property: "an event reads back as it was; the fold takes it or leaves the state alone, and its \
@@ -293,6 +296,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 tuning: Tuning {
                     model: "m".parse().ok(),
                     effort: None,
+                    chain: None,
                 },
             },
         ),
@@ -348,6 +352,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 allow: false,
                 by: By::Person,
                 reason: Some("w".into()),
+                always: true,
             },
         ),
         (
@@ -446,7 +451,7 @@ fn family(task: TaskId, spec: TaskSpec) -> Vec<(Subject, Kind)> {
     let ended = |run| Kind::ChildEnded {
         child,
         state: "completed".into(),
-        run,
+        child_run: run,
         reason: "s".into(),
     };
     let end = |run| EndId { child, run };
@@ -518,6 +523,12 @@ fn events(bytes: &[u8]) -> Result<Shape, String> {
         holds(back == event, || {
             format!("{event:?} reads back as {back:?}")
         })?;
+        let body = serde_json::to_value(&event.kind).map_err(|e| e.to_string())?;
+        let body = &body[event.kind.word()];
+        holds(
+            SAID_BESIDE.iter().all(|name| body.get(name).is_none()),
+            || format!("a subscriber would be told two of a name: {body}"),
+        )?;
         if let Kind::Finished { outcome, .. } = &event.kind {
             holds(!outcome.word().is_empty(), || {
                 "an end without a word".into()

@@ -1,0 +1,251 @@
+//! What each command comes to, and when whoever sent it is answered: after the commit.
+//! Must not do the work itself.
+
+use dispatch_core::{id::TaskId, keys::Made, spending::Spending};
+
+use super::{
+    Actor,
+    once::{a_message, a_run},
+};
+use crate::{
+    engine::command::{Command, answer},
+    reads,
+    view::{VerbError, Who},
+};
+
+impl Actor {
+    pub(super) fn handle(&mut self, command: Command) {
+        match command {
+            Command::May { run, deed, reply } => {
+                let may = self.may(run, deed);
+                self.reply_later(reply, may);
+            }
+            Command::Family { task, reply } => {
+                let family = self.family(task);
+                self.reply_later(reply, Ok(family));
+            }
+            Command::Wait {
+                who,
+                tasks,
+                mode,
+                until,
+                reply,
+            } => self.wait(who, tasks, mode, until, reply),
+            // It is looked at with everything that happens.
+            Command::Left => {}
+            Command::Detach { task, reply } => {
+                let detached = self.detach(task);
+                self.reply_later(reply, detached);
+            }
+            Command::Owed { run, reply } => {
+                let owed = self.is_owed(run);
+                self.reply_later(reply, Ok(owed));
+            }
+            Command::Dispatch {
+                who,
+                spec,
+                kept,
+                secrets,
+                key,
+                reply,
+            } => {
+                let made = self.once(key, secrets, |actor, secrets| {
+                    let made = match who {
+                        Who::Person => actor.dispatch(*spec, kept, secrets),
+                        Who::Run(by) => actor.dispatch_for(by, *spec, kept),
+                    };
+                    made.map(Made::Run)
+                });
+                self.reply_later(reply, made.and_then(a_run));
+            }
+            Command::Answer {
+                task,
+                text,
+                by,
+                tuning,
+                secrets,
+                key,
+                reply,
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.answer(task, text, by, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
+            }
+            Command::Retry {
+                task,
+                tuning,
+                secrets,
+                key,
+                reply,
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.retry(task, tuning, secrets).map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
+            }
+            Command::Resume {
+                task,
+                agent,
+                tuning,
+                secrets,
+                key,
+                reply,
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let queued = actor.resume(task, agent, tuning, secrets);
+                    queued.map(Made::Run)
+                });
+                self.reply_later(reply, queued.and_then(a_run));
+            }
+            Command::Say {
+                task,
+                text,
+                from,
+                kept,
+                tuning,
+                secrets,
+                key,
+                reply,
+            } => {
+                let queued = self.once(key, secrets, |actor, secrets| {
+                    let message = actor.say(task, text, from, (kept, tuning), secrets)?;
+                    Ok(Made::Message { task, message })
+                });
+                match queued.and_then(a_message) {
+                    Ok((task, message)) => self.tell_when_heard(task, message, reply),
+                    Err(error) => self.reply_later(reply, Err(error)),
+                }
+            }
+            Command::Unsay {
+                task,
+                message,
+                reply,
+            } => {
+                let withdrawn = self.unsay(task, message);
+                self.reply_later(reply, withdrawn);
+            }
+            Command::Permit {
+                task,
+                ask,
+                allow,
+                always,
+                by,
+                why,
+                reply,
+            } => {
+                let answered = self.permit(task, ask, (allow, always), by, why);
+                self.reply_later(reply, answered);
+            }
+            Command::Asks { run, reply } => {
+                let task = self.state.task(run.task);
+                let asks = task.into_iter().flat_map(|task| &task.asks);
+                let asks = asks.filter(|ask| ask.run == run.n);
+                let fates = asks.map(|ask| (ask.id, ask.fate.clone())).collect();
+                self.reply_later(reply, Ok(fates));
+            }
+            Command::TakeAll { run, reply } => {
+                let messages = self.take_all(run);
+                self.reply_later(reply, Ok(messages));
+            }
+            Command::Take {
+                run,
+                out_offset,
+                reply,
+            } => {
+                let message = self.take(run, out_offset);
+                if message.is_none() {
+                    self.deaf(run.task);
+                }
+                self.reply_later(reply, Ok(message));
+            }
+            Command::Deaf { run, reply } => {
+                self.deaf(run.task);
+                self.reply_later(reply, Ok(()));
+            }
+            Command::Letters(post) => self.post(post),
+            Command::Stop {
+                task,
+                force,
+                why,
+                key,
+                reply,
+            } => {
+                let stopped = self.stop_once(task, force, &why, key);
+                self.reply_later(reply, stopped);
+            }
+            Command::StopAll { force, reply } => {
+                let stopped = self.stop_all(force);
+                self.reply_later(reply, Ok(stopped));
+            }
+            Command::Freeze {
+                frozen,
+                scope,
+                reply,
+            } => {
+                let set = self.freeze(frozen, scope);
+                self.reply_later(reply, set);
+            }
+            Command::Provide { secrets, reply } => {
+                self.provide(&secrets);
+                self.reply_later(reply, Ok(()));
+            }
+            Command::Needs { reply } => {
+                let needs = self.needs();
+                self.reply_later(reply, Ok(needs));
+            }
+            Command::Tasks { of, reply } => self.effects.push(Box::new(move |actor| {
+                let seen = |task: &&dispatch_core::state::Task| {
+                    of.is_none_or(|own| task.id == own || actor.state.is_below(task.id, own))
+                };
+                let ids: Vec<TaskId> = actor.state.tasks().filter(seen).map(|t| t.id).collect();
+                answer(reply, actor.views(&ids));
+            })),
+            Command::List { listing, reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, actor.list(&listing));
+            })),
+            Command::Overview { reply } => self.effects.push(Box::new(move |actor| {
+                answer(reply, Ok(reads::overview(&actor.gate())));
+            })),
+            Command::Spending { reply } => self.effects.push(Box::new(move |actor| {
+                let spending = Spending::of(&actor.state);
+                answer(reply, Ok((actor.state.seq(), spending)));
+            })),
+            Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
+                let view = actor.view(task, |run| {
+                    let task = actor.state.task(run.task)?;
+                    actor.state.pool(&task.spec.pool)?.place(run)
+                });
+                answer(reply, view);
+            })),
+            Command::Record {
+                subject,
+                kinds,
+                reply,
+            } => {
+                let mut good = true;
+                for kind in kinds {
+                    good &= self.put(subject, kind);
+                }
+                let what = || "record what happened: see the log's last note".to_owned();
+                let result = if good {
+                    Ok(())
+                } else {
+                    Err(VerbError::BadInput { what: what() })
+                };
+                self.reply_later(reply, result);
+            }
+            Command::Finish {
+                run,
+                outcome,
+                verified,
+                swept,
+                reply,
+            } => {
+                self.end(run, outcome, verified, swept);
+                self.reply_later(reply, Ok(()));
+            }
+            Command::Shutdown { reply } => self.shutdown = Some(reply),
+        }
+    }
+}

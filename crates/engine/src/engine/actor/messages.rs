@@ -1,0 +1,252 @@
+//! What is said to a task: queued, withdrawn, taken by a run, and the run that it starts.
+//! Must not let a message be heard twice, or be lost while its task can still run.
+
+use dispatch_core::{
+    attach,
+    event::{Kind, Subject},
+    id::{RunId, TaskId},
+    message::{Message, MessageId, SETTLED_MAX, Sender},
+    run::{RunCause, RunState},
+    task::Tuning,
+};
+
+use super::{Actor, secrets::names_no_secret};
+use crate::{
+    attachments::Kept,
+    engine::{Secrets, takes_files},
+    view::VerbError,
+};
+
+impl Actor {
+    pub(super) fn say(
+        &mut self,
+        task: TaskId,
+        text: String,
+        from: Sender,
+        (kept, tuning): (Option<Kept>, Tuning),
+        secrets: Secrets,
+    ) -> Result<MessageId, VerbError> {
+        let limits = &self.ctx.settings.config.limits;
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let nothing = |hint: String| VerbError::Nothing {
+            verb: "say to",
+            task,
+            hint,
+        };
+        if text.trim().is_empty() || text.len() > limits.task_bytes {
+            let what = format!(
+                "say to task {task}: a message has 1 to {} bytes (limits.task_bytes)",
+                limits.task_bytes
+            );
+            return Err(VerbError::BadInput { what });
+        }
+        if found.removed {
+            let hint = "it was put away; bring it back with `dispatch undo` first";
+            return Err(nothing(hint.to_owned()));
+        }
+        let waiting = found.waiting().count();
+        if waiting >= limits.messages_max {
+            return Err(nothing(format!(
+                "{waiting} messages wait for it already (limits.messages_max); \
+                 `dispatch unsay` withdraws one"
+            )));
+        }
+        // What a person says to an ended task starts a run, however it ended; refused, nothing has
+        // changed. An agent's message does not go on after a stop or a hard failure.
+        let ended = found.outcome();
+        let held = self.is_held(from);
+        let starts = ended.is_some_and(|outcome| from == Sender::Person || outcome.goes_on());
+        if from == Sender::Person && ended.is_some() {
+            self.can_run_again("say to", found)?;
+        }
+        let message = MessageId(found.messages_count.saturating_add(1));
+        if let Some(kept) = &kept {
+            let sizes = kept.files().iter().map(|file| file.bytes);
+            let agent = takes_files(&self.ctx.settings.config, &found.spec)?;
+            attach::allowed(limits, agent, &found.attached, sizes)?;
+            let known = self.secrets.get(&task);
+            names_no_secret(kept, known.unwrap_or(&secrets))?;
+            names_no_secret(kept, &secrets)?;
+        }
+        self.tunes_no_secret(task, &tuning, &secrets)?;
+        self.takes_effort(&found.spec.agent, tuning.effort)?;
+        self.secrets.entry(task).or_default().extend(secrets);
+        let queued = Kind::MessageQueued {
+            message,
+            text,
+            from,
+            fresh: kept.is_some() || !tuning.is_empty(),
+            held,
+            ends: Vec::new(),
+        };
+        self.put(Subject::Task(task), queued);
+        if let Some(kept) = kept {
+            self.attach(task, kept, Some(message));
+        }
+        self.tune(task, tuning);
+        if held {
+            self.tell_held(task, from);
+        } else if starts {
+            self.start_for_messages(task);
+        } else {
+            self.ring(task);
+        }
+        Ok(message)
+    }
+
+    /// Tells the supervisor of a running agent that there is a message or an answer.
+    pub(super) fn ring(&mut self, task: TaskId) {
+        self.effects.push(Box::new(move |actor| {
+            let run = actor.state.task(task).and_then(|task| task.last_run());
+            let bell = run.and_then(|run| actor.bells.get(&RunId { task, n: run.n }));
+            if let Some(bell) = bell {
+                bell.notify_one();
+            }
+        }));
+    }
+
+    /// What waits when a run ends starts the next one, if that end allows it.
+    pub(super) fn go_on(&mut self, id: TaskId) {
+        let Some(task) = self.state.task(id) else {
+            return;
+        };
+        let due = task.waiting().any(Message::is_due);
+        let outcome = task.outcome().filter(|_| due);
+        match outcome {
+            Some(outcome) if outcome.goes_on() => self.start_for_messages(id),
+            Some(outcome) => {
+                let word = outcome.word();
+                let text =
+                    format!("it ended as {word}: its messages wait until a person says something");
+                self.put(Subject::Task(id), Kind::Noted { text });
+            }
+            None => {}
+        }
+    }
+
+    /// The next run of an ended task, for the messages that wait. Where there cannot be one, they are
+    /// kept and a person sees why.
+    fn start_for_messages(&mut self, id: TaskId) {
+        let Some(task) = self.state.task(id) else {
+            return;
+        };
+        let by_person = task.waiting().any(|message| message.from == Sender::Person);
+        let wakes_max = self.ctx.settings.config.limits.wakes_max;
+        let able = self.can_run_again("say to", task);
+        let text = match able {
+            Err(error) => format!("its messages wait: {error}"),
+            Ok(()) if !by_person && task.wakes >= wakes_max => format!(
+                "messages of agents wait: they have started {wakes_max} runs since a person said \
+                 something (limits.wakes_max)"
+            ),
+            Ok(()) => {
+                let n = u32::try_from(task.runs.len() + 1).unwrap_or(u32::MAX);
+                self.queue(RunId { task: id, n }, RunCause::Said { by_person });
+                return;
+            }
+        };
+        self.put(Subject::Task(id), Kind::Noted { text });
+    }
+
+    pub(super) fn unsay(&mut self, task: TaskId, message: MessageId) -> Result<(), VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        let nothing = |hint: String| VerbError::Nothing {
+            verb: "unsay to",
+            task,
+            hint,
+        };
+        let Some(known) = found.message(message) else {
+            let hint = if message.0 <= found.messages_count {
+                "delivered long ago"
+            } else {
+                "not known; `dispatch show` lists them"
+            };
+            return Err(nothing(format!("message {message} is {hint}")));
+        };
+        if known.from == Sender::Dispatch {
+            return Err(nothing(format!(
+                "message {message} tells how tasks have ended that it asked for"
+            )));
+        }
+        if !known.waits() {
+            let word = match known.word() {
+                "on_its_way" => "on its way to the agent",
+                word => word,
+            };
+            return Err(nothing(format!("message {message} is {word} already")));
+        }
+        self.put(Subject::Task(task), Kind::MessageCancelled { message });
+        self.call_off(task);
+        Ok(())
+    }
+
+    /// A run that was queued for messages only, which are all withdrawn, ends before it began, and
+    /// the task is as it was.
+    fn call_off(&mut self, id: TaskId) {
+        let Some(task) = self.state.task(id) else {
+            return;
+        };
+        let [.., before, last] = task.runs.as_slice() else {
+            return;
+        };
+        let idle = last.state == RunState::Queued
+            && matches!(last.cause, RunCause::Said { .. })
+            && !task.waiting().any(Message::is_due);
+        if let (true, RunState::Finished(outcome)) = (idle, &before.state) {
+            let (outcome, verified, before) = (outcome.clone(), before.verified, before.n);
+            let run = RunId {
+                task: id,
+                n: last.n,
+            };
+            self.call_off_run(run, before, outcome, verified);
+        }
+    }
+
+    pub(super) fn take_all(&mut self, run: RunId) -> Vec<Message> {
+        let waiting = |task: &dispatch_core::state::Task| {
+            let due = task.due_for(run.n);
+            due.map(|message| message.id).collect::<Vec<_>>()
+        };
+        self.put_ends(run.task);
+        let out_offset = None;
+        for message in self.state.task(run.task).map(waiting).unwrap_or_default() {
+            let taken = Kind::MessageTaken {
+                message,
+                out_offset,
+            };
+            self.put(Subject::Run(run), taken);
+        }
+        let task = self.state.task(run.task);
+        task.map(|task| task.messages.clone()).unwrap_or_default()
+    }
+
+    /// The next message for a running agent; none for one that has been asked to end.
+    pub(super) fn take(&mut self, run: RunId, out_offset: u64) -> Option<Message> {
+        let task = self.state.task(run.task)?;
+        let running = self.state.run(run)?.state == RunState::Running;
+        // What one run has heard is kept until its end, for a replay.
+        let heard = task.messages.iter().filter(|m| m.is_with(run.n)).count();
+        let hears = running && heard < SETTLED_MAX;
+        if !hears {
+            return None;
+        }
+        let next = task.due_for(run.n).next().map(|message| message.id);
+        let message = match next {
+            Some(message) => message,
+            None => self.put_ends(run.task)?,
+        };
+        let taken = Kind::MessageTaken {
+            message,
+            out_offset: Some(out_offset),
+        };
+        let taken = self.put(Subject::Run(run), taken);
+        let task = self.state.task(run.task).filter(|_| taken)?;
+        task.message(message).cloned()
+    }
+}
