@@ -477,7 +477,9 @@ async fn read(
     body: AnyBody,
 ) -> Result<(Bytes, Portion), Problem> {
     let said = HttpBody::size_hint(&body).exact();
-    let said = said.map_or(bytes_max, |said| usize::try_from(said).unwrap_or(usize::MAX));
+    let said = said.map_or(bytes_max, |said| {
+        usize::try_from(said).unwrap_or(usize::MAX)
+    });
     let caller = super::caller::of(parts)?;
     // What is too long is refused as that.
     let mut place = ctx.rooms.bytes.take(&caller, said.min(bytes_max))?;

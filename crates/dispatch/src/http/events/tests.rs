@@ -912,7 +912,11 @@ async fn an_agent_that_takes_all_it_can_takes_only_its_share() {
     let mut bodies = Vec::new();
     for n in 0..3 {
         let (stream, answer) = head(&agents, &body(&other)).await;
-        let wanted = if n < 2 { "http/1.1 100" } else { "http/1.1 429" };
+        let wanted = if n < 2 {
+            "http/1.1 100"
+        } else {
+            "http/1.1 429"
+        };
         assert!(answer.starts_with(wanted), "{n}: {answer}");
         bodies.push(stream);
     }
