@@ -396,6 +396,48 @@ impl KeyTable {
         }
     }
 
+    /// What is wrong with it whatever the model is.
+    #[must_use]
+    pub fn problems(&self, key: &KeyName) -> Vec<String> {
+        let mut problems = Vec::new();
+        match &self.key {
+            Some(KeySource::From(name)) if name.is_empty() || name.contains(['/', '=', '\0']) => {
+                problems.push(format!("{name:?} is no name of a variable"));
+            }
+            Some(KeySource::File(path)) if !path.is_absolute() => {
+                problems.push(format!("{} is not an absolute path", path.display()));
+            }
+            Some(KeySource::Command(argv)) if argv.first().is_none_or(String::is_empty) => {
+                problems.push("the command has no program".to_owned());
+            }
+            Some(KeySource::From(_) | KeySource::File(_) | KeySource::Command(_)) | None => {}
+        }
+        let secret = [
+            "authorization",
+            "x-api-key",
+            "proxy-authorization",
+            "cookie",
+        ];
+        let carries = |name: &&String| secret.contains(&name.to_ascii_lowercase().as_str());
+        if let Some(name) = self.headers.keys().find(carries) {
+            problems.push(format!(
+                "the header {name} is the key's own; give it as `key`"
+            ));
+        }
+        let rows = self
+            .models
+            .iter()
+            .filter_map(|row| row.pattern.replace(['*', '?'], "x").parse().ok());
+        let models = rows.chain("x".parse::<ModelName>());
+        let errors = models.filter_map(|model| self.endpoint(key, &model).err());
+        for error in errors.map(|error| error.to_string()) {
+            if !problems.contains(&error) {
+                problems.push(error);
+            }
+        }
+        problems
+    }
+
     fn row(&self, model: &ModelName) -> Option<&ModelRow> {
         self.models
             .iter()

@@ -137,6 +137,7 @@ impl State {
                 allow,
                 by,
                 reason,
+                always,
             } => {
                 let mut asks = task.asks.iter_mut();
                 let found = asks.find(|known| known.id == *ask && known.run == id.n);
@@ -145,6 +146,7 @@ impl State {
                     allow: *allow,
                     by: *by,
                     why: reason.clone(),
+                    always: *always,
                 };
             }
             Kind::MessageTaken {

@@ -364,6 +364,7 @@ fn another_model_holds_from_the_next_run_on() {
         tuning: Tuning {
             model: model.parse().ok(),
             effort,
+            chain: None,
         },
     };
     let has = |world: &World| {
@@ -446,6 +447,7 @@ fn permitted(n: u32, allow: bool) -> Kind {
         allow,
         by: ask::By::Person,
         reason: None,
+        always: false,
     }
 }
 

@@ -129,18 +129,28 @@ pub(crate) async fn make<B: Serialize + Sync, T: DeserializeOwned>(
     path: &str,
     body: &B,
 ) -> Result<(Client, T), StartError> {
-    let key = random_key()?;
+    make_as(settings, path, body, &random_key()?).await
+}
+
+/// The same under a key of the caller's, who may ask again with it.
+pub(crate) async fn make_as<B: Serialize + Sync, T: DeserializeOwned>(
+    settings: &Settings,
+    path: &str,
+    body: &B,
+    key: &str,
+) -> Result<(Client, T), StartError> {
     let mut patience = Patience::new(Twice::Safe);
     loop {
         let client = connect(settings).await?;
-        match client.post_once(path, body, &key).await {
+        match client.post_once(path, body, key).await {
             Ok(answer) => return Ok((client, answer)),
             Err(error) => patience.again(error).await?,
         }
     }
 }
 
-fn random_key() -> Result<String, StartError> {
+/// For a request that may be sent again.
+pub(crate) fn random_key() -> Result<String, StartError> {
     let mut bytes = [0; KEY_BYTES];
     let filled = SystemRandom::new().fill(&mut bytes);
     filled.map_err(|_| StartError::Random)?;

@@ -229,6 +229,9 @@ impl From<BadRequest> for Problem {
             BadRequest::Repo { .. } => Code::UnknownRepo,
             BadRequest::Agent(_)
             | BadRequest::TwoModels
+            | BadRequest::ModelAndChain
+            | BadRequest::DenyAlways
+            | BadRequest::Chain(_)
             | BadRequest::NoReview(_)
             | BadRequest::Text(_)
             | BadRequest::Dir(_)

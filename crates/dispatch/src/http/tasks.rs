@@ -14,7 +14,7 @@ use dispatch_core::{
     family::Deed,
     id::TaskId,
     message::{MessageId, Sender},
-    task::{Effort, Tuning},
+    task::Tuning,
 };
 use dispatch_engine::view::{Force, VerbError};
 
@@ -26,7 +26,11 @@ use super::{
     repeats::Key,
 };
 use crate::{
-    api::{self, request, task::Task},
+    api::{
+        self,
+        request::{self, Tuned},
+        task::Task,
+    },
     project,
 };
 
@@ -89,18 +93,13 @@ async fn seen(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
 }
 
 /// Checked with the agent that the task has now.
-async fn tuning(
-    ctx: &Ctx,
-    task: TaskId,
-    model: Option<&str>,
-    effort: Option<Effort>,
-) -> Result<Tuning, Problem> {
-    if model.is_none() && effort.is_none() {
+async fn tuning(ctx: &Ctx, task: TaskId, asked: Tuned<'_>) -> Result<Tuning, Problem> {
+    if asked.is_empty() {
         return Ok(Tuning::default());
     }
     ctx.engine.may(Deed::Say(task)).await?;
     let agent = ctx.engine.look(task).await?.task.spec.agent;
-    Ok(request::tuning(&ctx.config, &agent, model, effort)?)
+    Ok(request::tuning(&ctx.config, &agent, asked)?)
 }
 
 /// A page of tasks, and where the next one begins.
@@ -156,7 +155,7 @@ pub(crate) async fn answer(
     Body(asked): Body<request::Answer>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.answer(task, asked.text, given).await?;
     seen(&ctx, task).await
@@ -169,7 +168,7 @@ pub(crate) async fn retry(
     Body(asked): Body<request::Retry>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
     seen(&ctx, task).await
@@ -182,7 +181,7 @@ pub(crate) async fn say(
     Body(asked): Body<request::Say>,
 ) -> Result<Json<api::Spoken>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, asked.attachments, tuning, key);
     let spoken = ctx
         .engine
@@ -217,7 +216,11 @@ pub(crate) async fn permit(
     let ask = ask
         .parse::<AskId>()
         .map_err(|error| Problem::new(Code::NoSuchAsk, error.to_string()))?;
-    ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
+    match (asked.allow, asked.always) {
+        (true, true) => ctx.engine.permit_always(task, ask).await?,
+        (allow, false) => ctx.engine.permit(task, ask, allow, asked.why).await?,
+        (false, true) => return Err(request::BadRequest::DenyAlways.into()),
+    }
     seen(&ctx, task).await
 }
 
@@ -232,13 +235,13 @@ pub(crate) async fn resume(
         Some(name) => Some(request::agent(&ctx.config, Some(name))?),
         None => None,
     };
-    let (model, effort) = (asked.model.as_deref(), asked.effort);
+    let tuned = asked.tuned();
     let tuning = match &agent {
-        Some(selection) if selection.model.is_some() && model.is_some() => {
+        Some(selection) if selection.model.is_some() && tuned.model.is_some() => {
             return Err(request::BadRequest::TwoModels.into());
         }
-        Some(selection) => request::tuning(&ctx.config, &selection.agent, model, effort)?,
-        None => tuning(&ctx, task, model, effort).await?,
+        Some(selection) => request::tuning_of(&ctx.config, selection, tuned)?,
+        None => tuning(&ctx, task, tuned).await?,
     };
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;

@@ -112,6 +112,7 @@ pub(crate) enum Command {
         task: TaskId,
         ask: AskId,
         allow: bool,
+        always: bool,
         by: By,
         why: Option<String>,
         reply: Reply<()>,

@@ -275,6 +275,24 @@ impl Engine {
         allow: bool,
         why: Option<String>,
     ) -> Result<(), VerbError> {
+        self.give(task, ask, (allow, false), why).await
+    }
+
+    /// Allows it, and the very same again until the task's end.
+    ///
+    /// # Errors
+    /// As of [`Engine::permit`], and when the task's agent cannot remember it.
+    pub async fn permit_always(&self, task: TaskId, ask: AskId) -> Result<(), VerbError> {
+        self.give(task, ask, (true, true), None).await
+    }
+
+    async fn give(
+        &self,
+        task: TaskId,
+        ask: AskId,
+        (allow, always): (bool, bool),
+        why: Option<String>,
+    ) -> Result<(), VerbError> {
         self.may(Deed::Permit { task, allow }).await?;
         let by = match self.who {
             Who::Person => By::Person,
@@ -284,6 +302,7 @@ impl Engine {
             task,
             ask,
             allow,
+            always,
             by,
             why,
             reply,

@@ -129,11 +129,12 @@ impl Actor {
                 task,
                 ask,
                 allow,
+                always,
                 by,
                 why,
                 reply,
             } => {
-                let answered = self.permit(task, ask, allow, by, why);
+                let answered = self.permit(task, ask, (allow, always), by, why);
                 self.reply_later(reply, answered);
             }
             Command::Asks { run, reply } => {
