@@ -9,7 +9,13 @@
 
 mod world;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Waker},
+};
 
 use dispatch_core::{
     ask::{AskId, By, Permissions},
@@ -27,7 +33,7 @@ use dispatch_core::{
 use dispatch_engine::{
     attachments::NewFile,
     clock::{Clock, SetClock},
-    engine::{Engine, Secrets, Settings},
+    engine::{Engine, Observer, Secrets, Settings},
     view::{Force, Given, Heard, TaskView, Told, Until, VerbError, Waited},
 };
 use world::{AGENT, World, finished, outcome, patient, reason, until};
@@ -530,6 +536,88 @@ async fn a_message_for_a_later_run_silences_nobody_else() {
         heard.contains("| three") && heard.contains("has ended"),
         "{heard}"
     );
+}
+
+/// As far as its first question to the engine, which answers nobody for now.
+fn one_step<T>(verb: Pin<&mut impl Future<Output = T>>) {
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(verb.poll(&mut context).is_pending());
+}
+
+/// What an agent may is decided in the turn that does it: a stop that comes after the first look still
+/// reaches everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_for_an_agent_whose_stop_came_in_between() {
+    let world = world();
+    // Whoever has it holds the engine up at its next commit.
+    let gate = Arc::new(Mutex::new(()));
+    let mut settings = world.settings();
+    let commit = Arc::clone(&gate);
+    settings.observer = Observer(Some(Arc::new(move |_| drop(commit.lock().unwrap()))));
+    let engine = Engine::open(settings).await.unwrap();
+    let by = started(&engine, waiting_lead(&world, "fake")).await;
+    let ended = child(&engine, by, say(&world, "fake", "hi")).await;
+    let question = "write BLOCKED.md Which?".to_owned();
+    let blocked = child(&engine, by, spec(&world, "fake", &[question])).await;
+    waits(&engine, by, &[ended, blocked], Until::All).await;
+    let ask = order(&world, "ask", "answers", "Bash make");
+    let mut alone = spec(&world, "talker", &[ask]);
+    alone.terms.permissions = Permissions::Ask;
+    alone.terms.detached = true;
+    let alone = child(&engine, by, alone).await;
+    let asked = |kind: &Kind| matches!(kind, Kind::PermissionAsked { .. });
+    until(&engine, alone.task, asked).await;
+    let held = child(&engine, by, spec(&world, "fake", &["hang".to_owned()])).await;
+    running(&engine, held).await;
+    let acting = engine.on_behalf_of(by);
+    let no = Secrets::new;
+    let mut said = std::pin::pin!(acting.say(ended.task, "x".into(), Sender::Person, no()));
+    let mut answered = std::pin::pin!(acting.answer(blocked.task, "x".into(), no()));
+    let mut allowed = std::pin::pin!(acting.permit(alone.task, AskId(1), true, None));
+    let mut stopped = std::pin::pin!(acting.stop(alone.task, Force::Ask));
+    let mut let_go = std::pin::pin!(acting.detach(held.task));
+    let mut made = std::pin::pin!(asks(&engine, by, say(&world, "fake", "late")));
+    let mut frozen = std::pin::pin!(engine.set_frozen(true, Default::default()));
+    let mut stop = std::pin::pin!(engine.stop(by.task, Force::Kill));
+    let held_up = gate.lock().unwrap();
+    one_step(frozen.as_mut());
+    one_step(said.as_mut());
+    one_step(answered.as_mut());
+    one_step(allowed.as_mut());
+    one_step(stopped.as_mut());
+    one_step(let_go.as_mut());
+    one_step(made.as_mut());
+    one_step(stop.as_mut());
+    drop(held_up);
+    patient(stop).await.unwrap();
+    patient(frozen).await.unwrap();
+    for refusal in [
+        refused(patient(said).await),
+        refused(patient(answered).await),
+        refused(patient(allowed).await),
+        refused(patient(stopped).await),
+        refused(patient(let_go).await),
+        refused(patient(made).await),
+    ] {
+        assert!(matches!(refusal, Refusal::Over { .. }), "{refusal}");
+    }
+    for (run, open) in [(ended, false), (blocked, false), (alone, true)] {
+        let task = view(&engine, run).await.task;
+        assert_eq!((task.runs.len(), task.is_open()), (1, open));
+    }
+    assert!(
+        view(&engine, alone)
+            .await
+            .task
+            .ask(AskId(1))
+            .unwrap()
+            .is_open()
+    );
+    engine.stop(alone.task, Force::Kill).await.unwrap();
+    for run in [by, alone, held] {
+        done(&engine, run.task).await;
+    }
+    assert_eq!(view(&engine, by).await.task.family.children.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
