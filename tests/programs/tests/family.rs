@@ -28,7 +28,7 @@ use dispatch_core::{
     message::{Fate as MessageFate, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
-    task::{Base, Expects, Network, TaskSpec, Terms, Wrap},
+    task::{Base, Expects, Network, Taken, TaskSpec, Terms, Wrap},
 };
 use dispatch_engine::{
     attachments::NewFile,
@@ -36,7 +36,7 @@ use dispatch_engine::{
     engine::{Engine, Observer, Secrets, Settings},
     view::{Force, Given, Heard, TaskView, Told, Until, VerbError, Waited},
 };
-use world::{AGENT, World, finished, outcome, patient, reason, until};
+use world::{AGENT, World, finished, git, outcome, patient, reason, until};
 
 const FOREVER: u64 = u64::MAX;
 const NOW: u64 = 1_000_000_000_000;
@@ -538,6 +538,70 @@ async fn a_message_for_a_later_run_silences_nobody_else() {
     );
 }
 
+/// A person's task keeps its workspace whatever agents ask for: neither taken, nor superseded, nor told
+/// of; and a name counts only among what the same agent asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_workspaces_reach_no_other_family() {
+    let world = world();
+    git(&world.repo(), &["update-ref", "refs/pull/7/head", "HEAD"]);
+    let engine = world.engine().await;
+    let on_pr = |orders: &[String], taken| {
+        let mut spec = spec(&world, "fake", orders);
+        spec.base = Base::Pr { number: 7 };
+        spec.turn.taken = taken;
+        spec
+    };
+    let hang = ["hang".to_owned()];
+    let question = ["write BLOCKED.md Which?".to_owned()];
+    let persons = on_pr(&question, Taken::Refuse);
+    let persons = engine.dispatch(persons, Secrets::new()).await.unwrap();
+    finished(&engine, persons).await;
+    let by = started(&engine, waiting_lead(&world, "fake")).await;
+    let other = started(&engine, waiting_lead(&world, "fake")).await;
+    for taken in [Taken::Refuse, Taken::Queue, Taken::Supersede] {
+        let run = child(&engine, by, on_pr(&hang, taken)).await;
+        running(&engine, run).await;
+        let known = view(&engine, persons).await.task;
+        assert_eq!(known.notes, [""; 0], "{taken:?}");
+        engine.stop(run.task, Force::Kill).await.unwrap();
+        done(&engine, run.task).await;
+    }
+    let beside = child(&engine, by, on_pr(&hang, Taken::Refuse)).await;
+    running(&engine, beside).await;
+    let task = view(&engine, beside).await.task;
+    let name = dispatch_core::naming::workspace_name(&task.spec, &task.short);
+    assert!(name.ends_with(&format!("~{}", task.short)), "{name}");
+    let next = engine.answer(persons.task, "UTC".into(), Secrets::new());
+    finished(&engine, next.await.unwrap()).await;
+    // One among what the same agent asks for.
+    let named = |taken| {
+        let mut spec = on_pr(&hang, taken);
+        spec.base = Base::Head;
+        spec.workspace = Some("same".parse().unwrap());
+        spec
+    };
+    let one = child(&engine, by, named(Taken::Refuse)).await;
+    let taken = asks(&engine, by, named(Taken::Refuse)).await.unwrap_err();
+    assert!(
+        matches!(taken, VerbError::WorkspaceTaken { holder, .. } if holder == one.task),
+        "{taken}"
+    );
+    let behind = child(&engine, by, named(Taken::Queue)).await;
+    let waiting = view(&engine, behind).await.waits.unwrap().text;
+    assert!(
+        waiting.contains("has the workspace local/repo/same~"),
+        "{waiting}"
+    );
+    let theirs = child(&engine, other, named(Taken::Refuse)).await;
+    running(&engine, theirs).await;
+    for run in [by, other] {
+        engine.stop(run.task, Force::Kill).await.unwrap();
+    }
+    for run in [by, other, beside, one, behind, theirs] {
+        done(&engine, run.task).await;
+    }
+}
+
 /// As far as its first question to the engine, which answers nobody for now.
 fn one_step<T>(verb: Pin<&mut impl Future<Output = T>>) {
     let mut context = Context::from_waker(Waker::noop());
@@ -858,7 +922,7 @@ async fn cogito_21_25_57_58_names_outside_the_grant_are_refused_and_listed() {
     assert!(
         missing
             .to_string()
-            .contains("it is not configured; there are"),
+            .contains("it is not configured; your grant has fake, gone"),
         "{missing}"
     );
     assert_eq!(view(&engine, by).await.task.family.children, []);

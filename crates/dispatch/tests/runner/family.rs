@@ -340,6 +340,50 @@ fn a_child_does_not_choose_its_container_engine() {
     world.dispatch(&["stop", "--kill", &lead]).exits(0);
 }
 
+/// What is configured outside of its grant, an agent does not learn from what it is refused.
+#[test]
+fn a_refusal_tells_an_agent_of_nothing_beyond_its_grant() {
+    let world = TestWorld::with_config(&format!(
+        "{GRANT}{PATIENT}[grants.secretive]\n\
+        tools = [\"show\"]\nchildren_max = 1\nchildren_live_max = 1\n"
+    ));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let asked = |name: &str, value: Value| {
+        let mut body = json!({"task": "x", "placement": "tight", "agent": "patient"});
+        body[name] = value;
+        let refused = voice.posts("/v1/tasks", &body);
+        for untold in ["scripted", "gated", "secretive", "python", "container"] {
+            let named = body[name].to_string().contains(untold);
+            assert!(
+                named || !refused.text().contains(untold),
+                "{}",
+                refused.text()
+            );
+        }
+        refused.refusal()
+    };
+    // The same whether there is such a thing.
+    for (name, there, not) in [
+        ("agent", json!("scripted"), json!("nonesuch")),
+        ("placement", json!("container"), json!("nonesuch")),
+        ("repo", json!("/"), json!("nonesuch")),
+    ] {
+        let outside = (403, "not_granted".to_owned());
+        assert_eq!(
+            (asked(name, there), asked(name, not)),
+            (outside.clone(), outside)
+        );
+    }
+    for (name, not) in [
+        ("grant", json!("nonesuch")),
+        ("checks", json!(["nonesuch"])),
+    ] {
+        assert_eq!(asked(name, not).0, 400, "{name}");
+    }
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
 /// Not a variable: the engine that comes after a crash does not have those of the one before.
 fn key_file(world: &TestWorld) -> PathBuf {
     let path = world.path("key");

@@ -70,10 +70,13 @@ impl Actor {
         self.image_is_known(by, &spec)?;
         let agents = &self.ctx.settings.config.agents;
         let Some(profile) = agents.get(&spec.agent) else {
-            let there = dispatch_core::config::list(agents.keys());
+            let asker = self.state.task(by.task);
+            let grant = asker.and_then(|task| task.spec.terms.grant.as_deref());
+            let there = grant.map(|grant| grant.agents.to_string());
             let what = format!(
-                "use agent {}: it is not configured; there are {there}",
-                spec.agent
+                "use agent {}: it is not configured; your grant has {}",
+                spec.agent,
+                there.unwrap_or_default()
             );
             return Err(VerbError::BadInput { what });
         };
