@@ -14,6 +14,7 @@ use std::{
     path::PathBuf,
 };
 
+use dispatch_core::grant::Tool;
 use serde_json::{Value, json};
 
 use super::{
@@ -380,6 +381,38 @@ fn a_refusal_tells_an_agent_of_nothing_beyond_its_grant() {
         ("checks", json!(["nonesuch"])),
     ] {
         assert_eq!(asked(name, not).0, 400, "{name}");
+    }
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
+/// The mailbox knows no families, so an agent has no key to it, whatever its grant; and no tool.
+#[test]
+fn letters_are_not_for_the_agents_of_tasks() {
+    let tools = Tool::ALL
+        .map(|tool| format!("{:?}", tool.word()))
+        .join(", ");
+    let grant = GRANT.replace("\"dispatch\", \"wait\", \"show\", \"list\"", &tools);
+    let world = TestWorld::with_config(&format!("{grant}{PATIENT}"));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let workspace = world.show(&lead)["workspace_name"].clone();
+    for (path, body) in [
+        (
+            "/v1/letters",
+            json!({"writer": "a", "reader": "b", "subject": "s", "text": "t"}),
+        ),
+        ("/v1/letters/fetch", json!({"reader": "b"})),
+        ("/v1/letters/between", json!({"agent": "a", "with": "b"})),
+    ] {
+        let mut body = body;
+        body["workspace"] = workspace.clone();
+        let refused = voice.posts(path, &body);
+        assert_eq!(
+            refused.refusal(),
+            (403, "not_granted".into()),
+            "{}",
+            refused.text()
+        );
     }
     world.dispatch(&["stop", "--kill", &lead]).exits(0);
 }
