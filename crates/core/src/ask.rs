@@ -153,6 +153,8 @@ pub enum Fate {
         allow: bool,
         by: By,
         why: Option<String>,
+        /// The same needs no more asking, until the task's end.
+        always: bool,
     },
     /// Its run was stopped or has ended: nobody is there to hear an answer.
     Closed,

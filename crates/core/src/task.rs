@@ -15,8 +15,10 @@ use crate::{
         WorkspaceName, slug,
     },
     limits::Lowered,
+    models::Choice,
     network::AllowList,
     prompt::Guide,
+    rules::Rules,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -298,6 +300,9 @@ pub struct Tuning {
     pub model: Option<ModelName>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effort: Option<Effort>,
+    /// Of our own agent, resolved: what the model asked for means, or a list of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Vec<Choice>>,
 }
 
 impl Tuning {
@@ -312,6 +317,7 @@ impl Tuning {
         Self {
             model: later.model.clone().or(self.model),
             effort: later.effort.or(self.effort),
+            chain: later.chain.clone().or(self.chain),
         }
     }
 }
@@ -390,6 +396,13 @@ pub struct Start {
 pub struct Terms {
     #[serde(default)]
     pub model: Option<ModelName>,
+    /// Whom our own agent asks, the first before the second. Resolved when the task is made: another
+    /// key or model is never taken because a table has changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<Choice>,
+    /// What our own agent may do unasked. As resolved then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Box<Rules>>,
     /// A profile of the CLI's own, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<ModelName>,
@@ -536,7 +549,14 @@ impl TaskSpec {
     }
 
     pub fn tune(&mut self, tuning: Tuning) {
-        let Tuning { model, effort } = tuning;
+        let Tuning {
+            model,
+            effort,
+            chain,
+        } = tuning;
+        if let Some(chain) = chain {
+            self.terms.chain = chain;
+        }
         self.terms.model = model.or_else(|| self.terms.model.take());
         self.guide.effort = effort.or(self.guide.effort);
     }

@@ -159,9 +159,14 @@ pub(super) fn within<'a>(
     Err(Refusal::Outside { outside }.into())
 }
 
-/// How a task stands that the caller has just done something to. One who spoke to whoever asked for its
-/// own task sees its own.
-pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
+/// How a task stands that the caller has just done something to, which is durable. One who spoke to
+/// whoever asked for its own task sees its own.
+pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, Problem> {
+    let view = view_of(engine, task).await;
+    view.map_err(|error| Problem::unseen(task, &error))
+}
+
+async fn view_of(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
     let (own, shown) = match engine.who() {
         Who::Person => (None, true),
         Who::Run(run) => {
@@ -175,8 +180,10 @@ pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, VerbErro
 
 pub(crate) async fn wait(
     Acting(ctx): Acting,
+    caller: Caller,
     Body(asked): Body<Wait>,
 ) -> Result<Json<Waited>, Problem> {
+    let place = ctx.rooms.waits.take(&caller, 1)?;
     let tasks: Result<Vec<TaskId>, Problem> = asked.tasks.iter().map(|task| id(task)).collect();
     let timeout_s = asked.timeout_s.unwrap_or(WAIT_S);
     if timeout_s > WAIT_S_MAX {
@@ -195,6 +202,7 @@ pub(crate) async fn wait(
         // Nothing was delivered, so whoever asks the next engine misses nothing.
         _ = closing.changed() => return Err(VerbError::Gone.into()),
     };
+    drop(place);
     Ok(Json(Waited::from(&waited)))
 }
 

@@ -117,6 +117,7 @@ pub(crate) enum Command {
         task: TaskId,
         ask: AskId,
         allow: bool,
+        always: bool,
         by: By,
         why: Option<String>,
         reply: Reply<()>,
@@ -148,6 +149,7 @@ pub(crate) enum Command {
         who: Who,
         task: TaskId,
         force: Force,
+        key: Option<RequestKey>,
         reply: Reply<()>,
     },
     StopAll {

@@ -84,8 +84,7 @@ impl Engine {
         let data = self.shared.settings.data.clone();
         let keep = move || attachments::keep(&data, task, &files);
         let kept = tokio::task::spawn_blocking(keep).await;
-        let kept = kept.map_err(|_| VerbError::Gone)?;
-        kept.map_err(|source| VerbError::Failed {
+        kept?.map_err(|source| VerbError::Failed {
             doing: format!("keep what is attached to task {task}"),
             source: Box::new(source),
         })
@@ -98,8 +97,7 @@ impl Engine {
         };
         let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
         let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
-        let client = chosen.map_err(|_| VerbError::Gone)?;
-        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        let client = chosen?.map_err(|what| VerbError::BadInput { what })?;
         container.runtime = client.runtime.into();
         Ok(spec)
     }
@@ -270,6 +268,24 @@ impl Engine {
         allow: bool,
         why: Option<String>,
     ) -> Result<(), VerbError> {
+        self.give(task, ask, (allow, false), why).await
+    }
+
+    /// Allows it, and the very same again until the task's end.
+    ///
+    /// # Errors
+    /// As of [`Engine::permit`], and when the task's agent cannot remember it.
+    pub async fn permit_always(&self, task: TaskId, ask: AskId) -> Result<(), VerbError> {
+        self.give(task, ask, (true, true), None).await
+    }
+
+    async fn give(
+        &self,
+        task: TaskId,
+        ask: AskId,
+        (allow, always): (bool, bool),
+        why: Option<String>,
+    ) -> Result<(), VerbError> {
         self.may(Deed::Permit { task, allow }).await?;
         let by = match self.who {
             Who::Person => By::Person,
@@ -281,6 +297,7 @@ impl Engine {
             task,
             ask,
             allow,
+            always,
             by,
             why,
             reply,
@@ -297,18 +314,32 @@ impl Engine {
         self.ask(|reply| Command::StopAll { force, reply }).await
     }
 
-    /// Asks a task's run to end, and those of the tasks that it asked for; a second time, or with
-    /// force, they are killed.
+    /// Asks a task's run to end, and those of the tasks that it asked for; with force they are killed.
     ///
     /// # Errors
     /// When nothing of them runs or waits.
     pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
+        self.stop_once(task, force, None).await
+    }
+
+    /// The same for a request that may come again: with its key it is one stop, of what ran when it
+    /// came first.
+    ///
+    /// # Errors
+    /// As [`Engine::stop`].
+    pub async fn stop_once(
+        &self,
+        task: TaskId,
+        force: Force,
+        key: Option<RequestKey>,
+    ) -> Result<(), VerbError> {
         self.may(Deed::Stop(task)).await?;
         let who = self.who;
         self.ask(|reply| Command::Stop {
             who,
             task,
             force,
+            key,
             reply,
         })
         .await

@@ -137,12 +137,13 @@ impl Actor {
                 task,
                 ask,
                 allow,
+                always,
                 by,
                 why,
                 reply,
             } => {
                 let may = self.lets(who, Deed::Permit { task, allow });
-                let answered = may.and_then(|()| self.permit(task, ask, allow, by, why));
+                let answered = may.and_then(|()| self.permit(task, ask, (allow, always), by, why));
                 self.reply_later(reply, answered);
             }
             Command::Asks { run, reply } => {
@@ -176,10 +177,10 @@ impl Actor {
                 who,
                 task,
                 force,
+                key,
                 reply,
             } => {
-                let may = self.lets(who, Deed::Stop(task));
-                let stopped = may.and_then(|()| self.stop(task, force, &who.stop()));
+                let stopped = self.stop_once(who, task, force, key);
                 self.reply_later(reply, stopped);
             }
             Command::StopAll { force, reply } => {
