@@ -2,7 +2,10 @@
 //! do, and what it said in earlier runs.
 //! Must not give it anything that another guest could not be given: it has no way past its fence.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use dispatch_core::{
     chain,
@@ -13,6 +16,7 @@ use dispatch_core::{
     native::{Opening, VERSION},
     state::Task,
     task::Wrap,
+    web::{Reach, WebTable},
 };
 
 use crate::{
@@ -73,6 +77,9 @@ pub(crate) fn setup(
         keys,
         tools: profile.tools.clone(),
         rules: rules.unwrap_or_else(|| config.rules(profile, fenced)),
+        reach: Reach::from(&task.spec.placement.network),
+        web: WebTable::default(),
+        servers: BTreeMap::new(),
         limits: config.native.limits(limits.ask_wait_ms()),
         live: true,
     }))
