@@ -8,7 +8,6 @@ use dispatch_core::{
     family::Deed,
     id::TaskId,
     letter::{self, Letter, LetterId, Letterbox, Written},
-    message::Sender,
     state::State,
 };
 
