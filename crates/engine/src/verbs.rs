@@ -19,7 +19,7 @@ use crate::{
     engine::{Command, Desk, Engine, Holder, now},
     run::Ctx,
     trees::{TreeError, Trees},
-    view::{Applied, Force, TaskView, VerbError, Written},
+    view::{Applied, Force, TaskView, VerbError, Who, Written},
 };
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -449,7 +449,14 @@ pub(crate) async fn retain(ctx: &Ctx, id: TaskId, now: Millis) {
 
 async fn current(ctx: &Ctx, task: TaskId) -> Option<Task> {
     let (reply, answer) = oneshot::channel();
-    let sent = ctx.commands.send(Command::Task { task, reply }).await;
+    let sent = ctx
+        .commands
+        .send(Command::Task {
+            who: Who::Person,
+            task,
+            reply,
+        })
+        .await;
     sent.ok()?;
     Some(answer.await.ok()?.ok()?.task)
 }
