@@ -92,6 +92,7 @@ pub(crate) fn plan(
         unfenced: spec.placement.wrap == Wrap::Host,
         permissions: spec.terms.permissions,
         tools: None,
+        native: None,
     });
     let takes = profile.env.iter().filter_map(|(name, value)| match value {
         EnvValue::Taken { .. } => value.key(&spec.agent, name),

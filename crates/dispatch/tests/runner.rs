@@ -43,6 +43,8 @@ mod mcp_go;
 mod mcp_needs;
 #[path = "runner/mcp_notices.rs"]
 mod mcp_notices;
+#[path = "runner/native.rs"]
+mod native;
 #[path = "runner/notify.rs"]
 mod notify;
 #[path = "runner/output.rs"]
@@ -65,6 +67,8 @@ mod say;
 mod schema;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/strangers.rs"]
+mod strangers;
 #[path = "runner/tokens.rs"]
 mod tokens;
 #[path = "runner/top.rs"]

@@ -142,6 +142,7 @@ pub(crate) struct DispatchInput {
 impl From<DispatchInput> for request::Dispatch {
     fn from(input: DispatchInput) -> Self {
         Self {
+            chain: None,
             task: input.task,
             repo: input.repo,
             dir: input.dir,

@@ -37,6 +37,30 @@ pub(crate) enum Effort {
     Max,
 }
 
+/// How hard our own agent's models are to think.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Think {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
+}
+
+/// One entry of a chain: a configured key, and a model as its provider calls it.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Choice {
+    key: String,
+    model: String,
+    /// Null: as the model does by itself.
+    #[serde(default)]
+    effort: Option<Think>,
+}
+
 /// Who goes first where tasks wait for the same pool.
 #[derive(JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -14,9 +14,9 @@ use dispatch_core::{
     family::Deed,
     id::TaskId,
     message::{MessageId, Sender},
-    task::{Effort, Tuning},
+    task::Tuning,
 };
-use dispatch_engine::view::Force;
+use dispatch_engine::view::{Force, VerbError};
 
 use super::{
     Ctx,
@@ -26,7 +26,11 @@ use super::{
     repeats::Key,
 };
 use crate::{
-    api::{self, request, task::Task},
+    api::{
+        self,
+        request::{self, Tuned},
+        task::Task,
+    },
     project,
 };
 
@@ -55,9 +59,9 @@ pub(crate) async fn dispatch(
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let asker = ctx.engine.own_task().await?;
-    let mut looked_into = true;
+    let (mut looked_into, mut inherited) = (true, None);
     if let Some(own) = &asker {
-        family::fill_in(&mut asked, own);
+        inherited = family::fill_in(&mut asked, own);
         looked_into = family::may_look(&ctx, &asked, own);
     }
     let secrets = asked.secrets.clone();
@@ -69,35 +73,33 @@ pub(crate) async fn dispatch(
             project::fill(&mut asked, &config, &own)?;
         }
         let files = asked.attachments.clone();
-        asked.spec(&config).map(|spec| (spec, files))
+        let mut spec = asked.spec(&config)?;
+        if let Some(inherited) = inherited {
+            inherited.lay_on(&mut spec);
+        }
+        Ok::<_, request::BadRequest>((spec, files))
     });
-    let (spec, files) = spec
-        .await
-        .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
+    let (spec, files) = spec.await.map_err(VerbError::from)??;
     let given = request::given(secrets, files, tuning, key);
     let run = ctx.engine.dispatch(spec, given).await?;
     Ok((StatusCode::ACCEPTED, seen(&ctx, run.task).await?))
 }
 
-/// How a task stands that the caller has just done something to.
+/// How a task stands that the caller has just done something to. What was done is durable, so whatever
+/// goes wrong here is no refusal of it.
 async fn seen(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
     let task = family::seen(&ctx.engine, task).await?;
     Ok(At(task.seq, Json(task)))
 }
 
 /// Checked with the agent that the task has now.
-async fn tuning(
-    ctx: &Ctx,
-    task: TaskId,
-    model: Option<&str>,
-    effort: Option<Effort>,
-) -> Result<Tuning, Problem> {
-    if model.is_none() && effort.is_none() {
+async fn tuning(ctx: &Ctx, task: TaskId, asked: Tuned<'_>) -> Result<Tuning, Problem> {
+    if asked.is_empty() {
         return Ok(Tuning::default());
     }
     ctx.engine.may(Deed::Say(task)).await?;
     let agent = ctx.engine.look(task).await?.task.spec.agent;
-    Ok(request::tuning(&ctx.config, &agent, model, effort)?)
+    Ok(request::tuning(&ctx.config, &agent, asked)?)
 }
 
 /// A page of tasks, and where the next one begins.
@@ -143,7 +145,7 @@ pub(crate) async fn remove(
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     ctx.engine.remove(task).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn answer(
@@ -153,7 +155,7 @@ pub(crate) async fn answer(
     Body(asked): Body<request::Answer>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.answer(task, asked.text, given).await?;
     seen(&ctx, task).await
@@ -166,10 +168,10 @@ pub(crate) async fn retry(
     Body(asked): Body<request::Retry>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn say(
@@ -179,7 +181,7 @@ pub(crate) async fn say(
     Body(asked): Body<request::Say>,
 ) -> Result<Json<api::Spoken>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, asked.attachments, tuning, key);
     let spoken = ctx
         .engine
@@ -202,7 +204,7 @@ pub(crate) async fn unsay(
         .parse::<MessageId>()
         .map_err(|error| Problem::new(Code::NoSuchMessage, error.to_string()))?;
     ctx.engine.unsay(task, message).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn permit(
@@ -214,7 +216,11 @@ pub(crate) async fn permit(
     let ask = ask
         .parse::<AskId>()
         .map_err(|error| Problem::new(Code::NoSuchAsk, error.to_string()))?;
-    ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
+    match (asked.allow, asked.always) {
+        (true, true) => ctx.engine.permit_always(task, ask).await?,
+        (allow, false) => ctx.engine.permit(task, ask, allow, asked.why).await?,
+        (false, true) => return Err(request::BadRequest::DenyAlways.into()),
+    }
     seen(&ctx, task).await
 }
 
@@ -229,17 +235,17 @@ pub(crate) async fn resume(
         Some(name) => Some(request::agent(&ctx.config, Some(name))?),
         None => None,
     };
-    let (model, effort) = (asked.model.as_deref(), asked.effort);
+    let tuned = asked.tuned();
     let tuning = match &agent {
-        Some(selection) if selection.model.is_some() && model.is_some() => {
+        Some(selection) if selection.model.is_some() && tuned.model.is_some() => {
             return Err(request::BadRequest::TwoModels.into());
         }
-        Some(selection) => request::tuning(&ctx.config, &selection.agent, model, effort)?,
-        None => tuning(&ctx, task, model, effort).await?,
+        Some(selection) => request::tuning_of(&ctx.config, selection, tuned)?,
+        None => tuning(&ctx, task, tuned).await?,
     };
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn stop_all(
@@ -253,10 +259,12 @@ pub(crate) async fn stop_all(
 pub(crate) async fn stop(
     Acting(ctx): Acting,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Stop>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    ctx.engine.stop(task, asked.force.into()).await?;
+    let force = asked.force.into();
+    ctx.engine.stop_once(task, force, key).await?;
     seen(&ctx, task).await
 }
 
@@ -303,3 +311,6 @@ pub(crate) async fn clean(
     let gone = ctx.engine.clean(asked.states, asked.older_than_ms).await?;
     Ok(Json(gone.iter().map(TaskId::to_string).collect()))
 }
+
+#[cfg(test)]
+mod tests;

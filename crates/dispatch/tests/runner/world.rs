@@ -175,10 +175,13 @@ pub(crate) fn pid_of(value: &Value) -> Pid {
     Pid::from_raw(raw).unwrap()
 }
 
-fn children(pid: Pid) -> Vec<Pid> {
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let raw = pid.as_raw_pid();
-    let listed = fs::read_to_string(format!("/proc/{raw}/task/{raw}/children"));
-    let pids = listed.unwrap_or_default();
+    // Each belongs to the thread that started it.
+    let threads = fs::read_dir(format!("/proc/{raw}/task"));
+    let threads = threads.into_iter().flatten().map_while(Result::ok);
+    let listed = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
+    let pids: String = listed.map(Result::unwrap_or_default).collect();
     pids.split_whitespace()
         .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
         .collect()

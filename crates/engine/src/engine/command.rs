@@ -112,6 +112,7 @@ pub(crate) enum Command {
         task: TaskId,
         ask: AskId,
         allow: bool,
+        always: bool,
         by: By,
         why: Option<String>,
         reply: Reply<()>,
@@ -143,6 +144,7 @@ pub(crate) enum Command {
         task: TaskId,
         force: Force,
         why: Stop,
+        key: Option<RequestKey>,
         reply: Reply<()>,
     },
     StopAll {

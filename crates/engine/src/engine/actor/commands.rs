@@ -129,11 +129,12 @@ impl Actor {
                 task,
                 ask,
                 allow,
+                always,
                 by,
                 why,
                 reply,
             } => {
-                let answered = self.permit(task, ask, allow, by, why);
+                let answered = self.permit(task, ask, (allow, always), by, why);
                 self.reply_later(reply, answered);
             }
             Command::Asks { run, reply } => {
@@ -167,9 +168,10 @@ impl Actor {
                 task,
                 force,
                 why,
+                key,
                 reply,
             } => {
-                let stopped = self.stop(task, force, &why);
+                let stopped = self.stop_once(task, force, &why, key);
                 self.reply_later(reply, stopped);
             }
             Command::StopAll { force, reply } => {

@@ -57,7 +57,12 @@ impl Actor {
             )];
             return Err(Refusal::Outside { outside }.into());
         }
-        let takes = profile.env.iter();
+        let profile = self
+            .ctx
+            .settings
+            .config
+            .agent_for(&spec.agent, &spec.terms.chain);
+        let takes = profile.iter().flat_map(|profile| &profile.env);
         let keys: BTreeSet<String> = takes
             .filter_map(|(variable, value)| value.key(&spec.agent, variable))
             .collect();

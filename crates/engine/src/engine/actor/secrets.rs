@@ -21,8 +21,8 @@ impl Actor {
         let Some(task) = self.state.task(run.task) else {
             return Vec::new();
         };
-        let name = &task.spec.agent;
-        let Some(agent) = self.ctx.settings.config.agents.get(name) else {
+        let (name, chain) = (&task.spec.agent, &task.spec.terms.chain);
+        let Some(agent) = self.ctx.settings.config.agent_for(name, chain) else {
             return Vec::new();
         };
         let have = self.secrets.get(&run.task);

@@ -133,14 +133,23 @@ impl Walk {
         asking: &Asking,
         fate: &AskFate,
     ) {
-        let AskFate::Answered { allow, by, why } = fate else {
+        let AskFate::Answered {
+            allow,
+            by,
+            why,
+            always,
+        } = fate
+        else {
             return;
         };
         if *by == By::Agent {
             return;
         }
         let why = by.refusal(why.as_deref());
-        let bytes = driver.permit(&asking.request, *allow, &why);
+        let bytes = match always {
+            true => driver.permit_always(&asking.request),
+            false => driver.permit(&asking.request, *allow, &why),
+        };
         self.say(site, ear, ask_order(asking.id), bytes).await;
     }
 
@@ -160,6 +169,7 @@ impl Walk {
             task: self.job.run.task,
             ask,
             allow: false,
+            always: false,
             by,
             why: None,
             reply,
