@@ -17,7 +17,7 @@
 //! * [`limits`] every limit; [`config`] the settings
 //! * [`models`] keys and models of the native agent; [`native`] the lines it says and hears;
 //!   [`rules`] what it may do without asking; [`chain`] whom a task of it asks; [`web`] what it may
-//!   look up; [`servers`] whose tools it may use
+//!   look up; [`servers`] whose tools it may use; [`lent`] the secrets of these
 //! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
 //!   [`server`] where the engine listens
 
@@ -39,6 +39,7 @@ pub mod id;
 pub mod job;
 pub mod keys;
 pub mod ledger;
+pub mod lent;
 pub mod letter;
 pub mod limits;
 pub mod message;

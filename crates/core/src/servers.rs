@@ -148,6 +148,17 @@ impl ServerTable {
     }
 }
 
+impl ServerTable {
+    /// With the name of the variable or header that each is for.
+    pub(crate) fn sources_mut(&mut self) -> impl Iterator<Item = (&str, &mut KeySource)> {
+        let all = self.env.iter_mut().chain(&mut self.headers);
+        all.filter_map(|(name, given)| match given {
+            Given::Text(_) => None,
+            Given::Taken(source) => Some((name.as_str(), source)),
+        })
+    }
+}
+
 /// Those that a task has: all of them, or the ones it names.
 ///
 /// # Errors

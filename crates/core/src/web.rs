@@ -170,6 +170,19 @@ impl WebTable {
         let transcribe = self.transcribe.as_ref().and_then(|t| t.key.as_ref());
         [search, scrape, transcribe].into_iter().flatten()
     }
+
+    pub(crate) fn sources_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut KeySource)> {
+        let search = self.search.as_mut().and_then(|table| table.key.as_mut());
+        let scrape = self.scrape.as_mut().and_then(|table| table.key.as_mut());
+        let transcribe = self.transcribe.as_mut().and_then(|t| t.key.as_mut());
+        let all = [
+            ("search", search),
+            ("scrape", scrape),
+            ("transcribe", transcribe),
+        ];
+        all.into_iter()
+            .filter_map(|(service, source)| Some((service, source?)))
+    }
 }
 
 /// An address that paths are put behind.

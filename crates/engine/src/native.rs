@@ -2,10 +2,7 @@
 //! do, and what it said in earlier runs.
 //! Must not give it anything that another guest could not be given: it has no way past its fence.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use dispatch_core::{
     chain,
@@ -14,9 +11,10 @@ use dispatch_core::{
     job::{JobId, Part},
     models::KeyTable,
     native::{Opening, VERSION},
+    servers,
     state::Task,
     task::Wrap,
-    web::{Reach, WebTable},
+    web::Reach,
 };
 
 use crate::{
@@ -78,8 +76,9 @@ pub(crate) fn setup(
         tools: profile.tools.clone(),
         rules: rules.unwrap_or_else(|| config.rules(profile, fenced)),
         reach: Reach::from(&task.spec.placement.network),
-        web: WebTable::default(),
-        servers: BTreeMap::new(),
+        web: config.web.clone(),
+        servers: servers::chosen(&config.mcp, profile.mcp.as_deref())
+            .map_err(|error| error.to_string())?,
         limits: config.native.limits(limits.ask_wait_ms()),
         live: true,
     }))

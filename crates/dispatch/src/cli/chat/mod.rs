@@ -295,8 +295,9 @@ impl Session<'_> {
             Signals::new().map_err(|error| CliError::failed("listen for signals", &error))?;
         let mut tick = interval(FRAME);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut open, redraws) = (true, matches!(self.face, Face::Terminal { .. }));
+        let mut open = true;
         loop {
+            self.chat.tick(self.now());
             if let Some(exit) = self.obey()? {
                 self.end();
                 return Ok(exit);
@@ -325,7 +326,7 @@ impl Session<'_> {
                         return Ok(Exit::Stopped);
                     }
                 },
-                _ = tick.tick(), if redraws => self.frame += 1,
+                _ = tick.tick() => self.frame += 1,
             }
         }
     }
@@ -388,6 +389,11 @@ impl Session<'_> {
             match out {
                 Out::Line(line) => lines.push(line),
                 Out::Hint(text) => self.hint(text),
+                Out::Away(text) => {
+                    if matches!(self.face, Face::Lines) {
+                        self.hint(text);
+                    }
+                }
                 Out::Ask(request) => {
                     let about = self.about();
                     self.desk.ask(request, about);

@@ -32,6 +32,9 @@ const INPUT_CHARS: usize = 72;
 pub(super) const CUT_MARK_BYTES_MAX: usize = 256;
 /// Texts that an agent began and never ended.
 const FLOWS_MAX: usize = 16;
+/// Pieces are told at once, and what was said before them when it is durable: so a text is printed as
+/// it comes only after a while, and stands behind what came before it.
+const SETTLED_MS: u64 = 500;
 /// Tool calls that have no result yet; an agent that never tells results has no more of them.
 const CALLS_MAX: usize = 32;
 
@@ -60,6 +63,8 @@ struct Flow {
     run: u32,
     chunk: u32,
     voice: Voice,
+    /// When its first piece came.
+    since: u64,
     /// Whole lines, from its start.
     printed: String,
     begun: bool,
@@ -68,11 +73,12 @@ struct Flow {
 }
 
 impl Flow {
-    fn new(run: u32, chunk: u32, voice: Voice) -> Self {
+    fn new(run: u32, chunk: u32, voice: Voice, since: u64) -> Self {
         Self {
             run,
             chunk,
             voice,
+            since,
             printed: String::new(),
             begun: false,
             blanks: 0,
@@ -108,8 +114,11 @@ pub(super) struct Tale {
     /// Texts that are open, the oldest first. Pieces of the next one may come before the whole of the
     /// one before: only the first is printed.
     flows: Vec<Flow>,
+    /// Lines that wait for the end of a text that has begun.
+    later: Vec<Line>,
     /// Bytes of what is kept in no event that have been printed.
     output_read: u64,
+    output_since: Option<u64>,
     calls: VecDeque<Call>,
     pub(super) tally: Tally,
 }
@@ -128,7 +137,9 @@ impl Tale {
 
     /// Whether an empty line comes before more of that.
     pub(super) fn stands_apart(&self, voice: Voice) -> bool {
-        self.block != Block::Nothing && self.block != block_of(voice)
+        let begun = self.flows.first().filter(|flow| flow.begun);
+        let other = self.block != Block::Nothing && self.block != block_of(voice);
+        other || begun.is_some_and(|flow| flow.blanks > 0)
     }
 
     /// Of ours, between what others said.
@@ -144,25 +155,37 @@ impl Tale {
 
     /// What the task's agent was told. `from`: nobody, or whoever else it was.
     pub(super) fn told(&mut self, from: Option<&str>, text: &str) {
-        self.block = match self.block {
-            Block::Nothing => Block::Nothing,
-            // Also between two things that a person said.
-            _ => Block::End,
-        };
-        self.begin(Block::Person);
+        let mut lines = vec![Line::empty()];
         if let Some(from) = from {
-            self.lines
-                .push(Line::new("", &format!("from {from}:"), Some(Colour::Dim)));
+            lines.push(Line::new("", &format!("from {from}:"), Some(Colour::Dim)));
         }
+        lines.extend(Line::all("> ", text.trim(), Some(Colour::Bold)));
+        self.later.extend(lines);
+        self.tell_later();
+    }
+
+    /// What the agent was told in the middle of a text stands behind it.
+    fn tell_later(&mut self) {
+        if self.later.is_empty() || self.flows.iter().any(|flow| flow.begun) {
+            return;
+        }
+        let nothing_before = self.block == Block::Nothing;
+        self.block = Block::Person;
+        let lines = std::mem::take(&mut self.later);
         self.lines
-            .extend(Line::all("> ", text.trim(), Some(Colour::Bold)));
+            .extend(lines.into_iter().skip(usize::from(nothing_before)));
+    }
+
+    pub(super) fn later(&self) -> impl Iterator<Item = Line> {
+        self.later.iter().cloned()
     }
 
     /// A run that begins has said nothing yet.
     pub(super) fn run_queued(&mut self) {
         self.tally = Tally::default();
         self.flows.clear();
-        self.output_read = 0;
+        self.tell_later();
+        (self.output_read, self.output_since) = (0, None);
     }
 
     pub(super) fn event(&mut self, event: &Event) {
@@ -228,20 +251,26 @@ impl Tale {
     }
 
     /// What is being said, as far as it has come: whole lines of it are printed.
-    pub(super) fn open(&mut self, run: u32, view: &RunView) {
-        if let Some(open) = &view.output {
+    pub(super) fn open(&mut self, run: u32, view: &RunView, now_ms: u64) {
+        let settled = |since: u64| now_ms.saturating_sub(since) >= SETTLED_MS;
+        if let Some(open) = &view.output
+            && settled(*self.output_since.get_or_insert(now_ms))
+        {
             self.output(open, false);
         }
         let Some(open) = &view.text else {
             return;
         };
         if !self.flows.iter().any(|flow| flow.is(run, open.chunk)) {
-            self.flows.push(Flow::new(run, open.chunk, open.voice));
+            self.flows
+                .push(Flow::new(run, open.chunk, open.voice, now_ms));
             if self.flows.len() > FLOWS_MAX {
                 self.flows.remove(0);
             }
         }
-        let Some(flow) = self.flows.first().filter(|flow| flow.is(run, open.chunk)) else {
+        let first = self.flows.first();
+        let first = first.filter(|flow| flow.is(run, open.chunk) && settled(flow.since));
+        let Some(flow) = first else {
             return;
         };
         if let Some(new) = unprinted(open, flow.printed.len())
@@ -274,11 +303,11 @@ impl Tale {
     /// A text is whole: what of it has not been printed.
     fn whole(&mut self, run: u32, chunk: Option<u32>, voice: Voice, text: &str) {
         let chunk = chunk.unwrap_or_default();
-        let mut flow = self
-            .closed(run, chunk)
-            .unwrap_or_else(|| Flow::new(run, chunk, voice));
+        let known = self.closed(run, chunk);
+        let mut flow = known.unwrap_or_else(|| Flow::new(run, chunk, voice, 0));
         let rest = behind(text, &flow.printed).to_owned();
         self.flow_lines(&mut flow, &rest);
+        self.tell_later();
     }
 
     /// Those before it will not be closed any more: events come in order.
@@ -334,6 +363,8 @@ impl Tale {
                 self.flow_lines(&mut flow, &rest);
             }
         }
+        self.flows.clear();
+        self.tell_later();
         self.unanswered(self.calls.len());
     }
 
@@ -445,7 +476,6 @@ impl Tale {
 /// Events that are told in the words that `events` has for them.
 const TOLD: &[&str] = &[
     "agent_set",
-    "applied",
     "attached",
     "budget_warned",
     "carried_found",

@@ -84,6 +84,7 @@ impl Chat {
             }
             lines.extend(Line::all("", tail(rest), colour));
         }
+        lines.extend(self.tale.later());
         lines
     }
 
@@ -143,21 +144,13 @@ impl Chat {
             (state, false) => state,
         };
         if !task.is_open() {
-            let what = if self.is_blocked() {
-                "your answer goes on"
-            } else {
-                "type to go on"
+            let what = match self.is_blocked() {
+                true => "your answer goes on",
+                false => "type to go on",
             };
-            let mut facts = vec![
-                what.to_owned(),
-                "/help".to_owned(),
-                "ctrl-d leaves".to_owned(),
-            ];
-            facts.splice(0..0, diffstat_line(task));
-            let facts = format!(" · {}", facts.join(" · "));
-            return Line::new("", state, Some(colour_of(state)))
-                .and(&facts, dim)
-                .folded();
+            let facts = [what, "/help", "ctrl-d leaves"].map(str::to_owned);
+            let facts: Vec<String> = diffstat_line(task).into_iter().chain(facts).collect();
+            return Line::new("", &facts.join(" · "), dim).folded();
         }
         let spinner = format!("{} ", SPINNER[now.frame % SPINNER.len()]);
         let mut facts = vec![self.agent().to_owned()];

@@ -118,6 +118,8 @@ pub(super) enum Out {
     Line(Line),
     /// For the person, and not a part of the conversation.
     Hint(String),
+    /// The engine is away, and why: once, for whoever does not see what stands below.
+    Away(String),
     Ask(Request),
     /// Before what is not asked yet.
     AskFirst(Request),
@@ -166,6 +168,7 @@ pub(super) struct Chat {
     /// Why there is no engine.
     lost: Option<String>,
     interrupted: Option<u64>,
+    now_ms: u64,
     warned: bool,
     /// Nobody types any more: it ends when the task does.
     eof: bool,
@@ -193,6 +196,7 @@ impl Chat {
             children: BTreeMap::new(),
             lost: None,
             interrupted: None,
+            now_ms: 0,
             warned: false,
             eof: false,
             left: false,
@@ -307,9 +311,16 @@ impl Chat {
 
     pub(super) fn lost(&mut self, why: String) {
         if self.lost.is_none() {
-            self.hint(format!("the engine is away: {why}; trying again"));
+            let text = format!("the engine is away: {why}; trying again");
+            self.out.push(Out::Away(text));
         }
         self.lost = Some(why);
+    }
+
+    /// Time goes on, also when nothing is heard.
+    pub(super) fn tick(&mut self, now: Now) {
+        self.now_ms = now.ms;
+        self.heard_more();
     }
 
     pub(super) fn hear(&mut self, frame: &Frame) {
@@ -336,7 +347,7 @@ impl Chat {
         let run = self.id().and_then(|id| self.view.tasks.get(id));
         let run = run.and_then(|task| task.runs.last_key_value());
         if let Some((n, run)) = run {
-            self.tale.open(*n, run);
+            self.tale.open(*n, run, self.now_ms);
         }
     }
 
@@ -650,7 +661,10 @@ impl Chat {
         match told {
             Told::Refused { error, code } => self.refused(request, &error, code.as_deref()),
             Told::Spoken(spoken) => {
-                if spoken.how != "delivered" {
+                // That a run begins with it is seen.
+                let begins = spoken.task.runs.last();
+                let begins = begins.is_some_and(|run| run.started_at.is_none());
+                if spoken.how == "held" || (spoken.how == "queued" && !begins) {
                     self.tale.note(&spoken_line(&spoken), Some(Colour::Dim));
                 }
                 self.look(spoken.task);

@@ -16,6 +16,7 @@ const ID: &str = "000000000000003f";
 struct Bed {
     chat: Chat,
     seq: u64,
+    now: u64,
     lines: Vec<String>,
     asked: Vec<Request>,
     hints: Vec<String>,
@@ -47,6 +48,7 @@ impl Bed {
         Self {
             chat: Chat::new(task, "claude", Tune::default()),
             seq: 0,
+            now: 0,
             lines: Vec::new(),
             asked: Vec::new(),
             hints: Vec::new(),
@@ -80,7 +82,7 @@ impl Bed {
         for out in self.chat.take() {
             match out {
                 Out::Line(line) => self.lines.push(line.plain()),
-                Out::Hint(text) => self.hints.push(text),
+                Out::Hint(text) | Out::Away(text) => self.hints.push(text),
                 Out::Ask(request) | Out::AskFirst(request) => self.asked.push(request),
                 Out::Leave(exit) => self.left = Some(exit),
             }
@@ -115,7 +117,22 @@ impl Bed {
         self.said(&json!({"text": {"text": text}}), chunk)
     }
 
+    fn wait(&mut self, ms: u64) {
+        self.now += ms;
+        self.chat.tick(Now {
+            ms: self.now,
+            frame: 0,
+        });
+        self.settle();
+    }
+
+    /// And long enough for it to be printed as far as it can be.
     fn live(&mut self, voice: &str, chunk: u32, offset: usize, text: &str) {
+        self.piece(voice, chunk, offset, text);
+        self.wait(500);
+    }
+
+    fn piece(&mut self, voice: &str, chunk: u32, offset: usize, text: &str) {
         let live = json!({
             "task": ID, "run": 1, "chunk": chunk, "voice": voice, "offset": offset, "text": text,
             "lossy": true,
@@ -251,6 +268,25 @@ fn what_was_lost_on_the_way_comes_with_the_whole() {
     assert_eq!(bed.new_lines(), ["the", "middle", "of it"]);
 }
 
+/// Pieces are told at once, what came before them when it is durable.
+#[test]
+fn what_is_said_stands_behind_what_was_done_before_it() {
+    let mut bed = Bed::running();
+    bed.new_lines();
+    bed.piece("text", 1, 0, "done\nan");
+    bed.wait(100);
+    assert!(bed.new_lines().is_empty());
+    assert_eq!(bed.below().0, ["", "done", "an"]);
+    let call = json!({"tool_call": {"id": "t1", "name": "Bash", "input": "make"}});
+    bed.said(&call, None);
+    let result = json!({"tool_result": {"id": "t1", "output": "ok", "failed": false}});
+    bed.said(&result, None);
+    bed.wait(400);
+    assert_eq!(bed.new_lines(), ["→ Bash make · ok", "done"]);
+    bed.piece("text", 1, 5, "and more\n");
+    assert_eq!(bed.new_lines(), ["and more"]);
+}
+
 /// Pieces are told at once, what is whole when it is durable.
 #[test]
 fn pieces_of_the_next_text_wait_for_the_whole_of_the_one_before() {
@@ -270,6 +306,41 @@ fn pieces_of_the_next_text_wait_for_the_whole_of_the_one_before() {
     assert_eq!(bed.new_lines(), ["and"]);
     bed.text("last\nof all", Some(4));
     assert_eq!(bed.new_lines(), ["last", "of all"]);
+}
+
+#[test]
+fn what_a_person_says_does_not_stand_in_the_middle_of_a_text() {
+    let mut bed = Bed::running();
+    bed.new_lines();
+    bed.live("text", 1, 0, "one\ntw");
+    for (n, how) in [(1, "interrupt"), (2, "interrupt")] {
+        let text = format!("text {n}");
+        bed.event(
+            None,
+            json!({"kind": "message_queued", "message": n, "text": text, "from": "person"}),
+        );
+        bed.event(
+            Some(1),
+            json!({"kind": "message_delivered", "message": n, "delivery": how}),
+        );
+    }
+    assert_eq!(bed.new_lines(), ["one"]);
+    assert_eq!(bed.below().0, ["tw", "", "> text 1", "", "> text 2"]);
+    bed.text("one\ntwo", Some(1));
+    assert_eq!(bed.new_lines(), ["two", "> text 1", "> text 2"]);
+    assert!(bed.below().0.is_empty());
+    bed.live("text", 2, 0, "three\nfo");
+    bed.event(
+        None,
+        json!({"kind": "message_queued", "message": 3, "text": "text 3", "from": "person"}),
+    );
+    bed.event(
+        Some(1),
+        json!({"kind": "message_delivered", "message": 3, "delivery": "interrupt"}),
+    );
+    bed.finished(&json!({"completed": {"summary": "three"}}));
+    let lines = bed.new_lines();
+    assert_eq!(lines[..3], ["three", "fo", "> text 3"]);
 }
 
 #[test]
