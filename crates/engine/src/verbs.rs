@@ -343,8 +343,15 @@ impl Engine {
         let commit = match sealed {
             Some(sealed) => sealed.commit,
             None if there => {
-                let live = self.blocking(view.task.clone(), Trees::peek).await?;
-                Some(live.map_err(failed("look at the workspace of", task))?)
+                let alone = self.turn_to_look(task).await;
+                let live = self.blocking(view.task, move |trees, task| {
+                    let diff = trees.live_diff(task);
+                    drop(alone);
+                    diff
+                });
+                return live
+                    .await?
+                    .map_err(failed("look at the workspace of", task));
             }
             None => view.task.result().and_then(|sealed| sealed.commit.clone()),
         };
