@@ -11,7 +11,6 @@ use crate::{
     id::{BadId, KeyName, ModelName},
     rules::fits,
     task::Effort,
-    web::is_base,
 };
 
 /// How requests and answers are written.
@@ -248,8 +247,8 @@ impl UsageWindow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UsageTable {
-    /// Asked with GET and the key, as the models are.
-    pub url: String,
+    /// Below the base URL, from its slash on: asked with GET and the key, where the models are.
+    pub path: String,
     pub windows: Vec<UsageWindow>,
 }
 
@@ -316,8 +315,6 @@ pub enum BadKey {
     Member { key: KeyName, member: String },
     #[error("use key {key}: its table says {auth:?} and names no key")]
     NoSource { key: KeyName, auth: Auth },
-    #[error("use key {key}: its usage.url must begin with https:// or http://")]
-    UsageUrl { key: KeyName },
     #[error("use key {key}: {pointer:?} of its usage is no JSON pointer; one is /data/limit")]
     UsagePointer { key: KeyName, pointer: String },
     #[error("use key {key}: a price is a number that is not below zero")]
@@ -385,9 +382,9 @@ impl KeyTable {
             return Ok(());
         };
         let key = key.clone();
-        let (base, _) = usage.url.split_once('?').unwrap_or((&usage.url, ""));
-        if !is_base(base) {
-            return Err(BadKey::UsageUrl { key });
+        if !usage.path.starts_with('/') {
+            let path = usage.path.clone();
+            return Err(BadKey::Path { key, path });
         }
         let mut pointers = usage.windows.iter().flat_map(UsageWindow::pointers);
         match pointers.find(|pointer| !pointer.starts_with('/')) {
@@ -526,15 +523,15 @@ mod tests {
             "models": [{"match": "*", "price": {"input": -1.0, "output": 0.0}}],
         }));
         assert!(price.contains("below zero"), "{price}");
-        let usage = |url: &str, limit: &str| {
+        let usage = |path: &str, limit: &str| {
             says(json!({
                 "provider": "openai", "key": {"from": "K"},
-                "usage": {"url": url, "windows": [{"name": "w", "limit": limit}]},
+                "usage": {"path": path, "windows": [{"name": "w", "limit": limit}]},
             }))
         };
-        let url = usage("ftp://x", "/a");
-        assert!(url.contains("usage.url"), "{url}");
-        let pointer = usage("https://x/credits?of=me", "data.limit");
+        let path = usage("https://x/credits", "/a");
+        assert!(path.contains("must begin with a slash"), "{path}");
+        let pointer = usage("/credits?of=me", "data.limit");
         assert!(pointer.contains("\"data.limit\""), "{pointer}");
     }
 

@@ -146,6 +146,15 @@ impl ServerTable {
             Given::Taken(source) => Some(source),
         })
     }
+
+    /// To have them read elsewhere: inside a fence neither a person's files nor programs are there.
+    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut KeySource> {
+        let all = self.env.values_mut().chain(self.headers.values_mut());
+        all.filter_map(|given| match given {
+            Given::Text(_) => None,
+            Given::Taken(source) => Some(source),
+        })
+    }
 }
 
 impl ServerTable {

@@ -374,7 +374,8 @@ fn tools_of_a_server_are_used_and_nothing_of_it_is_left() {
     assert!(flood.len() < 4_000 && flood.contains("files__flood gave 1200000 characters"));
     assert!(leave.starts_with("left Ok("), "{leave}");
     assert!(deny.contains("a rule for mcp denies it"), "{deny}");
-    assert!(!runs(b"sleep\x0086462") && !runs(SERVER.as_bytes()));
+    let own = format!("{SERVER}\0echo\0env");
+    assert!(!runs(b"sleep\x0086462") && !runs(own.as_bytes()));
     let notices: Vec<&str> = lines
         .iter()
         .filter_map(|line| match &line.chunk {

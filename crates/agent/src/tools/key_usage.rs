@@ -133,7 +133,14 @@ async fn live(
     usage: &UsageTable,
     now: Millis,
 ) -> Result<Vec<Left>, String> {
-    let mut question = Question::get(address::parse(&usage.url).map_err(|e| e.to_string())?);
+    // Where the models are: no other place gets the key.
+    let base = table.base_url.as_deref().or(table.provider.base_url());
+    let url = format!(
+        "{}{}",
+        base.unwrap_or_default().trim_end_matches('/'),
+        usage.path
+    );
+    let mut question = Question::get(address::parse(&url).map_err(|e| e.to_string())?);
     for (name, value) in &table.headers {
         let bad = || format!("{name} is no header");
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;

@@ -394,8 +394,8 @@ async fn what_is_left_is_asked_for_where_that_is_documented() {
         {"name": "week", "remaining": "/data/week", "limit": "/data/limit"},
     ]);
     let table = |path: &str| {
-        json!({"provider": "anthropic", "key": {"from": "CARGO_PKG_NAME"},
-            "usage": {"url": format!("{}{path}", site.url), "windows": windows}})
+        json!({"provider": "anthropic", "key": {"from": "CARGO_PKG_NAME"}, "base_url": site.url,
+            "usage": {"path": path, "windows": windows}})
     };
     let keys = json!({"a": table("/usage"), "b": table("/gone"),
         "c": {"provider": "openai", "key": {"from": "X"}}});

@@ -29,7 +29,7 @@ use dispatch_core::{
     web::Reach,
 };
 use rmcp::{
-    model::{CallToolRequestParams, CallToolResponse},
+    model::{CallToolRequestParams, CallToolResponse, Tool},
     service::ServiceError,
 };
 use serde_json::{Map, Value};
@@ -76,6 +76,9 @@ pub(crate) struct Started {
     pub(crate) notices: Vec<String>,
 }
 
+/// What came of a server's start.
+type Opened = Result<(Link, Vec<Tool>), String>;
+
 /// Starts all of them beside each other. Tools that the model was told of before stay as they were,
 /// and come first, whether their server is there now or not.
 pub(crate) async fn start(
@@ -84,84 +87,122 @@ pub(crate) async fn start(
     known: &[(ServerName, Vec<ServedTool>)],
     names: Option<&[String]>,
 ) -> Started {
-    let mut open = JoinSet::new();
+    let mut starts = JoinSet::new();
     for (name, table) in tables {
         let (name, table, around) = (name.clone(), table.clone(), around.clone());
-        open.spawn(async move {
+        starts.spawn(async move {
             let opened = opened(&name, &table, &around).await;
-            (name, table, opened)
+            (name, opened)
         });
     }
     let mut opened = BTreeMap::new();
     let mut started = Started::default();
-    while let Some(one) = open.join_next().await {
+    while let Some(one) = starts.join_next().await {
         match one {
-            Ok((name, table, one)) => {
-                opened.insert(name, (table, one));
+            Ok((name, one)) => {
+                opened.insert(name, one);
             }
-            Err(error) => started
-                .notices
-                .push(format!("start an MCP server: {error}")),
+            Err(error) => {
+                let notice = format!("start an MCP server: {error}");
+                started.notices.push(notice);
+            }
         }
     }
-    let mut listed: Vec<(ServerName, Vec<ServedTool>)> = known.to_vec();
-    let mut links: BTreeMap<ServerName, Arc<Server>> = BTreeMap::new();
-    for (name, (table, opened)) in opened {
+    let mut listed = known.to_vec();
+    for (name, table) in tables {
+        if let Some(opened) = opened.remove(name) {
+            started.met(name, table, opened, &mut listed);
+        }
+    }
+    for (name, tools) in listed {
+        started.grant(tables.get(&name), &name, tools, names);
+    }
+    started
+}
+
+impl Started {
+    /// One server, in the order of their names.
+    fn met(
+        &mut self,
+        name: &ServerName,
+        table: &ServerTable,
+        opened: Opened,
+        listed: &mut Vec<(ServerName, Vec<ServedTool>)>,
+    ) {
         let link = match opened {
             Ok((link, tools)) => {
-                if !listed.iter().any(|(known, _)| *known == name) {
-                    let (tools, left_out) = names::told(&name, tools, &listed);
-                    started.notices.extend(left_out);
-                    started.new.push((name.clone(), tools.clone()));
+                if !listed.iter().any(|(known, _)| known == name) {
+                    let tools = self.wanted(name, table, tools);
+                    let (tools, left_out) = names::told(name, tools, listed);
+                    self.notices.extend(left_out);
+                    self.new.push((name.clone(), tools.clone()));
                     listed.push((name.clone(), tools));
                 }
                 Ok(link)
             }
             Err(why) => {
-                let notice =
-                    format!("MCP server {name} is not there, and its tools are not: {why}");
-                started.notices.push(notice);
+                self.notices
+                    .push(format!("MCP server {name} is not there: {why}"));
                 Err(why)
             }
         };
-        let server = Arc::new(Server {
+        self.servers.push(Arc::new(Server {
             name: name.clone(),
             call_limit: Duration::from_millis(table.call_ms),
             link,
-        });
-        started.servers.push(Arc::clone(&server));
-        links.insert(name, server);
+        }));
     }
-    let own = |name: &ServerName| tables.get(name).and_then(|table| table.tools.as_deref());
-    for (name, tools) in listed {
-        let Some(server) = links.get(&name) else {
-            continue;
+
+    /// Those of its tools that its table names.
+    fn wanted(&mut self, name: &ServerName, table: &ServerTable, tools: Vec<Tool>) -> Vec<Tool> {
+        let Some(own) = &table.tools else {
+            return tools;
         };
-        let offered = |tool: &ServedTool| match own(&name) {
-            Some(own) => own.contains(&tool.tool),
-            None => true,
+        for missing in own
+            .iter()
+            .filter(|own| !tools.iter().any(|t| t.name == **own))
+        {
+            self.notices.push(format!(
+                "MCP server {name} has no tool {missing:?}, which its table names"
+            ));
+        }
+        let is_own = |tool: &Tool| own.iter().any(|own| *own == tool.name);
+        tools.into_iter().filter(is_own).collect()
+    }
+
+    /// What the model may call of what it was told of. A server that the task has no more has nothing,
+    /// and settings that name fewer tools now hold, too.
+    fn grant(
+        &mut self,
+        table: Option<&ServerTable>,
+        name: &ServerName,
+        tools: Vec<ServedTool>,
+        names: Option<&[String]>,
+    ) {
+        let server = self.servers.iter().find(|server| server.name == *name);
+        let (Some(server), Some(table)) = (server.cloned(), table) else {
+            return;
         };
-        let wanted = |tool: &ServedTool| match names {
-            Some(names) => names.iter().any(|pattern| fits(pattern, &tool.name)),
-            None => true,
+        let offered = |tool: &ServedTool| {
+            let own = table.tools.as_ref();
+            own.is_none_or(|own| own.contains(&tool.tool))
+        };
+        let wanted = |tool: &ServedTool| {
+            let fits = |names: &[String]| names.iter().any(|name| fits(name, &tool.name));
+            names.is_none_or(fits)
         };
         let tools = tools
             .into_iter()
             .filter(|tool| offered(tool) && wanted(tool));
-        started.tools.extend(tools.map(|tool| Served {
+        self.tools.extend(tools.map(|tool| Served {
             tool,
-            server: Arc::clone(server),
+            server: Arc::clone(&server),
         }));
     }
-    started
 }
 
 /// Connected, and the list of its tools.
-async fn opened(
-    name: &ServerName,
-    table: &ServerTable,
-    around: &Around,
-) -> Result<(Link, Vec<rmcp::model::Tool>), String> {
+async fn opened(name: &ServerName, table: &ServerTable, around: &Around) -> Opened {
     let limit = Duration::from_millis(table.start_ms);
     let opened = timeout(limit, link::open(name, table, around)).await;
     opened.unwrap_or_else(|_| Err(format!("it was not ready after {limit:?}")))

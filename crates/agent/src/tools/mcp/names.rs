@@ -19,6 +19,8 @@ const HELP_CHARS_MAX: usize = 4_000;
 const SCHEMA_BYTES_MAX: usize = 64 << 10;
 /// Of one server. Each one costs tokens in every step.
 const TOOLS_MAX: usize = 128;
+/// Help and schemas of one server together: they are one line of the record.
+const ALL_BYTES_MAX: usize = 256 << 10;
 
 /// Those that a model can be told of, and why not the others.
 pub(super) fn told(
@@ -29,14 +31,21 @@ pub(super) fn told(
     tools.sort_by(|a, b| a.name.cmp(&b.name));
     let earlier = known.iter().flat_map(|(_, tools)| tools);
     let mut taken: BTreeSet<String> = earlier.map(|tool| tool.name.clone()).collect();
-    let (mut told, mut left_out) = (Vec::new(), Vec::new());
+    let (mut told, mut left_out): (Vec<ServedTool>, _) = (Vec::new(), Vec::new());
+    let mut bytes = 0;
     for tool in tools {
         let shown: String = tool.name.chars().take(NAME_CHARS_MAX).collect();
-        match one(server, &tool) {
-            _ if told.len() >= TOOLS_MAX => {
+        let one = one(server, &tool);
+        let size = one
+            .as_ref()
+            .map_or(0, |one| one.help.len() + one.schema.text().len());
+        bytes += size;
+        match one {
+            _ if told.len() >= TOOLS_MAX || bytes > ALL_BYTES_MAX => {
                 left_out.push(format!(
-                    "MCP server {server} has more than {TOOLS_MAX} tools; from {shown:?} on they \
-                     are left out; name those you want in its table"
+                    "MCP server {server} has more than {TOOLS_MAX} tools, or than {ALL_BYTES_MAX} \
+                     bytes of help and schemas; from {shown:?} on they are left out; name those \
+                     you want in its table"
                 ));
                 break;
             }
@@ -109,7 +118,7 @@ mod tests {
 
     fn tool(name: &str, schema: &Value) -> Tool {
         let mut tool = json!({"name": name, "inputSchema": schema});
-        if name != "plain" {
+        if name != "plain" && !name.starts_with('t') {
             tool["description"] = json!("x".repeat(HELP_CHARS_MAX + 1));
         }
         serde_json::from_value(tool).unwrap()
@@ -171,5 +180,9 @@ mod tests {
         assert_eq!(told.len(), TOOLS_MAX);
         assert_eq!(left_out.len(), 1);
         assert!(left_out[0].contains("from \"t128\" on"), "{left_out:?}");
+        let wordy = json!({"type": "object", "x": "y".repeat(SCHEMA_BYTES_MAX / 2)});
+        let tools = (0..9).map(|n| tool(&format!("t{n}"), &wordy));
+        let (told, left_out) = super::told(&"s".parse().unwrap(), tools.collect(), &[]);
+        assert_eq!((told.len(), left_out.len()), (7, 1));
     }
 }

@@ -134,7 +134,7 @@ impl Yard {
         assert!(started.tools.is_empty() && started.new.is_empty());
         assert_eq!(started.notices.len(), 1, "{:?}", started.notices);
         let notice = started.notices.into_iter().next().unwrap();
-        let why = notice.strip_prefix("MCP server odd is not there, and its tools are not: ");
+        let why = notice.strip_prefix("MCP server odd is not there: ");
         why.unwrap_or_else(|| panic!("{notice}")).to_owned()
     }
 }
@@ -219,8 +219,15 @@ async fn what_the_model_was_told_stays_whatever_the_server_says_now() {
             .is_empty()
     );
     let mut fewer = tables.clone();
-    fewer["shop"]["tools"] = json!(["look"]);
-    assert_eq!(names(&yard.start(fewer).await.tools), ["shop__look"]);
+    fewer["shop"]["tools"] = json!(["look", "sell"]);
+    let few = yard.start(fewer.clone()).await;
+    assert_eq!(names(&few.tools), ["shop__look"]);
+    assert_eq!(
+        few.notices,
+        ["MCP server shop has no tool \"sell\", which its table names"]
+    );
+    let narrowed = yard.start_again(fewer, &first.new, None).await;
+    assert_eq!(names(&narrowed.tools), ["shop__look"]);
     let named = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     for (wanted, there) in [
         (named(&["read_file"]), vec![]),
