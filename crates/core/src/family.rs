@@ -13,7 +13,7 @@ use crate::{
     container::RuntimeAsked,
     gate::{Budget, MicroUsd},
     grant::{self, Fence, Grant, Tool},
-    id::{AgentName, RunId, TaskId},
+    id::{RunId, TaskId},
     limits::Limit,
     message::MessageId,
     outcome::Outcome,
@@ -542,38 +542,57 @@ pub fn narrowed(
     Ok(lowered(asker, grant, left, by, spec))
 }
 
-/// Each name that the grant does not reach, with those it does.
+/// Names of a request for a task, which is not resolved yet: what an agent may not have is refused
+/// before it is looked up, so that nothing tells it what is configured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Names<'a> {
+    pub agent: Option<&'a str>,
+    pub place: Option<&'a str>,
+    pub placement: Option<&'a str>,
+}
+
+impl Names<'_> {
+    /// Each of them that the grant does not reach, with those it does.
+    #[must_use]
+    pub fn outside(&self, grant: &Grant) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut check = |inside: bool, what: &str, name: &str, there: &dyn fmt::Display| {
+            if !inside {
+                out.push(format!("{what} {name} (granted: {there})"));
+            }
+        };
+        if let Some(name) = self.agent {
+            let inside = name.parse().is_ok_and(|name| grant.agents.has(&name));
+            check(inside, "agent", name, &grant.agents);
+        }
+        if let Some(place) = self.place {
+            let inside = grant.repos.has(&place.to_owned());
+            check(inside, "repository", place, &grant.repos);
+        }
+        if let Some(name) = self.placement {
+            let inside = name.parse().is_ok_and(|name| grant.placements.has(&name));
+            check(inside, "placement", name, &grant.placements);
+        }
+        out
+    }
+}
+
+/// All that the grant does not reach, with what it does.
 fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<String> {
-    let mut out = Vec::new();
+    // An empty directory is nobody's.
+    let place = grant::place(spec);
+    let names = Names {
+        agent: Some(spec.agent.as_str()),
+        place: place.as_deref(),
+        placement: Some(spec.placement.word()),
+    };
+    let mut out = names.outside(grant);
     let mut check = |inside: bool, what: &dyn fmt::Display, there: &dyn fmt::Display| {
         if !inside {
             out.push(format!("{what} (granted: {there})"));
         }
     };
-    let agent: &AgentName = &spec.agent;
-    check(
-        grant.agents.has(agent),
-        &format!("agent {agent}"),
-        &grant.agents,
-    );
-    let place = grant::place(spec);
-    // An empty directory is nobody's.
-    let inside = place.as_ref().is_none_or(|place| grant.repos.has(place));
-    check(
-        inside,
-        &format!("repository {}", place.unwrap_or_default()),
-        &grant.repos,
-    );
     let placement = &spec.placement;
-    let named = placement
-        .word()
-        .parse()
-        .is_ok_and(|name| grant.placements.has(&name));
-    check(
-        named,
-        &format!("placement {}", placement.word()),
-        &grant.placements,
-    );
     let unfenced = placement.wrap == Wrap::Host && !grant.fence.unfenced;
     check(
         !unfenced,
@@ -600,15 +619,6 @@ fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<S
             &format!("task {task} to wait for"),
             &"those that you asked for",
         );
-    }
-    if spec.turn.taken == Taken::Supersede {
-        for holder in state.holders(spec) {
-            check(
-                state.is_below(holder.id, asker.id),
-                &format!("the workspace of task {}", holder.id),
-                &"those of tasks that you asked for",
-            );
-        }
     }
     if spec.turn.taken != Taken::Refuse && is_above(state, asker, spec) {
         check(

@@ -521,7 +521,8 @@ impl TaskSpec {
     }
 
     /// The same, if its workspace can be another task's too. What an agent asks for has one of its own
-    /// unless it was given a name: its asker works at the same branch and waits for it.
+    /// unless it was given a name: its asker works at the same branch and waits for it. A name that an
+    /// agent gives is one among what that agent asks for; the plain ones are people's.
     #[must_use]
     pub fn leaf(&self) -> Option<Leaf<'_>> {
         let alone = |leaf: &Leaf<'_>| self.asker().is_none() || matches!(leaf, Leaf::Named(_));
@@ -531,7 +532,9 @@ impl TaskSpec {
     /// Whether both would work in a workspace of one name. Two live tasks never do.
     #[must_use]
     pub fn same_workspace(&self, other: &Self) -> bool {
-        self.same_place(other) && self.leaf().is_some_and(|leaf| other.leaf() == Some(leaf))
+        self.asker() == other.asker()
+            && self.same_place(other)
+            && self.leaf().is_some_and(|leaf| other.leaf() == Some(leaf))
     }
 
     /// Whether both are about the same, whoever asked for them.

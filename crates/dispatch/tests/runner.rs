@@ -27,6 +27,8 @@ mod events;
 mod family;
 #[path = "runner/gate.rs"]
 mod gate;
+#[path = "runner/hostile.rs"]
+mod hostile;
 #[path = "runner/ids.rs"]
 mod ids;
 #[path = "runner/login.rs"]

@@ -31,7 +31,7 @@ use crate::{
     mirror::{self, Brought, Mirror, MirrorError, Wanted},
     prompts::Texts,
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
-    vault::{Author, Vault, VaultError},
+    vault::{self, Author, Vault, VaultError},
     workspace::{Head, How, WorkspaceError, Workspaces, agent_head},
 };
 
@@ -243,6 +243,7 @@ impl Trees {
         git.check_version().map_err(|e| e.to_string())?;
         let workspaces = Workspaces::new(&git, &settings.data);
         workspaces.sweep().map_err(|e| e.to_string())?;
+        vault::sweep(&settings.data).map_err(|e| e.to_string())?;
         let limits = &settings.config.limits;
         let answer_timeout = Duration::from_secs(limits.upstream_s);
         let folder_limits = folder::Limits {
@@ -634,13 +635,12 @@ impl Trees {
         Ok(None)
     }
 
-    /// What the workspace of a live task shows now, as a commit.
-    pub(crate) fn peek(&self, task: &Task) -> Result<String, TreeError> {
-        let vault = self.vault(task)?;
+    /// What the workspace of a live task shows now, as a patch. Nothing of it stays: whoever asks
+    /// often would fill the disk.
+    pub(crate) fn live_diff(&self, task: &Task) -> Result<String, TreeError> {
+        let (vault, _scratch) = self.vault(task)?.in_passing()?;
         let look = self.look(task, &vault)?;
-        let message = "the workspace as it is now";
-        let commit = vault.commit_tree(&look.tree, &[Self::base(task)?.0], message, &author())?;
-        Ok(commit.to_string())
+        Self::patch(&vault, task, &look.tree)
     }
 
     /// Takes the workspace away after [`Trees::keep`].
@@ -720,8 +720,11 @@ impl Trees {
     }
 
     pub(crate) fn diff(&self, task: &Task, commit: &str) -> Result<String, TreeError> {
-        let vault = self.vault(task)?;
-        let patch = vault.diff(&Self::base(task)?.0, &CommitId::parse(commit)?)?;
+        Self::patch(&self.vault(task)?, task, &CommitId::parse(commit)?)
+    }
+
+    fn patch(vault: &Vault, task: &Task, shown: &CommitId) -> Result<String, TreeError> {
+        let patch = vault.diff(&Self::base(task)?.0, shown)?;
         let mut text = String::from_utf8_lossy(&patch.text).into_owned();
         if patch.cut {
             text.push_str("\n[the rest of the diff is not shown: it is too large]\n");

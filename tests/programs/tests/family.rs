@@ -9,7 +9,13 @@
 
 mod world;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Waker},
+};
 
 use dispatch_core::{
     ask::{AskId, By, Permissions},
@@ -22,15 +28,15 @@ use dispatch_core::{
     message::{Fate as MessageFate, MessageId, Sender},
     outcome::{Failure, Outcome, Stop},
     run::RunCause,
-    task::{Base, Expects, Network, TaskSpec, Terms, Wrap},
+    task::{Base, Expects, Network, Taken, TaskSpec, Terms, Wrap},
 };
 use dispatch_engine::{
     attachments::NewFile,
     clock::{Clock, SetClock},
-    engine::{Engine, Secrets, Settings},
+    engine::{Engine, Observer, Secrets, Settings},
     view::{Force, Given, Heard, TaskView, Told, Until, VerbError, Waited},
 };
-use world::{AGENT, World, finished, outcome, patient, reason, until};
+use world::{AGENT, World, finished, git, outcome, patient, reason, until};
 
 const FOREVER: u64 = u64::MAX;
 const NOW: u64 = 1_000_000_000_000;
@@ -532,6 +538,152 @@ async fn a_message_for_a_later_run_silences_nobody_else() {
     );
 }
 
+/// A person's task keeps its workspace whatever agents ask for: neither taken, nor superseded, nor told
+/// of; and a name counts only among what the same agent asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_workspaces_reach_no_other_family() {
+    let world = world();
+    git(&world.repo(), &["update-ref", "refs/pull/7/head", "HEAD"]);
+    let engine = world.engine().await;
+    let on_pr = |orders: &[String], taken| {
+        let mut spec = spec(&world, "fake", orders);
+        spec.base = Base::Pr { number: 7 };
+        spec.turn.taken = taken;
+        spec
+    };
+    let hang = ["hang".to_owned()];
+    let question = ["write BLOCKED.md Which?".to_owned()];
+    let persons = on_pr(&question, Taken::Refuse);
+    let persons = engine.dispatch(persons, Secrets::new()).await.unwrap();
+    finished(&engine, persons).await;
+    let by = started(&engine, waiting_lead(&world, "fake")).await;
+    let other = started(&engine, waiting_lead(&world, "fake")).await;
+    for taken in [Taken::Refuse, Taken::Queue, Taken::Supersede] {
+        let run = child(&engine, by, on_pr(&hang, taken)).await;
+        running(&engine, run).await;
+        let known = view(&engine, persons).await.task;
+        assert_eq!(known.notes, [""; 0], "{taken:?}");
+        engine.stop(run.task, Force::Kill).await.unwrap();
+        done(&engine, run.task).await;
+    }
+    let beside = child(&engine, by, on_pr(&hang, Taken::Refuse)).await;
+    running(&engine, beside).await;
+    let task = view(&engine, beside).await.task;
+    let name = dispatch_core::naming::workspace_name(&task.spec, &task.short);
+    assert!(name.ends_with(&format!("~{}", task.short)), "{name}");
+    let next = engine.answer(persons.task, "UTC".into(), Secrets::new());
+    finished(&engine, next.await.unwrap()).await;
+    // One among what the same agent asks for.
+    let named = |taken| {
+        let mut spec = on_pr(&hang, taken);
+        spec.base = Base::Head;
+        spec.workspace = Some("same".parse().unwrap());
+        spec
+    };
+    let one = child(&engine, by, named(Taken::Refuse)).await;
+    let taken = asks(&engine, by, named(Taken::Refuse)).await.unwrap_err();
+    assert!(
+        matches!(taken, VerbError::WorkspaceTaken { holder, .. } if holder == one.task),
+        "{taken}"
+    );
+    let behind = child(&engine, by, named(Taken::Queue)).await;
+    let waiting = view(&engine, behind).await.waits.unwrap().text;
+    assert!(
+        waiting.contains("has the workspace local/repo/same~"),
+        "{waiting}"
+    );
+    let theirs = child(&engine, other, named(Taken::Refuse)).await;
+    running(&engine, theirs).await;
+    for run in [by, other] {
+        engine.stop(run.task, Force::Kill).await.unwrap();
+    }
+    for run in [by, other, beside, one, behind, theirs] {
+        done(&engine, run.task).await;
+    }
+}
+
+/// As far as its first question to the engine, which answers nobody for now.
+fn one_step<T>(verb: Pin<&mut impl Future<Output = T>>) {
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(verb.poll(&mut context).is_pending());
+}
+
+/// What an agent may is decided in the turn that does it: a stop that comes after the first look still
+/// reaches everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_for_an_agent_whose_stop_came_in_between() {
+    let world = world();
+    // Whoever has it holds the engine up at its next commit.
+    let gate = Arc::new(Mutex::new(()));
+    let mut settings = world.settings();
+    let commit = Arc::clone(&gate);
+    settings.observer = Observer(Some(Arc::new(move |_| drop(commit.lock().unwrap()))));
+    let engine = Engine::open(settings).await.unwrap();
+    let by = started(&engine, waiting_lead(&world, "fake")).await;
+    let ended = child(&engine, by, say(&world, "fake", "hi")).await;
+    let question = "write BLOCKED.md Which?".to_owned();
+    let blocked = child(&engine, by, spec(&world, "fake", &[question])).await;
+    waits(&engine, by, &[ended, blocked], Until::All).await;
+    let ask = order(&world, "ask", "answers", "Bash make");
+    let mut alone = spec(&world, "talker", &[ask]);
+    alone.terms.permissions = Permissions::Ask;
+    alone.terms.detached = true;
+    let alone = child(&engine, by, alone).await;
+    let asked = |kind: &Kind| matches!(kind, Kind::PermissionAsked { .. });
+    until(&engine, alone.task, asked).await;
+    let held = child(&engine, by, spec(&world, "fake", &["hang".to_owned()])).await;
+    running(&engine, held).await;
+    let acting = engine.on_behalf_of(by);
+    let no = Secrets::new;
+    let mut said = std::pin::pin!(acting.say(ended.task, "x".into(), Sender::Person, no()));
+    let mut answered = std::pin::pin!(acting.answer(blocked.task, "x".into(), no()));
+    let mut allowed = std::pin::pin!(acting.permit(alone.task, AskId(1), true, None));
+    let mut stopped = std::pin::pin!(acting.stop(alone.task, Force::Ask));
+    let mut let_go = std::pin::pin!(acting.detach(held.task));
+    let mut made = std::pin::pin!(asks(&engine, by, say(&world, "fake", "late")));
+    let mut frozen = std::pin::pin!(engine.set_frozen(true, Default::default()));
+    let mut stop = std::pin::pin!(engine.stop(by.task, Force::Kill));
+    let held_up = gate.lock().unwrap();
+    one_step(frozen.as_mut());
+    one_step(said.as_mut());
+    one_step(answered.as_mut());
+    one_step(allowed.as_mut());
+    one_step(stopped.as_mut());
+    one_step(let_go.as_mut());
+    one_step(made.as_mut());
+    one_step(stop.as_mut());
+    drop(held_up);
+    patient(stop).await.unwrap();
+    patient(frozen).await.unwrap();
+    for refusal in [
+        refused(patient(said).await),
+        refused(patient(answered).await),
+        refused(patient(allowed).await),
+        refused(patient(stopped).await),
+        refused(patient(let_go).await),
+        refused(patient(made).await),
+    ] {
+        assert!(matches!(refusal, Refusal::Over { .. }), "{refusal}");
+    }
+    for (run, open) in [(ended, false), (blocked, false), (alone, true)] {
+        let task = view(&engine, run).await.task;
+        assert_eq!((task.runs.len(), task.is_open()), (1, open));
+    }
+    assert!(
+        view(&engine, alone)
+            .await
+            .task
+            .ask(AskId(1))
+            .unwrap()
+            .is_open()
+    );
+    engine.stop(alone.task, Force::Kill).await.unwrap();
+    for run in [by, alone, held] {
+        done(&engine, run.task).await;
+    }
+    assert_eq!(view(&engine, by).await.task.family.children.len(), 4);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cogito_12_15_31_what_is_nobodys_is_refused_alike_whether_it_exists() {
     let world = world();
@@ -770,7 +922,7 @@ async fn cogito_21_25_57_58_names_outside_the_grant_are_refused_and_listed() {
     assert!(
         missing
             .to_string()
-            .contains("it is not configured; there are"),
+            .contains("it is not configured; your grant has fake, gone"),
         "{missing}"
     );
     assert_eq!(view(&engine, by).await.task.family.children, []);

@@ -454,6 +454,9 @@ mod tests {
             keys: std::collections::BTreeMap::new(),
             tools: None,
             rules: Rules::default(),
+            reach: crate::web::Reach::Nothing,
+            web: crate::web::WebTable::default(),
+            servers: std::collections::BTreeMap::new(),
             limits: serde_json::from_value(limits).unwrap(),
             live: true,
         }

@@ -16,7 +16,7 @@ use dispatch_core::{
     container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
     gate::MicroUsd,
-    grant::{Offer, Tool},
+    grant::{Grant, Offer, Tool},
     id::{AgentName, CheckName, GrantName, ModelName, PlacementName},
     keys::RequestKey,
     limits::Lowered,
@@ -567,6 +567,25 @@ pub(crate) enum BadRequest {
     Attach(#[from] BadAttachment),
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
+}
+
+/// In place of names that agents are not told.
+const UNTOLD: &str = "some that people can look up";
+
+impl BadRequest {
+    /// The same for an agent, which hears of what its grant has and not of what else is configured.
+    pub(crate) fn told_to(mut self, grant: &Grant) -> Self {
+        match &mut self {
+            Self::Agent(SelectError::Unknown { there, .. }) => *there = grant.agents.to_string(),
+            Self::UnknownPlacement { there, .. } => *there = grant.placements.to_string(),
+            Self::Repo { there, .. } => *there = grant.repos.to_string(),
+            Self::UnknownCheck { there, .. }
+            | Self::UnknownGrant { there, .. }
+            | Self::Permissions { there, .. } => *there = UNTOLD.to_owned(),
+            _ => {}
+        }
+        self
+    }
 }
 
 /// `https://..`, `ssh://..`, `file://..` or `user@host:path`.

@@ -213,7 +213,7 @@ impl From<PlanError> for Problem {
         let code = match error {
             PlanError::Agent(_) => Code::UnknownAgent,
             PlanError::Base(_) => Code::BadInput,
-            PlanError::Scratch(_) | PlanError::Prompt(_) => Code::Failed,
+            PlanError::Git(_) | PlanError::Prompt(_) => Code::Failed,
         };
         Self::new(code, chain(&error))
     }

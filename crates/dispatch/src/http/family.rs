@@ -8,7 +8,7 @@ use axum::{
     http::request::Parts,
 };
 use dispatch_core::{
-    family::Deed,
+    family::{Deed, Names, Refusal},
     grant::{self, Grant},
     id::TaskId,
     state::Task as CoreTask,
@@ -131,17 +131,32 @@ fn fill_in_place(asked: &mut Dispatch, own: &CoreTask) -> Option<Inherited> {
     Some(Inherited::of(own))
 }
 
-/// Whether the repository that an agent names may be looked into at all: what it may not have is not
-/// touched before it is refused.
-pub(super) fn may_look(ctx: &Ctx, asked: &Dispatch, own: &CoreTask) -> bool {
+/// What an agent names and may not have is refused before it is looked up or touched: whether there is
+/// such a thing is not told.
+pub(super) fn within<'a>(
+    ctx: &Ctx,
+    asked: &Dispatch,
+    own: &'a CoreTask,
+) -> Result<&'a Grant, VerbError> {
     let grant = own.spec.terms.grant.as_deref();
-    let place = asked.repo.as_deref();
-    let place = place.map(|repo| request::place(&ctx.config, repo).to_owned());
-    match (grant, place) {
-        (Some(grant), Some(place)) => grant.repos.has(&place),
-        (_, None) => true,
-        (None, Some(_)) => false,
+    let verb = Deed::Dispatch.verb();
+    let grant = grant.ok_or(Refusal::NoGrant { verb })?;
+    let agent = asked.agent.as_deref();
+    let folder = asked.dir.as_deref().map(grant::folder);
+    let repo = asked.repo.as_deref();
+    let names = Names {
+        agent: agent.map(|agent| agent.split_once(':').map_or(agent, |(name, _)| name)),
+        place: match &folder {
+            Some(folder) => Some(folder),
+            None => repo.map(|repo| request::place(&ctx.config, repo)),
+        },
+        placement: asked.placement.as_deref(),
+    };
+    let outside = names.outside(grant);
+    if outside.is_empty() {
+        return Ok(grant);
     }
+    Err(Refusal::Outside { outside }.into())
 }
 
 /// How a task stands that the caller has just done something to, which is durable. One who spoke to

@@ -59,21 +59,23 @@ pub(crate) async fn dispatch(
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let asker = ctx.engine.own_task().await?;
-    let (mut looked_into, mut inherited) = (true, None);
+    let (mut inherited, mut grant) = (None, None);
     if let Some(own) = &asker {
         inherited = family::fill_in(&mut asked, own);
-        looked_into = family::may_look(&ctx, &asked, own);
+        grant = Some(family::within(&ctx, &asked, own)?.clone());
     }
     let secrets = asked.secrets.clone();
     let tuning = Tuning::default();
     let (config, own) = (std::sync::Arc::clone(&ctx.config), ctx.config_file.clone());
     // A repository may lie on a disk that does not answer.
     let spec = tokio::task::spawn_blocking(move || {
-        if looked_into {
-            project::fill(&mut asked, &config, &own)?;
-        }
+        let filled = project::fill(&mut asked, &config, &own);
         let files = asked.attachments.clone();
-        let mut spec = asked.spec(&config)?;
+        let spec = filled.and_then(|()| asked.spec(&config));
+        let mut spec = match grant {
+            None => spec?,
+            Some(grant) => spec.map_err(|error| error.told_to(&grant))?,
+        };
         if let Some(inherited) = inherited {
             inherited.lay_on(&mut spec);
         }

@@ -14,6 +14,7 @@ use std::{
     path::PathBuf,
 };
 
+use dispatch_core::grant::Tool;
 use serde_json::{Value, json};
 
 use super::{
@@ -337,6 +338,82 @@ fn a_child_does_not_choose_its_container_engine() {
         told.contains("container engine docker (granted: podman)"),
         "{told}"
     );
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
+/// What is configured outside of its grant, an agent does not learn from what it is refused.
+#[test]
+fn a_refusal_tells_an_agent_of_nothing_beyond_its_grant() {
+    let world = TestWorld::with_config(&format!(
+        "{GRANT}{PATIENT}[grants.secretive]\n\
+        tools = [\"show\"]\nchildren_max = 1\nchildren_live_max = 1\n"
+    ));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let asked = |name: &str, value: Value| {
+        let mut body = json!({"task": "x", "placement": "tight", "agent": "patient"});
+        body[name] = value;
+        let refused = voice.posts("/v1/tasks", &body);
+        for untold in ["scripted", "gated", "secretive", "python", "container"] {
+            let named = body[name].to_string().contains(untold);
+            assert!(
+                named || !refused.text().contains(untold),
+                "{}",
+                refused.text()
+            );
+        }
+        refused.refusal()
+    };
+    // The same whether there is such a thing.
+    for (name, there, not) in [
+        ("agent", json!("scripted"), json!("nonesuch")),
+        ("placement", json!("container"), json!("nonesuch")),
+        ("repo", json!("/"), json!("nonesuch")),
+    ] {
+        let outside = (403, "not_granted".to_owned());
+        assert_eq!(
+            (asked(name, there), asked(name, not)),
+            (outside.clone(), outside)
+        );
+    }
+    for (name, not) in [
+        ("grant", json!("nonesuch")),
+        ("checks", json!(["nonesuch"])),
+    ] {
+        assert_eq!(asked(name, not).0, 400, "{name}");
+    }
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
+/// The mailbox knows no families, so an agent has no key to it, whatever its grant; and no tool.
+#[test]
+fn letters_are_not_for_the_agents_of_tasks() {
+    let tools = Tool::ALL
+        .map(|tool| format!("{:?}", tool.word()))
+        .join(", ");
+    let grant = GRANT.replace("\"dispatch\", \"wait\", \"show\", \"list\"", &tools);
+    let world = TestWorld::with_config(&format!("{grant}{PATIENT}"));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let workspace = world.show(&lead)["workspace_name"].clone();
+    for (path, body) in [
+        (
+            "/v1/letters",
+            json!({"writer": "a", "reader": "b", "subject": "s", "text": "t"}),
+        ),
+        ("/v1/letters/fetch", json!({"reader": "b"})),
+        ("/v1/letters/between", json!({"agent": "a", "with": "b"})),
+    ] {
+        let mut body = body;
+        body["workspace"] = workspace.clone();
+        let refused = voice.posts(path, &body);
+        assert_eq!(
+            refused.refusal(),
+            (403, "not_granted".into()),
+            "{}",
+            refused.text()
+        );
+    }
     world.dispatch(&["stop", "--kill", &lead]).exits(0);
 }
 

@@ -13,7 +13,6 @@ use dispatch_core::{
     id::{RunId, TaskId},
     keys::RequestKey,
     message::{MessageId, Sender},
-    outcome::Stop,
     task::{TaskSpec, Tuning},
 };
 
@@ -115,12 +114,13 @@ impl Engine {
     ) -> Result<RunId, VerbError> {
         self.may(Deed::Answer(task)).await?;
         let (secrets, tuning, key) = without_files("answer", given)?;
-        let by = self.speaker("answer", &secrets)?;
+        self.speaker("answer", &secrets)?;
+        let who = self.who;
         let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
+            who,
             task,
             text,
-            by,
             tuning,
             secrets,
             key,
@@ -200,15 +200,6 @@ impl Engine {
             Sender::Person => from,
             agent => agent,
         };
-        if let Sender::Task(own) = from
-            && self.who != Who::Person
-            && !(tuning.is_empty() && files.is_empty())
-            && self.look(own).await?.task.asker() == Some(task)
-        {
-            let what = "say that with files, another model or effort: those of the task that asked \
-                        for yours are not yours to set; what you leave in your workspace can be seen";
-            return Err(VerbError::BadInput { what: what.into() });
-        }
         let busy = if found.is_open() {
             None
         } else {
@@ -222,8 +213,10 @@ impl Engine {
             can_attach(self.config(), &found.spec, &found.attached, &files)?;
             Some(self.keep(task, files).await?)
         };
+        let who = self.who;
         let spoken = self
             .ask(|reply| Command::Say {
+                who,
                 task,
                 text,
                 from,
@@ -298,7 +291,9 @@ impl Engine {
             Who::Person => By::Person,
             Who::Run(run) => By::Task(run.task),
         };
+        let who = self.who;
         self.ask(|reply| Command::Permit {
+            who,
             task,
             ask,
             allow,
@@ -339,14 +334,11 @@ impl Engine {
         key: Option<RequestKey>,
     ) -> Result<(), VerbError> {
         self.may(Deed::Stop(task)).await?;
-        let why = match self.who {
-            Who::Person => Stop::ByPerson,
-            Who::Run(_) => Stop::ByAsker,
-        };
+        let who = self.who;
         self.ask(|reply| Command::Stop {
+            who,
             task,
             force,
-            why,
             key,
             reply,
         })

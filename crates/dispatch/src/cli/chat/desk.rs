@@ -22,8 +22,9 @@ use crate::{
         task::Task,
     },
     cli::{
+        attach::Tune,
         error::{CliError, Result},
-        run::agent_secrets,
+        run::{Whom, agent_of, agent_secrets},
     },
     client::{
         Client, ClientError,
@@ -39,10 +40,10 @@ const TRY_AGAIN_MAX: Duration = Duration::from_secs(5);
 
 type Done = (Request, Told);
 
-/// What a request is about.
+/// What a request is about: the task as it was when it was asked for, and who works on it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct About {
-    pub(super) id: String,
+    pub(super) task: Option<Task>,
     pub(super) agent: String,
 }
 
@@ -158,7 +159,8 @@ struct Asked {
 
 impl Asked {
     fn path(&self, verb: &str) -> String {
-        format!("/v1/tasks/{}/{verb}", self.about.id)
+        let id = self.about.task.as_ref().map_or("", |task| &task.id);
+        format!("/v1/tasks/{id}/{verb}")
     }
 
     async fn carry_out(&self, request: &Request) -> std::result::Result<Told, Fault> {
@@ -169,7 +171,12 @@ impl Asked {
                 };
                 let mut asked = begin.clone();
                 asked.task.clone_from(text);
-                asked.model = tune.model.clone().or(asked.model);
+                if tune.model.is_some() {
+                    // Another one may need another key.
+                    let secrets = self.secrets(&self.about.agent, tune).await?;
+                    asked.secrets.0.extend(secrets.0);
+                    asked.model.clone_from(&tune.model);
+                }
                 asked.effort = tune.effort.or(asked.effort);
                 let (_, task): (_, Task) =
                     start::make(&self.settings, "/v1/tasks", &*asked).await?;
@@ -181,7 +188,8 @@ impl Asked {
                     attachments: Vec::new(),
                     model: tune.model.clone(),
                     effort: tune.effort,
-                    secrets: self.secrets(&self.about.agent).await?,
+                    chain: None,
+                    secrets: self.secrets(&self.about.agent, tune).await?,
                 };
                 let spoken: Spoken = self.at_last(&self.path("say"), &asked).await?;
                 Ok(Told::Spoken(Box::new(spoken)))
@@ -191,7 +199,8 @@ impl Asked {
                     text: text.clone(),
                     model: tune.model.clone(),
                     effort: tune.effort,
-                    secrets: self.secrets(&self.about.agent).await?,
+                    chain: None,
+                    secrets: self.secrets(&self.about.agent, tune).await?,
                 };
                 self.task(self.at_last(&self.path("answer"), &asked).await?)
             }
@@ -202,14 +211,21 @@ impl Asked {
                     agent: agent.clone(),
                     model: tune.model.clone(),
                     effort: tune.effort,
-                    secrets: self.secrets(whose).await?,
+                    chain: None,
+                    secrets: self.secrets(whose, tune).await?,
                 };
                 self.task(self.at_last(&self.path("resume"), &asked).await?)
             }
-            Request::Permit { ask, allow, why } => {
+            Request::Permit {
+                ask,
+                allow,
+                always,
+                why,
+            } => {
                 let asked = request::Permit {
                     allow: *allow,
                     why: why.clone(),
+                    always: *always && self.remembers(),
                 };
                 self.task(self.post(&format!("asks/{ask}"), &asked).await?)
             }
@@ -218,7 +234,9 @@ impl Asked {
                     true => request::Force::Kill,
                     false => request::Force::Ask,
                 };
-                self.task(self.post("stop", &request::Stop { force }).await?)
+                let asked = request::Stop { force };
+                let (_, task) = start::make(&self.settings, &self.path("stop"), &asked).await?;
+                self.task(task)
             }
             Request::Unsay(message) => {
                 let path = self.path(&format!("messages/{message}"));
@@ -255,10 +273,24 @@ impl Asked {
     }
 
     /// A secret's program may take its time, and the screen goes on.
-    async fn secrets(&self, agent: &str) -> Result<Secrets> {
-        let (settings, agent) = (self.settings.clone(), agent.to_owned());
-        let taken = spawn_blocking(move || agent_secrets(&settings, &agent)).await;
+    async fn secrets(&self, agent: &str, tune: &Tune) -> Result<Secrets> {
+        let (settings, agent, tune) = (self.settings.clone(), agent.to_owned(), tune.clone());
+        // Another agent does not ask whom the one before asked.
+        let task = self.about.task.clone();
+        let task = task.filter(|task| task.agent == agent);
+        let taken = spawn_blocking(move || {
+            let whom = task.as_ref().map(Whom::of).unwrap_or_default();
+            agent_secrets(&settings, &agent, whom.tuned(tune.tuned()))
+        });
+        let taken = taken.await;
         taken.map_err(|error| CliError::failed("take the secrets of the agent", &error))?
+    }
+
+    /// Whether the agent itself knows again what is always allowed.
+    fn remembers(&self) -> bool {
+        let name = agent_of(&self.settings, &self.about.agent).ok();
+        let profile = name.and_then(|name| self.settings.config.agents.get(&name));
+        profile.is_some_and(|profile| profile.driver.remembers())
     }
 
     async fn post<B: Serialize + Sync, T: DeserializeOwned>(

@@ -84,6 +84,12 @@ impl Feed {
                     }
                 }
                 Step::Heard(Ok(Some(heard))) => {
+                    // What it waits for may be a key that we have.
+                    if matches!(&heard, Heard::Event(event) if event.kind == "waits")
+                        && let Err(error) = start::provide(&client, &self.settings).await
+                    {
+                        return Ok(error.to_string());
+                    }
                     if self.hear(heard).await? {
                         stale.get_or_insert_with(|| Instant::now() + GATHER);
                     }

@@ -415,7 +415,7 @@ impl Session<'_> {
 
     fn about(&self) -> About {
         About {
-            id: self.chat.id().unwrap_or_default().to_owned(),
+            task: self.chat.task().cloned(),
             agent: self.chat.agent().to_owned(),
         }
     }

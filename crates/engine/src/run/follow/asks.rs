@@ -17,6 +17,7 @@ use crate::{
     engine::Command,
     run::{Cut, Walk},
     sites::Site,
+    view::Who,
 };
 
 impl Walk {
@@ -166,6 +167,7 @@ impl Walk {
     /// A denial that is nobody's. Whoever was first has answered it.
     pub(super) async fn answer_ask(&self, ask: AskId, by: By) -> Result<(), Cut> {
         let answered = self.ask(|reply| Command::Permit {
+            who: Who::Person,
             task: self.job.run.task,
             ask,
             allow: false,

@@ -71,6 +71,8 @@ pub(super) enum Request {
     Permit {
         ask: u32,
         allow: bool,
+        /// Where the agent itself knows it again.
+        always: bool,
         why: Option<String>,
     },
     Stop {
@@ -238,6 +240,10 @@ impl Chat {
     fn failed(&mut self, what: &str) {
         self.tale
             .note(&format!("failed to {what}"), Some(Colour::Red));
+    }
+
+    pub(super) fn task(&self) -> Option<&Task> {
+        self.task.as_ref()
     }
 
     pub(super) fn id(&self) -> Option<&str> {
@@ -551,7 +557,7 @@ impl Chat {
 
     fn help(&mut self) {
         let lines = HELP.iter().map(|(name, what)| {
-            Line::new("", &format!("{name:<18}"), Some(Colour::Bold)).and(what, None)
+            Line::new("", &format!("{name:<21}"), Some(Colour::Bold)).and(what, None)
         });
         let first =
             "what you type is said to the agent, or answers it; alt-enter begins a new line";
@@ -579,17 +585,19 @@ impl Chat {
             (None, None) => return self.failed("answer: the agent asks for nothing now"),
         };
         self.answered.insert(ask);
-        self.ask(Request::Permit { ask, allow, why });
+        self.ask(Request::Permit {
+            ask,
+            allow,
+            always,
+            why,
+        });
     }
 
     fn allow_from_now_on(&mut self, ask: &Asking) {
         let text = match key(ask) {
             Some(key) => {
-                let text = format!(
-                    "allowed from now on, while this chat is open: {} {}",
-                    shown(&key.0),
-                    shown(&key.1)
-                );
+                let (tool, subject) = (shown(&key.0), shown(&key.1));
+                let text = format!("allowed from now on: {tool} {subject}");
                 self.always.insert(key);
                 text
             }
@@ -867,6 +875,7 @@ impl Chat {
             self.ask(Request::Permit {
                 ask,
                 allow: true,
+                always: true,
                 why: None,
             });
         }

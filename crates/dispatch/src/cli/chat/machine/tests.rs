@@ -613,6 +613,7 @@ fn asks_are_answered_in_place() {
     let permit = |ask, allow, why: Option<&str>| Request::Permit {
         ask,
         allow,
+        always: false,
         why: why.map(str::to_owned),
     };
     assert_eq!(
@@ -640,26 +641,27 @@ fn always_is_for_the_same_again() {
     let mut bed = Bed::running();
     bed.ask(1, "make");
     bed.types("a");
-    let permit = |ask| Request::Permit {
+    let permit = |ask, always| Request::Permit {
         ask,
         allow: true,
+        always,
         why: None,
     };
-    assert_eq!(bed.new_asks(), [permit(1)]);
+    assert_eq!(bed.new_asks(), [permit(1, true)]);
     bed.event(
         Some(1),
         json!({"kind": "permission_answered", "ask": 1, "allow": true, "by": "person"}),
     );
     // What it says of itself is another text, and the command is the same.
     bed.ask(2, "make");
-    assert_eq!(bed.new_asks(), [permit(2)]);
+    assert_eq!(bed.new_asks(), [permit(2, true)]);
     bed.ask(3, "make all");
     assert!(bed.new_asks().is_empty());
     bed.ask(4, &"x".repeat(INPUT_BYTES_MAX));
     bed.types("/allow 3");
     bed.types("always");
     bed.ask(5, &"x".repeat(INPUT_BYTES_MAX));
-    assert_eq!(bed.new_asks(), [permit(3), permit(4)]);
+    assert_eq!(bed.new_asks(), [permit(3, false), permit(4, true)]);
 }
 
 #[test]
