@@ -51,6 +51,8 @@ mod native;
 mod notify;
 #[path = "runner/output.rs"]
 mod output;
+#[path = "runner/outside.rs"]
+mod outside;
 #[path = "runner/placement.rs"]
 mod placement;
 #[path = "runner/prompts.rs"]

@@ -19,10 +19,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::world::{TestWorld, children, pid_of};
 
-const KEY: &str = "sk-ant-api03-the-real-key-0123456789abcdef";
+pub(super) const KEY: &str = "sk-ant-api03-the-real-key-0123456789abcdef";
 
 /// Whom an agent asks: scripts by name, and the heads of all requests.
-struct Model {
+pub(super) struct Model {
     url: String,
     heads: Arc<Mutex<Vec<String>>>,
     log: PathBuf,
@@ -30,7 +30,7 @@ struct Model {
 
 impl Model {
     /// Each script is a provider of its own, at its name.
-    async fn new(world: &TestWorld, scripts: &[(&str, Value)]) -> Self {
+    pub(super) async fn new(world: &TestWorld, scripts: &[(&str, Value)]) -> Self {
         let (dir, log) = (world.path("scripts"), world.path("model.log"));
         fs::create_dir_all(&dir).unwrap();
         for (name, steps) in scripts {
@@ -48,7 +48,7 @@ impl Model {
     }
 
     /// A key's table, which asks this script.
-    fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         format!(
             "[keys.{name}]\nprovider = \"anthropic\"\nbase_url = \"{}/s/{name}\"\n\
              key = {{ from = \"{}_KEY\" }}\n",
@@ -62,7 +62,7 @@ impl Model {
     }
 
     /// What the model was asked, request by request.
-    fn asked(&self) -> Vec<Value> {
+    pub(super) fn asked(&self) -> Vec<Value> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let records = log.lines().map(|line| serde_json::from_str(line).unwrap());
         records
@@ -105,7 +105,7 @@ async fn note(door: TcpListener, to: std::net::SocketAddr, heads: Arc<Mutex<Vec<
     }
 }
 
-fn configure(world: &TestWorld, text: &str) {
+pub(super) fn configure(world: &TestWorld, text: &str) {
     let path = world.home().join("dispatch.toml");
     let before = fs::read_to_string(&path).unwrap();
     fs::write(path, format!("{text}\n{before}")).unwrap();
@@ -152,12 +152,12 @@ fn begun(world: &TestWorld, args: &[&str]) -> String {
 }
 
 /// Its task as it ended.
-fn ended(world: &TestWorld, id: &str) -> Value {
+pub(super) fn ended(world: &TestWorld, id: &str) -> Value {
     world.dispatch(&["wait", id]);
     world.show(id)
 }
 
-fn results(world: &TestWorld, id: &str) -> String {
+pub(super) fn results(world: &TestWorld, id: &str) -> String {
     let events = world
         .dispatch(&["events", "--json", "--task", id])
         .exits(0)
