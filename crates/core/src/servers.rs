@@ -147,17 +147,6 @@ impl ServerTable {
         })
     }
 
-    /// To have them read elsewhere: inside a fence neither a person's files nor programs are there.
-    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut KeySource> {
-        let all = self.env.values_mut().chain(self.headers.values_mut());
-        all.filter_map(|given| match given {
-            Given::Text(_) => None,
-            Given::Taken(source) => Some(source),
-        })
-    }
-}
-
-impl ServerTable {
     /// With the name of the variable or header that each is for.
     pub(crate) fn sources_mut(&mut self) -> impl Iterator<Item = (&str, &mut KeySource)> {
         let all = self.env.iter_mut().chain(&mut self.headers);
