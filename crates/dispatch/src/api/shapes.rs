@@ -71,6 +71,17 @@ pub(crate) enum Priority {
     Urgent,
 }
 
+/// A rule of our own agent's: what becomes of what it is about to do.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Rule {
+    /// A group of tools, as in `[native.groups]`.
+    group: String,
+    /// Of a path, a command, an address or a name: `*` is any text, `?` any character.
+    pattern: String,
+    action: Permissions,
+}
+
 /// What becomes of an agent's permission requests.
 #[derive(JsonSchema)]
 #[serde(rename_all = "snake_case")]

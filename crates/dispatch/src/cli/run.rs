@@ -459,6 +459,8 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
         permissions: args.permissions.as_deref().map(permissions),
         grant: args.grant,
         grant_most: None,
+        rules: Vec::new(),
+        rules_most: Vec::new(),
         detached: false,
         review_base: args.base.clone(),
         checks,
