@@ -20,8 +20,9 @@ use crate::{
     grant::{Offer, Word},
     id::{
         AccountName, AgentName, BadId, ForgeName, GrantName, HookName, KeyName, ModelName,
-        PlacementName, PoolName, RepoName,
+        PlacementName, PoolName, RepoName, ServerName,
     },
+    lent::{self, Lent},
     limits::Limits,
     models::{Choice, KeyTable},
     notify::Hook,
@@ -29,8 +30,10 @@ use crate::{
     rules::{Grade, Group, Rule},
     schedule::Pools,
     server::{Server, ServerTable},
+    servers::{self, ServerTable as McpTable},
     sidecar::{BROKER_URL, Upstream},
     task::{Expects, Network, Placement, Wrap},
+    web::WebTable,
 };
 
 /// What our own program is called where a program is named.
@@ -217,6 +220,8 @@ pub struct AgentProfile {
     pub system_prompt: Option<String>,
     /// Names of our own agent's tools; absent: all.
     pub tools: Option<Vec<String>>,
+    /// The MCP servers whose tools it has; absent: all of `[mcp.*]`.
+    pub mcp: Option<Vec<ServerName>>,
     /// Over `[native.groups]`.
     #[serde(default)]
     pub groups: BTreeMap<Group, Grade>,
@@ -431,6 +436,10 @@ pub struct Config {
     /// What our own agent asks models with.
     pub keys: BTreeMap<KeyName, KeyTable>,
     pub native: NativeSettings,
+    /// What its tools may look up.
+    pub web: WebTable,
+    /// Whose tools it may use.
+    pub mcp: BTreeMap<ServerName, McpTable>,
     pub server: Server,
     /// What prompts are made of: ours, until the caller lays a person's own over it.
     pub library: Library,
@@ -459,7 +468,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 19] = [
     "task",
     "limits",
     "gate",
@@ -476,6 +485,8 @@ const TABLES: [&str; 17] = [
     "forges",
     "keys",
     "native",
+    "web",
+    "mcp",
     "server",
 ];
 
@@ -654,7 +665,8 @@ fn is_leaf(path: &[&str], value: &Value) -> bool {
         || (path.len() > 3 && path[0] == "agents" && matches!(path[2], "env" | "files"))
         || (path.len() > 2 && path[0] == "notify")
         || (path.len() > 2 && path[0] == "forges" && path[2] == "token")
-        || (path.len() > 2 && path[0] == "keys" && path[2] == "key")
+        || (path.len() > 2 && matches!(path[0], "keys" | "web") && path[2] == "key")
+        || (path.len() > 3 && path[0] == "mcp" && matches!(path[2], "env" | "headers"))
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -721,6 +733,8 @@ impl Typing<'_> {
         let forges = self.forges();
         let keys = self.keys();
         let native = self.one::<NativeSettings>("native");
+        let mut web = self.one::<WebTable>("web");
+        let mut mcp = self.mcp();
         let server = self.server();
         let grants = self.grants(&agents, &placements, &repos);
         for what in limits.iter().flat_map(Limits::problems) {
@@ -763,9 +777,33 @@ impl Typing<'_> {
             }
             self.broker(name, agent);
         }
+        if let Some(Err(error)) = web.as_ref().map(WebTable::check) {
+            self.problem("web", error.to_string());
+        }
+        for (name, agent) in &agents {
+            let at = place(&["agents", name.as_str(), "mcp"]);
+            if let Err(error) = servers::chosen(&mcp, agent.mcp.as_deref()) {
+                self.problem(&at, error.to_string());
+            }
+        }
+        let of_web = web.as_mut().map(lent::to_web).unwrap_or_default();
+        let of_servers: BTreeMap<ServerName, Lent> = mcp
+            .iter_mut()
+            .map(|(name, server)| (name.clone(), lent::to_server(name, server)))
+            .collect();
         for agent in agents.values_mut() {
             if agent.is_native() {
                 agent.program = OWN_PROGRAM.to_owned();
+                let all = agent.mcp.is_none();
+                let has = |name: &ServerName| all || agent.mcp.iter().flatten().any(|n| n == name);
+                let lent = of_servers.iter().filter(|(name, _)| has(name));
+                let lent = lent.flat_map(|(_, lent)| lent).chain(&of_web);
+                let taken = lent.map(|(variable, source)| {
+                    let source = Source::from(source);
+                    let optional = false;
+                    (variable.clone(), EnvValue::Taken { source, optional })
+                });
+                agent.env.extend(taken.collect::<Vec<_>>());
             }
             // A broker without its key could only be passed by, and that is what it is there against.
             let key = agent.broker.as_ref().map(|broker| &broker.key);
@@ -821,6 +859,8 @@ impl Typing<'_> {
             forges,
             keys,
             native: native?,
+            web: web?,
+            mcp,
             server: server?,
             library: Library::built_in(),
         })
@@ -872,6 +912,7 @@ impl Typing<'_> {
             ("chain", !agent.chain.is_empty()),
             ("system_prompt", agent.system_prompt.is_some()),
             ("tools", agent.tools.is_some()),
+            ("mcp", agent.mcp.is_some()),
             ("groups", !agent.groups.is_empty()),
             ("rules", !agent.rules.is_empty()),
         ] {
@@ -911,6 +952,16 @@ impl Typing<'_> {
             }
         }
         keys
+    }
+
+    fn mcp(&mut self) -> BTreeMap<ServerName, McpTable> {
+        let servers = self.many::<ServerName, McpTable>("mcp");
+        for (name, server) in &servers {
+            if let Err(error) = server.way(name) {
+                self.problem(&place(&["mcp", name.as_str()]), error.to_string());
+            }
+        }
+        servers
     }
 
     fn forges(&mut self) -> BTreeMap<ForgeName, Forge> {

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Millis,
-    config::list,
+    config::{Config, list},
+    container::RuntimeAsked,
     gate::{Budget, MicroUsd},
     grant::{self, Fence, Grant, Tool},
     id::{AgentName, RunId, TaskId},
@@ -609,11 +610,63 @@ fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<S
             );
         }
     }
+    if spec.turn.taken != Taken::Refuse && is_above(state, asker, spec) {
+        check(
+            false,
+            &format!(
+                "taken = \"{}\" for a workspace whose task waits for you",
+                spec.turn.taken.word()
+            ),
+            &"a workspace of its own: leave `taken` out",
+        );
+    }
     if spec.terms.grant.is_some() {
         let below = grant.below().is_some();
         check(below, &"a grant of its own", &"no further level (depth)");
     }
     out
+}
+
+/// The container engine of a child is its asker's or the configured one, whatever it says: in another
+/// one the same image may have more rights.
+///
+/// # Errors
+/// When it asks for another one.
+pub fn hold_runtime(asker: &Task, config: &Config, spec: &mut TaskSpec) -> Result<(), Refusal> {
+    let own = asker.spec.placement.container.as_ref();
+    let own = own.map(|container| container.runtime);
+    let placement = &spec.placement;
+    let named = placement.name.as_ref();
+    let named = named.and_then(|name| config.containers.get(name)?.runtime);
+    let configured = named.or(config.container.runtime);
+    let Some(container) = &mut spec.placement.container else {
+        return Ok(());
+    };
+    let asked = container.runtime;
+    if asked == RuntimeAsked::Auto {
+        container.runtime = own.or(configured).unwrap_or_default();
+        return Ok(());
+    }
+    let granted = [own, configured];
+    if granted.contains(&Some(asked)) {
+        return Ok(());
+    }
+    let there = match own.or(configured) {
+        Some(runtime) => runtime.word(),
+        None => "the one that is found: leave `runtime` out",
+    };
+    let outside = vec![format!(
+        "container engine {} (granted: {there})",
+        asked.word()
+    )];
+    Err(Refusal::Outside { outside })
+}
+
+/// Whether the asker, or whoever asked for that, works at what the task is about. These wait for it, so
+/// it cannot wait for them.
+fn is_above(state: &State, asker: &Task, spec: &TaskSpec) -> bool {
+    let above = |task: &&Task| task.asker().and_then(|id| state.task(id));
+    std::iter::successors(Some(asker), above).any(|task| task.spec.same_subject(spec))
 }
 
 fn lowered(asker: &Task, grant: &Grant, left: Left, by: RunId, mut spec: TaskSpec) -> TaskSpec {

@@ -61,7 +61,7 @@ pub struct Limits {
     pub wakes_max: u32,
     /// Messages of agents in one chain: all that a person's word or a task of theirs has led to.
     pub chain_messages_max: u32,
-    /// Callers that wait for the end of tasks.
+    /// Callers that wait for the end of tasks: of people, of tokens, and of agents.
     pub waits_max: usize,
     pub task_bytes: usize,
     /// Letters of one workspace that nobody has read.

@@ -11,6 +11,7 @@ use crate::{
     id::{BadId, KeyName, ModelName},
     rules::fits,
     task::Effort,
+    web::is_base,
 };
 
 /// How requests and answers are written.
@@ -210,6 +211,48 @@ pub struct ModelRow {
     pub body: Map<String, Value>,
 }
 
+/// One limit in the answer of a usage endpoint: where its numbers stand, as JSON pointers. What is
+/// not named is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageWindow {
+    pub name: String,
+    #[serde(default)]
+    pub limit: Option<String>,
+    #[serde(default)]
+    pub used: Option<String>,
+    #[serde(default)]
+    pub remaining: Option<String>,
+    /// Of a hundred.
+    #[serde(default)]
+    pub used_percent: Option<String>,
+    /// A time (RFC 3339), seconds or milliseconds since 1970, or seconds from now.
+    #[serde(default)]
+    pub resets_at: Option<String>,
+}
+
+impl UsageWindow {
+    fn pointers(&self) -> impl Iterator<Item = &String> {
+        let all = [
+            &self.limit,
+            &self.used,
+            &self.remaining,
+            &self.used_percent,
+            &self.resets_at,
+        ];
+        all.into_iter().flatten()
+    }
+}
+
+/// `[keys.NAME.usage]`: the documented place where a provider tells what is left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageTable {
+    /// Asked with GET and the key, as the models are.
+    pub url: String,
+    pub windows: Vec<UsageWindow>,
+}
+
 /// `[keys.NAME]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -228,6 +271,9 @@ pub struct KeyTable {
     /// The first that fits is taken, whole.
     #[serde(default)]
     pub models: Vec<ModelRow>,
+    /// None: what is left is known from the headers of answers only.
+    #[serde(default)]
+    pub usage: Option<UsageTable>,
 }
 
 /// Members of a request that are ours: a table that set them would break what depends on them.
@@ -270,6 +316,10 @@ pub enum BadKey {
     Member { key: KeyName, member: String },
     #[error("use key {key}: its table says {auth:?} and names no key")]
     NoSource { key: KeyName, auth: Auth },
+    #[error("use key {key}: its usage.url must begin with https:// or http://")]
+    UsageUrl { key: KeyName },
+    #[error("use key {key}: {pointer:?} of its usage is no JSON pointer; one is /data/limit")]
+    UsagePointer { key: KeyName, pointer: String },
     #[error("use key {key}: a price is a number that is not below zero")]
     Price { key: KeyName },
 }
@@ -317,6 +367,7 @@ impl KeyTable {
         if row.price.is_some_and(|price| !price.good()) {
             return Err(BadKey::Price { key });
         }
+        self.check_usage(&key)?;
         Ok(Endpoint {
             url: format!("{base}{path}"),
             source: self.key.clone().filter(|_| auth != Auth::None),
@@ -327,6 +378,25 @@ impl KeyTable {
             auth,
             row,
         })
+    }
+
+    fn check_usage(&self, key: &KeyName) -> Result<(), BadKey> {
+        let Some(usage) = &self.usage else {
+            return Ok(());
+        };
+        let key = key.clone();
+        let (base, _) = usage.url.split_once('?').unwrap_or((&usage.url, ""));
+        if !is_base(base) {
+            return Err(BadKey::UsageUrl { key });
+        }
+        let mut pointers = usage.windows.iter().flat_map(UsageWindow::pointers);
+        match pointers.find(|pointer| !pointer.starts_with('/')) {
+            Some(pointer) => Err(BadKey::UsagePointer {
+                key,
+                pointer: pointer.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// What is wrong with it whatever the model is.
@@ -456,6 +526,16 @@ mod tests {
             "models": [{"match": "*", "price": {"input": -1.0, "output": 0.0}}],
         }));
         assert!(price.contains("below zero"), "{price}");
+        let usage = |url: &str, limit: &str| {
+            says(json!({
+                "provider": "openai", "key": {"from": "K"},
+                "usage": {"url": url, "windows": [{"name": "w", "limit": limit}]},
+            }))
+        };
+        let url = usage("ftp://x", "/a");
+        assert!(url.contains("usage.url"), "{url}");
+        let pointer = usage("https://x/credits?of=me", "data.limit");
+        assert!(pointer.contains("\"data.limit\""), "{pointer}");
     }
 
     #[test]

@@ -93,6 +93,18 @@ pub enum Taken {
     Supersede,
 }
 
+impl Taken {
+    /// The word used in JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Queue => "queue",
+            Self::Supersede => "supersede",
+        }
+    }
+}
+
 /// A task's place among those that want the same workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
@@ -370,6 +382,15 @@ impl Priority {
 /// Tasks that one task may wait for.
 pub const AFTER_MAX: usize = 32;
 
+/// A commit to start from, whatever has become of its branch since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub commit: String,
+    /// The short name of the branch that it is a commit of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+}
+
 /// On what terms the gate lets a task in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
@@ -411,6 +432,9 @@ pub struct Terms {
     /// Its asker does not wait for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,
+    /// Where its asker started, if it is to start there too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
     /// It has ended by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Millis>,
@@ -474,9 +498,15 @@ impl TaskSpec {
         format!("dispatch/{}-{id_prefix}", slug(&self.title, SLUG_CHARS_MAX))
     }
 
-    /// What its workspace is of, if it can be another task's too.
+    /// The task whose agent asked for it.
     #[must_use]
-    pub fn leaf(&self) -> Option<Leaf<'_>> {
+    pub fn asker(&self) -> Option<TaskId> {
+        self.terms.asked_by.map(|run| run.task)
+    }
+
+    /// What its workspace is of, by its name or by what it starts from.
+    #[must_use]
+    pub fn subject(&self) -> Option<Leaf<'_>> {
         if let Some(name) = &self.workspace {
             return Some(Leaf::Named(name));
         }
@@ -490,12 +520,29 @@ impl TaskSpec {
         }
     }
 
+    /// The same, if its workspace can be another task's too. What an agent asks for has one of its own
+    /// unless it was given a name: its asker works at the same branch and waits for it.
+    #[must_use]
+    pub fn leaf(&self) -> Option<Leaf<'_>> {
+        let alone = |leaf: &Leaf<'_>| self.asker().is_none() || matches!(leaf, Leaf::Named(_));
+        self.subject().filter(alone)
+    }
+
     /// Whether both would work in a workspace of one name. Two live tasks never do.
     #[must_use]
     pub fn same_workspace(&self, other: &Self) -> bool {
-        self.repo == other.repo
-            && self.base.is_repository() == other.base.is_repository()
-            && self.leaf().is_some_and(|leaf| other.leaf() == Some(leaf))
+        self.same_place(other) && self.leaf().is_some_and(|leaf| other.leaf() == Some(leaf))
+    }
+
+    /// Whether both are about the same, whoever asked for them.
+    #[must_use]
+    pub fn same_subject(&self, other: &Self) -> bool {
+        let subject = self.subject();
+        self.same_place(other) && subject.is_some_and(|subject| other.subject() == Some(subject))
+    }
+
+    fn same_place(&self, other: &Self) -> bool {
+        self.repo == other.repo && self.base.is_repository() == other.base.is_repository()
     }
 
     pub fn tune(&mut self, tuning: Tuning) {

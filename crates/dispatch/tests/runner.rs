@@ -15,6 +15,8 @@ mod attach;
 mod away;
 #[path = "runner/bases.rs"]
 mod bases;
+#[path = "runner/chat.rs"]
+mod chat;
 #[path = "runner/docs.rs"]
 mod docs;
 #[path = "runner/engine.rs"]
@@ -63,8 +65,12 @@ mod run;
 mod say;
 #[path = "runner/schema.rs"]
 mod schema;
+#[path = "runner/seat.rs"]
+mod seat;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/strangers.rs"]
+mod strangers;
 #[path = "runner/tokens.rs"]
 mod tokens;
 #[path = "runner/top.rs"]

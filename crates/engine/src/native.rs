@@ -11,8 +11,10 @@ use dispatch_core::{
     job::{JobId, Part},
     models::KeyTable,
     native::{Opening, VERSION},
+    servers,
     state::Task,
     task::Wrap,
+    web::Reach,
 };
 
 use crate::{
@@ -73,6 +75,10 @@ pub(crate) fn setup(
         keys,
         tools: profile.tools.clone(),
         rules: rules.unwrap_or_else(|| config.rules(profile, fenced)),
+        reach: Reach::from(&task.spec.placement.network),
+        web: config.web.clone(),
+        servers: servers::chosen(&config.mcp, profile.mcp.as_deref())
+            .map_err(|error| error.to_string())?,
         limits: config.native.limits(limits.ask_wait_ms()),
         live: true,
     }))

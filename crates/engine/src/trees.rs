@@ -20,7 +20,7 @@ use dispatch_core::{
     prompt::{self, BLOCKED_FILE},
     review::Range,
     state::{Task, Workspace},
-    task::{Base, TaskSpec},
+    task::{Base, Start, TaskSpec},
 };
 
 use crate::{
@@ -217,6 +217,20 @@ fn author() -> Author {
     }
 }
 
+/// Where the task's asker started: the mirror has it since then, and upstream may have moved on.
+fn at(start: &Start, mirror: &Mirror) -> Result<Brought, TreeError> {
+    let what = "start where the asker's task did: that commit is not in the mirror any more; name a \
+                branch, a pull request or a tag";
+    let commit = CommitId::parse(&start.commit)?;
+    let commit = mirror.commit_of(&commit.to_string())?;
+    let base = mirror::Base {
+        commit: commit.ok_or(TreeError::Missing { what })?,
+        branch: start.branch.clone(),
+    };
+    let notes = Vec::new();
+    Ok(Brought { base, notes })
+}
+
 /// What a review reads that names no base: the last commit.
 pub(crate) const REVIEW_BASE: &str = "HEAD~1";
 
@@ -366,7 +380,12 @@ impl Trees {
                 folder::take_in(mirror, folder, &task.id.to_string(), &self.folder_limits)?
             }
             Base::Nothing => (folder::nothing(mirror)?, Vec::new()),
-            base => return Ok(mirror.bring(&Wanted::of(base)?)?),
+            base => {
+                return match &task.spec.terms.start {
+                    Some(start) => at(start, mirror),
+                    None => Ok(mirror.bring(&Wanted::of(base)?)?),
+                };
+            }
         };
         let base = mirror::Base {
             commit,

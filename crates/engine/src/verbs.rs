@@ -32,6 +32,19 @@ fn failed(doing: &str, task: TaskId) -> impl FnOnce(TreeError) -> VerbError {
     }
 }
 
+/// What has been done on the disk stays done where the log can be told of it no more: that is not an
+/// engine that was never asked.
+fn untold(doing: &str, task: TaskId) -> impl FnOnce(VerbError) -> VerbError {
+    let doing = format!("{doing} task {task}: it is done on the disk, and the log does not say so");
+    move |error| match error {
+        VerbError::Gone => VerbError::Failed {
+            doing,
+            source: Box::new(error),
+        },
+        other => other,
+    }
+}
+
 impl Engine {
     async fn blocking<T: Send + 'static>(
         &self,
@@ -41,7 +54,7 @@ impl Engine {
         let trees = self.trees();
         tokio::task::spawn_blocking(move || work(&trees, &task))
             .await
-            .map_err(|_| VerbError::Gone)
+            .map_err(VerbError::from)
     }
 
     /// Stops a live task, keeps what its workspace holds, removes the workspace, puts the task away.
@@ -61,7 +74,8 @@ impl Engine {
             });
         }
         if let Some(kinds) = self.put_away(view.task).await? {
-            self.record(Subject::Task(task), kinds).await?;
+            let told = self.record(Subject::Task(task), kinds).await;
+            told.map_err(untold("remove the workspace of", task))?;
         }
         self.record(Subject::Task(task), vec![Kind::TaskRemoved])
             .await
@@ -185,7 +199,8 @@ impl Engine {
         if view.task.removed {
             kinds.push(Kind::TaskRestored);
         }
-        self.record(Subject::Task(task), kinds).await?;
+        let told = self.record(Subject::Task(task), kinds).await;
+        told.map_err(untold("bring back the workspace of", task))?;
         Ok(workspace.path)
     }
 
@@ -259,7 +274,8 @@ impl Engine {
             branch: branch.clone(),
             commit: commit.clone(),
         };
-        self.record(Subject::Task(task), vec![kind]).await?;
+        let told = self.record(Subject::Task(task), vec![kind]).await;
+        told.map_err(untold("apply the result of", task))?;
         Ok(Applied {
             repo,
             branch,
@@ -307,7 +323,8 @@ impl Engine {
             branch: String::new(),
             commit: commit.clone(),
         };
-        self.record(Subject::Task(task), vec![kind]).await?;
+        let told = self.record(Subject::Task(task), vec![kind]).await;
+        told.map_err(untold("apply the result of", task))?;
         Ok(Written {
             folder,
             commit,

@@ -21,6 +21,7 @@ use dispatch_core::{
     task::Tuning,
     update::{ChunkId, Todo, Voice},
 };
+use tokio::task::JoinError;
 
 use crate::{attachments::NewFile, engine::Secrets};
 
@@ -327,6 +328,18 @@ pub enum VerbError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Nothing of it has happened.
     #[error("reach the engine: it has ended")]
     Gone,
+}
+
+/// Work off the runtime that a bug of ours has ended. Whether it did anything is not known, so it is no
+/// [`VerbError::Gone`].
+impl From<JoinError> for VerbError {
+    fn from(error: JoinError) -> Self {
+        Self::Failed {
+            doing: "do that: a bug of ours ended it".to_owned(),
+            source: Box::new(error),
+        }
+    }
 }

@@ -156,7 +156,8 @@ impl Native {
             }),
             Chunk::Usage { tokens, cost_usd } => self.spent(&tokens, cost_usd),
             Chunk::Plan { todos } => said(plan(&todos)),
-            Chunk::Windows { key, windows } => self.windows(key.as_str(), windows),
+            Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
+            Chunk::Served { .. } => Vec::new(),
             Chunk::Asked {
                 id,
                 tool,
@@ -453,6 +454,9 @@ mod tests {
             keys: std::collections::BTreeMap::new(),
             tools: None,
             rules: Rules::default(),
+            reach: crate::web::Reach::default(),
+            web: crate::web::WebTable::default(),
+            servers: std::collections::BTreeMap::new(),
             limits: serde_json::from_value(limits).unwrap(),
             live: true,
         }

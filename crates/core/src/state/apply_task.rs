@@ -14,6 +14,7 @@ use crate::{
     letter::{LetterId, Letterbox},
     message::{Chain, Fate, Message, MessageId, Sender},
     naming,
+    prompt::Rank,
     run::RunState,
     task::Tuning,
 };
@@ -167,12 +168,17 @@ impl State {
                     task.wakes = 0;
                     task.messages.iter_mut().for_each(|m| m.held = false);
                 }
+                // Who else may speak to it has asked for it, or for whoever did.
+                let below =
+                    matches!(from, Sender::Task(other) if task.family.child(*other).is_some());
+                let rank = if below { Rank::Below } else { Rank::Above };
                 let begun = task.last_run().filter(|run| run.state.holds_slot());
                 let barred = begun.map(|run| run.n).filter(|_| *fresh);
                 task.messages.push(Message {
                     id: *message,
                     text: text.clone(),
                     from: *from,
+                    rank,
                     at: event.at,
                     taken: None,
                     barred,

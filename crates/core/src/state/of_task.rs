@@ -13,9 +13,9 @@ use crate::{
     family::{self, Family},
     gate::Budget,
     id::{Seq, TaskId},
-    message::{Fate, Message, MessageId, SETTLED_MAX, Taken},
+    message::{Fate, Message, MessageId, SETTLED_MAX, Sender, Taken},
     outcome::{Again, Outcome},
-    prompt::Told,
+    prompt::{Saying, Told},
     run::{RunCause, RunState},
     task::{TaskSpec, Tuning},
 };
@@ -120,7 +120,7 @@ impl Task {
     /// The task whose agent asked for it.
     #[must_use]
     pub fn asker(&self) -> Option<TaskId> {
-        self.spec.terms.asked_by.map(|run| run.task)
+        self.spec.asker()
     }
 
     /// Something it asked for is not done, or it has not heard how that ended.
@@ -210,16 +210,17 @@ impl Task {
         for message in &self.messages {
             match message.taken {
                 Some(taken) if taken.run < n && message.fate != Fate::Cancelled => {
-                    told.before.push(message.words());
+                    told.before.push(message.saying());
                 }
                 Some(taken) if taken.run == n && taken.out_offset.is_none() => {
-                    told.now.push(message.words());
+                    told.now.push(message.saying());
                 }
                 Some(_) | None => {}
             }
         }
         let heard = self.family.heard.iter().filter(|(run, _)| *run < n);
-        told.before.extend(heard.map(|(_, text)| text.clone()));
+        let heard = heard.map(|(_, text)| Saying::Own(text.clone()));
+        told.before.extend(heard);
         told
     }
 
@@ -264,6 +265,19 @@ impl Task {
     /// Messages that no run has, in order.
     pub fn waiting(&self) -> impl Iterator<Item = &Message> {
         self.messages.iter().filter(|message| message.waits())
+    }
+
+    /// Those that run `n` may have, in order. One that is for a later run holds back what the same one
+    /// says after it, and nobody else: whoever sends it would silence all the others.
+    pub fn due_for(&self, n: u32) -> impl Iterator<Item = &Message> {
+        let mut later: Vec<Sender> = Vec::new();
+        let due = self.waiting().filter(|message| message.is_due());
+        due.filter(move |message| {
+            if message.is_barred_from(n) {
+                later.push(message.from);
+            }
+            !later.contains(&message.from)
+        })
     }
 
     #[must_use]

@@ -25,6 +25,9 @@ pub(crate) struct Problem {
     pub(crate) code: String,
     /// A fragment that goes on from "failed to".
     pub(crate) detail: String,
+    /// Of `done_unseen`: the task that was made, or that it was done to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) task: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +35,9 @@ pub(crate) struct Health {
     pub(crate) version: String,
     pub(crate) pid: u32,
     pub(crate) data: PathBuf,
+    /// A verb started it, and it ends when it has nothing to do.
+    #[serde(default)]
+    pub(crate) on_demand: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -795,6 +795,7 @@ pub(crate) mod tests {
                     out_offset: Some(4),
                 }),
                 barred: None,
+                rank: dispatch_core::prompt::Rank::Above,
                 chain: Chain(7),
                 held: false,
                 fate: Fate::Delivered(Delivery::Interrupt),

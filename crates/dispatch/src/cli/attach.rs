@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Another model or effort, for verbs that lead to a run.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub(super) struct Tune {
     /// The model from the next run on, as the agent's program calls it
     #[arg(long, value_name = "NAME")]

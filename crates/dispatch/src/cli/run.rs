@@ -56,7 +56,7 @@ enum ExpectsArg {
 }
 
 /// Hand a task to an agent and watch it to its end.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(
     after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --after 3f --priority high \"Write its changelog\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
 )]
@@ -265,8 +265,12 @@ pub(crate) struct Whom<'a> {
 
 impl<'a> Whom<'a> {
     pub(crate) fn of(task: &'a Task) -> Self {
+        Self::now(&task.chain)
+    }
+
+    pub(crate) fn now(now: &'a [Choice]) -> Self {
         Self {
-            now: &task.chain,
+            now,
             tuned: Tuned::default(),
         }
     }
@@ -332,20 +336,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         let spec = asked.spec(&settings.config)?;
         return dry_run::run(ctx, &spec, &files, json);
     }
-    let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
-    let left_out = match &asked.repo {
-        Some(repo) if !named => match request::place(&settings.config, repo) {
-            path if path.starts_with('/') => repo::uncommitted(settings, path),
-            _ => 0,
-        },
-        Some(_) | None => 0,
-    };
-    if left_out > 0 {
-        let text = format!(
-            "warning: {left_out} uncommitted file(s) are not part of what the task starts from"
-        );
-        out::aside(&ctx.style.paint(Colour::Yellow, &text));
-    }
+    warn_of_uncommitted(ctx, &asked);
     let server = if here {
         serve::open_unless_served(settings).await?
     } else {
@@ -361,6 +352,68 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         }
     }
     end
+}
+
+fn warn_of_uncommitted(ctx: &Ctx, asked: &Dispatch) {
+    let settings = &ctx.settings;
+    let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
+    let left_out = match &asked.repo {
+        Some(repo) if !named => match request::place(&settings.config, repo) {
+            path if path.starts_with('/') => repo::uncommitted(settings, path),
+            _ => 0,
+        },
+        Some(_) | None => 0,
+    };
+    if left_out > 0 {
+        let text = format!(
+            "warning: {left_out} uncommitted file(s) are not part of what the task starts from"
+        );
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
+}
+
+/// What a chat has of these.
+#[cfg(feature = "tui")]
+#[derive(Debug)]
+pub(super) struct Talk {
+    pub(super) repo: Option<String>,
+    pub(super) dir: Option<PathBuf>,
+    pub(super) no_repo: bool,
+    pub(super) branch: Option<String>,
+    pub(super) agent: Option<String>,
+    pub(super) model: Option<String>,
+    pub(super) effort: Option<Effort>,
+    pub(super) placement: Option<String>,
+    pub(super) permissions: Option<String>,
+    pub(super) grant: Option<String>,
+    pub(super) check: Vec<String>,
+    pub(super) no_checks: bool,
+}
+
+/// The task that a chat makes, but for its words: those are still to be typed. A turn of it may end
+/// with a change or without one.
+#[cfg(feature = "tui")]
+pub(super) async fn chat_request(ctx: &Ctx, talk: Talk) -> Result<Dispatch> {
+    let args = Args {
+        text: Some("to be typed".to_owned()),
+        repo: talk.repo,
+        dir: talk.dir,
+        no_repo: talk.no_repo,
+        branch: talk.branch,
+        agent: talk.agent,
+        model: talk.model,
+        effort: talk.effort,
+        placement: talk.placement,
+        permissions: talk.permissions,
+        grant: talk.grant,
+        check: talk.check,
+        no_checks: talk.no_checks,
+        expects: Some(ExpectsArg::Either),
+        ..Args::default()
+    };
+    let asked = Box::pin(request_of(ctx, args, Vec::new())).await?;
+    warn_of_uncommitted(ctx, &asked);
+    Ok(asked)
 }
 
 /// The whole ids of tasks named by prefixes.

@@ -74,7 +74,8 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     Ok(Exit::Completed)
 }
 
-fn spoken_line(spoken: &Spoken) -> String {
+/// Where a message is.
+pub(super) fn spoken_line(spoken: &Spoken) -> String {
     let task = &spoken.task;
     let (short, message) = (&task.short, spoken.message);
     let (n, open) = (

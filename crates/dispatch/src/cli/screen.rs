@@ -401,7 +401,8 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
     })
 }
 
-fn said(update: &Update) -> Option<String> {
+/// What an agent says, in one line, where that is worth one.
+pub(super) fn said(update: &Update) -> Option<String> {
     Some(match update {
         Update::Text { text } => clean_line(text.trim()),
         Update::Thinking { .. } | Update::Session { .. } | Update::Usage(_) => return None,

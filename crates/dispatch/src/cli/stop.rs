@@ -38,8 +38,7 @@ pub(crate) async fn run(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, id).await?;
     let path = format!("/v1/tasks/{}/stop", task.id);
     let asked = request::Stop { force };
-    let ask = async |client: &Client| client.post(&path, &asked).await;
-    let (client, mut task): (_, Task) = start::ask(&ctx.settings, ask).await?;
+    let (client, mut task): (_, Task) = start::make(&ctx.settings, &path, &asked).await?;
     if task.is_open() {
         task = follow::to_end(ctx, client, &task, Screen::silent()).await?;
     }

@@ -2,11 +2,12 @@
 //! the routes where they are in this process.
 //! Must not print and must not start an engine by itself; `start` does, when a verb asks for it.
 
+pub(crate) mod again;
 pub(crate) mod fold;
 mod pages;
 pub(crate) mod start;
 mod stream;
-#[cfg(test)]
+#[cfg(any(test, feature = "tui"))]
 pub(crate) mod view;
 
 use std::{
@@ -363,5 +364,6 @@ fn problem(status: StatusCode, bytes: &[u8]) -> Problem {
         status: status.as_u16(),
         code: "unknown".into(),
         detail: format!("get an answer: status {status}"),
+        task: None,
     })
 }

@@ -14,7 +14,10 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::sleep;
 
-use super::{Client, ClientError};
+use super::{
+    Client, ClientError,
+    again::{Patience, Twice},
+};
 use crate::{
     api::{Health, request::Secrets},
     cli::{error::chain, out::aside},
@@ -25,8 +28,6 @@ use crate::{
 const START_MAX: Duration = Duration::from_secs(10);
 const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(5);
 const LOOK_AGAIN_MAX: Duration = Duration::from_millis(200);
-/// Requests that meet an engine on its way out.
-const TRIES_MAX: u32 = 5;
 /// Of a request that is sent again under the same name.
 const KEY_BYTES: usize = 16;
 const LOG_TAIL_BYTES: u64 = 2048;
@@ -54,6 +55,22 @@ pub(crate) enum StartError {
 pub(crate) fn living(settings: &Settings) -> Result<Option<Client>, StartError> {
     let held = lock::is_held(&settings.paths.data).map_err(StartError::Lock)?;
     Ok(held.then(|| Client::new(settings.paths.clone())))
+}
+
+/// Whether the engine that has the lock makes room: one that was started on demand does, its jobs live
+/// on. One that cannot be asked is on its way, in or out.
+pub(crate) async fn asked_to_leave(settings: &Settings) -> bool {
+    let client = Client::new(settings.paths.clone());
+    match client.get::<Health>("/v1/health").await {
+        Ok(health) if !health.on_demand => false,
+        Ok(_) => {
+            let nothing = serde_json::json!({});
+            let told: Result<(), ClientError> = client.post("/v1/shutdown", &nothing).await;
+            // What comes of it is seen by the lock.
+            matches!(told, Ok(()) | Err(_))
+        }
+        Err(_) => true,
+    }
 }
 
 /// A client of an engine that answers; starts one when nobody has the lock.
@@ -95,14 +112,12 @@ pub(crate) async fn ask<T>(
     settings: &Settings,
     request: impl AsyncFn(&Client) -> Result<T, ClientError>,
 ) -> Result<(Client, T), StartError> {
-    let mut tries = 0;
+    let mut patience = Patience::new(Twice::Unsafe);
     loop {
         let client = connect(settings).await?;
-        tries += 1;
         match request(&client).await {
             Ok(answer) => return Ok((client, answer)),
-            Err(error) if error.nothing_happened() && tries < TRIES_MAX => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => patience.again(error).await?,
         }
     }
 }
@@ -114,26 +129,28 @@ pub(crate) async fn make<B: Serialize + Sync, T: DeserializeOwned>(
     path: &str,
     body: &B,
 ) -> Result<(Client, T), StartError> {
-    let key = random_key()?;
-    let mut tries = 0;
+    make_as(settings, path, body, &random_key()?).await
+}
+
+/// The same under a key of the caller's, who may ask again with it.
+pub(crate) async fn make_as<B: Serialize + Sync, T: DeserializeOwned>(
+    settings: &Settings,
+    path: &str,
+    body: &B,
+    key: &str,
+) -> Result<(Client, T), StartError> {
+    let mut patience = Patience::new(Twice::Safe);
     loop {
         let client = connect(settings).await?;
-        tries += 1;
-        match client.post_once(path, body, &key).await {
+        match client.post_once(path, body, key).await {
             Ok(answer) => return Ok((client, answer)),
-            Err(error) if tries >= TRIES_MAX => return Err(error.into()),
-            Err(error) if error.nothing_happened() => {}
-            // What came of it is not known, or not yet.
-            Err(ClientError::Lost(_)) => {}
-            Err(ClientError::Refused(problem)) if problem.code == "key_in_use" => {
-                sleep(LOOK_AGAIN_MAX).await;
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => patience.again(error).await?,
         }
     }
 }
 
-fn random_key() -> Result<String, StartError> {
+/// For a request that may be sent again.
+pub(crate) fn random_key() -> Result<String, StartError> {
     let mut bytes = [0; KEY_BYTES];
     let filled = SystemRandom::new().fill(&mut bytes);
     filled.map_err(|_| StartError::Random)?;

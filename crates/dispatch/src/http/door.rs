@@ -3,15 +3,15 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use axum::{
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderName, Method,
-        header::{AUTHORIZATION, HOST, ORIGIN},
+        HeaderMap, HeaderName, HeaderValue, Method,
+        header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN},
         uri::Authority,
     },
     middleware::Next,
@@ -20,10 +20,12 @@ use axum::{
 use dispatch_engine::{clock::Clock, doorkeys, engine::Engine};
 
 use super::{
+    Ctx,
     caller::Caller,
     error::{Code, Problem},
     guesses::{Guesses, Peer, Place},
     metrics::{Connected, Entrance, Meter},
+    room::{Portion, Room},
     tokens::{self, Found, Tokens},
 };
 
@@ -99,15 +101,18 @@ pub(crate) struct Keys {
     guesses: Guesses,
     engine: Engine,
     meter: Arc<Meter>,
+    /// Of connections, by whose they are.
+    connections: Arc<Room>,
 }
 
 impl Keys {
-    pub(crate) fn new(tokens: Tokens, engine: Engine, meter: Arc<Meter>) -> Self {
+    pub(crate) fn new(tokens: Tokens, ctx: &Ctx) -> Self {
         Self {
             tokens,
             guesses: Guesses::default(),
-            engine,
-            meter,
+            engine: ctx.engine.clone(),
+            meter: Arc::clone(&ctx.meter),
+            connections: Arc::clone(&ctx.rooms.connections),
         }
     }
 
@@ -160,6 +165,36 @@ pub(crate) struct Guard {
     pub(crate) door: Door,
     pub(crate) keys: Arc<Keys>,
     pub(crate) peer: Peer,
+    pub(crate) seat: Arc<Seat>,
+}
+
+/// Whose connection it is, once that has been said, and the room that it takes of theirs.
+#[derive(Debug, Default)]
+pub(crate) struct Seat(Mutex<Option<(Caller, Option<Portion>)>>);
+
+impl Seat {
+    fn lock(&self) -> MutexGuard<'_, Option<(Caller, Option<Portion>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_taken(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// For the caller of a request that has come by it. A connection may carry those of several, one
+    /// after the other; the last one is who it is counted for.
+    fn sit(&self, caller: &Caller, connections: &Arc<Room>) -> Result<(), Problem> {
+        let mut taken = self.lock();
+        if taken.as_ref().is_some_and(|(known, _)| known == caller) {
+            return Ok(());
+        }
+        let place = match caller {
+            Caller::Own => None,
+            Caller::Token { .. } | Caller::Run(_) => Some(connections.take(caller, 1)?),
+        };
+        *taken = Some((caller.clone(), place));
+        Ok(())
+    }
 }
 
 /// Lets in a request whose caller is known, and says so in it.
@@ -168,7 +203,11 @@ pub(crate) async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match guard.caller(&request) {
+    let caller = guard.caller(&request).and_then(|caller| {
+        guard.seat.sit(&caller, &guard.keys.connections)?;
+        Ok(caller)
+    });
+    match caller {
         Ok(caller) => {
             // Nothing further in has a use for it, so nothing can tell it on.
             request.headers_mut().remove(AUTHORIZATION);
@@ -177,7 +216,14 @@ pub(crate) async fn guard(
         }
         Err(problem) => {
             guard.keys.meter.refused(problem.code());
-            problem.into_response()
+            let full = problem.code() == Code::TooManyConnections;
+            let mut response = problem.into_response();
+            if full {
+                // It would wait for its next request in a place that somebody else could use.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            response
         }
     }
 }

@@ -13,7 +13,9 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use dispatch_core::{config::SelectError, family::Refusal, prompt::GuideError, redact::Redactor};
+use dispatch_core::{
+    config::SelectError, family::Refusal, id::TaskId, prompt::GuideError, redact::Redactor,
+};
 use dispatch_engine::view::VerbError;
 use http_body_util::LengthLimitError;
 use hyper::body::Body as HttpBody;
@@ -26,9 +28,15 @@ use crate::{
 };
 
 /// Every code that an answer of ours can carry, with its status and what it means: one table, for
-/// programs to rely on and for the documents. A row never changes its word.
+/// programs to rely on and for the documents. A row never changes its word. `after` is in how many
+/// seconds to ask again; a row of status 429 does not compile without.
 macro_rules! codes {
-    ($($name:ident $status:literal $word:literal $means:literal;)*) => {
+    ($($name:ident $status:literal $(after $again_s:literal)? $word:literal $means:literal;)*) => {
+        $(const _: () = {
+            let again_s: &[u64] = &[$($again_s)?];
+            assert!($status != 429 || again_s.len() == 1, "with 429 comes Retry-After");
+        };)*
+
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Code {
             $($name,)*
@@ -41,6 +49,14 @@ macro_rules! codes {
                 match self {
                     $(Self::$name => $status,)*
                 }
+            }
+
+            /// When to ask again, unless whoever refuses knows better.
+            fn retry_after_s(self) -> Option<u64> {
+                let again_s: &[u64] = match self {
+                    $(Self::$name => &[$($again_s)?],)*
+                };
+                again_s.first().copied()
             }
 
             pub(crate) fn word(self) -> &'static str {
@@ -96,14 +112,18 @@ codes! {
     WorkspaceTaken 409 "workspace_taken" "Another task has the workspace.";
     NothingLeft 409 "nothing_left" "The grant allows it, and its budget, places or time are used up.";
     NothingToDo 409 "nothing_to_do" "There is nothing that this could be done with.";
-    KeyInUse 409 "key_in_use" "The first request with this Idempotency-Key is still being answered.";
+    KeyInUse 409 after 1 "key_in_use" "The first request with this Idempotency-Key is still being answered.";
     TooLarge 413 "too_large" "The body is longer than that route takes.";
     KeyUsed 422 "key_used" "Another request came with this Idempotency-Key.";
-    QueueFull 429 "queue_full" "So many tasks wait already; try again after Retry-After.";
-    TooManyWait 429 "too_many_wait" "So many callers wait for ends already; try again.";
-    TooManyGuesses 429 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
-    TooManyStreams 429 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
+    QueueFull 429 after 30 "queue_full" "So many tasks wait already; try again after Retry-After.";
+    TooManyWait 429 after 10 "too_many_wait" "So many callers wait for ends already; try again after Retry-After.";
+    TooManyGuesses 429 after 60 "too_many_guesses" "Too many wrong tokens came from there; try again after Retry-After.";
+    TooManySessions 429 after 60 "too_many_sessions" "So many sessions of MCP live; end one, or try again after Retry-After.";
+    TooManyConnections 429 after 5 "too_many_connections" "So many connections of that caller are open; close some, or try again after Retry-After.";
+    TooManyBytes 429 after 5 "too_many_bytes" "So many bytes of requests of that caller are worked on; try again after Retry-After.";
+    TooManyStreams 429 after 10 "too_many_streams" "So many streams of events are open; try again after Retry-After.";
     Failed 500 "failed" "It was tried and did not work; the detail says what.";
+    DoneUnseen 500 "done_unseen" "It is done and in the log, and how the task stands could not be shown; `task` names it.";
     EngineGone 503 "engine_gone" "The engine has ended; nothing has happened.";
     DiskFull 507 "disk_full" "There is too little room on the disk of the data directory.";
 }
@@ -114,26 +134,34 @@ impl Serialize for Code {
     }
 }
 
-/// When to ask again where a queue is full: an agent's run lasts minutes.
-const QUEUE_AGAIN_S: u64 = 30;
-
 #[derive(Debug)]
 pub(crate) struct Problem {
     code: Code,
     detail: String,
     retry_after_s: Option<u64>,
+    /// What was done to it is durable all the same.
+    done_to: Option<TaskId>,
 }
 
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Self {
-        let retry_after_s = match code {
-            Code::QueueFull => Some(QUEUE_AGAIN_S),
-            _ => None,
-        };
         Self {
             code,
             detail: detail.into(),
-            retry_after_s,
+            retry_after_s: code.retry_after_s(),
+            done_to: None,
+        }
+    }
+
+    /// What was asked is done, and cannot be shown: to ask again would be to do it twice.
+    pub(crate) fn unseen(task: TaskId, error: &VerbError) -> Self {
+        let detail = format!(
+            "show task {task}: what was asked is done and must not be asked again; {}",
+            chain(error)
+        );
+        Self {
+            done_to: Some(task),
+            ..Self::new(Code::DoneUnseen, detail)
         }
     }
 
@@ -239,6 +267,7 @@ impl IntoResponse for Problem {
             code: self.code.word().into(),
             // It may quote what was asked, or what git said.
             detail: Redactor::shapes().redact(&self.detail),
+            task: self.done_to.map(|task| task.to_string()),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(body)).into_response();
@@ -353,6 +382,15 @@ mod tests {
         for bad in [r#"{"hard": true}"#, "{", "[]x"] {
             let problem = ask(bad).await.unwrap_err();
             assert_eq!(problem.code, Code::BadBody, "{bad}");
+        }
+    }
+
+    #[test]
+    fn who_is_to_come_again_is_told_when() {
+        for code in Code::ALL.iter().filter(|code| code.status() == 429) {
+            let response = Problem::new(*code, "x").into_response();
+            let after = response.headers()[RETRY_AFTER].to_str().unwrap();
+            assert!(after.parse::<u64>().unwrap() > 0, "{code:?}");
         }
     }
 

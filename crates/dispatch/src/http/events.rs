@@ -2,7 +2,7 @@
 //! then live. Frames and how they compose: docs/events.md.
 //! Must not buffer: a slow reader slows only itself, and one that takes nothing is cut off (`stall`).
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -23,22 +23,20 @@ use futures_util::{SinkExt as _, StreamExt as _, stream};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 
 use super::{
     BusyGuard, Ctx,
+    caller::Caller,
     error::{Code, Params, Problem},
     family::Acting,
     frames,
+    room::Portion,
 };
 use crate::api::event::Frame;
 
-/// Streams at a time, over all doors.
-pub(crate) const STREAMS_MAX: usize = 256;
-/// When to come again while there are so many.
-const STREAMS_AGAIN_S: u64 = 10;
 /// Tasks that one stream can name.
 const TASKS_MAX: usize = 100;
 /// What goes out together, when so much is there.
@@ -150,7 +148,7 @@ struct Following {
     closing: watch::Receiver<bool>,
     /// A watched engine does not leave.
     _busy: BusyGuard,
-    _room: OwnedSemaphorePermit,
+    _place: Portion,
 }
 
 /// What is to be sent next.
@@ -161,12 +159,8 @@ enum Next {
 }
 
 impl Following {
-    async fn new(ctx: &Ctx, asked: Asked) -> Result<Self, Problem> {
-        let room = Arc::clone(&ctx.streams).try_acquire_owned();
-        let room = room.map_err(|_| {
-            let detail = format!("follow events: {STREAMS_MAX} streams are open already");
-            Problem::new(Code::TooManyStreams, detail).retry_after(STREAMS_AGAIN_S)
-        })?;
+    async fn new(ctx: &Ctx, caller: &Caller, asked: Asked) -> Result<Self, Problem> {
+        let place = ctx.rooms.streams.take(caller, 1)?;
         let last = ctx.engine.seq();
         if asked.after > last {
             let detail = format!(
@@ -187,7 +181,7 @@ impl Following {
             silent_at: Instant::now() + KEEP_ALIVE,
             closing: ctx.closing.clone(),
             _busy: ctx.busy.enter(),
-            _room: room,
+            _place: place,
         })
     }
 
@@ -280,6 +274,7 @@ impl IntoResponse for Blocks {
 
 pub(crate) async fn follow(
     Acting(ctx): Acting,
+    caller: Caller,
     headers: HeaderMap,
     Params(mut asked): Params<Asked>,
 ) -> Result<Blocks, Problem> {
@@ -288,7 +283,7 @@ pub(crate) async fn follow(
         asked.after = position(&last)
             .map_err(|what| Problem::new(Code::BadQuery, format!("read Last-Event-ID: {what}")))?;
     }
-    let from = Following::new(&ctx, asked).await?;
+    let from = Following::new(&ctx, &caller, asked).await?;
     let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(RETRY.as_bytes()))]);
     let blocks = first.chain(stream::unfold(from, blocks));
     Ok(Blocks(Body::from_stream(blocks)))
@@ -306,10 +301,11 @@ impl IntoResponse for Upgraded {
 
 pub(crate) async fn socket(
     Acting(ctx): Acting,
+    caller: Caller,
     Params(asked): Params<Asked>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Upgraded, Problem> {
-    let from = Following::new(&ctx, asked).await?;
+    let from = Following::new(&ctx, &caller, asked).await?;
     let upgrade = upgrade
         .max_message_size(HEARD_BYTES_MAX)
         .max_frame_size(HEARD_BYTES_MAX)

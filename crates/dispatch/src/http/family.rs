@@ -12,7 +12,7 @@ use dispatch_core::{
     grant::{self, Grant},
     id::TaskId,
     state::Task as CoreTask,
-    task::Base,
+    task::{Base, Start, TaskSpec},
 };
 use dispatch_engine::{
     engine::Engine,
@@ -56,8 +56,34 @@ pub(super) fn acting(ctx: &Ctx, caller: &Caller) -> Ctx {
     ctx
 }
 
+/// Where a task starts that says nothing of it: where its asker did.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    base: Base,
+    start: Option<Start>,
+}
+
+impl Inherited {
+    fn of(own: &CoreTask) -> Self {
+        let there = own.workspace.as_ref();
+        let there = there.filter(|_| own.spec.base.is_repository());
+        Self {
+            base: own.spec.base.clone(),
+            start: there.map(|workspace| Start {
+                commit: workspace.base.clone(),
+                branch: workspace.base_branch.clone(),
+            }),
+        }
+    }
+
+    pub(super) fn lay_on(self, spec: &mut TaskSpec) {
+        spec.base = self.base;
+        spec.terms.start = self.start;
+    }
+}
+
 /// What an agent leaves out is as its own task has it. It asks for a grant by name, or has none.
-pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) {
+pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) -> Option<Inherited> {
     let spec = &own.spec;
     asked.parent = None;
     if asked.agent.is_none() {
@@ -66,26 +92,6 @@ pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) {
             "" => spec.agent.to_string(),
             command => format!("{}:{command}", spec.agent),
         });
-    }
-    if asked.repo.is_none() && asked.dir.is_none() && !asked.no_repo {
-        let place = Some(spec.repo.clone());
-        match &spec.base {
-            Base::Nothing => asked.no_repo = true,
-            Base::Folder => asked.dir = place,
-            Base::Head
-            | Base::Branch { .. }
-            | Base::Default { .. }
-            | Base::Pr { .. }
-            | Base::Tag { .. } => asked.repo = place,
-        }
-        let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
-        match &spec.base {
-            _ if named => {}
-            Base::Branch { name } | Base::Default { name } => asked.branch = Some(name.clone()),
-            Base::Pr { number } => asked.pr = Some(*number),
-            Base::Tag { name } => asked.tag = Some(name.clone()),
-            Base::Head | Base::Folder | Base::Nothing => {}
-        }
     }
     if asked.placement.is_none() {
         asked.placement = Some(spec.placement.word().to_owned());
@@ -96,6 +102,33 @@ pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) {
             .or_else(|| container.map(|container| container.image.to_string()));
     }
     asked.grant.get_or_insert_with(|| NO_GRANT.to_owned());
+    fill_in_place(asked, own)
+}
+
+fn fill_in_place(asked: &mut Dispatch, own: &CoreTask) -> Option<Inherited> {
+    if asked.repo.is_some() || asked.dir.is_some() || asked.no_repo {
+        return None;
+    }
+    let base = &own.spec.base;
+    let place = Some(own.spec.repo.clone());
+    match base {
+        Base::Nothing => asked.no_repo = true,
+        Base::Folder => asked.dir = place,
+        Base::Head
+        | Base::Branch { .. }
+        | Base::Default { .. }
+        | Base::Pr { .. }
+        | Base::Tag { .. } => asked.repo = place,
+    }
+    if asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some() {
+        return None;
+    }
+    match base {
+        Base::Pr { number } => asked.pr = Some(*number),
+        Base::Tag { name } => asked.tag = Some(name.clone()),
+        Base::Head | Base::Branch { .. } | Base::Default { .. } | Base::Folder | Base::Nothing => {}
+    }
+    Some(Inherited::of(own))
 }
 
 /// Whether the repository that an agent names may be looked into at all: what it may not have is not
@@ -111,9 +144,14 @@ pub(super) fn may_look(ctx: &Ctx, asked: &Dispatch, own: &CoreTask) -> bool {
     }
 }
 
-/// How a task stands that the caller has just done something to. One who spoke to whoever asked for its
-/// own task sees its own.
-pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
+/// How a task stands that the caller has just done something to, which is durable. One who spoke to
+/// whoever asked for its own task sees its own.
+pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, Problem> {
+    let view = view_of(engine, task).await;
+    view.map_err(|error| Problem::unseen(task, &error))
+}
+
+async fn view_of(engine: &Engine, task: TaskId) -> Result<Task, VerbError> {
     let (own, shown) = match engine.who() {
         Who::Person => (None, true),
         Who::Run(run) => {
@@ -127,8 +165,10 @@ pub(super) async fn seen(engine: &Engine, task: TaskId) -> Result<Task, VerbErro
 
 pub(crate) async fn wait(
     Acting(ctx): Acting,
+    caller: Caller,
     Body(asked): Body<Wait>,
 ) -> Result<Json<Waited>, Problem> {
+    let place = ctx.rooms.waits.take(&caller, 1)?;
     let tasks: Result<Vec<TaskId>, Problem> = asked.tasks.iter().map(|task| id(task)).collect();
     let timeout_s = asked.timeout_s.unwrap_or(WAIT_S);
     if timeout_s > WAIT_S_MAX {
@@ -147,6 +187,7 @@ pub(crate) async fn wait(
         // Nothing was delivered, so whoever asks the next engine misses nothing.
         _ = closing.changed() => return Err(VerbError::Gone.into()),
     };
+    drop(place);
     Ok(Json(Waited::from(&waited)))
 }
 

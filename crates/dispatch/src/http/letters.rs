@@ -81,5 +81,5 @@ pub(crate) async fn planned(
         let spec = asked.spec(&ctx.config)?;
         plan::plan(settings, &spec, &files).map_err(Problem::from)
     });
-    Ok(Json(made.await.map_err(|_| VerbError::Gone)??))
+    Ok(Json(made.await.map_err(VerbError::from)??))
 }

@@ -2,6 +2,7 @@
 //! Must not look into a request: a connection's door does.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     fs::{self, DirBuilder, Permissions},
     io,
@@ -9,7 +10,7 @@ use std::{
     path::Path,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -29,14 +30,14 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{Semaphore, watch},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tower::{Layer as _, ServiceExt as _};
 
 use super::{
-    door::{Door, Guard, Keys, guard},
+    door::{Door, Guard, Keys, Seat, guard},
     guesses::Peer,
     stall::{Patient, STALL_TIME},
     strict::{HEAD_BYTES_MAX, Strict},
@@ -45,6 +46,9 @@ use super::{
 const HEADERS_MAX: usize = 64;
 /// After an accept that failed, for want of descriptors for instance.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How many newcomers are noted before those that have sat down are struck off.
+const NEWCOMERS_LOOK: usize = 1024;
 
 /// What a connection may take of time, and a listener of connections.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +60,7 @@ pub(crate) struct Bounds {
     pub(crate) tls: Duration,
     /// While the other side takes nothing of what is ready for it.
     pub(crate) stall: Duration,
-    /// Of one listener; more wait in the system's queue.
+    /// Of one listener; more wait in the system's queue, and push out who has not said who they are.
     pub(crate) connections: usize,
 }
 
@@ -152,18 +156,26 @@ impl Listener {
     ) {
         let room = Arc::new(Semaphore::new(bounds.connections));
         let mut connections = JoinSet::new();
+        let mut newcomers = Newcomers::default();
+        // Whoever has come and waits for a place.
+        let mut came = None;
         loop {
             let next = async {
+                if came.is_none() {
+                    came = Some(self.accept().await);
+                    if room.available_permits() == 0 {
+                        newcomers.push_one_out();
+                    }
+                }
                 // A semaphore that nobody closes always gives in the end.
-                let place = Arc::clone(&room).acquire_owned().await;
-                (place, self.accept().await)
+                Arc::clone(&room).acquire_owned().await
             };
-            let (place, accepted) = tokio::select! {
-                next = next => next,
+            let place = tokio::select! {
+                place = next => place,
                 Some(_) = connections.join_next() => continue,
                 _ = closing.changed() => break,
             };
-            let Ok((raw, peer)) = accepted else {
+            let Some(Ok((raw, peer))) = came.take() else {
                 sleep(ACCEPT_AGAIN).await;
                 continue;
             };
@@ -171,16 +183,42 @@ impl Listener {
                 door: door.clone(),
                 keys: Arc::clone(&keys),
                 peer,
+                seat: Arc::default(),
             };
+            let seat = Arc::downgrade(&guard.seat);
             let (routes, closing) = (routes.clone(), closing.clone());
-            connections.spawn(async move {
+            let spawned = connections.spawn(async move {
                 let counted = guard.keys.connected(&guard.door);
                 connection(raw, guard, routes, closing, bounds).await;
                 drop((place, counted));
             });
+            newcomers.came(seat, spawned);
         }
         drop(self);
         while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Connections of which nobody has said yet whose they are, the oldest first. They are nobody's share,
+/// so where a listener is full they go: whoever means something by theirs says so at once.
+#[derive(Default)]
+struct Newcomers(VecDeque<(Weak<Seat>, AbortHandle)>);
+
+impl Newcomers {
+    fn came(&mut self, seat: Weak<Seat>, connection: AbortHandle) {
+        let is_new = |seat: &Weak<Seat>| seat.upgrade().is_some_and(|seat| !seat.is_taken());
+        if self.0.len() >= NEWCOMERS_LOOK {
+            self.0.retain(|(seat, _)| is_new(seat));
+        }
+        self.0.push_back((seat, connection));
+    }
+
+    fn push_one_out(&mut self) {
+        while let Some((seat, connection)) = self.0.pop_front() {
+            if seat.upgrade().is_some_and(|seat| !seat.is_taken()) {
+                return connection.abort();
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 pub(crate) mod caller;
 mod door;
-mod error;
+pub(crate) mod error;
 mod events;
 pub(crate) mod family;
 mod frames;
@@ -15,6 +15,7 @@ mod openapi;
 mod own;
 pub(crate) mod reads;
 mod repeats;
+mod room;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod stall;
@@ -29,7 +30,7 @@ use std::sync::{
 
 use dispatch_core::config::Config;
 use dispatch_engine::engine::Engine;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::settings::Settings;
 
@@ -75,13 +76,33 @@ pub(crate) struct Ctx {
     /// Where that was read from.
     pub(crate) config_file: std::path::PathBuf,
     pub(crate) data: std::path::PathBuf,
+    /// See [`crate::api::Health`].
+    pub(crate) on_demand: bool,
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
     pub(crate) meter: Arc<metrics::Meter>,
     pub(crate) repeats: Arc<repeats::Repeats>,
-    /// Room for streams of events.
-    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) rooms: room::Rooms,
+}
+
+impl Ctx {
+    pub(crate) fn new(engine: Engine, settings: &Settings, closing: watch::Receiver<bool>) -> Self {
+        Self {
+            engine,
+            config: Arc::new(settings.config.clone()),
+            config_file: settings.paths.config.clone(),
+            data: settings.paths.data.clone(),
+            on_demand: false,
+            settings: Arc::new(settings.clone()),
+            stop: Arc::default(),
+            closing,
+            busy: Busy::default(),
+            meter: Arc::default(),
+            repeats: Arc::default(),
+            rooms: room::Rooms::new(&settings.config),
+        }
+    }
 }
 
 #[cfg(test)]

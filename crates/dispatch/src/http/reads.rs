@@ -86,7 +86,7 @@ pub(crate) async fn agents(State(ctx): State<Ctx>) -> Result<Json<Vec<Agent>>, P
     // Every directory of PATH is looked at for each of them.
     let look = move || Agent::all(&ctx.config, |program| ctx.settings.find(program));
     let agents = tokio::task::spawn_blocking(look).await;
-    Ok(Json(agents.map_err(|_| VerbError::Gone)?))
+    Ok(Json(agents.map_err(VerbError::from)?))
 }
 
 pub(crate) async fn config(State(ctx): State<Ctx>) -> Json<Vec<Setting>> {
@@ -136,7 +136,7 @@ pub(crate) async fn log(
         None => Begin::At(asked.from),
     };
     let read = tokio::task::spawn_blocking(move || piece(&file, from, limit)).await;
-    let (from, bytes) = read.map_err(|_| VerbError::Gone)?.map_err(|error| {
+    let (from, bytes) = read.map_err(VerbError::from)?.map_err(|error| {
         Problem::new(
             Code::Failed,
             format!("read the log of run {n} of task {task}: {error}"),
@@ -160,7 +160,11 @@ fn written(view: &TaskView, index: usize, run: &Run, asked: &LogPart) -> Result<
         };
         dir = dir.and_then(|dir| Some(dir.parent()?.join(format!("check.{name}"))));
     }
-    let dir = dir.ok_or(VerbError::Gone)?;
+    let nowhere = || {
+        let detail = format!("find the log of run {} of task {}", run.n, view.task.id);
+        Problem::new(Code::NoSuchRun, detail)
+    };
+    let dir = dir.ok_or_else(nowhere)?;
     Ok(dir.join(if asked.err { "err" } else { "out" }))
 }
 
@@ -203,7 +207,7 @@ pub(crate) async fn prompt(
     };
     let read =
         tokio::task::spawn_blocking(move || piece(&path, Begin::At(0), PROMPT_BYTES_MAX)).await;
-    let (_, bytes) = read.map_err(|_| VerbError::Gone)?.map_err(|error| {
+    let (_, bytes) = read.map_err(VerbError::from)?.map_err(|error| {
         Problem::new(
             Code::Failed,
             format!("read the prompt of run {n} of task {task}: {error}"),

@@ -22,6 +22,7 @@ use super::{
     Ctx,
     caller::{self, Caller},
     error::{Code, Problem},
+    room::Portion,
 };
 
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -117,7 +118,7 @@ impl Repeats {
             Some(Entry::Open { .. }) => {
                 let detail = "take the request: the first one with its Idempotency-Key is still \
                               being answered; ask again";
-                Err(Problem::new(Code::KeyInUse, detail).retry_after(1))
+                Err(Problem::new(Code::KeyInUse, detail))
             }
             Some(Entry::Done { kept, .. }) => Ok(Known::Before(kept.clone())),
             None => {
@@ -177,12 +178,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
 pub(crate) async fn once(
     ctx: &Ctx,
     mut parts: Parts,
-    body: Bytes,
+    (body, place): (Bytes, Portion),
     next: Next,
 ) -> Result<Response, Problem> {
     let Some(text) = key_of(&parts.headers)? else {
         let request = Request::from_parts(parts, Body::from(body));
-        return Ok(next.run(request).await);
+        let response = next.run(request).await;
+        drop(place);
+        return Ok(response);
     };
     let caller = caller::of(&parts)?;
     let key = named(&text, &caller, &parts, &body);
@@ -203,7 +206,7 @@ pub(crate) async fn once(
         let response = next.run(request).await;
         let (response, kept) = remember(response).await;
         opened.kept = kept;
-        drop((opened, busy));
+        drop((opened, busy, place));
         response
     });
     answered
@@ -237,18 +240,23 @@ fn named(text: &str, caller: &Caller, parts: &Parts, body: &Bytes) -> RequestKey
     let secret = hmac::Key::new(hmac::HMAC_SHA256, text.as_bytes());
     let path = parts.uri.path_and_query();
     let path = path.map_or("/", |path| path.as_str());
-    let whose = [PURPOSE, b"whose", caller.to_string().as_bytes()].join(&0);
-    let what = [
-        PURPOSE,
-        b"what",
-        parts.method.as_str().as_bytes(),
-        path.as_bytes(),
-        body,
-    ];
+    let whose = caller.to_string();
+    let method = parts.method.as_str().as_bytes();
     RequestKey {
-        key: hex(hmac::sign(&secret, &whose).as_ref()),
-        request: hex(hmac::sign(&secret, &what.join(&0)).as_ref()),
+        key: signed(&secret, &[b"whose", whose.as_bytes()]),
+        request: signed(&secret, &[b"what", method, path.as_bytes(), body]),
     }
+}
+
+/// Part by part: a body is not copied for it.
+fn signed(secret: &hmac::Key, parts: &[&[u8]]) -> String {
+    let mut sign = hmac::Context::with_key(secret);
+    sign.update(PURPOSE);
+    for part in parts {
+        sign.update(&[0]);
+        sign.update(part);
+    }
+    hex(sign.sign().as_ref())
 }
 
 fn hex(bytes: &[u8]) -> String {

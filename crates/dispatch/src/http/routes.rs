@@ -5,9 +5,10 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
+    body::{Body as AnyBody, Bytes},
     extract::{DefaultBodyLimit, Path, Request, State, ws::WebSocketUpgrade},
     handler::Handler,
-    http::{HeaderMap, HeaderValue, Method, StatusCode},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodRouter, on},
@@ -26,6 +27,7 @@ use super::{
     metrics::{self, RowMeter},
     openapi, own, reads,
     repeats::{self, Key},
+    room::Portion,
     tasks,
 };
 use crate::{
@@ -400,13 +402,13 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
         let meter = ctx.meter.row(route.verb.word(), route.path);
         // The limit is kept where a body is read, which is before its handler.
         let serve = route.serve.layer(DefaultBodyLimit::disable());
-        let whole = move |request, next| whole_body(bytes, request, next);
+        let bounded = (ctx.clone(), bytes);
         let queried = route.sheet.query.is_some() || route.verb == Verb::Any;
         let serve = match route.verb {
-            Verb::Post if route.anew => serve.layer(from_fn(whole)),
-            Verb::Post => serve.layer(from_fn_with_state((ctx.clone(), bytes), take_body)),
+            Verb::Post if route.anew => serve.layer(from_fn_with_state(bounded, whole_body)),
+            Verb::Post => serve.layer(from_fn_with_state(bounded, take_body)),
             Verb::Get | Verb::Delete => serve.layer(from_fn(no_body)),
-            Verb::Any => serve.layer(from_fn(whole)),
+            Verb::Any => serve.layer(from_fn_with_state(bounded, whole_body)),
         };
         // Around all that reads a body, so that nothing of one is looked at for a stranger.
         let serve = serve
@@ -431,7 +433,7 @@ fn serve(ctx: Ctx, table: Vec<Route>) -> Router {
 
 /// Base64 has four characters for three bytes. One file too many is told by its own error, so there is
 /// room for more than is allowed.
-fn body_bytes_max(attach_bytes: u64) -> usize {
+pub(super) fn body_bytes_max(attach_bytes: u64) -> usize {
     let files = usize::try_from(attach_bytes).unwrap_or(usize::MAX);
     BODY_BYTES_MAX.saturating_add(files.saturating_mul(2))
 }
@@ -450,15 +452,40 @@ async fn take_body(
     next: Next,
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    let body = error::whole(body, bytes_max).await?;
-    repeats::once(&ctx, parts, body, next).await
+    let (body, place) = read(&ctx, bytes_max, &parts, body).await?;
+    repeats::once(&ctx, parts, (body, place), next).await
 }
 
 /// The same where asking again is asking anew, or has ways of its own.
-async fn whole_body(bytes_max: usize, request: Request, next: Next) -> Result<Response, Problem> {
+async fn whole_body(
+    State((ctx, bytes_max)): State<(Ctx, usize)>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
+    let (body, place) = read(&ctx, bytes_max, &parts, body).await?;
+    let response = next.run(Request::from_parts(parts, body.into())).await;
+    drop(place);
+    Ok(response)
+}
+
+/// A whole body, and the room that it takes as long as it is worked on.
+async fn read(
+    ctx: &Ctx,
+    bytes_max: usize,
+    parts: &Parts,
+    body: AnyBody,
+) -> Result<(Bytes, Portion), Problem> {
+    let said = HttpBody::size_hint(&body).exact();
+    let said = said.map_or(bytes_max, |said| {
+        usize::try_from(said).unwrap_or(usize::MAX)
+    });
+    let caller = super::caller::of(parts)?;
+    // What is too long is refused as that.
+    let mut place = ctx.rooms.bytes.take(&caller, said.min(bytes_max))?;
     let body = error::whole(body, bytes_max).await?;
-    Ok(next.run(Request::from_parts(parts, body.into())).await)
+    place.shrink(body.len());
+    Ok((body, place))
 }
 
 /// Where nothing is asked in a query, whatever stands there was meant for another route.

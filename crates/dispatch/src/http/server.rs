@@ -9,7 +9,7 @@ use dispatch_engine::engine::{Engine, OpenError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -18,9 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Busy, Ctx,
     door::{Door, Keys, Names},
-    events::STREAMS_MAX,
     listen::{self, Listener},
-    metrics::Meter,
     routes::with_mcp,
     tokens::Tokens,
 };
@@ -65,6 +63,8 @@ pub(crate) struct Net {
     pub(crate) insecure_plain_http: bool,
     /// Serve the sockets alone, and say so, when the configured address cannot be had.
     pub(crate) or_without: bool,
+    /// Whoever says `serve` later takes its place.
+    pub(crate) on_demand: bool,
 }
 
 #[derive(Debug)]
@@ -177,25 +177,12 @@ impl Server {
             other => other?,
         };
         let [own, agents] = sockets(&settings.paths)?;
-        let (stop, busy) = (Arc::default(), Busy::default());
-        let meter: Arc<Meter> = Arc::default();
         let (close, closing) = watch::channel(false);
-        let ctx = Ctx {
-            engine: engine.clone(),
-            settings: Arc::new(settings.clone()),
-            config: Arc::new(settings.config.clone()),
-            config_file: settings.paths.config.clone(),
-            data: settings.paths.data.clone(),
-            stop: Arc::clone(&stop),
-            closing: closing.clone(),
-            busy: busy.clone(),
-            meter: Arc::clone(&meter),
-            repeats: Arc::default(),
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-        };
+        let mut ctx = Ctx::new(engine.clone(), settings, closing.clone());
+        ctx.on_demand = net.on_demand;
+        let (stop, busy) = (Arc::clone(&ctx.stop), ctx.busy.clone());
+        let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), &ctx));
         let routes = with_mcp(ctx, tables);
-        let tokens = Tokens::of(&settings.paths.data);
-        let keys = Arc::new(Keys::new(tokens, engine.clone(), meter));
         let mut serving = JoinSet::new();
         let mut serve = |listener: Listener, door: Door| {
             let (keys, routes, closing) = (Arc::clone(&keys), routes.clone(), closing.clone());

@@ -16,7 +16,7 @@ use dispatch_core::{
     message::{MessageId, Sender},
     task::Tuning,
 };
-use dispatch_engine::view::Force;
+use dispatch_engine::view::{Force, VerbError};
 
 use super::{
     Ctx,
@@ -59,9 +59,9 @@ pub(crate) async fn dispatch(
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let asker = ctx.engine.own_task().await?;
-    let mut looked_into = true;
+    let (mut looked_into, mut inherited) = (true, None);
     if let Some(own) = &asker {
-        family::fill_in(&mut asked, own);
+        inherited = family::fill_in(&mut asked, own);
         looked_into = family::may_look(&ctx, &asked, own);
     }
     let secrets = asked.secrets.clone();
@@ -73,17 +73,20 @@ pub(crate) async fn dispatch(
             project::fill(&mut asked, &config, &own)?;
         }
         let files = asked.attachments.clone();
-        asked.spec(&config).map(|spec| (spec, files))
+        let mut spec = asked.spec(&config)?;
+        if let Some(inherited) = inherited {
+            inherited.lay_on(&mut spec);
+        }
+        Ok::<_, request::BadRequest>((spec, files))
     });
-    let (spec, files) = spec
-        .await
-        .map_err(|_| dispatch_engine::view::VerbError::Gone)??;
+    let (spec, files) = spec.await.map_err(VerbError::from)??;
     let given = request::given(secrets, files, tuning, key);
     let run = ctx.engine.dispatch(spec, given).await?;
     Ok((StatusCode::ACCEPTED, seen(&ctx, run.task).await?))
 }
 
-/// How a task stands that the caller has just done something to.
+/// How a task stands that the caller has just done something to. What was done is durable, so whatever
+/// goes wrong here is no refusal of it.
 async fn seen(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
     let task = family::seen(&ctx.engine, task).await?;
     Ok(At(task.seq, Json(task)))
@@ -142,7 +145,7 @@ pub(crate) async fn remove(
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
     ctx.engine.remove(task).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn answer(
@@ -168,7 +171,7 @@ pub(crate) async fn retry(
     let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn say(
@@ -201,7 +204,7 @@ pub(crate) async fn unsay(
         .parse::<MessageId>()
         .map_err(|error| Problem::new(Code::NoSuchMessage, error.to_string()))?;
     ctx.engine.unsay(task, message).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn permit(
@@ -242,7 +245,7 @@ pub(crate) async fn resume(
     };
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;
-    find(&ctx, task).await
+    seen(&ctx, task).await
 }
 
 pub(crate) async fn stop_all(
@@ -256,10 +259,12 @@ pub(crate) async fn stop_all(
 pub(crate) async fn stop(
     Acting(ctx): Acting,
     Path(task): Path<String>,
+    Key(key): Key,
     Body(asked): Body<request::Stop>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    ctx.engine.stop(task, asked.force.into()).await?;
+    let force = asked.force.into();
+    ctx.engine.stop_once(task, force, key).await?;
     seen(&ctx, task).await
 }
 
@@ -306,3 +311,6 @@ pub(crate) async fn clean(
     let gone = ctx.engine.clean(asked.states, asked.older_than_ms).await?;
     Ok(Json(gone.iter().map(TaskId::to_string).collect()))
 }
+
+#[cfg(test)]
+mod tests;

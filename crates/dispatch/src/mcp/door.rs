@@ -8,7 +8,7 @@ use axum::Router;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::{
     api::{
@@ -19,13 +19,16 @@ use crate::{
         error::CliError,
         run::{self, Whom},
     },
-    client::{Client, ClientError, Events, Page, Piece, start},
+    client::{
+        Client, ClientError, Events, Page, Piece,
+        again::{Patience, Twice},
+        start,
+    },
     http::caller::Caller,
     settings::Settings,
 };
 
-/// From the first try to giving up, while an engine is away: it may be starting again.
-const AWAY_MAX: Duration = Duration::from_secs(30);
+/// Of a follower that waits for an engine.
 const TRY_AGAIN_FIRST: Duration = Duration::from_millis(50);
 const TRY_AGAIN_MAX: Duration = Duration::from_secs(1);
 const KEY_BYTES: usize = 16;
@@ -245,29 +248,17 @@ impl Door {
         &self,
         ask: impl Fn(Client) -> BoxFuture<'a, Result<T, ClientError>>,
     ) -> Result<T, Refusal> {
-        let deadline = Instant::now() + AWAY_MAX;
-        let mut pause = TRY_AGAIN_FIRST;
+        // What was asked has a key or changes nothing.
+        let mut patience = Patience::new(match self.way {
+            Way::Own(_) | Way::Fence(_) => Twice::Safe,
+            Way::Inside(_) => Twice::Useless,
+        });
         loop {
             let client = self.client().await?;
-            let error = match ask(client).await {
+            match ask(client).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if !self.may_come_back(&error) || Instant::now() + pause > deadline {
-                return Err(error.into());
+                Err(error) => patience.again(error).await?,
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(TRY_AGAIN_MAX);
-        }
-    }
-
-    /// What was asked has a key or changes nothing, so asking again is safe even when the answer was
-    /// lost on its way.
-    fn may_come_back(&self, error: &ClientError) -> bool {
-        match (&self.way, error) {
-            (Way::Inside(_), _) | (_, ClientError::Token(_)) => false,
-            (_, ClientError::Lost(_)) => true,
-            (_, ClientError::Unreachable(_) | ClientError::Refused(_)) => error.nothing_happened(),
         }
     }
 }

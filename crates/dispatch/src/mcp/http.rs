@@ -28,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tower::{Service, service_fn};
 
 use super::server::{Mcp, Tables};
-use crate::http::caller::Caller;
+use crate::http::{
+    caller::Caller,
+    error::{Code, Problem},
+};
 
 /// Sessions of the older generation that live at once, of all callers and of one.
 const SESSIONS_MAX: usize = 256;
@@ -128,8 +131,8 @@ async fn serve(inner: &Inner, owners: &Owners, request: Request) -> Response {
             return (StatusCode::NOT_FOUND, "no such session").into_response();
         }
         None if begins(&request) && !owners.have_room(&caller).await => {
-            let told = "too many sessions live; end one (DELETE), or wait";
-            return (StatusCode::TOO_MANY_REQUESTS, told).into_response();
+            let told = "begin a session: so many live; end one (DELETE), or wait";
+            return Problem::new(Code::TooManySessions, told).into_response();
         }
         Some(_) | None => {}
     }

@@ -59,7 +59,7 @@ pub(crate) const TOOLS: &[Row] = &[
     row!(
         "stop", "Stop a task", Ends, stop: StopInput => Handle,
         "Ask the agent of a task to end, and those of the tasks that it asked for. The work so far \
-         is kept. A second call kills."
+         is kept. Only `kill` ends it at once."
     ),
     row!(
         "list", "List tasks", Looks, list: ListInput => ListOutput,

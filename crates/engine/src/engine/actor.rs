@@ -196,6 +196,10 @@ impl Actor {
                 _ = clean.tick() => self.clean(),
             }
             for _ in 0..BATCH_MAX {
+                // Whoever comes behind the end is the next engine's.
+                if self.shutdown.is_some() {
+                    break;
+                }
                 let Ok(command) = self.inbox.try_recv() else {
                     break;
                 };

@@ -144,6 +144,7 @@ pub(crate) enum Command {
         task: TaskId,
         force: Force,
         why: Stop,
+        key: Option<RequestKey>,
         reply: Reply<()>,
     },
     StopAll {

@@ -9,7 +9,7 @@ use dispatch_core::{
     attach,
     config::{Config, Selection},
     event::{Kind, Scope, Subject},
-    family::Deed,
+    family::{self, Deed},
     id::{RunId, TaskId},
     keys::RequestKey,
     message::{MessageId, Sender},
@@ -42,6 +42,11 @@ impl Engine {
         self.may(Deed::Dispatch).await?;
         if self.who != Who::Person {
             agents_bring_no_secrets("dispatch", &secrets)?;
+        }
+        let mut spec = spec;
+        if let Who::Run(run) = self.who {
+            let own = self.look(run.task).await?.task;
+            family::hold_runtime(&own, self.config(), &mut spec)?;
         }
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
@@ -80,8 +85,7 @@ impl Engine {
         let data = self.shared.settings.data.clone();
         let keep = move || attachments::keep(&data, task, &files);
         let kept = tokio::task::spawn_blocking(keep).await;
-        let kept = kept.map_err(|_| VerbError::Gone)?;
-        kept.map_err(|source| VerbError::Failed {
+        kept?.map_err(|source| VerbError::Failed {
             doing: format!("keep what is attached to task {task}"),
             source: Box::new(source),
         })
@@ -94,8 +98,7 @@ impl Engine {
         };
         let (fences, asked) = (Arc::clone(&self.shared.fences), container.runtime);
         let chosen = tokio::task::spawn_blocking(move || fences.containers().choose(asked)).await;
-        let client = chosen.map_err(|_| VerbError::Gone)?;
-        let client = client.map_err(|what| VerbError::BadInput { what })?;
+        let client = chosen?.map_err(|what| VerbError::BadInput { what })?;
         container.runtime = client.runtime.into();
         Ok(spec)
     }
@@ -199,11 +202,11 @@ impl Engine {
         };
         if let Sender::Task(own) = from
             && self.who != Who::Person
-            && !tuning.is_empty()
+            && !(tuning.is_empty() && files.is_empty())
             && self.look(own).await?.task.asker() == Some(task)
         {
-            let what = "say that with another model or effort: those of the task that asked for \
-                        yours are not yours to set";
+            let what = "say that with files, another model or effort: those of the task that asked \
+                        for yours are not yours to set; what you leave in your workspace can be seen";
             return Err(VerbError::BadInput { what: what.into() });
         }
         let busy = if found.is_open() {
@@ -316,12 +319,25 @@ impl Engine {
         self.ask(|reply| Command::StopAll { force, reply }).await
     }
 
-    /// Asks a task's run to end, and those of the tasks that it asked for; a second time, or with
-    /// force, they are killed.
+    /// Asks a task's run to end, and those of the tasks that it asked for; with force they are killed.
     ///
     /// # Errors
     /// When nothing of them runs or waits.
     pub async fn stop(&self, task: TaskId, force: Force) -> Result<(), VerbError> {
+        self.stop_once(task, force, None).await
+    }
+
+    /// The same for a request that may come again: with its key it is one stop, of what ran when it
+    /// came first.
+    ///
+    /// # Errors
+    /// As [`Engine::stop`].
+    pub async fn stop_once(
+        &self,
+        task: TaskId,
+        force: Force,
+        key: Option<RequestKey>,
+    ) -> Result<(), VerbError> {
         self.may(Deed::Stop(task)).await?;
         let why = match self.who {
             Who::Person => Stop::ByPerson,
@@ -331,6 +347,7 @@ impl Engine {
             task,
             force,
             why,
+            key,
             reply,
         })
         .await

@@ -40,6 +40,8 @@ struct Job {
     out: Vec<u8>,
     report: Option<ExitReport>,
     said: BTreeSet<u64>,
+    /// For how long each stop has asked before a kill.
+    stops: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,8 @@ struct World {
     plan: Plan,
     /// The plan is for agents; every other job ends at once and well.
     talks: bool,
+    /// Agents go on when they are asked to end, and end when they are killed.
+    stubborn: bool,
     jobs: BTreeMap<JobId, Job>,
     starts: BTreeMap<JobId, u32>,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -77,6 +81,35 @@ impl Fake {
         });
         fake.world().talks = true;
         fake
+    }
+
+    /// The same, and they end only when they are killed.
+    #[must_use]
+    pub fn stubborn() -> Self {
+        let fake = Self::talking();
+        fake.world().stubborn = true;
+        fake
+    }
+
+    /// How long each stop of a run's agent has asked before it was to be killed, in milliseconds.
+    #[must_use]
+    pub fn stops(&self, run: RunId) -> Vec<u64> {
+        let part = Part::Agent;
+        let world = self.world();
+        let job = world.jobs.get(&JobId { run, part });
+        job.map(|job| job.stops.clone()).unwrap_or_default()
+    }
+
+    /// Waits until a run's agent was stopped so often.
+    pub async fn stopped(&self, run: RunId, times: usize) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.stops(run).len() >= times {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// More output of a run's agent. One that has ended, or has not begun, says nothing.
@@ -153,6 +186,7 @@ impl Site for Fake {
                     out: plan.out,
                     report: exit,
                     said: BTreeSet::new(),
+                    stops: Vec::new(),
                 };
                 world.jobs.insert(job.clone(), fake);
             }
@@ -178,6 +212,7 @@ impl Site for Fake {
 
     fn order<'a>(&'a self, job: &'a JobId, order: &'a Order) -> BoxFuture<'a, io::Result<()>> {
         let mut world = self.world();
+        let stubborn = world.stubborn;
         let ended = || io::Error::new(io::ErrorKind::NotFound, "the job has ended");
         let result = match world.jobs.get_mut(job).filter(|job| job.report.is_none()) {
             None => Err(ended()),
@@ -189,7 +224,11 @@ impl Site for Fake {
                     Order::CloseInput => {
                         job.report = Some(report(Exit::Code(0), job.out.len() as u64));
                     }
+                    Order::Stop { grace_ms, .. } if stubborn && *grace_ms > 0 => {
+                        job.stops.push(*grace_ms);
+                    }
                     Order::Stop { why, .. } | Order::Kill { why } => {
+                        job.stops.push(0);
                         let stopped = Some(why.clone());
                         let by = report(Exit::Signal(15), job.out.len() as u64);
                         job.report = Some(ExitReport { stopped, ..by });

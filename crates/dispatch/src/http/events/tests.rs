@@ -2,7 +2,7 @@
 //! wants, clients that drop and come back. Whatever happens on the way, the view at the end is that of
 //! the log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use dispatch_core::{
     ask::{AskId, Permissions},
@@ -21,9 +21,9 @@ use dispatch_engine::{
 };
 use serde_json::{Value, json};
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    sync::{Notify, Semaphore},
-    task::JoinHandle,
+    task::JoinSet,
     time::timeout,
 };
 use tokio_tungstenite::{
@@ -36,10 +36,10 @@ use crate::{
     api::event::Event,
     client::{Client, Events, view::View},
     http::{
-        Busy,
+        caller::Scope,
         door::{Door, Keys},
         listen,
-        metrics::Meter,
+        room::{Room, Shares},
         routes::with_mcp,
         tokens::Tokens,
     },
@@ -66,7 +66,7 @@ struct Stage {
 struct Serving {
     engine: Engine,
     close: watch::Sender<bool>,
-    listening: JoinHandle<()>,
+    listening: JoinSet<()>,
 }
 
 impl Stage {
@@ -93,37 +93,40 @@ impl Stage {
     }
 
     async fn serve(&self) -> Serving {
-        self.serve_with(STREAMS_MAX).await
+        self.serve_with(None).await
     }
 
-    async fn serve_with(&self, streams: usize) -> Serving {
+    async fn serve_with(&self, streams: Option<usize>) -> Serving {
         let settings = &self.settings;
         let local = "local".parse().unwrap();
         let sites: Sites = Sites::from([(local, Arc::new(self.site.clone()) as _)]);
         let engine = Engine::with_sites(settings.engine(), sites).await.unwrap();
         let (close, closing) = watch::channel(false);
-        let meter: Arc<Meter> = Arc::default();
-        let ctx = Ctx {
-            engine: engine.clone(),
-            settings: Arc::new(settings.clone()),
-            config: Arc::new(settings.config.clone()),
-            config_file: settings.paths.config.clone(),
-            data: settings.paths.data.clone(),
-            stop: Arc::new(Notify::new()),
-            closing: closing.clone(),
-            busy: Busy::default(),
-            repeats: Arc::default(),
-            meter: Arc::clone(&meter),
-            streams: Arc::new(Semaphore::new(streams)),
-        };
+        let mut ctx = Ctx::new(engine.clone(), settings, closing.clone());
+        if let Some(own) = streams {
+            let shares = Shares {
+                own,
+                others: 0,
+                token: 0,
+                run: 0,
+            };
+            ctx.rooms.streams = Room::new(Code::TooManyStreams, "follow events", "streams", shares);
+        }
+        let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), &ctx));
         let routes = with_mcp(ctx, PRODUCT);
-        let keys = Keys::new(Tokens::of(&settings.paths.data), engine.clone(), meter);
-        let listener = listen::socket(&settings.paths.run, Paths::SOCKET).unwrap();
-        let serve = listener.serve(Door::Own, Arc::new(keys), routes, closing);
+        let mut listening = JoinSet::new();
+        for (door, dir, name) in [
+            (Door::Own, settings.paths.run.clone(), Paths::SOCKET),
+            (Door::Agents, settings.paths.agents(), Paths::AGENTS_SOCKET),
+        ] {
+            let listener = listen::socket(&dir, name).unwrap();
+            let (keys, routes, closing) = (Arc::clone(&keys), routes.clone(), closing.clone());
+            listening.spawn(listener.serve(door, keys, routes, closing));
+        }
         Serving {
             engine,
             close,
-            listening: tokio::spawn(serve),
+            listening,
         }
     }
 
@@ -151,7 +154,7 @@ impl Serving {
     async fn end(self) {
         self.engine.shutdown().await.unwrap();
         self.close.send_replace(true);
-        timeout(PATIENCE, self.listening).await.unwrap().unwrap();
+        timeout(PATIENCE, self.listening.join_all()).await.unwrap();
     }
 
     async fn dispatch(&self, agent: &str) -> RunId {
@@ -765,7 +768,7 @@ async fn an_agent_hears_of_its_own_family_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn there_are_only_so_many_streams() {
     let stage = Stage::new();
-    let serving = stage.serve_with(2).await;
+    let serving = stage.serve_with(Some(2)).await;
     let client = stage.client();
     let mut one = client.events(0, None).await.unwrap();
     let paths = &stage.settings.paths;
@@ -825,4 +828,132 @@ fn a_query_is_lists_and_nothing_unknown() {
         assert!(error.contains(says), "{bad:?}: {error}");
     }
     assert!(asked(&[("after", "1"), ("after", "2")]).is_err());
+}
+
+/// The head of what is answered to a head alone.
+async fn head(socket: &std::path::Path, text: &str) -> (UnixStream, String) {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let read = timeout(PATIENCE, stream.read_u8()).await.unwrap();
+        let Ok(byte) = read else { break };
+        answer.push(byte);
+    }
+    (stream, String::from_utf8(answer).unwrap().to_lowercase())
+}
+
+/// The connections on which that is granted, and what was said when it was not any more.
+async fn all_of(socket: &std::path::Path, request: &str) -> (Vec<UnixStream>, String) {
+    let mut granted = Vec::new();
+    loop {
+        let (mut stream, mut answer) = head(socket, request).await;
+        if answer.starts_with("http/1.1 200") {
+            granted.push(stream);
+            continue;
+        }
+        assert!(answer.starts_with("http/1.1 429"), "{answer}");
+        assert!(answer.contains("\r\nretry-after: "), "{answer}");
+        while !answer.ends_with('}') {
+            answer.push(stream.read_u8().await.unwrap().into());
+        }
+        return (granted, answer);
+    }
+}
+
+/// An agent takes all that it can get, and whoever is at this machine goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_takes_all_it_can_takes_only_its_share() {
+    let stage = Stage::new();
+    let serving = stage.serve().await;
+    let run = serving.dispatch_with("talker", Some("helpers")).await;
+    let (own, agents) = (
+        stage.settings.paths.socket(),
+        stage.settings.paths.agents().join(Paths::AGENTS_SOCKET),
+    );
+    let token = serving.engine.run_token(run);
+    let token = format!("host: x\r\nauthorization: bearer {token}\r\n");
+    let follow = format!("GET /v1/events HTTP/1.1\r\n{token}\r\n");
+    let (follows, refused) = all_of(&agents, &follow).await;
+    assert!(refused.contains("too_many_streams"), "{refused}");
+    assert_eq!(follows.len(), 8);
+    // Kept open each is a connection, and so are those of the streams.
+    let look = format!("GET /v1/door HTTP/1.1\r\n{token}\r\n");
+    let (looks, refused) = all_of(&agents, &look).await;
+    assert!(refused.contains("too_many_connections"), "{refused}");
+    assert_eq!(looks.len(), 24);
+    // Somebody else of the agents is heard, also while strangers fill the socket.
+    let mut strangers = Vec::new();
+    for _ in 0..600 {
+        strangers.push(UnixStream::connect(&agents).await.unwrap());
+    }
+    let other = serving.dispatch_with("talker", Some("helpers")).await;
+    let other = serving.engine.run_token(other);
+    let other = format!("host: x\r\nauthorization: bearer {other}\r\n");
+    let request = format!("GET /v1/door HTTP/1.1\r\n{other}\r\n");
+    let (_, answer) = head(&agents, &request).await;
+    assert!(answer.starts_with("http/1.1 200"), "{answer}");
+    // Whoever is at this machine has all of that still, and more bytes than an agent.
+    let client = stage.client();
+    let mut follows = Vec::new();
+    for _ in 0..9 {
+        let mut events = client.events(0, None).await.unwrap();
+        assert!(events.next().await.unwrap().is_some());
+        follows.push(events);
+    }
+    client.get::<Value>("/v1/tasks").await.unwrap();
+    let length = 36 << 20;
+    let body = |headers: &str| {
+        format!(
+            "POST /v1/tasks HTTP/1.1\r\n{headers}content-length: {length}\r\n\
+             expect: 100-continue\r\n\r\n"
+        )
+    };
+    let mut bodies = Vec::new();
+    for n in 0..3 {
+        let (stream, answer) = head(&agents, &body(&other)).await;
+        let wanted = if n < 2 {
+            "http/1.1 100"
+        } else {
+            "http/1.1 429"
+        };
+        assert!(answer.starts_with(wanted), "{n}: {answer}");
+        bodies.push(stream);
+    }
+    let (stream, answer) = head(&own, &body("host: x\r\n")).await;
+    assert!(answer.starts_with("http/1.1 100"), "{answer}");
+    bodies.push(stream);
+    // A server that ends waits for what has begun.
+    drop((bodies, strangers, looks));
+    serving.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_with_a_token_leaves_room_for_the_person() {
+    let stage = Stage::new();
+    let serving = stage.serve().await;
+    let run = serving.dispatch("talker").await;
+    let tokens = Tokens::of(&stage.settings.paths.data);
+    let scopes = [Scope::Read].into_iter().collect();
+    let (token, _) = tokens.make(None, scopes, None, 0).unwrap();
+    let asked = format!("{{\"tasks\": [\"{}\"], \"timeout_s\": 3600}}", run.task);
+    let length = asked.len();
+    let wait = format!(
+        "POST /v1/wait HTTP/1.1\r\nhost: x\r\nauthorization: bearer {token}\r\n\
+         content-length: {length}\r\n\r\n{asked}"
+    );
+    let socket = stage.settings.paths.socket();
+    let mut waiting = JoinSet::new();
+    for _ in 0..65 {
+        let (socket, wait) = (socket.clone(), wait.clone());
+        waiting.spawn(async move { head(&socket, &wait).await.1 });
+    }
+    // Those that wait are not answered.
+    let answer = waiting.join_next().await.unwrap().unwrap();
+    assert!(answer.starts_with("http/1.1 429"), "{answer}");
+    assert_eq!(waiting.len(), 64);
+    let own = json!({"tasks": [run.task.to_string()], "timeout_s": 0});
+    let waited: Value = stage.client().post("/v1/wait", &own).await.unwrap();
+    assert_eq!(waited["done"], false);
+    serving.end().await;
 }

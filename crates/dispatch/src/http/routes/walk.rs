@@ -11,22 +11,15 @@ use std::{
 use axum::body::Body as AnyBody;
 use dispatch_core::id::{RunId, TaskId};
 use dispatch_engine::engine::Engine;
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, Semaphore, watch},
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tower::ServiceExt as _;
 
 use super::*;
 use crate::{
     http::{
-        Busy,
         caller::Scopes,
         door::{Door, Keys, Names},
-        events::STREAMS_MAX,
         listen::{Bounds, Listener},
-        metrics::Meter,
         tokens::Tokens,
     },
     mcp::server::PRODUCT,
@@ -99,20 +92,8 @@ impl Stage {
         let settings = Settings::from_env(env, home.path()).unwrap();
         let engine = Engine::open(settings.engine()).await.unwrap();
         let (close, closing) = watch::channel(false);
-        let meter: Arc<Meter> = Arc::default();
-        let ctx = Ctx {
-            engine: engine.clone(),
-            config: Arc::new(settings.config.clone()),
-            config_file: settings.paths.config.clone(),
-            data: settings.paths.data.clone(),
-            settings: Arc::new(settings.clone()),
-            stop: Arc::new(Notify::new()),
-            closing: closing.clone(),
-            busy: Busy::default(),
-            repeats: Arc::default(),
-            meter: Arc::clone(&meter),
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-        };
+        let ctx = Ctx::new(engine.clone(), &settings, closing.clone());
+        let keys = Keys::new(Tokens::of(&settings.paths.data), &ctx);
         let reached = Arc::new(AtomicUsize::new(0));
         let files = body_bytes_max(ctx.config.limits.attach_bytes);
         let mut table = everything(&ctx, PRODUCT);
@@ -134,7 +115,6 @@ impl Stage {
         let address = listener.local_addr().unwrap();
         let door = Door::Net(Arc::new(Names::new(address, &[], &[], false)));
         let tokens = Tokens::of(&settings.paths.data);
-        let keys = Keys::new(Tokens::of(&settings.paths.data), engine.clone(), meter);
         let listener = Listener::Tcp(listener);
         let serving = listener.serve_within(door, Arc::new(keys), routes.clone(), closing, bounds);
         Self {

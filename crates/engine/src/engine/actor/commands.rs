@@ -168,9 +168,10 @@ impl Actor {
                 task,
                 force,
                 why,
+                key,
                 reply,
             } => {
-                let stopped = self.stop(task, force, &why);
+                let stopped = self.stop_once(task, force, &why, key);
                 self.reply_later(reply, stopped);
             }
             Command::StopAll { force, reply } => {

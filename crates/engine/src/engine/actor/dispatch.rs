@@ -8,7 +8,7 @@ use dispatch_core::{
     message::MessageId,
     naming,
     outcome::{Outcome, Stop},
-    run::{RunCause, RunState},
+    run::RunCause,
     task::{AFTER_MAX, Taken, TaskSpec, Tuning},
 };
 
@@ -109,13 +109,9 @@ impl Actor {
     fn supersede(&mut self, old: TaskId, by: TaskId) {
         let text = format!("superseded by task {by}, which wants its workspace");
         self.put(Subject::Task(old), Kind::Noted { text });
-        let state = self.state.task(old).and_then(|task| task.last_run());
-        // A second request would be a kill.
-        if state.is_some_and(|run| !matches!(run.state, RunState::Stopping { .. })) {
-            match self.stop(old, Force::Ask, &Stop::ByPerson) {
-                // Blocked: nothing of it runs.
-                Ok(()) | Err(_) => {}
-            }
+        match self.stop(old, Force::Ask, &Stop::ByPerson) {
+            // Blocked: nothing of it runs.
+            Ok(()) | Err(_) => {}
         }
     }
 

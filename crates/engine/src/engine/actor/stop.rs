@@ -1,24 +1,48 @@
 //! Stopping a task, or all of them, with what they asked for.
-//! Must not kill at the first request, unless it was asked to.
-
-use std::collections::BTreeSet;
+//! Must not kill unless it was asked to, however often it is asked.
 
 use dispatch_core::{
     event::{Kind, Subject},
     id::{RunId, TaskId},
+    keys::{Made, RequestKey},
     outcome::{Outcome, Stop},
     run::RunState,
 };
 
 use super::Actor;
 use crate::{
-    engine::command::StopOrder,
+    engine::{Secrets, command::StopOrder},
     view::{Force, VerbError},
 };
 
 impl Actor {
+    /// One that comes again with its key is the same stop. Whether a kill reached anybody before an
+    /// engine died is not in the log, so what is still stopping is told of it again.
+    pub(super) fn stop_once(
+        &mut self,
+        task: TaskId,
+        force: Force,
+        why: &Stop,
+        key: Option<RequestKey>,
+    ) -> Result<(), VerbError> {
+        let mut came_before = true;
+        self.once(key, Secrets::new(), |actor, _| {
+            came_before = false;
+            actor.stop(task, force, why)?;
+            let run = actor.state.task(task).and_then(|task| task.last_run());
+            let run = run.ok_or(VerbError::NoSuchTask { task })?;
+            Ok(Made::Run(RunId { task, n: run.n }))
+        })?;
+        if came_before && force == Force::Kill {
+            for stopping in self.reached(task) {
+                self.kill_stopping(stopping);
+            }
+        }
+        Ok(())
+    }
+
     /// The task, and what it asked for, and so on: whoever wants an end wants no more work of it.
-    pub(super) fn stop(&mut self, task: TaskId, force: Force, why: &Stop) -> Result<(), VerbError> {
+    fn reached(&self, task: TaskId) -> Vec<TaskId> {
         let mut family = vec![task];
         let mut next = 0;
         while let Some(parent) = family.get(next).copied() {
@@ -35,40 +59,33 @@ impl Actor {
             let new: Vec<_> = children.filter(|id| !family.contains(id)).collect();
             family.extend(new);
         }
-        // The end of one may stop another, for which that must not be the second time.
-        let stopping: BTreeSet<TaskId> = family
-            .iter()
-            .copied()
-            .filter(|id| self.is_stopping(*id))
-            .collect();
+        family
+    }
+
+    pub(super) fn stop(&mut self, task: TaskId, force: Force, why: &Stop) -> Result<(), VerbError> {
+        let family = self.reached(task);
         let own = self.stop_one(task, force, why.clone());
         let mut any = own.is_ok();
         for child in family.into_iter().skip(1) {
-            if self.is_stopping(child) && !stopping.contains(&child) {
-                continue;
-            }
             any |= self.stop_one(child, force, why.clone()).is_ok();
         }
         if any { Ok(()) } else { own }
     }
 
-    fn is_stopping(&self, task: TaskId) -> bool {
+    fn kill_stopping(&mut self, task: TaskId) {
         let run = self.state.task(task).and_then(|task| task.last_run());
-        run.is_some_and(|run| matches!(run.state, RunState::Stopping { .. }))
+        let run = run.filter(|run| matches!(run.state, RunState::Stopping { .. }));
+        if let Some(n) = run.map(|run| run.n) {
+            self.tell_to_stop(RunId { task, n }, Force::Kill);
+        }
     }
 
     pub(super) fn stop_all(&mut self, force: Force) -> Vec<TaskId> {
         let open = self.state.tasks().filter(|task| !task.is_done());
         let open: Vec<TaskId> = open.map(|task| task.id).collect();
-        let stopping: BTreeSet<TaskId> = open
-            .iter()
-            .copied()
-            .filter(|id| self.is_stopping(*id))
-            .collect();
         let mut stopped = Vec::new();
         for id in open {
-            let with_another = self.is_stopping(id) && !stopping.contains(&id);
-            if with_another || self.stop_one(id, force, Stop::ByPerson).is_ok() {
+            if self.stop_one(id, force, Stop::ByPerson).is_ok() {
                 stopped.push(id);
             }
         }
@@ -104,9 +121,11 @@ impl Actor {
                 self.tell_to_stop(id, force);
                 Ok(())
             }
-            // The second time is a kill.
             RunState::Stopping { .. } => {
-                self.tell_to_stop(id, Force::Kill);
+                // Asking again asks for nothing more: only whoever says so kills.
+                if force == Force::Kill {
+                    self.tell_to_stop(id, force);
+                }
                 Ok(())
             }
         }

@@ -64,7 +64,14 @@ impl Actor {
 
     fn to_wait_for(&self, who: Who, tasks: Vec<TaskId>) -> Result<Vec<TaskId>, VerbError> {
         let max = self.ctx.settings.config.limits.waits_max;
-        if self.waiters.len() >= max {
+        let people = |waiter: &&Waiter| waiter.who == Who::Person;
+        let people = self.waiters.iter().filter(people).count();
+        let full = match who {
+            // Whoever is at this machine, and whoever shows a token: a door keeps the two apart.
+            Who::Person => people >= max.saturating_mul(2),
+            Who::Run(_) => self.waiters.len().saturating_sub(people) >= max,
+        };
+        if full {
             return Err(VerbError::TooManyWait { max });
         }
         let unknown = tasks.iter().find(|task| self.state.task(**task).is_none());
