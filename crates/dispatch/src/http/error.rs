@@ -231,6 +231,7 @@ impl From<BadRequest> for Problem {
             | BadRequest::TwoModels
             | BadRequest::ModelAndChain
             | BadRequest::DenyAlways
+            | BadRequest::Rules { .. }
             | BadRequest::Chain(_)
             | BadRequest::NoReview(_)
             | BadRequest::Text(_)
