@@ -159,8 +159,11 @@ impl Keys {
         match found.map_err(|error| self.closed(&error))? {
             Found::Good(row) => {
                 self.guesses.right(&place);
-                let (name, scopes) = (row.name, row.scopes);
-                Ok(Caller::Token { name, scopes })
+                Ok(Caller::Token {
+                    id: row.id,
+                    name: row.name,
+                    scopes: row.scopes,
+                })
             }
             Found::Expired(row) => {
                 let name = row.name;

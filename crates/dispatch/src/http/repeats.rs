@@ -359,6 +359,7 @@ mod tests {
             named(text, caller, &request.into_parts().0, &Bytes::from(body))
         };
         let token = Caller::Token {
+            id: "1a2b3c4d".into(),
             name: "ci".into(),
             scopes: Default::default(),
         };

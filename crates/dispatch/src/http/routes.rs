@@ -382,7 +382,7 @@ pub(crate) fn with_mcp(ctx: Ctx, tables: &'static Tables) -> Router {
 
 fn everything(ctx: &Ctx, tables: &'static Tables) -> Vec<Route> {
     let inside = serve(ctx.clone(), table());
-    let mcp = mcp::http::service(inside, ctx.closing.clone(), tables);
+    let mcp = mcp::http::service(inside, ctx, tables);
     let mut all = table();
     let summary = "The tools of MCP, as streamable HTTP";
     all.push(Route::service("/mcp", Access::Known, summary, mcp));
@@ -477,7 +477,9 @@ async fn read(
     body: AnyBody,
 ) -> Result<(Bytes, Portion), Problem> {
     let said = HttpBody::size_hint(&body).exact();
-    let said = said.map_or(bytes_max, |said| usize::try_from(said).unwrap_or(usize::MAX));
+    let said = said.map_or(bytes_max, |said| {
+        usize::try_from(said).unwrap_or(usize::MAX)
+    });
     let caller = super::caller::of(parts)?;
     // What is too long is refused as that.
     let mut place = ctx.rooms.bytes.take(&caller, said.min(bytes_max))?;

@@ -11,11 +11,7 @@ use std::{
 use axum::body::Body as AnyBody;
 use dispatch_core::id::{RunId, TaskId};
 use dispatch_engine::engine::Engine;
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tower::ServiceExt as _;
 
 use super::*;

@@ -116,7 +116,9 @@ async fn a_stop_that_comes_again_is_the_same_stop_and_only_a_kill_kills() {
     let task: Task = client.post("/v1/tasks", &asked).await.unwrap();
     let run: RunId = format!("{}-1", task.id).parse().unwrap();
     let mut events = engine.events(0);
-    while !matches!(events.next().await, Some(Told::Event(event)) if event.kind.word() == "started") {}
+    while !matches!(events.next().await, Some(Told::Event(event)) if event.kind.word() == "started")
+    {
+    }
     let path = format!("/v1/tasks/{}/stop", task.id);
     let stop = async |client: &Client, key: &str, force: &str| {
         let asked = json!({"force": force});
@@ -144,6 +146,9 @@ async fn a_stop_that_comes_again_is_the_same_stop_and_only_a_kill_kills() {
     stop(&client, "s1", "ask").await.unwrap();
     let again: Task = client.get(&format!("/v1/tasks/{}", task.id)).await.unwrap();
     let state = again.state;
-    assert!(!["stopping", "stopped"].contains(&state.as_str()), "{state}");
+    assert!(
+        !["stopping", "stopped"].contains(&state.as_str()),
+        "{state}"
+    );
     next.shutdown().await.unwrap();
 }
