@@ -5,7 +5,13 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::build::{need_git, program};
+use crate::{
+    build::{need_git, program},
+    test::agents,
+};
+
+/// The one of the pinned agents that has a server to be measured beside ours.
+const OPENCODE: &str = "node_modules/opencode-linux-x64/bin/opencode";
 
 pub(crate) fn run() -> Result<()> {
     need_git()?;
@@ -16,7 +22,15 @@ pub(crate) fn run() -> Result<()> {
     let doors = bench.with_file_name("bench-http");
     let status = Command::new(bench).arg(&dispatch).arg(agent).status()?;
     ensure!(status.success(), "the bench failed: see above");
-    let status = Command::new(doors).arg(dispatch).status()?;
+    let mut skipped = Vec::new();
+    let opencode = agents(&mut skipped)?.map(|place| place.join(OPENCODE));
+    for skipped in skipped {
+        println!("SKIPPED: {skipped}");
+    }
+    let mut bench = Command::new(doors);
+    bench.arg(dispatch);
+    bench.args(opencode.filter(|program| program.exists()));
+    let status = bench.status()?;
     ensure!(status.success(), "the bench of the doors failed: see above");
     Ok(())
 }

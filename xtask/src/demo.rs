@@ -1,5 +1,6 @@
 //! The main job, shown: a fix that passes its check, a question that is answered, and an engine that
-//! is killed in the middle. Offline and without a key: the agent is a scripted program of ours.
+//! is killed in the middle. Offline and without a key: the agent is our own, and what its model answers
+//! was written down before; a server of the tests says it again.
 //! Must not fake an outcome: what it prints is what the real binary said.
 
 use std::{
@@ -10,12 +11,105 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::build::{bubblewrap, need_git, path_with, program};
 
 const CALC: &str = "pub fn add(a: i32, b: i32) -> i32 {\n    a - b\n}\n\n#[cfg(test)]\nmod tests {\n    \
                     #[test]\n    fn adds() {\n        assert_eq!(super::add(2, 2), 4);\n    }\n}\n";
+
+/// Steps of what part 3 works on.
+const STEPS: usize = 20;
+
+/// What a model answers in each part, one entry a question. Only the answers are recorded: the tools
+/// that they call run, in the cage, and the checks judge what came of it.
+fn answers() -> [(&'static str, Value); 3] {
+    let edits = json!([{"old": "a - b", "new": "a + b"}]);
+    let busy = format!(
+        "echo ran >> started.txt; for n in $(seq {STEPS}); do echo working $n; sleep 0.2; done"
+    );
+    [
+        (
+            "fix",
+            json!([
+                {"text": "I look at the code and its test first.", "tool": "read_file", "args": {"path": "src/lib.rs"}},
+                {"text": "It subtracts.", "tool": "edit_file", "args": {"path": "src/lib.rs", "edits": edits}},
+                {"tool": "shell", "command": "cargo test --offline --quiet"},
+                {"text": "add() subtracted; it adds now, and the test passes.", "repeat": true},
+            ]),
+        ),
+        (
+            "question",
+            json!([
+                {"text": "Nothing here says which zone.", "tool": "write", "path": "BLOCKED.md",
+                 "content": "Which time zone should it be?\n"},
+                {"text": "I have asked, and stop here."},
+                {"tool": "write", "path": "ZONE", "content": "UTC\n"},
+                {"text": "Written down, as you said.", "repeat": true},
+            ]),
+        ),
+        (
+            "busy",
+            json!([
+                {"tool": "shell", "command": busy},
+                {"tool": "write", "path": "busy.txt", "content": "done\n"},
+                {"text": "All of it is done.", "repeat": true},
+            ]),
+        ),
+    ]
+}
+
+/// The server that says them. It ends with its standard input.
+struct Model {
+    server: Child,
+    url: String,
+}
+
+impl Model {
+    fn start(place: &Path) -> Result<Self> {
+        let scripts = place.join("answers");
+        fs::create_dir_all(&scripts)?;
+        for (name, steps) in answers() {
+            fs::write(scripts.join(format!("{name}.json")), steps.to_string())?;
+        }
+        let mut server = Command::new(program("dispatch-test-programs", "fake-model", false)?)
+            .arg("--scripts")
+            .arg(scripts)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start the recorded model")?;
+        let out = server.stdout.take().context("it has an output")?;
+        let mut line = String::new();
+        BufReader::new(out).read_line(&mut line)?;
+        let said: Value = serde_json::from_str(&line).context("read where the model is")?;
+        let url = said["url"]
+            .as_str()
+            .context("it has an address")?
+            .to_owned();
+        Ok(Self { server, url })
+    }
+
+    /// A key for each part, which asks for nothing.
+    fn keys(&self) -> String {
+        let key = |(name, _)| {
+            let url = &self.url;
+            format!(
+                "[keys.{name}]\nprovider = \"compatible\"\nbase_url = \"{url}/s/{name}/v1\"\n\
+                 auth = \"none\"\n"
+            )
+        };
+        answers().map(key).concat()
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // Ended already, or ended now.
+        drop(self.server.kill());
+        drop(self.server.wait());
+    }
+}
 
 struct Demo {
     /// With bubblewrap on it, so that the cage is whole.
@@ -47,7 +141,8 @@ pub(crate) fn run() -> Result<()> {
         home,
         project,
     };
-    demo.set_up()?;
+    let model = Model::start(place.path())?;
+    demo.set_up(&model)?;
     demo.fix()?;
     demo.question()?;
     demo.crash()?;
@@ -62,7 +157,7 @@ fn title(text: &str) {
 }
 
 impl Demo {
-    fn set_up(&self) -> Result<()> {
+    fn set_up(&self, model: &Model) -> Result<()> {
         title("a small project with a failing test, in a temporary folder");
         fs::create_dir_all(&self.home)?;
         fs::create_dir_all(self.project.join("src"))?;
@@ -90,17 +185,18 @@ impl Demo {
                 .status()?;
             ensure!(status.success(), "git {args:?} failed");
         }
-        let agent = self.dispatch.display();
         let config = format!(
-            "# The demo's agent: a scripted program of ours, run through the ordinary plain driver.\n\
-             [task]\nagent = \"scripted\"\n\n[agents.scripted]\ndriver = \"plain\"\nprogram = \"{agent}\"\n\
-             args = [\"agent\", \"--scripted\"]\npool = \"default\"\n"
+            "# The demo's models: answers that were written down before, said by a local server.\n\
+             [task]\nagent = \"native\"\n{}",
+            model.keys()
         );
         fs::write(self.home.join("dispatch.toml"), config)?;
         println!(
-            "The agent here is a scripted program of ours, not a model: it follows the lines that"
+            "The agent is Dispatch's own. NOTE: no model is asked here. What it would answer is"
         );
-        println!("start with `>` in its task. Everything around it is the real thing.");
+        println!(
+            "recorded, so that this needs no key and no network; tools, fence, checks and git are real."
+        );
         Ok(())
     }
 
@@ -153,9 +249,8 @@ impl Demo {
         title(
             "1. a task in, a branch out: the fix passes `cargo test`, which Dispatch found by itself",
         );
-        let task =
-            "Make the failing test pass\n> replace src/lib.rs a - b => a + b\n> say fixed add()";
-        let code = self.show(&["run", task])?;
+        let task = "Make the failing test pass";
+        let code = self.show(&["run", "--model", "fix/recorded", task])?;
         let (id, task) = self.newest()?;
         ensure!(
             code == 0,
@@ -181,8 +276,9 @@ impl Demo {
 
     fn question(&self) -> Result<()> {
         title("2. a task that is stuck asks, and goes on with the answer in the same workspace");
-        let task = "Write down the zone\n> ask Which time zone should it be?\n> answer-into ZONE";
-        let code = self.show(&["run", "--no-checks", task])?;
+        let task = "Write down the zone";
+        let model = "question/recorded";
+        let code = self.show(&["run", "--model", model, "--no-checks", task])?;
         ensure!(
             code == 3,
             "it should be blocked (exit code 3), and was {code}"
@@ -200,8 +296,15 @@ impl Demo {
         title("3. kill -9 in the middle: the agent goes on, and the next engine picks it up");
         let mut engine = self.serve()?;
         // In its workspace: the agent is in a cage, and writes nowhere else.
-        let task = "Be busy\n> count started.txt\n> work 4\n> write busy.txt done";
-        self.show(&["run", "--detach", "--no-checks", task])?;
+        let model = "busy/recorded";
+        self.show(&[
+            "run",
+            "--model",
+            model,
+            "--detach",
+            "--no-checks",
+            "Be busy",
+        ])?;
         let (id, _) = self.newest()?;
         let begun = std::time::Instant::now();
         let count = loop {
@@ -232,13 +335,14 @@ impl Demo {
             .as_str()
             .context("a run has a log")?
             .to_owned();
-        let steps = fs::read_to_string(Path::new(&log))?
-            .lines()
-            .filter(|l| l.starts_with("working"))
-            .count();
+        let log = fs::read_to_string(Path::new(&log))?;
+        // Each call says so before it begins.
+        let calls = log.lines().filter(|l| l.contains("{\"running\":")).count();
+        let last = format!("working {STEPS}\\n");
+        let whole = log.contains(&last);
         let runs = fs::read_to_string(&count)?.lines().count();
-        println!("\nexecutions of the agent: {runs}; steps in its log: {steps} of 20");
-        if runs != 1 || steps != 20 {
+        println!("\nexecutions of the command: {runs}; calls of the agent: {calls} of 2");
+        if runs != 1 || calls != 2 || !whole {
             bail!("something was lost or doubled");
         }
         Ok(())

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 const USAGE: &str = "\
-cargo xtask demo              the main job on a small project, offline, with a scripted agent
+cargo xtask demo              the main job on a small project, offline, with recorded model answers
 cargo xtask test              everything CI checks
 cargo xtask crash [--count N] [--seed S]
                               kill the engine N times at random instants, check that nothing is lost

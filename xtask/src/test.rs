@@ -82,7 +82,7 @@ fn step(name: &str, command: &mut Command) -> Result<()> {
 }
 
 /// The real agents and MCP clients, pinned by a lock file, installed below the target folder.
-fn agents(skipped: &mut Vec<String>) -> Result<Option<PathBuf>> {
+pub(crate) fn agents(skipped: &mut Vec<String>) -> Result<Option<PathBuf>> {
     let pins = root().join("tests/agents");
     let mut skip = |why: String| {
         skipped.push(format!("tests with the real agents and MCP clients: {why}"));

@@ -7,13 +7,16 @@ use std::{
     io::{self, Read},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use dispatch_core::{
-    id::KeyName,
+    id::{KeyName, ServerName},
     models::{Choice, Endpoint, KeySource, KeyTable},
     native::{Chunk, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
     rules::Rules,
+    servers::{BadServer, ServerTable},
+    web::BadWeb,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -25,15 +28,18 @@ use crate::{
     inbox::Inbox,
     keys::Keys,
     log::{Log, ResumeError, resume},
-    model::{Client, Proxy, Timers, ToolSpec},
+    model::{Client, Timers, ToolSpec},
+    net::{Connector, Proxy},
     record::{Record, RecordError, Sink},
     system,
-    tools::{self, Place, Sign, Spill, Tool},
+    tools::{self, Granted, Outside, Place, Sign, Spill, mcp},
     turn,
 };
 
 /// Signs of tools on their way; a tool waits for room, what is only shown is dropped.
 const SIGNS_MAX: usize = 64;
+/// From the first packet to a connection that is safe.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
@@ -51,6 +57,10 @@ pub(crate) enum AgentError {
     Tools(String),
     #[error("open: {0}")]
     Key(String),
+    #[error("open: {0}")]
+    Web(#[from] BadWeb),
+    #[error("open: {0}")]
+    Server(#[from] BadServer),
     #[error("open: the costs of {0} are limited, and its key's table has no price for it")]
     NoPrice(Choice),
     #[error("open: {0}")]
@@ -68,10 +78,20 @@ pub(crate) enum AgentError {
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) session: String,
+    /// Instead of our own.
+    identity: Option<String>,
     pub(crate) chain: Vec<Choice>,
     pub(crate) tables: BTreeMap<KeyName, KeyTable>,
     pub(crate) limits: TurnLimits,
     pub(crate) live: bool,
+}
+
+/// MCP servers: their tables until they are started, and what is to be ended.
+#[derive(Debug)]
+struct Servers {
+    tables: BTreeMap<ServerName, ServerTable>,
+    around: mcp::Around,
+    there: Vec<Arc<mcp::Server>>,
 }
 
 #[derive(Debug)]
@@ -79,8 +99,11 @@ pub(crate) struct Agent {
     pub(crate) settings: Settings,
     pub(crate) clock: Clock,
     pub(crate) system: String,
-    pub(crate) tools: Vec<&'static Tool>,
+    pub(crate) tools: Vec<Granted>,
     pub(crate) specs: Vec<ToolSpec>,
+    /// Of the opening, for those that come with servers.
+    names: Option<Vec<String>>,
+    servers: Servers,
     pub(crate) rules: Rules,
     pub(crate) client: Client,
     pub(crate) keys: Keys,
@@ -131,12 +154,25 @@ impl Agent {
             let what = what.display().to_string();
             move |source| AgentError::Io { what, source }
         };
-        let tools = tools::granted(opening.tools.as_deref()).map_err(AgentError::Tools)?;
+        let tools =
+            tools::granted(opening.tools.as_deref(), &opening.web).map_err(AgentError::Tools)?;
         let conversation = resume(&opening.resume)?;
         let spill = Spill::new(&opening.spill).map_err(used(&opening.spill))?;
+        let connector = Connector::new(Proxy::from(|name| std::env::var(name).ok()), CONNECT_LIMIT);
         let (sender, signs) = mpsc::channel(SIGNS_MAX);
-        let hidden = hidden(&opening.keys);
-        let place = Place::new(&opening.cwd, spill, hidden, inbox.count(), sender);
+        opening.web.check()?;
+        for (name, table) in &opening.servers {
+            table.way(name)?;
+        }
+        let secret = hidden(&opening);
+        let hidden = secret.clone();
+        let outside = Outside {
+            connector: connector.clone(),
+            reach: opening.reach,
+            web: opening.web,
+            keys: opening.keys.clone(),
+        };
+        let place = Place::new(&opening.cwd, spill, outside, hidden, inbox.count(), sender);
         let place = place.map_err(used(&opening.cwd))?;
         let record = Record::start(output).map_err(|source| AgentError::Io {
             what: "standard output".into(),
@@ -146,16 +182,25 @@ impl Agent {
         for (group, subject) in conversation.allowed() {
             rules.allow_always(*group, subject);
         }
-        let agent = Self {
+        let around = mcp::Around {
+            connector: connector.clone(),
+            cwd: place.root().to_owned(),
+            hidden: secret,
+            reach: opening.reach,
+        };
+        let mut agent = Self {
             clock,
-            system: system::prompt(opening.system.as_deref(), place.root(), &tools),
-            specs: tools.iter().map(|tool| tools::spec(tool)).collect(),
+            system: String::new(),
+            specs: Vec::new(),
             tools,
+            names: opening.tools,
+            servers: Servers {
+                tables: opening.servers,
+                around,
+                there: Vec::new(),
+            },
             rules,
-            client: Client::new(
-                Proxy::from(|name| std::env::var(name).ok()),
-                Timers::default(),
-            ),
+            client: Client::new(connector, Timers::default()),
             keys: Keys::default(),
             inbox,
             log: Log::new(record, conversation),
@@ -163,6 +208,7 @@ impl Agent {
             signs,
             settings: Settings {
                 session: opening.session,
+                identity: opening.system,
                 chain: opening.chain,
                 tables: opening.keys,
                 limits: opening.limits,
@@ -170,7 +216,42 @@ impl Agent {
             },
         };
         agent.check()?;
+        agent.tell_tools();
         Ok(agent)
+    }
+
+    /// What a model is told of the tools there are: its prompt begins with that.
+    fn tell_tools(&mut self) {
+        let identity = self.settings.identity.as_deref();
+        self.system = system::prompt(identity, self.place.root(), &self.tools);
+        self.specs = self.tools.iter().map(Granted::spec).collect();
+    }
+
+    /// Starts the servers of MCP, and waits until it is known what they have to offer.
+    async fn start_servers(&mut self) -> Result<(), RecordError> {
+        if self.servers.tables.is_empty() {
+            return Ok(());
+        }
+        let Servers { tables, around, .. } = &self.servers;
+        let known = &self.log.conversation.served;
+        let starts = mcp::start(tables, around, known, self.names.as_deref());
+        // Told to stop meanwhile, it has nothing to ask a model for.
+        let Ok(started) = turn::attend(&mut self.inbox, None, starts).await else {
+            return Ok(());
+        };
+        self.servers.there = started.servers;
+        let step = self.log.conversation.step();
+        for text in started.notices {
+            self.log.put(step, Chunk::Notice { text }).await?;
+        }
+        for (server, tools) in started.new {
+            let served = Chunk::Served { server, tools };
+            self.log.put(step, served).await?;
+        }
+        let tools = started.tools.into_iter().map(Granted::Served);
+        self.tools.extend(tools);
+        self.tell_tools();
+        Ok(())
     }
 
     /// Everything that would fail later for a mistake in the settings fails now.
@@ -205,6 +286,7 @@ impl Agent {
         };
         let step = self.log.conversation.step();
         self.log.put(step, hello).await?;
+        self.start_servers().await?;
         let mut said: Vec<Message> = prompt
             .map(|text| Message { id: 0, text })
             .into_iter()
@@ -226,6 +308,7 @@ impl Agent {
                 break;
             }
         }
+        mcp::end(&self.servers.there).await;
         self.place.end().await;
         Ok(match last {
             TurnEnd::Done | TurnEnd::Stopped => ExitCode::SUCCESS,
@@ -277,9 +360,11 @@ impl Agent {
     }
 }
 
-/// Commands are not given the keys of models.
-fn hidden(tables: &BTreeMap<KeyName, KeyTable>) -> BTreeSet<String> {
-    let sources = tables.values().filter_map(|table| table.key.as_ref());
+/// Commands are not given the keys of models and services.
+fn hidden(opening: &Opening) -> BTreeSet<String> {
+    let keys = opening.keys.values().filter_map(|table| table.key.as_ref());
+    let servers = opening.servers.values().flat_map(ServerTable::sources);
+    let sources = keys.chain(opening.web.sources()).chain(servers);
     let names = sources.filter_map(|source| match source {
         KeySource::From(name) => Some(name.clone()),
         KeySource::File(_) | KeySource::Command(_) => None,

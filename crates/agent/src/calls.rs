@@ -1,7 +1,7 @@
 //! The calls of one step: each is allowed or not, recorded before it begins, run, and answered once.
 //! Must not run what is not allowed, and must not run beside others what changes something.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use dispatch_core::{
     native::{Chunk, TurnEnd},
@@ -14,14 +14,14 @@ use crate::{
     agent::Agent,
     conversation::{Call, INTERRUPTED},
     record::RecordError,
-    tools::{self, Run, Sign, Tool},
+    tools::{self, Granted, Run, Seen, Sign},
     turn::{Halt, Turn, limit},
 };
 
 /// A call that may begin.
 struct Ready {
     call: Call,
-    tool: &'static Tool,
+    tool: Granted,
 }
 
 /// All that have no result yet, in their order; those that only look run beside each other.
@@ -31,7 +31,7 @@ pub(crate) async fn run(turn: &mut Turn<'_>, calls: Vec<Call>) -> Result<(), Hal
         let Some(ready) = ready(turn, call).await? else {
             continue;
         };
-        let alone = !ready.tool.safe;
+        let alone = !ready.tool.is_safe();
         if alone {
             run_together(turn, std::mem::take(&mut together)).await?;
         }
@@ -52,11 +52,11 @@ async fn ready(turn: &mut Turn<'_>, call: Call) -> Result<Option<Ready>, Halt> {
         return Ok(None);
     };
     // An earlier process began it and did not see its end. What only looks may look again.
-    if turn.agent.log.conversation.is_running(&call.id) && !tool.safe {
+    if turn.agent.log.conversation.is_running(&call.id) && !tool.is_safe() {
         turn.answer(&call, INTERRUPTED.to_owned(), true).await?;
         return Ok(None);
     }
-    if let Err(why) = permit(turn, &call, tool).await? {
+    if let Err(why) = permit(turn, &call, &tool).await? {
         turn.answer(&call, format!("error: {why}"), true).await?;
         return Ok(None);
     }
@@ -67,14 +67,14 @@ async fn ready(turn: &mut Turn<'_>, call: Call) -> Result<Option<Ready>, Halt> {
 async fn permit(
     turn: &mut Turn<'_>,
     call: &Call,
-    tool: &'static Tool,
+    tool: &Granted,
 ) -> Result<Result<(), String>, Halt> {
     let input: Value = serde_json::from_str(&call.input).unwrap_or_default();
-    let subject = (tool.subject)(&input, &turn.agent.place);
-    match turn.agent.rules.decide(tool.group, &subject) {
+    let subject = tool.subject(&input, &turn.agent.place);
+    match turn.agent.rules.decide(tool.group(), &subject) {
         Action::Allow => return Ok(Ok(())),
         Action::Deny => {
-            let group = tool.group;
+            let group = tool.group();
             let why = format!("this is not permitted: a rule for {group} denies it");
             return Ok(Err(why));
         }
@@ -84,8 +84,8 @@ async fn permit(
     turn.put(Chunk::Asked {
         id,
         call: call.id.clone(),
-        tool: tool.name.to_owned(),
-        group: tool.group,
+        tool: tool.name().to_owned(),
+        group: tool.group(),
         subject: subject.clone(),
         input: call.input.clone(),
     })
@@ -99,7 +99,7 @@ async fn permit(
     })
     .await?;
     if allowed && always {
-        turn.agent.rules.allow_always(tool.group, &subject);
+        turn.agent.rules.allow_always(tool.group(), &subject);
     }
     let denied = match why.as_str() {
         "" => "this was not permitted".to_owned(),
@@ -148,13 +148,19 @@ async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt
     }
     let mut running = JoinSet::new();
     let mut names = std::collections::HashMap::new();
+    let conversation = &turn.agent.log.conversation;
+    let seen = Arc::new(Seen {
+        told: conversation.told.clone(),
+        outs: conversation.outs.clone(),
+    });
     for (index, Ready { call, tool }) in ready.iter().enumerate() {
         let run = Run {
             call: call.id.clone(),
             input: call.input.clone(),
-            place: std::sync::Arc::clone(&turn.agent.place),
+            place: Arc::clone(&turn.agent.place),
+            seen: Arc::clone(&seen),
         };
-        let task = running.spawn((tool.run)(run));
+        let task = running.spawn(tool.run(run));
         names.insert(task.id(), index);
     }
     while !running.is_empty() {
@@ -185,7 +191,7 @@ async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt
             Ok(Err(wrong)) => (wrong.to_string(), true),
             Err(panic) => (format!("error: this is a bug in the tool: {panic}"), true),
         };
-        let text = turn.agent.place.fit(tool.name, text).await;
+        let text = turn.agent.place.fit(tool.name(), text).await;
         turn.answer(call, text, failed).await?;
     }
     Ok(())

@@ -8,13 +8,14 @@ use std::{
 };
 
 use dispatch_core::{
+    id::{KeyName, ServerName},
     models::{Choice, Wire},
-    native::{Block, Chunk, Message, StepEnd, StepId, Todo, Tokens},
+    native::{Block, Chunk, Message, ServedTool, StepEnd, StepId, Todo, Tokens},
     rules::Group,
 };
 
 use crate::{
-    keys::Outs,
+    keys::{Outs, Told},
     model::{Entry, Origin, ToolResult},
 };
 
@@ -148,6 +149,10 @@ pub(crate) struct Conversation {
     asked: u64,
     allowed: Vec<(Group, String)>,
     pub(crate) outs: Outs,
+    /// What the last answer with each key told of its limits.
+    pub(crate) told: BTreeMap<KeyName, Told>,
+    /// The tools of MCP servers, in the order in which the model was told of them.
+    pub(crate) served: Vec<(ServerName, Vec<ServedTool>)>,
     pub(crate) todos: Vec<Todo>,
     /// Of the turn that is or was last.
     pub(crate) spent: Spent,
@@ -221,9 +226,18 @@ impl Conversation {
                 self.questions.clear();
                 self.in_turn = false;
             }
+            Chunk::Windows { key, windows, at } => {
+                let told = Told {
+                    windows: windows.clone(),
+                    at: *at,
+                };
+                self.told.insert(key.clone(), told);
+            }
+            Chunk::Served { server, tools } => {
+                self.served.push((server.clone(), tools.clone()));
+            }
             Chunk::Hello { .. }
             | Chunk::Unsaid { .. }
-            | Chunk::Windows { .. }
             | Chunk::Waiting { .. }
             | Chunk::ModelChanged { .. }
             | Chunk::Notice { .. }

@@ -14,7 +14,7 @@ use dispatch_core::{
     Millis,
     id::KeyName,
     models::{Endpoint, KeySource},
-    native::Chunk,
+    native::{Chunk, Window},
     secret::Secret,
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
@@ -26,7 +26,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyError {
-    #[error("read key {key}: the variable {name} is not set; set it, or change [keys.{key}]")]
+    #[error("read key {key}: the variable {name} is not set; set it, or change the table of {key}")]
     Unset { key: KeyName, name: String },
     #[error("read key {key} from {}: {source}", path.display())]
     File {
@@ -78,7 +78,8 @@ impl Keys {
     }
 }
 
-async fn read(key: &KeyName, source: &KeySource) -> Result<Secret, KeyError> {
+/// Of a key, or of something else that a table of that name takes from elsewhere.
+pub(crate) async fn read(key: &KeyName, source: &KeySource) -> Result<Secret, KeyError> {
     let text = match source {
         KeySource::From(name) => std::env::var(name).map_err(|_| KeyError::Unset {
             key: key.clone(),
@@ -147,6 +148,14 @@ async fn command(key: &KeyName, argv: &[String]) -> Result<String, KeyError> {
         return Err(failed(format!("it ended with {status}")));
     }
     Ok(text)
+}
+
+/// What an answer told of the limits of its key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) windows: Vec<Window>,
+    /// None: by a release that did not write it down.
+    pub(crate) at: Option<Millis>,
 }
 
 /// Which keys are of no use now, as far as the lines said so far tell.

@@ -6,7 +6,7 @@
 //! * `record` what it says, durable; `inbox` what it hears; `conversation` the fold of the
 //!   record; `log` both together
 //! * `model` ask a model; `keys` with which key; `fallback` what comes after a failure
-//! * `tools` what a model may do; `system` what it is told of itself
+//! * `net` the ways out; `tools` what a model may do; `system` what it is told of itself
 //! * `script` follow a script: the words of the demo's agent
 
 mod agent;
@@ -18,6 +18,7 @@ mod inbox;
 mod keys;
 mod log;
 mod model;
+mod net;
 #[cfg(test)]
 mod provider;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use dispatch_core::{
 use crate::{
     agent::Agent,
     keys::KeyError,
-    model::{Heard, ModelError, Question},
+    model::{Heard, ModelError, Question, now},
     turn::{Halt, Turn, attend, failed},
 };
 
@@ -98,7 +98,8 @@ impl Turn<'_> {
         if !answer.windows.is_empty() {
             let windows = std::mem::take(&mut answer.windows);
             let key = choice.key.clone();
-            log.put(step, Chunk::Windows { key, windows }).await?;
+            let at = Some(now());
+            log.put(step, Chunk::Windows { key, windows, at }).await?;
         }
         let mut shown = Shown::new(settings.live);
         loop {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use crate::tools::Tool;
+use crate::tools::Granted;
 
 const IDENTITY: &str = "You are a coding agent of Dispatch. You work alone on one task in one \
                         workspace, and nobody answers while you work unless a message says so.";
@@ -19,17 +19,17 @@ const TODO: &str = "For work of three steps or more keep a list with the todo to
                     list each time, with exactly one item in progress, and mark an item as \
                     completed as soon as it is. For small work leave it.";
 
-pub(crate) fn prompt(own: Option<&str>, cwd: &Path, tools: &[&'static Tool]) -> String {
+pub(crate) fn prompt(own: Option<&str>, cwd: &Path, tools: &[Granted]) -> String {
     let mut parts = vec![own.unwrap_or(IDENTITY).trim().to_owned()];
     if !tools.is_empty() {
         let lines: Vec<String> = tools
             .iter()
-            .map(|tool| format!("- {}: {}", tool.name, tool.line))
+            .map(|tool| format!("- {}: {}", tool.name(), tool.line()))
             .collect();
         parts.push(format!("Your tools:\n{}", lines.join("\n")));
     }
     parts.push(CONDUCT.to_owned());
-    if tools.iter().any(|tool| tool.name == "todo") {
+    if tools.iter().any(|tool| tool.name() == "todo") {
         parts.push(TODO.to_owned());
     }
     parts.push(format!("Working directory: {}", cwd.display()));
@@ -38,16 +38,18 @@ pub(crate) fn prompt(own: Option<&str>, cwd: &Path, tools: &[&'static Tool]) -> 
 
 #[cfg(test)]
 mod tests {
+    use dispatch_core::web::WebTable;
+
     use super::*;
     use crate::tools::{TOOLS, granted};
 
     #[test]
     fn only_what_is_granted_is_named_and_the_bytes_stay() {
         let cwd = Path::new("/w");
-        let few = granted(Some(&["read_file".to_owned()])).unwrap();
+        let few = granted(Some(&["read_file".to_owned()]), &WebTable::default()).unwrap();
         let text = prompt(None, cwd, &few);
         for tool in TOOLS {
-            let named = few.iter().any(|each| each.name == tool.name);
+            let named = few.iter().any(|each| each.name() == tool.name);
             assert_eq!(
                 text.contains(&format!("- {}:", tool.name)),
                 named,

@@ -4,6 +4,7 @@
 mod bed;
 mod crash;
 mod failover;
+mod outside;
 mod stop;
 mod talk;
 mod work;

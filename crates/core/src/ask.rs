@@ -10,6 +10,7 @@ use crate::{
     Millis,
     id::{BadId, TaskId},
     message::Sender,
+    prompt::{Rank, Saying},
 };
 
 /// Settled asks of one task that are remembered once its run has ended; older ones are in the log.
@@ -119,9 +120,13 @@ impl By {
             Self::Limit => "Too much waits for an answer already, so it is denied",
             Self::Agent => "It was taken back",
         };
-        match why {
-            Some(why) => format!("{who}: {why}"),
-            None => format!(
+        match (self, why) {
+            (Self::Task(task), Some(why)) => {
+                let why = Saying::of_agent(task, Rank::Above, why);
+                format!("{who}.\n\n{}", why.text())
+            }
+            (_, Some(why)) => format!("{who}: {why}"),
+            (_, None) => format!(
                 "{who}. Do what can be done without it; where nothing can, end your turn and say \
                  what you need."
             ),
@@ -148,6 +153,8 @@ pub enum Fate {
         allow: bool,
         by: By,
         why: Option<String>,
+        /// The same needs no more asking, until the task's end.
+        always: bool,
     },
     /// Its run was stopped or has ended: nobody is there to hear an answer.
     Closed,

@@ -131,7 +131,8 @@ pub fn takes(driver: DriverKind) -> bool {
         | DriverKind::Claude
         | DriverKind::Codex
         | DriverKind::Acp
-        | DriverKind::CodexApp => true,
+        | DriverKind::CodexApp
+        | DriverKind::Native => true,
         DriverKind::Coderabbit => false,
     }
 }

@@ -12,24 +12,32 @@ use toml::{Table, Value};
 
 use crate::{
     ask::Permissions,
+    chain::NativeSettings,
     checks::Checks,
     container::{Image, RuntimeAsked},
     drivers::DriverKind,
     gate::{Gate, Pool},
     grant::{Offer, Word},
     id::{
-        AccountName, AgentName, BadId, ForgeName, GrantName, HookName, ModelName, PlacementName,
-        PoolName, RepoName,
+        AccountName, AgentName, BadId, ForgeName, GrantName, HookName, KeyName, ModelName,
+        PlacementName, PoolName, RepoName, ServerName,
     },
+    lent::{self, Lent},
     limits::Limits,
+    models::{Choice, KeyTable},
     notify::Hook,
     prompt::{Library, TextName},
+    rules::{Grade, Group, Rule},
     schedule::Pools,
     server::{Server, ServerTable},
+    servers::{self, ServerTable as McpTable},
     sidecar::{BROKER_URL, Upstream},
     task::{Expects, Network, Placement, Wrap},
+    web::WebTable,
 };
 
+/// What our own program is called where a program is named.
+pub const OWN_PROGRAM: &str = "dispatch";
 /// The only place of defaults; also the reference manual.
 pub const DEFAULTS_TOML: &str = include_str!("defaults.toml");
 
@@ -160,6 +168,8 @@ struct ContainerTable {
 #[serde(deny_unknown_fields)]
 pub struct AgentProfile {
     pub driver: DriverKind,
+    /// Empty for our own agent: the program is ours.
+    #[serde(default)]
     pub program: String,
     #[serde(default)]
     pub args: Vec<String>,
@@ -203,6 +213,24 @@ pub struct AgentProfile {
     pub host_alias: bool,
     /// Keeps one of its secrets outside the fence; absent: it gets them all.
     pub broker: Option<BrokerTable>,
+    /// Of a task that asks for no model: whom our own agent asks, the first before the second.
+    #[serde(default)]
+    pub chain: Vec<Choice>,
+    /// In place of what our own agent says of itself.
+    pub system_prompt: Option<String>,
+    /// Names of our own agent's tools; absent: all.
+    pub tools: Option<Vec<String>>,
+    /// The MCP servers whose tools it has; absent: all of `[mcp.*]`.
+    pub mcp: Option<Vec<ServerName>>,
+    /// Over `[native.groups]`.
+    #[serde(default)]
+    pub groups: BTreeMap<Group, Grade>,
+    /// The last one that matches says what becomes of it.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+    /// One for each key of a task's chain; no table says them.
+    #[serde(skip)]
+    pub brokers: Vec<BrokerTable>,
 }
 
 /// One `[agents.NAME.broker]`.
@@ -214,6 +242,9 @@ pub struct BrokerTable {
     /// The variable that gets the address to send requests to; absent where `args` name it.
     pub base_url: Option<String>,
     pub upstream: Upstream,
+    /// Upstream wants no key: a model on this machine. No table says it.
+    #[serde(skip)]
+    pub keyless: bool,
 }
 
 impl AgentProfile {
@@ -381,7 +412,7 @@ pub struct Toolchains {
 }
 
 /// Everything resolved; no `Option` that means "the default".
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub task: TaskDefaults,
     pub limits: Limits,
@@ -402,6 +433,13 @@ pub struct Config {
     pub notify: BTreeMap<HookName, Hook>,
     pub repos: BTreeMap<RepoName, Repo>,
     pub forges: BTreeMap<ForgeName, Forge>,
+    /// What our own agent asks models with.
+    pub keys: BTreeMap<KeyName, KeyTable>,
+    pub native: NativeSettings,
+    /// What its tools may look up.
+    pub web: WebTable,
+    /// Whose tools it may use.
+    pub mcp: BTreeMap<ServerName, McpTable>,
     pub server: Server,
     /// What prompts are made of: ours, until the caller lays a person's own over it.
     pub library: Library,
@@ -430,7 +468,7 @@ struct Merged {
     sources: BTreeMap<String, (String, String)>,
 }
 
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 19] = [
     "task",
     "limits",
     "gate",
@@ -445,6 +483,10 @@ const TABLES: [&str; 15] = [
     "notify",
     "repos",
     "forges",
+    "keys",
+    "native",
+    "web",
+    "mcp",
     "server",
 ];
 
@@ -623,6 +665,8 @@ fn is_leaf(path: &[&str], value: &Value) -> bool {
         || (path.len() > 3 && path[0] == "agents" && matches!(path[2], "env" | "files"))
         || (path.len() > 2 && path[0] == "notify")
         || (path.len() > 2 && path[0] == "forges" && path[2] == "token")
+        || (path.len() > 2 && matches!(path[0], "keys" | "web") && path[2] == "key")
+        || (path.len() > 3 && path[0] == "mcp" && matches!(path[2], "env" | "headers"))
 }
 
 fn put(table: &mut Table, path: &[&str], leaf: Value) {
@@ -687,16 +731,17 @@ impl Typing<'_> {
         let notify = self.hooks(&agents);
         let repos = self.repos();
         let forges = self.forges();
+        let keys = self.keys();
+        let native = self.one::<NativeSettings>("native");
+        let mut web = self.one::<WebTable>("web");
+        let mut mcp = self.mcp();
         let server = self.server();
         let grants = self.grants(&agents, &placements, &repos);
         for what in limits.iter().flat_map(Limits::problems) {
             self.problem("limits", what);
         }
         for (name, agent) in &agents {
-            if agent.program.is_empty() {
-                let at = place(&["agents", name.as_str(), "program"]);
-                self.problem(&at, "it is empty".into());
-            }
+            self.own_or_foreign(name, agent, &keys);
             if !pools.contains_key(&agent.pool) {
                 let there = list(pools.keys());
                 let what = format!("pool {} is not configured; there are {there}", agent.pool);
@@ -732,7 +777,34 @@ impl Typing<'_> {
             }
             self.broker(name, agent);
         }
+        if let Some(Err(error)) = web.as_ref().map(WebTable::check) {
+            self.problem("web", error.to_string());
+        }
+        for (name, agent) in &agents {
+            let at = place(&["agents", name.as_str(), "mcp"]);
+            if let Err(error) = servers::chosen(&mcp, agent.mcp.as_deref()) {
+                self.problem(&at, error.to_string());
+            }
+        }
+        let of_web = web.as_mut().map(lent::to_web).unwrap_or_default();
+        let of_servers: BTreeMap<ServerName, Lent> = mcp
+            .iter_mut()
+            .map(|(name, server)| (name.clone(), lent::to_server(name, server)))
+            .collect();
         for agent in agents.values_mut() {
+            if agent.is_native() {
+                agent.program = OWN_PROGRAM.to_owned();
+                let all = agent.mcp.is_none();
+                let has = |name: &ServerName| all || agent.mcp.iter().flatten().any(|n| n == name);
+                let lent = of_servers.iter().filter(|(name, _)| has(name));
+                let lent = lent.flat_map(|(_, lent)| lent).chain(&of_web);
+                let taken = lent.map(|(variable, source)| {
+                    let source = Source::from(source);
+                    let optional = false;
+                    (variable.clone(), EnvValue::Taken { source, optional })
+                });
+                agent.env.extend(taken.collect::<Vec<_>>());
+            }
             // A broker without its key could only be passed by, and that is what it is there against.
             let key = agent.broker.as_ref().map(|broker| &broker.key);
             if let Some(EnvValue::Taken { optional, .. }) =
@@ -785,9 +857,111 @@ impl Typing<'_> {
             notify,
             repos,
             forges,
+            keys,
+            native: native?,
+            web: web?,
+            mcp,
             server: server?,
             library: Library::built_in(),
         })
+    }
+
+    /// Every other agent has a program, and only ours knows of keys, tools and rules.
+    fn own_or_foreign(
+        &mut self,
+        name: &AgentName,
+        agent: &AgentProfile,
+        keys: &BTreeMap<KeyName, KeyTable>,
+    ) {
+        let at = |key: &str| place(&["agents", name.as_str(), key]);
+        if agent.is_native() {
+            for (key, said) in [
+                ("program", !agent.program.is_empty()),
+                ("args", !agent.args.is_empty()),
+                ("env", !agent.env.is_empty()),
+                ("broker", agent.broker.is_some()),
+                ("login", agent.login.is_some()),
+            ] {
+                if said {
+                    let what = "our own agent has none: the program is ours, and [keys.*] say what \
+                                it asks models with";
+                    self.problem(&at(key), what.into());
+                }
+            }
+            for choice in &agent.chain {
+                let found = keys
+                    .get(&choice.key)
+                    .map(|table| table.endpoint(&choice.key, &choice.model));
+                match found {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => self.problem(&at("chain"), error.to_string()),
+                    None => {
+                        let there = list(keys.keys());
+                        let what =
+                            format!("key {} is not configured; there are {there}", choice.key);
+                        self.problem(&at("chain"), what);
+                    }
+                }
+            }
+            return;
+        }
+        if agent.program.is_empty() {
+            self.problem(&at("program"), "it is empty".into());
+        }
+        for (key, said) in [
+            ("chain", !agent.chain.is_empty()),
+            ("system_prompt", agent.system_prompt.is_some()),
+            ("tools", agent.tools.is_some()),
+            ("mcp", agent.mcp.is_some()),
+            ("groups", !agent.groups.is_empty()),
+            ("rules", !agent.rules.is_empty()),
+        ] {
+            if said {
+                let what = format!(
+                    "{} has no use for it; it is for driver = \"native\"",
+                    agent.driver.word()
+                );
+                self.problem(&at(key), what);
+            }
+        }
+    }
+
+    fn keys(&mut self) -> BTreeMap<KeyName, KeyTable> {
+        let written = self.merged.table.get("keys").and_then(Value::as_table);
+        let is_text = |table: &Value| table.get("key").is_some_and(|key| !key.is_table());
+        let shown: Vec<String> = written
+            .into_iter()
+            .flatten()
+            .filter(|(_, table)| is_text(table))
+            .map(|(name, _)| name.clone())
+            .collect();
+        // A parser's error would show it.
+        for name in &shown {
+            let what = "a key is taken { from = \"VAR\" }, { file = \"/absolute/path\" } or \
+                        { command = [..] }, and never written here";
+            self.problem(&place(&["keys", name, "key"]), what.into());
+            if let Some(Value::Table(tables)) = self.merged.table.get_mut("keys") {
+                tables.remove(name);
+            }
+        }
+        let keys = self.many::<KeyName, KeyTable>("keys");
+        for (name, table) in &keys {
+            let at = place(&["keys", name.as_str()]);
+            for what in table.problems(name) {
+                self.problem(&at, what);
+            }
+        }
+        keys
+    }
+
+    fn mcp(&mut self) -> BTreeMap<ServerName, McpTable> {
+        let servers = self.many::<ServerName, McpTable>("mcp");
+        for (name, server) in &servers {
+            if let Err(error) = server.way(name) {
+                self.problem(&place(&["mcp", name.as_str()]), error.to_string());
+            }
+        }
+        servers
     }
 
     fn forges(&mut self) -> BTreeMap<ForgeName, Forge> {

@@ -369,6 +369,9 @@ pub enum Kind {
         /// so not masked; the first logs had it under that name.
         #[serde(default, alias = "why", skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// The very same needs no more asking, until the task's end.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        always: bool,
     },
     /// Its agent waited for these, and is about to be given them: durable before the answer goes out.
     EndsDelivered {

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Millis,
-    config::list,
+    config::{Config, list},
+    container::RuntimeAsked,
     gate::{Budget, MicroUsd},
     grant::{self, Fence, Grant, Tool},
-    id::{AgentName, RunId, TaskId},
+    id::{RunId, TaskId},
     limits::Limit,
     message::MessageId,
     outcome::Outcome,
@@ -541,38 +542,57 @@ pub fn narrowed(
     Ok(lowered(asker, grant, left, by, spec))
 }
 
-/// Each name that the grant does not reach, with those it does.
+/// Names of a request for a task, which is not resolved yet: what an agent may not have is refused
+/// before it is looked up, so that nothing tells it what is configured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Names<'a> {
+    pub agent: Option<&'a str>,
+    pub place: Option<&'a str>,
+    pub placement: Option<&'a str>,
+}
+
+impl Names<'_> {
+    /// Each of them that the grant does not reach, with those it does.
+    #[must_use]
+    pub fn outside(&self, grant: &Grant) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut check = |inside: bool, what: &str, name: &str, there: &dyn fmt::Display| {
+            if !inside {
+                out.push(format!("{what} {name} (granted: {there})"));
+            }
+        };
+        if let Some(name) = self.agent {
+            let inside = name.parse().is_ok_and(|name| grant.agents.has(&name));
+            check(inside, "agent", name, &grant.agents);
+        }
+        if let Some(place) = self.place {
+            let inside = grant.repos.has(&place.to_owned());
+            check(inside, "repository", place, &grant.repos);
+        }
+        if let Some(name) = self.placement {
+            let inside = name.parse().is_ok_and(|name| grant.placements.has(&name));
+            check(inside, "placement", name, &grant.placements);
+        }
+        out
+    }
+}
+
+/// All that the grant does not reach, with what it does.
 fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<String> {
-    let mut out = Vec::new();
+    // An empty directory is nobody's.
+    let place = grant::place(spec);
+    let names = Names {
+        agent: Some(spec.agent.as_str()),
+        place: place.as_deref(),
+        placement: Some(spec.placement.word()),
+    };
+    let mut out = names.outside(grant);
     let mut check = |inside: bool, what: &dyn fmt::Display, there: &dyn fmt::Display| {
         if !inside {
             out.push(format!("{what} (granted: {there})"));
         }
     };
-    let agent: &AgentName = &spec.agent;
-    check(
-        grant.agents.has(agent),
-        &format!("agent {agent}"),
-        &grant.agents,
-    );
-    let place = grant::place(spec);
-    // An empty directory is nobody's.
-    let inside = place.as_ref().is_none_or(|place| grant.repos.has(place));
-    check(
-        inside,
-        &format!("repository {}", place.unwrap_or_default()),
-        &grant.repos,
-    );
     let placement = &spec.placement;
-    let named = placement
-        .word()
-        .parse()
-        .is_ok_and(|name| grant.placements.has(&name));
-    check(
-        named,
-        &format!("placement {}", placement.word()),
-        &grant.placements,
-    );
     let unfenced = placement.wrap == Wrap::Host && !grant.fence.unfenced;
     check(
         !unfenced,
@@ -600,20 +620,63 @@ fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<S
             &"those that you asked for",
         );
     }
-    if spec.turn.taken == Taken::Supersede {
-        for holder in state.holders(spec) {
-            check(
-                state.is_below(holder.id, asker.id),
-                &format!("the workspace of task {}", holder.id),
-                &"those of tasks that you asked for",
-            );
-        }
+    if spec.turn.taken != Taken::Refuse && is_above(state, asker, spec) {
+        check(
+            false,
+            &format!(
+                "taken = \"{}\" for a workspace whose task waits for you",
+                spec.turn.taken.word()
+            ),
+            &"a workspace of its own: leave `taken` out",
+        );
     }
     if spec.terms.grant.is_some() {
         let below = grant.below().is_some();
         check(below, &"a grant of its own", &"no further level (depth)");
     }
     out
+}
+
+/// The container engine of a child is its asker's or the configured one, whatever it says: in another
+/// one the same image may have more rights.
+///
+/// # Errors
+/// When it asks for another one.
+pub fn hold_runtime(asker: &Task, config: &Config, spec: &mut TaskSpec) -> Result<(), Refusal> {
+    let own = asker.spec.placement.container.as_ref();
+    let own = own.map(|container| container.runtime);
+    let placement = &spec.placement;
+    let named = placement.name.as_ref();
+    let named = named.and_then(|name| config.containers.get(name)?.runtime);
+    let configured = named.or(config.container.runtime);
+    let Some(container) = &mut spec.placement.container else {
+        return Ok(());
+    };
+    let asked = container.runtime;
+    if asked == RuntimeAsked::Auto {
+        container.runtime = own.or(configured).unwrap_or_default();
+        return Ok(());
+    }
+    let granted = [own, configured];
+    if granted.contains(&Some(asked)) {
+        return Ok(());
+    }
+    let there = match own.or(configured) {
+        Some(runtime) => runtime.word(),
+        None => "the one that is found: leave `runtime` out",
+    };
+    let outside = vec![format!(
+        "container engine {} (granted: {there})",
+        asked.word()
+    )];
+    Err(Refusal::Outside { outside })
+}
+
+/// Whether the asker, or whoever asked for that, works at what the task is about. These wait for it, so
+/// it cannot wait for them.
+fn is_above(state: &State, asker: &Task, spec: &TaskSpec) -> bool {
+    let above = |task: &&Task| task.asker().and_then(|id| state.task(id));
+    std::iter::successors(Some(asker), above).any(|task| task.spec.same_subject(spec))
 }
 
 fn lowered(asker: &Task, grant: &Grant, left: Left, by: RunId, mut spec: TaskSpec) -> TaskSpec {
@@ -623,6 +686,9 @@ fn lowered(asker: &Task, grant: &Grant, left: Left, by: RunId, mut spec: TaskSpe
     let terms = &mut spec.terms;
     let strict = grant.permissions.stricter(own.permissions);
     terms.permissions = terms.permissions.stricter(strict);
+    if let (Some(rules), Some(asker)) = (&mut terms.rules, &own.rules) {
+        **rules = asker.intersect(rules);
+    }
     terms.priority = terms.priority.min(own.priority);
     terms.budget_tokens = share(terms.budget_tokens, left.tokens, left.children);
     let usd = share(terms.budget_usd.0, left.usd.map(|usd| usd.0), left.children);

@@ -387,13 +387,19 @@ fn among<T: Ord + Clone>(words: &[Word<T>], own: Option<&T>) -> Among<T> {
 pub fn place(spec: &TaskSpec) -> Option<String> {
     match &spec.base {
         Base::Nothing => None,
-        Base::Folder => Some(format!("dir:{}", spec.repo)),
+        Base::Folder => Some(folder(&spec.repo)),
         Base::Head
         | Base::Branch { .. }
         | Base::Default { .. }
         | Base::Pr { .. }
         | Base::Tag { .. } => Some(spec.repo.clone()),
     }
+}
+
+/// A directory as a grant lists it.
+#[must_use]
+pub fn folder(path: &str) -> String {
+    format!("dir:{path}")
 }
 
 impl Offer {

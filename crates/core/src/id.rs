@@ -179,6 +179,8 @@ names! {
     HookName = "a hook's name";
     /// An account at a model's provider: `[keys.NAME]`.
     KeyName = "a key's name";
+    /// Whose tools the native agent may use: `[mcp.NAME]`.
+    ServerName = "an MCP server's name";
     /// The name of a workspace; two live tasks never share one.
     WorkspaceName = "a workspace's name";
 }

@@ -16,7 +16,8 @@
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
 //! * [`models`] keys and models of the native agent; [`native`] the lines it says and hears;
-//!   [`rules`] what it may do without asking
+//!   [`rules`] what it may do without asking; [`chain`] whom a task of it asks; [`web`] what it may
+//!   look up; [`servers`] whose tools it may use; [`lent`] the secrets of these
 //! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
 //!   [`server`] where the engine listens
 
@@ -25,6 +26,7 @@ pub mod attach;
 pub mod cage;
 pub mod cargo_config;
 pub mod carried;
+pub mod chain;
 pub mod checks;
 pub mod config;
 pub mod container;
@@ -37,6 +39,7 @@ pub mod id;
 pub mod job;
 pub mod keys;
 pub mod ledger;
+pub mod lent;
 pub mod letter;
 pub mod limits;
 pub mod message;
@@ -56,12 +59,14 @@ pub mod schedule;
 pub mod seatbelt;
 pub mod secret;
 pub mod server;
+pub mod servers;
 pub mod sidecar;
 pub mod spending;
 pub mod state;
 pub mod task;
 pub mod update;
 pub mod verdict;
+pub mod web;
 
 /// Unix time in milliseconds. Core never reads a clock; the caller says what time it is.
 pub type Millis = u64;

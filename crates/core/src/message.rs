@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Millis,
     id::{BadId, Seq, TaskId},
+    prompt::{Rank, Saying},
 };
 
 /// Settled messages of one task that are remembered; older ones are in the log only.
@@ -114,6 +115,8 @@ pub struct Message {
     pub id: MessageId,
     pub text: String,
     pub from: Sender,
+    /// Of an agent that says it.
+    pub rank: Rank,
     pub at: Millis,
     pub taken: Option<Taken>,
     /// The run that does not get it: one that ended without having taken it up, or that had begun
@@ -145,12 +148,10 @@ impl Message {
 
     /// What an agent reads of it.
     #[must_use]
-    pub fn words(&self) -> String {
+    pub fn saying(&self) -> Saying {
         match self.from {
-            Sender::Person | Sender::Dispatch => self.text.clone(),
-            Sender::Task(task) => {
-                format!("A message from the agent of task {task}:\n\n{}", self.text)
-            }
+            Sender::Person | Sender::Dispatch => Saying::Own(self.text.clone()),
+            Sender::Task(task) => Saying::of_agent(task, self.rank, &self.text),
         }
     }
 

@@ -210,6 +210,48 @@ pub struct ModelRow {
     pub body: Map<String, Value>,
 }
 
+/// One limit in the answer of a usage endpoint: where its numbers stand, as JSON pointers. What is
+/// not named is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageWindow {
+    pub name: String,
+    #[serde(default)]
+    pub limit: Option<String>,
+    #[serde(default)]
+    pub used: Option<String>,
+    #[serde(default)]
+    pub remaining: Option<String>,
+    /// Of a hundred.
+    #[serde(default)]
+    pub used_percent: Option<String>,
+    /// A time (RFC 3339), seconds or milliseconds since 1970, or seconds from now.
+    #[serde(default)]
+    pub resets_at: Option<String>,
+}
+
+impl UsageWindow {
+    fn pointers(&self) -> impl Iterator<Item = &String> {
+        let all = [
+            &self.limit,
+            &self.used,
+            &self.remaining,
+            &self.used_percent,
+            &self.resets_at,
+        ];
+        all.into_iter().flatten()
+    }
+}
+
+/// `[keys.NAME.usage]`: the documented place where a provider tells what is left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsageTable {
+    /// Below the base URL, from its slash on: asked with GET and the key, where the models are.
+    pub path: String,
+    pub windows: Vec<UsageWindow>,
+}
+
 /// `[keys.NAME]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -228,6 +270,9 @@ pub struct KeyTable {
     /// The first that fits is taken, whole.
     #[serde(default)]
     pub models: Vec<ModelRow>,
+    /// None: what is left is known from the headers of answers only.
+    #[serde(default)]
+    pub usage: Option<UsageTable>,
 }
 
 /// Members of a request that are ours: a table that set them would break what depends on them.
@@ -270,6 +315,8 @@ pub enum BadKey {
     Member { key: KeyName, member: String },
     #[error("use key {key}: its table says {auth:?} and names no key")]
     NoSource { key: KeyName, auth: Auth },
+    #[error("use key {key}: {pointer:?} of its usage is no JSON pointer; one is /data/limit")]
+    UsagePointer { key: KeyName, pointer: String },
     #[error("use key {key}: a price is a number that is not below zero")]
     Price { key: KeyName },
 }
@@ -317,6 +364,7 @@ impl KeyTable {
         if row.price.is_some_and(|price| !price.good()) {
             return Err(BadKey::Price { key });
         }
+        self.check_usage(&key)?;
         Ok(Endpoint {
             url: format!("{base}{path}"),
             source: self.key.clone().filter(|_| auth != Auth::None),
@@ -327,6 +375,67 @@ impl KeyTable {
             auth,
             row,
         })
+    }
+
+    fn check_usage(&self, key: &KeyName) -> Result<(), BadKey> {
+        let Some(usage) = &self.usage else {
+            return Ok(());
+        };
+        let key = key.clone();
+        if !usage.path.starts_with('/') {
+            let path = usage.path.clone();
+            return Err(BadKey::Path { key, path });
+        }
+        let mut pointers = usage.windows.iter().flat_map(UsageWindow::pointers);
+        match pointers.find(|pointer| !pointer.starts_with('/')) {
+            Some(pointer) => Err(BadKey::UsagePointer {
+                key,
+                pointer: pointer.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// What is wrong with it whatever the model is.
+    #[must_use]
+    pub fn problems(&self, key: &KeyName) -> Vec<String> {
+        let mut problems = Vec::new();
+        match &self.key {
+            Some(KeySource::From(name)) if name.is_empty() || name.contains(['/', '=', '\0']) => {
+                problems.push(format!("{name:?} is no name of a variable"));
+            }
+            Some(KeySource::File(path)) if !path.is_absolute() => {
+                problems.push(format!("{} is not an absolute path", path.display()));
+            }
+            Some(KeySource::Command(argv)) if argv.first().is_none_or(String::is_empty) => {
+                problems.push("the command has no program".to_owned());
+            }
+            Some(KeySource::From(_) | KeySource::File(_) | KeySource::Command(_)) | None => {}
+        }
+        let secret = [
+            "authorization",
+            "x-api-key",
+            "proxy-authorization",
+            "cookie",
+        ];
+        let carries = |name: &&String| secret.contains(&name.to_ascii_lowercase().as_str());
+        if let Some(name) = self.headers.keys().find(carries) {
+            problems.push(format!(
+                "the header {name} is the key's own; give it as `key`"
+            ));
+        }
+        let rows = self
+            .models
+            .iter()
+            .filter_map(|row| row.pattern.replace(['*', '?'], "x").parse().ok());
+        let models = rows.chain("x".parse::<ModelName>());
+        let errors = models.filter_map(|model| self.endpoint(key, &model).err());
+        for error in errors.map(|error| error.to_string()) {
+            if !problems.contains(&error) {
+                problems.push(error);
+            }
+        }
+        problems
     }
 
     fn row(&self, model: &ModelName) -> Option<&ModelRow> {
@@ -414,6 +523,16 @@ mod tests {
             "models": [{"match": "*", "price": {"input": -1.0, "output": 0.0}}],
         }));
         assert!(price.contains("below zero"), "{price}");
+        let usage = |path: &str, limit: &str| {
+            says(json!({
+                "provider": "openai", "key": {"from": "K"},
+                "usage": {"path": path, "windows": [{"name": "w", "limit": limit}]},
+            }))
+        };
+        let path = usage("https://x/credits", "/a");
+        assert!(path.contains("must begin with a slash"), "{path}");
+        let pointer = usage("/credits?of=me", "data.limit");
+        assert!(pointer.contains("\"data.limit\""), "{pointer}");
     }
 
     #[test]

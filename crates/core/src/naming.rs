@@ -34,7 +34,8 @@ impl Leaf<'_> {
 
 /// The name of a task's workspace, for people and for other programs:
 /// `ORG/REPO/task-N | pr-N | BRANCH | TAG`, or the folder's own name where nothing of it is shared.
-/// It never leads out of where it is put, but it is not what lies on disk.
+/// It never leads out of where it is put, but it is not what lies on disk. Behind `~` stands the id of a
+/// task that an agent asked for: no name of a person's task has that sign.
 #[must_use]
 pub fn workspace_name(spec: &TaskSpec, short: &str) -> String {
     let org = shown(spec.labels.org.as_deref().unwrap_or(""), ORG_WITHOUT_NAME);
@@ -42,9 +43,10 @@ pub fn workspace_name(spec: &TaskSpec, short: &str) -> String {
         Base::Nothing => "none".to_owned(),
         _ => shown(spec.repo_name(), REPO_WITHOUT_NAME),
     };
-    let leaf = match spec.leaf() {
-        Some(leaf) => leaf.words(),
-        None => workspace_folder(spec, short),
+    let leaf = match (spec.leaf(), spec.asker()) {
+        (_, Some(_)) => format!("{}~{short}", folder_words(spec)),
+        (Some(leaf), None) => leaf.words(),
+        (None, None) => workspace_folder(spec, short),
     };
     format!("{org}/{repo}/{leaf}")
 }
@@ -53,13 +55,16 @@ pub fn workspace_name(spec: &TaskSpec, short: &str) -> String {
 /// is anything else, so no two have the same folder, whatever they are called.
 #[must_use]
 pub fn workspace_folder(spec: &TaskSpec, short: &str) -> String {
-    let text = match spec.leaf() {
+    format!("{}-{short}", folder_words(spec))
+}
+
+fn folder_words(spec: &TaskSpec) -> String {
+    match spec.leaf() {
         // A name is one safe component already.
         Some(Leaf::Named(name)) => name.to_string(),
         Some(leaf) => slug(&leaf.words(), FOLDER_CHARS_MAX),
         None => slug(&spec.title, FOLDER_CHARS_MAX),
-    };
-    format!("{text}-{short}")
+    }
 }
 
 /// One component: letters, digits, `.`, `_` and `-`, the first a letter or digit.
@@ -121,6 +126,25 @@ mod tests {
 
     fn branch(name: &str) -> TaskSpec {
         spec(Base::Branch { name: name.into() })
+    }
+
+    /// However an agent calls what it asks for, it is no name that a person's task can have.
+    #[test]
+    fn what_an_agent_asks_for_never_has_a_persons_name() {
+        let person = TaskId::from_bits(0x3f << 56);
+        let mut named = spec(Base::Pr { number: 7 });
+        named.workspace = Some("pr-7".parse().unwrap());
+        for mut asked in [spec(Base::Pr { number: 7 }), branch("pr-7"), named] {
+            let own = workspace_name(&asked, "3f");
+            asked.title = "pr-7".into();
+            asked.terms.asked_by = Some(crate::id::RunId { task: person, n: 1 });
+            assert!(!own.contains('~'));
+            let name = workspace_name(&asked, "7a");
+            assert!(
+                name.starts_with("core/go-io/") && name.ends_with("~7a"),
+                "{name}"
+            );
+        }
     }
 
     fn tag(name: &str) -> TaskSpec {

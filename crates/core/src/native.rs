@@ -10,9 +10,11 @@ use serde_json::value::RawValue;
 
 use crate::{
     Millis,
-    id::KeyName,
+    id::{KeyName, ServerName},
     models::{Choice, KeyTable, Wire},
     rules::{Group, Rules},
+    servers::ServerTable,
+    web::{Reach, WebTable},
 };
 
 /// Of these lines. A reader refuses a newer one.
@@ -136,6 +138,20 @@ pub struct Window {
     pub limit: Option<u64>,
     pub remaining: Option<u64>,
     pub resets_at: Option<Millis>,
+}
+
+/// A tool of an MCP server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedTool {
+    /// As the model knows it: `SERVER__TOOL`.
+    pub name: String,
+    /// As its server does.
+    pub tool: String,
+    pub help: String,
+    pub schema: Raw,
+    /// It changes nothing, its server says.
+    #[serde(default)]
+    pub safe: bool,
 }
 
 /// How a step ended.
@@ -296,6 +312,14 @@ pub enum Chunk {
     Windows {
         key: KeyName,
         windows: Vec<Window>,
+        /// When they were told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Millis>,
+    },
+    /// The tools of an MCP server, as the model is told of them for the whole conversation.
+    Served {
+        server: ServerName,
+        tools: Vec<ServedTool>,
     },
     /// A tool is about to run: from here on it may have had its effects.
     Running {
@@ -409,6 +433,13 @@ pub struct Opening {
     pub tools: Option<Vec<String>>,
     #[serde(default)]
     pub rules: Rules,
+    #[serde(default)]
+    pub reach: Reach,
+    #[serde(default)]
+    pub web: WebTable,
+    /// Those whose tools this task has.
+    #[serde(default)]
+    pub servers: BTreeMap<ServerName, ServerTable>,
     pub limits: TurnLimits,
     /// Whether what is not closed yet is shown while it comes.
     #[serde(default)]

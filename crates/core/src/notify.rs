@@ -521,6 +521,7 @@ mod tests {
             allow: true,
             by: By::Person,
             reason: None,
+            always: false,
         };
         kinds.push((2, answered));
         let state = ended(Outcome::Lost, kinds);

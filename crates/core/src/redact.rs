@@ -952,6 +952,7 @@ mod tests {
             allow: false,
             by: By::Person,
             reason: Some(reason.into()),
+            always: false,
         };
         assert_eq!(redactor.event(denied(&token)).unwrap(), denied("use ***"));
         // Nothing in it: it is the same one.

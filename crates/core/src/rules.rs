@@ -2,7 +2,7 @@
 //! Must not be taken for a fence: a pattern reads what a command says, not what it does. The cage is
 //! the limit; a rule decides who is asked.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +83,31 @@ impl fmt::Display for Group {
     }
 }
 
-/// `[permissions]`, one line of it.
+/// What the settings say of a whole group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grade {
+    Allow,
+    Ask,
+    Deny,
+    /// Allowed where a fence of ours stands around the agent, else asked.
+    Fenced,
+}
+
+impl Grade {
+    #[must_use]
+    pub fn action(self, fenced: bool) -> Action {
+        match self {
+            Self::Allow => Action::Allow,
+            Self::Ask => Action::Ask,
+            Self::Deny => Action::Deny,
+            Self::Fenced if fenced => Action::Allow,
+            Self::Fenced => Action::Ask,
+        }
+    }
+}
+
+/// One line of an agent's `rules`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -129,6 +153,18 @@ impl Rules {
             layers: vec![Layer { otherwise, rules }],
             always: Vec::new(),
         }
+    }
+
+    /// What the settings say of groups, and after it their rules.
+    #[must_use]
+    pub fn graded(grades: &BTreeMap<Group, Grade>, rules: &[Rule], fenced: bool) -> Self {
+        let group = |(group, grade): (&Group, &Grade)| Rule {
+            group: *group,
+            pattern: "*".to_owned(),
+            action: grade.action(fenced),
+        };
+        let all = grades.iter().map(group).chain(rules.iter().cloned());
+        Self::new(all.collect())
     }
 
     /// What both allow. A child's rules are its own and its parent's: no pattern of its own can undo
@@ -333,6 +369,19 @@ mod tests {
         assert_eq!(rules.decide(Group::Read, "src/x"), Action::Allow);
         assert_eq!(rules.decide(Group::Read, "secrets/x"), Action::Deny);
         assert_eq!(rules.decide(Group::Shell, "ls"), Action::Ask);
+    }
+
+    #[test]
+    fn a_fence_is_what_lets_a_group_go_unasked() {
+        let grades = BTreeMap::from([(Group::Read, Grade::Allow), (Group::Shell, Grade::Fenced)]);
+        let denies = [rule(Group::Shell, "*sudo*", Action::Deny)];
+        for (fenced, shell) in [(true, Action::Allow), (false, Action::Ask)] {
+            let rules = Rules::graded(&grades, &denies, fenced);
+            assert_eq!(rules.decide(Group::Read, "x"), Action::Allow);
+            assert_eq!(rules.decide(Group::Shell, "make"), shell);
+            assert_eq!(rules.decide(Group::Shell, "sudo make"), Action::Deny);
+            assert_eq!(rules.decide(Group::Lsp, "x"), Action::Ask);
+        }
     }
 
     #[test]

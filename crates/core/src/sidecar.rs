@@ -2,7 +2,7 @@
 //! lines on its output. Plain data, so that the engine can ask for it without hearing of HTTP.
 //! Must not hold a secret: the plan is in an argv, and the real key in an environment only.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +25,8 @@ pub const BROKER_URL: &str = "{broker_url}";
 pub struct Plan {
     pub at: At,
     pub proxy: Option<AllowList>,
-    pub broker: Option<Broker>,
+    #[serde(default)]
+    pub brokers: Vec<Broker>,
 }
 
 /// Where it listens.
@@ -41,9 +42,13 @@ pub enum At {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Broker {
-    /// The variable of the sidecar's own environment that the real key is in.
+    /// The variable of the sidecar's own environment that the real key is in. The agent has one of the
+    /// same name.
     pub key: String,
     pub upstream: Upstream,
+    /// Upstream wants no key, so there is no such variable: the placeholder goes out, and nothing in.
+    #[serde(default)]
+    pub keyless: bool,
 }
 
 /// The one origin that the real key is sent to, and the path that every request's begins with.
@@ -147,8 +152,9 @@ pub enum Word {
     Ready {
         /// On the host's loopback; nothing where it listens on sockets.
         broker_port: Option<u16>,
-        /// What the agent gets in place of its key.
-        placeholder: Option<String>,
+        /// What the agent gets in place of its keys, by their variables.
+        #[serde(default)]
+        placeholders: BTreeMap<String, String>,
     },
     /// Something was not let through; `times` counts from the beginning.
     Refused {
@@ -212,10 +218,11 @@ mod tests {
         let plan = Plan {
             at: At::Directory("/data/inside/x".into()),
             proxy: Some(vec!["a.test".to_owned()].try_into().unwrap()),
-            broker: Some(Broker {
+            brokers: vec![Broker {
                 key: "KEY".into(),
                 upstream: "https://a.test/v1".parse().unwrap(),
-            }),
+                keyless: false,
+            }],
         };
         let text = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);

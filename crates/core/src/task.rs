@@ -15,8 +15,10 @@ use crate::{
         WorkspaceName, slug,
     },
     limits::Lowered,
+    models::Choice,
     network::AllowList,
     prompt::Guide,
+    rules::Rules,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -89,6 +91,18 @@ pub enum Taken {
     Queue,
     /// The holder is stopped, and its result kept, before it starts.
     Supersede,
+}
+
+impl Taken {
+    /// The word used in JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Queue => "queue",
+            Self::Supersede => "supersede",
+        }
+    }
 }
 
 /// A task's place among those that want the same workspace.
@@ -286,6 +300,9 @@ pub struct Tuning {
     pub model: Option<ModelName>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effort: Option<Effort>,
+    /// Of our own agent, resolved: what the model asked for means, or a list of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Vec<Choice>>,
 }
 
 impl Tuning {
@@ -300,6 +317,7 @@ impl Tuning {
         Self {
             model: later.model.clone().or(self.model),
             effort: later.effort.or(self.effort),
+            chain: later.chain.clone().or(self.chain),
         }
     }
 }
@@ -364,11 +382,27 @@ impl Priority {
 /// Tasks that one task may wait for.
 pub const AFTER_MAX: usize = 32;
 
+/// A commit to start from, whatever has become of its branch since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub commit: String,
+    /// The short name of the branch that it is a commit of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+}
+
 /// On what terms the gate lets a task in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     #[serde(default)]
     pub model: Option<ModelName>,
+    /// Whom our own agent asks, the first before the second. Resolved when the task is made: another
+    /// key or model is never taken because a table has changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<Choice>,
+    /// What our own agent may do unasked. As resolved then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Box<Rules>>,
     /// A profile of the CLI's own, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<ModelName>,
@@ -398,6 +432,9 @@ pub struct Terms {
     /// Its asker does not wait for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,
+    /// Where its asker started, if it is to start there too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
     /// It has ended by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Millis>,
@@ -461,9 +498,15 @@ impl TaskSpec {
         format!("dispatch/{}-{id_prefix}", slug(&self.title, SLUG_CHARS_MAX))
     }
 
-    /// What its workspace is of, if it can be another task's too.
+    /// The task whose agent asked for it.
     #[must_use]
-    pub fn leaf(&self) -> Option<Leaf<'_>> {
+    pub fn asker(&self) -> Option<TaskId> {
+        self.terms.asked_by.map(|run| run.task)
+    }
+
+    /// What its workspace is of, by its name or by what it starts from.
+    #[must_use]
+    pub fn subject(&self) -> Option<Leaf<'_>> {
         if let Some(name) = &self.workspace {
             return Some(Leaf::Named(name));
         }
@@ -477,16 +520,43 @@ impl TaskSpec {
         }
     }
 
+    /// The same, if its workspace can be another task's too. What an agent asks for has one of its own
+    /// unless it was given a name: its asker works at the same branch and waits for it. A name that an
+    /// agent gives is one among what that agent asks for; the plain ones are people's.
+    #[must_use]
+    pub fn leaf(&self) -> Option<Leaf<'_>> {
+        let alone = |leaf: &Leaf<'_>| self.asker().is_none() || matches!(leaf, Leaf::Named(_));
+        self.subject().filter(alone)
+    }
+
     /// Whether both would work in a workspace of one name. Two live tasks never do.
     #[must_use]
     pub fn same_workspace(&self, other: &Self) -> bool {
-        self.repo == other.repo
-            && self.base.is_repository() == other.base.is_repository()
+        self.asker() == other.asker()
+            && self.same_place(other)
             && self.leaf().is_some_and(|leaf| other.leaf() == Some(leaf))
     }
 
+    /// Whether both are about the same, whoever asked for them.
+    #[must_use]
+    pub fn same_subject(&self, other: &Self) -> bool {
+        let subject = self.subject();
+        self.same_place(other) && subject.is_some_and(|subject| other.subject() == Some(subject))
+    }
+
+    fn same_place(&self, other: &Self) -> bool {
+        self.repo == other.repo && self.base.is_repository() == other.base.is_repository()
+    }
+
     pub fn tune(&mut self, tuning: Tuning) {
-        let Tuning { model, effort } = tuning;
+        let Tuning {
+            model,
+            effort,
+            chain,
+        } = tuning;
+        if let Some(chain) = chain {
+            self.terms.chain = chain;
+        }
         self.terms.model = model.or_else(|| self.terms.model.take());
         self.guide.effort = effort.or(self.guide.effort);
     }

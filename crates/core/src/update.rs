@@ -99,6 +99,25 @@ pub enum Update {
         delay_ms: Option<u64>,
         reason: String,
     },
+    /// It asks its provider nothing before that.
+    Waiting {
+        until: Millis,
+        attempt: u32,
+        reason: String,
+    },
+    /// From here on another model answers, or the same one of another key.
+    ModelChanged {
+        from: String,
+        to: String,
+        reason: String,
+    },
+    /// One of its keys is of no use until then, as far as that is known.
+    KeyOut {
+        key: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Millis>,
+        reason: String,
+    },
     Notice {
         text: String,
     },
@@ -120,6 +139,9 @@ impl Update {
             Self::Asked { .. } => "asked",
             Self::Usage(_) => "usage",
             Self::Retrying { .. } => "retrying",
+            Self::Waiting { .. } => "waiting",
+            Self::ModelChanged { .. } => "model_changed",
+            Self::KeyOut { .. } => "key_out",
             Self::Notice { .. } => "notice",
             Self::Todo { .. } => "todo",
         }

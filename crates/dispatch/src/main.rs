@@ -13,6 +13,7 @@ mod http;
 mod import;
 mod mcp;
 mod notify;
+mod own_git;
 mod plan;
 mod project;
 mod secrets;

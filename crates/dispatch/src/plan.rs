@@ -4,13 +4,7 @@
 
 use std::{
     error::Error,
-    ffi::OsStr,
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use dispatch_core::{
@@ -25,7 +19,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     fence::Fences,
-    git::{Git, GitError},
+    git::GitError,
     mirror::{Wanted, place_of},
     prompts::{self, Known, Preview},
     sites::local::Keeper,
@@ -34,6 +28,7 @@ use dispatch_engine::{
 
 use crate::{
     api::{plan::Plan, request::Attach},
+    own_git::{OwnGit, OwnGitError, says},
     settings::Settings,
 };
 
@@ -49,8 +44,8 @@ pub(crate) enum PlanError {
     Agent(AgentName),
     #[error("start a task")]
     Base(#[source] GitError),
-    #[error("make a directory for a dry run")]
-    Scratch(#[source] io::Error),
+    #[error("ask git about the base")]
+    Git(#[source] OwnGitError),
     #[error("make the prompt")]
     Prompt(#[source] Box<dyn Error + Send + Sync>),
 }
@@ -67,13 +62,13 @@ pub(crate) fn plan(
         .ok_or_else(|| PlanError::Agent(spec.agent.clone()))?;
     let wanted = Wanted::of(&spec.base).map_err(PlanError::Base)?;
     // Git and the fence want a place of their own, and that must lie somewhere.
-    let scratch = Scratch::new(&std::env::temp_dir()).map_err(PlanError::Scratch)?;
-    let base = known_base(settings, spec, &wanted);
+    let git = OwnGit::new(settings).map_err(PlanError::Git)?;
+    let base = known_base(settings, &git, spec, &wanted);
     let folders = match files.is_empty() {
         true => Vec::new(),
         false => vec![ATTACHMENTS.to_owned()],
     };
-    let preview = preview(settings, spec, base.as_ref(), files, &scratch)?;
+    let preview = preview(settings, &git, spec, base.as_ref(), files)?;
     let (program, args) = match spec.terms.command.split_first() {
         Some((program, args)) => (program, args),
         None => (&profile.program, &profile.args[..]),
@@ -97,6 +92,7 @@ pub(crate) fn plan(
         unfenced: spec.placement.wrap == Wrap::Host,
         permissions: spec.terms.permissions,
         tools: None,
+        native: None,
     });
     let takes = profile.env.iter().filter_map(|(name, value)| match value {
         EnvValue::Taken { .. } => value.key(&spec.agent, name),
@@ -115,7 +111,7 @@ pub(crate) fn plan(
         workspace_dir: workspace_of(&settings.paths.data, spec, NOT_YET),
         expects: spec.expects,
         placement: spec.placement.word().to_owned(),
-        would_enforce: would_enforce(settings, spec, &scratch),
+        would_enforce: would_enforce(settings, spec, git.scratch()),
         limits: settings.config.limits.lowered(&spec.limits).agent_job(),
         pool: spec.pool.to_string(),
         slots: settings
@@ -135,75 +131,58 @@ struct Found {
 }
 
 /// From the repository itself where it lies here, else from what the mirror had last.
-fn known_base(settings: &Settings, spec: &TaskSpec, wanted: &Wanted) -> Option<Found> {
+fn known_base(
+    settings: &Settings,
+    git: &OwnGit,
+    spec: &TaskSpec,
+    wanted: &Wanted,
+) -> Option<Found> {
     if !spec.base.is_repository() {
         return None;
     }
-    let (dir, names) = if spec.repo.starts_with('/') {
-        let mut names = match &spec.base {
-            Base::Head => vec!["HEAD".to_owned()],
-            _ => wanted.known(),
-        };
+    let here = spec.repo.starts_with('/');
+    let mut names = wanted.known();
+    if here {
+        if spec.base == Base::Head {
+            names = vec!["HEAD".to_owned()];
+        }
         if let Base::Branch { name } | Base::Default { name } = &spec.base {
             names.push(format!("refs/remotes/origin/{name}"));
         }
-        (["-C".to_owned(), spec.repo.clone()], names)
-    } else {
-        let mirror = place_of(&settings.paths.data, &spec.repo);
-        let mirror = mirror.to_string_lossy().into_owned();
-        (["--git-dir".to_owned(), mirror], wanted.known())
+    }
+    let mirror = place_of(&settings.paths.data, &spec.repo);
+    let ask = |verb| match here {
+        true => git.at(Path::new(&spec.repo), verb),
+        false => git.of(&mirror, verb),
     };
-    let says = |args: &[&str]| git_says(settings, &dir, args);
     let commit = names.iter().find_map(|name| {
         let name = format!("{name}^{{commit}}");
-        says(&[
-            "rev-parse",
-            "--verify",
-            "--quiet",
-            "--end-of-options",
-            &name,
-        ])
+        let known = ["--verify", "--quiet", "--end-of-options", &name];
+        says(ask("rev-parse").args(known))
     })?;
     let branch = match &spec.base {
         Base::Branch { name } | Base::Default { name } => Some(name.clone()),
-        Base::Head => says(&["symbolic-ref", "--quiet", "--short", "HEAD"]),
+        Base::Head => says(ask("symbolic-ref").args(["--quiet", "--short", "HEAD"])),
         Base::Pr { .. } | Base::Tag { .. } | Base::Folder | Base::Nothing => None,
     };
     Some(Found {
-        git_dir: says(&["rev-parse", "--absolute-git-dir"])?.into(),
+        git_dir: says(ask("rev-parse").arg("--absolute-git-dir"))?.into(),
         commit,
         branch,
     })
 }
 
-fn git_says(settings: &Settings, dir: &[String], args: &[&str]) -> Option<String> {
-    let found = Command::new(settings.find("git")?)
-        .args(["--no-optional-locks", "-c", "core.hooksPath=/dev/null"])
-        .args(dir)
-        .args(args)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&found.stdout).trim().to_owned();
-    (found.status.success() && !text.is_empty()).then_some(text)
-}
-
 fn preview(
     settings: &Settings,
+    git: &OwnGit,
     spec: &TaskSpec,
     base: Option<&Found>,
     files: &[Attach],
-    scratch: &Scratch,
 ) -> Result<Preview, PlanError> {
-    let program = settings.find("git").unwrap_or_else(|| "git".into());
-    let path = settings.job_env().remove("PATH").unwrap_or_default();
-    let git = Git::new(&program, OsStr::new(&path), &scratch.0.join("git-home"))
-        .map_err(|error| PlanError::Prompt(Box::new(error)))?;
     let known = match (&spec.base, base) {
         (Base::Folder, _) => Known::Folder(Path::new(&spec.repo)),
         (_, Some(base)) => Known::Commit {
-            git: &git,
+            git: git.git(),
             git_dir: &base.git_dir,
             commit: &base.commit,
             branch: base.branch.as_deref(),
@@ -221,7 +200,7 @@ fn preview(
         .map_err(|error| PlanError::Prompt(Box::new(error)))
 }
 
-fn would_enforce(settings: &Settings, spec: &TaskSpec, scratch: &Scratch) -> String {
+fn would_enforce(settings: &Settings, spec: &TaskSpec, scratch: &Path) -> String {
     let placement = &spec.placement;
     match placement.wrap {
         Wrap::Host => return "nothing (host)".to_owned(),
@@ -238,7 +217,7 @@ fn would_enforce(settings: &Settings, spec: &TaskSpec, scratch: &Scratch) -> Str
         Wrap::Cage => {}
     }
     // The fence is tried out with a copy of this program.
-    let fences = Fences::new(scratch.0.clone(), Keeper::own(), settings.find("bwrap"));
+    let fences = Fences::new(scratch.to_owned(), Keeper::own(), settings.find("bwrap"));
     let (layers, refused) = match fences.layers() {
         Ok(found) => found,
         Err(why) => return format!("it could not start: {why}"),
@@ -248,29 +227,5 @@ fn would_enforce(settings: &Settings, spec: &TaskSpec, scratch: &Scratch) -> Str
         Some(why) if placement.strict => format!("it could not start: {why}"),
         Some(why) => format!("{enforced}; without bubblewrap: {why}"),
         None => enforced,
-    }
-}
-
-/// A directory of our own that goes when it is dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(below: &Path) -> io::Result<Self> {
-        // An engine may be asked for several at once.
-        static MADE: AtomicUsize = AtomicUsize::new(0);
-        let (us, n) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-        let dir = below.join(format!("dispatch-dry-run-{us}-{n}"));
-        // One that is there already is somebody else's, whoever made it.
-        DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        match fs::remove_dir_all(&self.0) {
-            // What stays behind is a copy of this program.
-            Ok(()) | Err(_) => {}
-        }
     }
 }

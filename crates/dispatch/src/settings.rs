@@ -13,6 +13,7 @@ use dispatch_core::{
     config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Source, Sourced},
     container::Runtime,
     id::AgentName,
+    models::KeySource,
     prompt::{Library, TextFile, TextKind, TextName},
     secret::Secret,
 };
@@ -327,6 +328,9 @@ impl Settings {
 
     /// Where a program lies, as `exec` would find it.
     pub(crate) fn find(&self, program: &str) -> Option<PathBuf> {
+        if program == config::OWN_PROGRAM {
+            return env::current_exe().ok();
+        }
         if program.contains('/') {
             let path = PathBuf::from(program);
             return is_program(&path).then_some(path);
@@ -363,7 +367,7 @@ impl Settings {
 
     /// One secret by its key, when an agent's table names it and it is there.
     pub(crate) fn secret(&self, wanted: &str) -> Result<Option<Secret>, SecretError> {
-        for (name, agent) in &self.config.agents {
+        for (name, agent) in self.config.agents_with_keys() {
             for (variable, value) in &agent.env {
                 if let EnvValue::Taken { source, optional } = value
                     && value.key(name, variable).as_deref() == Some(wanted)
@@ -397,18 +401,20 @@ impl Settings {
 
     /// Every variable that some agent takes as a secret.
     pub(crate) fn secret_variables(&self) -> Vec<&str> {
-        self.config
-            .agents
-            .values()
-            .flat_map(|agent| agent.env.values())
-            .filter_map(|value| match value {
-                EnvValue::Taken {
-                    source: Source::Variable(name),
-                    ..
-                } => Some(name.as_str()),
-                EnvValue::Taken { .. } | EnvValue::Literal(_) => None,
-            })
-            .collect()
+        let values = self.config.agents.values().flat_map(|agent| &agent.env);
+        let agents = values.filter_map(|(_, value)| match value {
+            EnvValue::Taken {
+                source: Source::Variable(name),
+                ..
+            } => Some(name.as_str()),
+            EnvValue::Taken { .. } | EnvValue::Literal(_) => None,
+        });
+        let keys = self.config.keys.values();
+        let keys = keys.filter_map(|table| match &table.key {
+            Some(KeySource::From(name)) => Some(name.as_str()),
+            Some(KeySource::File(_) | KeySource::Command(_)) | None => None,
+        });
+        agents.chain(keys).collect()
     }
 }
 

@@ -15,6 +15,8 @@ mod attach;
 mod away;
 #[path = "runner/bases.rs"]
 mod bases;
+#[path = "runner/chat.rs"]
+mod chat;
 #[path = "runner/docs.rs"]
 mod docs;
 #[path = "runner/engine.rs"]
@@ -25,6 +27,8 @@ mod events;
 mod family;
 #[path = "runner/gate.rs"]
 mod gate;
+#[path = "runner/hostile.rs"]
+mod hostile;
 #[path = "runner/ids.rs"]
 mod ids;
 #[path = "runner/login.rs"]
@@ -41,6 +45,8 @@ mod mcp_go;
 mod mcp_needs;
 #[path = "runner/mcp_notices.rs"]
 mod mcp_notices;
+#[path = "runner/native.rs"]
+mod native;
 #[path = "runner/notify.rs"]
 mod notify;
 #[path = "runner/output.rs"]
@@ -61,8 +67,12 @@ mod run;
 mod say;
 #[path = "runner/schema.rs"]
 mod schema;
+#[path = "runner/seat.rs"]
+mod seat;
 #[path = "runner/secrets.rs"]
 mod secrets;
+#[path = "runner/strangers.rs"]
+mod strangers;
 #[path = "runner/tokens.rs"]
 mod tokens;
 #[path = "runner/top.rs"]

@@ -13,17 +13,23 @@ mod purse;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    panic::resume_unwind,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread,
 };
 
 use dispatch_core::{
     Millis,
     config::Config,
     drivers::DriverKind,
+    event::Event,
     id::{AgentName, RunId, Seq, SiteName, TaskId},
     secret::Secret,
-    state::State,
+    state::{ApplyError, State},
     task::TaskSpec,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,7 +66,9 @@ pub(crate) use self::{
 pub type Secrets = BTreeMap<String, Secret>;
 
 const COMMANDS_MAX: usize = 1024;
-const FOLD_CHUNK: usize = 10_000;
+/// Events that are read together, and how many times as many are read before they are applied.
+const FOLD_CHUNK: usize = 2_000;
+const FOLD_AHEAD: usize = 4;
 
 /// What an engine is made of. Nothing else reaches it: no environment, no HOME.
 #[derive(Clone, Debug)]
@@ -111,7 +119,7 @@ pub enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("fold the log: {0}")]
-    Fold(#[from] dispatch_core::state::ApplyError),
+    Fold(#[from] ApplyError),
     #[error("set up the workspaces: {what}")]
     Trees { what: String },
     #[error("get the key of the agents' tokens in {}: {source}", data.display())]
@@ -253,20 +261,39 @@ impl Engine {
     }
 }
 
-/// The state of a log.
+/// The state of a log. Reading takes longer than applying, so the two are done beside each other.
 ///
 /// # Errors
 /// When the log cannot be read, or is not one of ours.
 pub(crate) fn fold(store: &Store) -> Result<State, OpenError> {
-    let mut state = State::default();
+    thread::scope(|scope| {
+        let (chunks, read) = sync_channel::<Vec<Event>>(FOLD_AHEAD);
+        let applying = scope.spawn(move || {
+            let mut state = State::default();
+            for event in read.iter().flatten() {
+                state.apply(&event)?;
+            }
+            Ok::<_, ApplyError>(state)
+        });
+        let read = read_whole(store, &chunks);
+        drop(chunks);
+        let applied = applying.join().unwrap_or_else(|bug| resume_unwind(bug));
+        let mut state = applied?;
+        read?;
+        state.step_over(store.last());
+        Ok(state)
+    })
+}
+
+fn read_whole(store: &Store, chunks: &SyncSender<Vec<Event>>) -> Result<(), StoreError> {
+    let mut after = 0;
     loop {
-        let events = store.read_life(state.seq(), FOLD_CHUNK)?;
-        for event in &events {
-            state.apply(event)?;
-        }
-        if events.len() < FOLD_CHUNK {
-            state.step_over(store.last());
-            return Ok(state);
+        let events = store.read_life(after, FOLD_CHUNK)?;
+        let last = events.len() < FOLD_CHUNK;
+        after = events.last().map_or(after, |event| event.seq);
+        // Nobody listens any more who has met an event that does not fit: that is told instead.
+        if chunks.send(events).is_err() || last {
+            return Ok(());
         }
     }
 }

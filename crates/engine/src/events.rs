@@ -750,6 +750,7 @@ mod tests {
             allow,
             by,
             reason: why,
+            always: false,
         };
         desk.tell(vec![(Subject::Run(run), answered)]);
         assert!(open(&desk).await.unwrap().asks.is_empty());

@@ -94,6 +94,11 @@ pub(crate) const FSCK: &[&str] = &[
     "fetch.fsck.nullSha1=ignore",
 ];
 
+/// The verbs that speak to another repository. Every other one is allowed no transport at all: an
+/// object that is missing must not be fetched, least of all by a command which the repository names.
+/// `GIT_NO_LAZY_FETCH` says the same, to a git that knows it.
+const REMOTE_VERBS: [&str; 2] = ["fetch", "ls-remote"];
+
 /// Environment of every git of ours, and of the bundle job.
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("GIT_CONFIG_NOSYSTEM", "1"),
@@ -337,6 +342,7 @@ impl Git {
             args: Vec::new(),
             env: Vec::new(),
             dir: None,
+            own_home: None,
             stdin: Input::Nothing,
             stdout: None,
             stdout_max: STDOUT_MAX_BYTES,
@@ -373,6 +379,7 @@ pub struct Cmd<'a> {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     dir: Option<PathBuf>,
+    own_home: Option<PathBuf>,
     stdin: Input,
     stdout: Option<File>,
     stdout_max: usize,
@@ -412,6 +419,14 @@ impl Cmd<'_> {
     #[must_use]
     pub fn current_dir(mut self, dir: &Path) -> Self {
         self.dir = Some(dir.to_owned());
+        self
+    }
+
+    /// Reads the configuration of the person whose home this is, too: for `config` alone, which
+    /// runs nothing.
+    #[must_use]
+    pub fn own_config(mut self, home: &Path) -> Self {
+        self.own_home = Some(home.to_owned());
         self
     }
 
@@ -634,6 +649,10 @@ impl Cmd<'_> {
     }
 
     fn command(&self) -> Command {
+        let protocols = match REMOTE_VERBS.contains(&self.verb) {
+            true => self.git.protocols.as_str(),
+            false => "",
+        };
         let mut command = Command::new(&self.git.program);
         command
             .args(self.argv())
@@ -642,12 +661,15 @@ impl Cmd<'_> {
             .env("PATH", &self.git.path_env)
             .env("HOME", &self.git.home)
             .env("GIT_CONFIG_GLOBAL", self.git.home.join("gitconfig"))
-            .env("GIT_ALLOW_PROTOCOL", &self.git.protocols)
+            .env("GIT_ALLOW_PROTOCOL", protocols)
             .envs(self.git.extra_env.iter().map(|(k, v)| (k, v)))
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .current_dir(self.dir.as_ref().unwrap_or(&self.git.home))
             // A group of its own, so that the time limit ends git's helpers too.
             .process_group(0);
+        if let Some(home) = &self.own_home {
+            command.env("HOME", home).env_remove("GIT_CONFIG_GLOBAL");
+        }
         command
     }
 }
@@ -1013,7 +1035,7 @@ mod tests {
     fn the_environment_is_ours_alone() {
         let (temp, git) = fake("env; cat");
         let git = git.env("SSH_AUTH_SOCK".as_ref(), "/s".as_ref());
-        let out = git.cmd("x").stdin_bytes("from stdin").run().unwrap();
+        let out = git.cmd("fetch").stdin_bytes("from stdin").run().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
         let home = temp.path().join("home");
         for line in [
@@ -1027,6 +1049,9 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
         assert!(!text.contains("CARGO"));
+        let out = git.cmd("rev-parse").run().unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        assert!(text.lines().any(|l| l == "GIT_ALLOW_PROTOCOL="), "{text}");
     }
 
     #[test]

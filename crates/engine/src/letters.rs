@@ -1,4 +1,5 @@
-//! Letters that agents leave for each other under the name of a workspace: sent, fetched, looked up.
+//! Letters that programs leave for each other under the name of a workspace: sent, fetched, looked up.
+//! Not for the agents of tasks: they have `say`, whose messages are bounded and heard.
 //! Must not wake anybody, and must not mark as read what it did not hand out.
 
 use dispatch_core::{
@@ -7,7 +8,6 @@ use dispatch_core::{
     family::Deed,
     id::TaskId,
     letter::{self, Letter, LetterId, Letterbox, Written},
-    message::Sender,
     state::State,
 };
 
@@ -24,7 +24,6 @@ pub(crate) enum Post {
     Send {
         workspace: String,
         written: Written,
-        from: Sender,
         reply: Reply<Letter>,
     },
     Fetch {
@@ -50,14 +49,12 @@ impl Engine {
         &self,
         workspace: String,
         written: Written,
-        from: Sender,
     ) -> Result<Letter, VerbError> {
         self.may(Deed::Other("send letters")).await?;
         self.ask(|reply| {
             Command::Letters(Post::Send {
                 workspace,
                 written,
-                from,
                 reply,
             })
         })

@@ -46,6 +46,7 @@ pub mod lock;
 pub mod logins;
 mod memo;
 pub mod mirror;
+mod native;
 pub mod pressure;
 pub mod prompts;
 pub mod reader;

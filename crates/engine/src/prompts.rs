@@ -278,15 +278,15 @@ pub(crate) fn make(
         )
     };
     let made = composed(remembers)?;
-    let mut cut: BTreeMap<&str, String> = BTreeMap::new();
+    let mut cut: BTreeMap<String, String> = BTreeMap::new();
     for file in &made.cut {
-        cut.insert(file.file, redactor.redact(&file.text));
+        cut.insert(file.file.clone(), redactor.redact(&file.text));
     }
     let prompt = redactor.redact(&made.text);
     let whole = if remembers {
         let whole = composed(false)?;
         for file in &whole.cut {
-            cut.insert(file.file, redactor.redact(&file.text));
+            cut.insert(file.file.clone(), redactor.redact(&file.text));
         }
         redactor.redact(&whole.text)
     } else {
@@ -352,7 +352,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 /// What the prompt names, to be read and not to be changed.
-fn lay_down(folder: &Path, cut: &BTreeMap<&str, String>) -> io::Result<()> {
+fn lay_down(folder: &Path, cut: &BTreeMap<String, String>) -> io::Result<()> {
     files::remove_tree(folder)?;
     if cut.is_empty() {
         return Ok(());
@@ -402,7 +402,7 @@ mod tests {
     fn what_was_cut_can_be_read_and_is_laid_down_anew() {
         let data = tempfile::tempdir().unwrap();
         let folder = data.path().join("context/1");
-        let cut = |name: &'static str| BTreeMap::from([(name, "all of it".to_owned())]);
+        let cut = |name: &str| BTreeMap::from([(name.to_owned(), "all of it".to_owned())]);
         lay_down(&folder, &cut("issue.md")).unwrap();
         lay_down(&folder, &cut("task.md")).unwrap();
         assert!(!folder.join("issue.md").exists());

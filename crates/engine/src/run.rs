@@ -12,7 +12,7 @@ mod placed;
 mod recover;
 mod tools;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use dispatch_core::{
     config::AgentProfile,
@@ -295,8 +295,9 @@ impl Walk {
 
     fn profile(&self) -> Result<AgentProfile, Stopped> {
         let name = &self.job.task.spec.agent;
-        let configured = self.ctx.settings.config.agents.get(name).cloned();
-        let mut profile = configured.ok_or_else(|| {
+        let chain = &self.job.task.spec.terms.chain;
+        let configured = self.ctx.settings.config.agent_for(name, chain);
+        let mut profile = configured.map(Cow::into_owned).ok_or_else(|| {
             let reason = format!("agent {name} is not configured any more");
             Stopped::from(Failure::Prepare { reason })
         })?;

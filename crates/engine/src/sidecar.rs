@@ -3,7 +3,7 @@
 //! Must not hear of HTTP: a plan goes in, words come out.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -52,8 +52,8 @@ const PASSED_ON: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Aid {
     pub(crate) broker_url: Option<String>,
-    /// In place of the real key.
-    pub(crate) placeholder: Option<String>,
+    /// In place of the real keys, by their variables.
+    pub(crate) placeholders: BTreeMap<String, String>,
 }
 
 /// A sidecar to follow, and who wants to know that it is ready and that it has ended.
@@ -116,7 +116,7 @@ pub(crate) fn directory(data: &Path, run: RunId) -> PathBuf {
 }
 
 pub(crate) fn needed(placement: &Placement, profile: &AgentProfile) -> bool {
-    matches!(placement.network, Network::Allow(_)) || profile.broker.is_some()
+    matches!(placement.network, Network::Allow(_)) || profile.brokers().next().is_some()
 }
 
 /// Whether 127.0.0.1 is another place for the job than for the sidecar: a container has its own
@@ -141,7 +141,7 @@ pub(crate) fn relays(
     if matches!(placement.network, Network::Allow(_)) {
         relays.push(relay(PROXY_PORT, PROXY_SOCKET));
     }
-    if own_loopback(placement) && agent.is_some_and(|agent| agent.broker.is_some()) {
+    if own_loopback(placement) && agent.is_some_and(|agent| agent.brokers().next().is_some()) {
         relays.push(relay(BROKER_PORT, BROKER_SOCKET));
     }
     relays
@@ -167,14 +167,13 @@ pub(crate) fn proxy_env(network: &Network) -> Vec<(&'static str, String)> {
     env
 }
 
-/// The job that is a run's sidecar. `argv` is the program, as whoever embeds us names it; `key` the
-/// real key of an agent with a broker.
+/// The job that is a run's sidecar. `keys` finds the real key of a broker's variable.
 pub(crate) fn invocation(
     ctx: &Ctx,
     run: RunId,
     placement: &Placement,
     profile: &AgentProfile,
-    key: Option<&str>,
+    keys: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Invocation, String> {
     let settings = &ctx.settings;
     let at = if own_loopback(placement) {
@@ -184,37 +183,38 @@ pub(crate) fn invocation(
     } else {
         At::Loopback
     };
-    let mut env = std::collections::BTreeMap::new();
+    let mut env = BTreeMap::new();
     for name in PASSED_ON {
         if let Some(value) = settings.job_env.get(name) {
             env.insert(name.to_owned(), value.clone());
         }
     }
     let mut secrets = Vec::new();
-    let broker = match &profile.broker {
-        None => None,
-        Some(table) => {
-            let key = key.ok_or_else(|| {
+    let mut brokers = Vec::new();
+    for table in profile.brokers() {
+        if !table.keyless {
+            let key = keys(&table.key).ok_or_else(|| {
                 format!(
                     "the agent's broker has no key to put in: {} was not handed over with the task",
                     table.key
                 )
             })?;
-            env.insert(table.key.clone(), key.to_owned());
+            env.insert(table.key.clone(), key);
             secrets.push(table.key.clone());
-            Some(Broker {
-                key: table.key.clone(),
-                upstream: table.upstream.clone(),
-            })
         }
-    };
+        brokers.push(Broker {
+            key: table.key.clone(),
+            upstream: table.upstream.clone(),
+            keyless: table.keyless,
+        });
+    }
     let plan = Plan {
         at,
         proxy: match &placement.network {
             Network::Allow(list) => Some(list.clone()),
             Network::Full | Network::None => None,
         },
-        broker,
+        brokers,
     };
     let plan = serde_json::to_string(&plan).map_err(|error| format!("write its plan: {error}"))?;
     let mut argv = settings.sidecar.clone();
@@ -393,12 +393,12 @@ impl Watcher {
                         match serde_json::from_str(&line.text) {
                             Ok(Word::Ready {
                                 broker_port,
-                                placeholder,
+                                placeholders,
                             }) => {
                                 let port = broker_port.unwrap_or(BROKER_PORT);
                                 let aid = Aid {
                                     broker_url: Some(format!("http://127.0.0.1:{port}")),
-                                    placeholder,
+                                    placeholders,
                                 };
                                 if let Some(ready) = ready.take() {
                                     match ready.send(Ok(aid)) {

@@ -1,28 +1,29 @@
-//! Snapshots: what a workspace holds, taken into the vault with our git directory and our index
-//! over the agent's tree, then sealed as a result or restored. Nothing here reads the agent's
-//! `.git`, configuration, attributes or ignore rules, and nothing is left out without being named.
+//! Snapshots: what a workspace holds, taken into the vault with our git directory and our index,
+//! then sealed as a result or restored. Nothing here reads the agent's `.git`, configuration,
+//! attributes or ignore rules, no git is run over an agent's tree, and nothing is left out without
+//! being named.
 
 mod rest;
 mod restore;
 mod rules;
 mod seal;
+mod stamps;
+mod take;
 mod walk;
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 pub use restore::restore;
 pub(crate) use rules::root_rules_ignore;
 pub use seal::{Seal, Sealed, Squashed, keep, seal};
+pub use take::snapshot;
 
-use crate::files;
-use crate::git::{self, CommitId, Entry, GitError};
+use crate::git::{CommitId, GitError};
 use crate::snapshot::rules::Rules;
-use crate::snapshot::walk::Walk;
-use crate::vault::{Scratch, Vault, VaultError};
-use crate::workspace::{META_INDEX, WorkspaceError};
+use crate::vault::VaultError;
+use crate::workspace::WorkspaceError;
 
 /// How the agent says it cannot go on; a message to us, not part of the result.
 pub const BLOCKED: &str = "BLOCKED.md";
@@ -115,184 +116,6 @@ pub struct Snapshot {
     pub changed: bool,
     rules: Rules,
     gitlinks: HashSet<Vec<u8>>,
-}
-
-/// Takes what `workspace` holds into the vault. `meta` is the directory `prepare` wrote to.
-/// Nothing may run in the workspace meanwhile.
-pub fn snapshot(
-    vault: &Vault,
-    workspace: &Path,
-    meta: &Path,
-    base: &CommitId,
-    limits: &Limits,
-) -> Result<Snapshot, SnapshotError> {
-    let scratch = Scratch::new(vault).map_err(io_error("make scratch space in", vault.dir()))?;
-    let plain = CommitId::parse(EMPTY_TREE).map_err(git_error("read attributes"))?;
-    let over = Over {
-        vault,
-        workspace,
-        base,
-        index: scratch.path("index"),
-        attributes: if vault.is_plain() { &plain } else { base },
-    };
-    match take(&over, &scratch, meta, limits) {
-        // An attribute of the base, such as an encoding, can make git refuse a file of the
-        // agent's; its bytes as they are beat no snapshot.
-        Err(SnapshotError::Git {
-            source: GitError::Failed { .. },
-            ..
-        }) => take(
-            &Over {
-                attributes: &plain,
-                ..over
-            },
-            &scratch,
-            meta,
-            limits,
-        ),
-        other => other,
-    }
-}
-
-/// Our git directory and index over their tree.
-struct Over<'a> {
-    vault: &'a Vault,
-    workspace: &'a Path,
-    base: &'a CommitId,
-    index: PathBuf,
-    attributes: &'a CommitId,
-}
-
-impl Over<'_> {
-    fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
-        self.vault
-            .cmd(verb)
-            .work_tree(self.workspace)
-            .index(&self.index)
-            .env("GIT_ATTR_SOURCE", self.attributes)
-            .slow()
-    }
-
-    fn index_info(&self, lines: Vec<u8>) -> Result<(), SnapshotError> {
-        if lines.is_empty() {
-            return Ok(());
-        }
-        self.cmd("update-index")
-            .args(["-z", "--replace", "--index-info"])
-            .stdin_bytes(lines)
-            .run()
-            .map(drop)
-            .map_err(git_error("write the snapshot's index"))
-    }
-}
-
-fn take(
-    over: &Over<'_>,
-    scratch: &Scratch,
-    meta: &Path,
-    limits: &Limits,
-) -> Result<Snapshot, SnapshotError> {
-    let workspace = over.workspace;
-    let root = files::open_dir(workspace).map_err(io_error("open", workspace))?;
-    start_index(over, meta)?;
-    let out = over
-        .cmd("ls-files")
-        .args(["-s", "-z"])
-        .run()
-        .map_err(git_error("list the base"))?;
-    let entries = git::parse_entries(&out.stdout).map_err(git_error("list the base"))?;
-    let (gitlinks, entries): (Vec<Entry>, Vec<Entry>) =
-        entries.into_iter().partition(Entry::is_gitlink);
-    // Out of the index while git looks at the tree, or it would look into the agent's submodules.
-    over.index_info(git::index_info(
-        gitlinks.iter().map(|e| (None, e.path.as_slice())),
-    ))?;
-    let rules = if over.vault.is_plain() {
-        Rules::default()
-    } else {
-        Rules::of(over.vault, &entries)?
-    };
-    let out = over
-        .cmd("diff-files")
-        .args(["-z", "--ignore-submodules=all"])
-        .run();
-    let out = out.map_err(git_error("compare the workspace with the base"))?;
-    let touched = git::parse_changes(&out.stdout)
-        .map_err(git_error("compare the workspace with the base"))?;
-
-    let mut walk = Walk::new(&entries, &gitlinks, &touched, &rules, limits);
-    walk.run(&root).map_err(io_error("walk", workspace))?;
-    let gone = touched
-        .iter()
-        .filter(|c| c.status == b'D' && walk.is_gone(&c.path));
-    over.index_info(git::index_info(gone.map(|c| (None, c.path.as_slice()))))?;
-    let refused = add(over, &walk.add)?;
-    let mut rest = walk.rest;
-    rest.extend(refused);
-    let blobs_tar = rest::store(over.vault, scratch, root.as_fd(), rest, &mut walk.left_out)?;
-
-    let links = gitlinks
-        .iter()
-        .map(|e| (Some((e.mode.as_str(), &e.id)), e.path.as_slice()));
-    over.index_info(git::index_info(links))?;
-    let tree = over
-        .cmd("write-tree")
-        .id()
-        .map_err(git_error("write the snapshot's tree"))?;
-    let base_tree = over.vault.object(&format!("{}^{{tree}}", over.base))?;
-    Ok(Snapshot {
-        base: over.base.clone(),
-        changed: tree != base_tree || blobs_tar.is_some(),
-        tree,
-        blobs_tar,
-        left_out: walk.left_out.named,
-        more_ignored: walk.left_out.more_ignored,
-        more_left_out: walk.left_out.more,
-        rules,
-        gitlinks: gitlinks.into_iter().map(|e| e.path).collect(),
-    })
-}
-
-/// Our copy of the pristine index lets git skip every file whose times and sizes are unchanged.
-fn start_index(over: &Over<'_>, meta: &Path) -> Result<(), SnapshotError> {
-    match files::copy_with_time(&meta.join(META_INDEX), &over.index) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => over
-            .cmd("read-tree")
-            .arg(over.base)
-            .run()
-            .map(drop)
-            .map_err(git_error("read the base into an index")),
-        Err(source) => Err(io_error("copy the index from", meta)(source)),
-    }
-}
-
-/// Adds paths to the index and says which ones git would not have.
-fn add(over: &Over<'_>, paths: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, SnapshotError> {
-    if paths.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut list = Vec::new();
-    for path in paths {
-        list.extend(path);
-        list.push(0);
-    }
-    over.cmd("update-index")
-        .args(["-z", "--add", "--remove", "--replace", "--stdin"])
-        .stdin_bytes(list)
-        .run()
-        .map_err(git_error("add the workspace's files"))?;
-    let out = over
-        .cmd("ls-files")
-        .arg("-z")
-        .run()
-        .map_err(git_error("list the snapshot"))?;
-    let held: HashSet<&[u8]> = git::records(&out.stdout).collect();
-    Ok(paths
-        .iter()
-        .filter(|path| !held.contains(path.as_slice()))
-        .cloned()
-        .collect())
 }
 
 /// What was left out, bounded.

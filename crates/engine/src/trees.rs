@@ -20,7 +20,7 @@ use dispatch_core::{
     prompt::{self, BLOCKED_FILE},
     review::Range,
     state::{Task, Workspace},
-    task::{Base, TaskSpec},
+    task::{Base, Start, TaskSpec},
 };
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
     mirror::{self, Brought, Mirror, MirrorError, Wanted},
     prompts::Texts,
     snapshot::{self, Seal, SnapshotError, Squashed, Why},
-    vault::{Author, Vault, VaultError},
+    vault::{self, Author, Vault, VaultError},
     workspace::{Head, How, WorkspaceError, Workspaces, agent_head},
 };
 
@@ -217,6 +217,20 @@ fn author() -> Author {
     }
 }
 
+/// Where the task's asker started: the mirror has it since then, and upstream may have moved on.
+fn at(start: &Start, mirror: &Mirror) -> Result<Brought, TreeError> {
+    let what = "start where the asker's task did: that commit is not in the mirror any more; name a \
+                branch, a pull request or a tag";
+    let commit = CommitId::parse(&start.commit)?;
+    let commit = mirror.commit_of(&commit.to_string())?;
+    let base = mirror::Base {
+        commit: commit.ok_or(TreeError::Missing { what })?,
+        branch: start.branch.clone(),
+    };
+    let notes = Vec::new();
+    Ok(Brought { base, notes })
+}
+
 /// What a review reads that names no base: the last commit.
 pub(crate) const REVIEW_BASE: &str = "HEAD~1";
 
@@ -229,6 +243,7 @@ impl Trees {
         git.check_version().map_err(|e| e.to_string())?;
         let workspaces = Workspaces::new(&git, &settings.data);
         workspaces.sweep().map_err(|e| e.to_string())?;
+        vault::sweep(&settings.data).map_err(|e| e.to_string())?;
         let limits = &settings.config.limits;
         let answer_timeout = Duration::from_secs(limits.upstream_s);
         let folder_limits = folder::Limits {
@@ -366,7 +381,12 @@ impl Trees {
                 folder::take_in(mirror, folder, &task.id.to_string(), &self.folder_limits)?
             }
             Base::Nothing => (folder::nothing(mirror)?, Vec::new()),
-            base => return Ok(mirror.bring(&Wanted::of(base)?)?),
+            base => {
+                return match &task.spec.terms.start {
+                    Some(start) => at(start, mirror),
+                    None => Ok(mirror.bring(&Wanted::of(base)?)?),
+                };
+            }
         };
         let base = mirror::Base {
             commit,
@@ -615,13 +635,12 @@ impl Trees {
         Ok(None)
     }
 
-    /// What the workspace of a live task shows now, as a commit.
-    pub(crate) fn peek(&self, task: &Task) -> Result<String, TreeError> {
-        let vault = self.vault(task)?;
+    /// What the workspace of a live task shows now, as a patch. Nothing of it stays: whoever asks
+    /// often would fill the disk.
+    pub(crate) fn live_diff(&self, task: &Task) -> Result<String, TreeError> {
+        let (vault, _scratch) = self.vault(task)?.in_passing()?;
         let look = self.look(task, &vault)?;
-        let message = "the workspace as it is now";
-        let commit = vault.commit_tree(&look.tree, &[Self::base(task)?.0], message, &author())?;
-        Ok(commit.to_string())
+        Self::patch(&vault, task, &look.tree)
     }
 
     /// Takes the workspace away after [`Trees::keep`].
@@ -701,8 +720,11 @@ impl Trees {
     }
 
     pub(crate) fn diff(&self, task: &Task, commit: &str) -> Result<String, TreeError> {
-        let vault = self.vault(task)?;
-        let patch = vault.diff(&Self::base(task)?.0, &CommitId::parse(commit)?)?;
+        Self::patch(&self.vault(task)?, task, &CommitId::parse(commit)?)
+    }
+
+    fn patch(vault: &Vault, task: &Task, shown: &CommitId) -> Result<String, TreeError> {
+        let patch = vault.diff(&Self::base(task)?.0, shown)?;
         let mut text = String::from_utf8_lossy(&patch.text).into_owned();
         if patch.cut {
             text.push_str("\n[the rest of the diff is not shown: it is too large]\n");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::files;
 use crate::git::{self, CommitId, Git, GitError, RefName};
-use crate::mirror::{InitError, Mirror, init_bare};
+use crate::mirror::{InitError, Mirror, alternates, init_bare};
 
 /// The largest bundle that is taken in.
 pub const BUNDLE_MAX_BYTES: u64 = 2 << 30;
@@ -22,6 +22,9 @@ pub const BUNDLE_OBJECTS_MAX: u32 = 2_000_000;
 pub const DIFF_MAX_BYTES: usize = 8 << 20;
 /// How many changed paths a diffstat names.
 pub const DIFFSTAT_PATHS_MAX: usize = 500;
+
+/// The directory of a vault that scratch space is made in.
+const SCRATCH: &str = "scratch";
 
 /// A crash of the machine must not lose a result: git by itself does not sync loose objects.
 pub(crate) const DURABLE: [&str; 2] = ["core.fsync=committed,reference", "core.fsyncMethod=batch"];
@@ -98,6 +101,8 @@ pub struct Vault {
     dir: PathBuf,
     mirror_objects: PathBuf,
     plain: bool,
+    /// Where new objects go that are not to stay.
+    passing: Option<PathBuf>,
 }
 
 impl Vault {
@@ -124,7 +129,29 @@ impl Vault {
             dir,
             mirror_objects,
             plain: mirror.is_plain(),
+            passing: None,
         })
+    }
+
+    /// The same vault for one look: what is written meanwhile is gone with the scratch directory.
+    pub(crate) fn in_passing(&self) -> Result<(Self, Scratch), VaultError> {
+        let failed = |source| VaultError::Io {
+            what: "make scratch space",
+            path: self.dir.clone(),
+            source,
+        };
+        let scratch = Scratch::new(self).map_err(failed)?;
+        let objects = scratch.path("objects");
+        let info = objects.join("info");
+        std::fs::create_dir_all(&info)
+            .and_then(|()| {
+                let ours = alternates(&self.dir.join("objects"));
+                std::fs::write(info.join("alternates"), ours)
+            })
+            .map_err(failed)?;
+        let mut vault = self.clone();
+        vault.passing = Some(objects);
+        Ok((vault, scratch))
     }
 
     #[must_use]
@@ -149,16 +176,12 @@ impl Vault {
 
     pub(crate) fn cmd(&self, verb: &'static str) -> git::Cmd<'_> {
         let cmd = self.git.cmd(verb).git_dir(&self.dir);
+        if let Some(objects) = &self.passing {
+            return cmd
+                .env("GIT_OBJECT_DIRECTORY", objects)
+                .set("core.fsync=none");
+        }
         DURABLE.iter().fold(cmd, |cmd, setting| cmd.set(setting))
-    }
-
-    /// Removes the scratch space of a process that was killed: at boot, before anything runs.
-    pub fn sweep(&self) -> Result<(), VaultError> {
-        files::remove_tree(&self.dir.join("scratch")).map_err(|source| VaultError::Io {
-            what: "sweep",
-            path: self.dir.clone(),
-            source,
-        })
     }
 
     /// Takes in the HEAD of a bundle file under `name`, every new object checked. The bundle may
@@ -433,6 +456,30 @@ impl Vault {
     }
 }
 
+/// Removes the scratch space of an engine that was killed from every vault: at boot, before anything
+/// runs.
+pub(crate) fn sweep(data_dir: &Path) -> Result<(), VaultError> {
+    let vaults = data_dir.join("vaults");
+    let failed = |source| VaultError::Io {
+        what: "sweep the scratch space",
+        path: vaults.clone(),
+        source,
+    };
+    let found = match std::fs::read_dir(&vaults) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    for vault in found {
+        let scratch = vault.map_err(failed)?.path().join(SCRATCH);
+        match files::remove_tree(&scratch) {
+            // A lock's file lies beside the vaults.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            done => done.map_err(failed)?,
+        }
+    }
+    Ok(())
+}
+
 /// Reads a bundle's header before git does: one reference, HEAD, and a pack of a bounded count.
 fn check_bundle(file: impl io::Read) -> Result<(), VaultError> {
     let odd = |what: &str| VaultError::OddBundle {
@@ -543,7 +590,7 @@ pub(crate) struct Scratch(PathBuf);
 impl Scratch {
     /// In the vault, so that it is never mounted and is on the disk that has the room.
     pub(crate) fn new(vault: &Vault) -> io::Result<Self> {
-        let dir = vault.dir.join("scratch").join(files::unique(""));
+        let dir = vault.dir.join(SCRATCH).join(files::unique(""));
         std::fs::create_dir_all(&dir)?;
         Ok(Self(dir))
     }

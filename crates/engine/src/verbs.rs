@@ -19,7 +19,7 @@ use crate::{
     engine::{Command, Desk, Engine, Holder, now},
     run::Ctx,
     trees::{TreeError, Trees},
-    view::{Applied, Force, TaskView, VerbError, Written},
+    view::{Applied, Force, TaskView, VerbError, Who, Written},
 };
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -343,8 +343,15 @@ impl Engine {
         let commit = match sealed {
             Some(sealed) => sealed.commit,
             None if there => {
-                let live = self.blocking(view.task.clone(), Trees::peek).await?;
-                Some(live.map_err(failed("look at the workspace of", task))?)
+                let alone = self.turn_to_look(task).await;
+                let live = self.blocking(view.task, move |trees, task| {
+                    let diff = trees.live_diff(task);
+                    drop(alone);
+                    diff
+                });
+                return live
+                    .await?
+                    .map_err(failed("look at the workspace of", task));
             }
             None => view.task.result().and_then(|sealed| sealed.commit.clone()),
         };
@@ -449,7 +456,14 @@ pub(crate) async fn retain(ctx: &Ctx, id: TaskId, now: Millis) {
 
 async fn current(ctx: &Ctx, task: TaskId) -> Option<Task> {
     let (reply, answer) = oneshot::channel();
-    let sent = ctx.commands.send(Command::Task { task, reply }).await;
+    let sent = ctx
+        .commands
+        .send(Command::Task {
+            who: Who::Person,
+            task,
+            reply,
+        })
+        .await;
     sent.ok()?;
     Some(answer.await.ok()?.ok()?.task)
 }

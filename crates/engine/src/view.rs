@@ -15,7 +15,8 @@ use dispatch_core::{
     id::{RunId, Seq, TaskId},
     keys::RequestKey,
     letter::Letter,
-    message::{Message, MessageId},
+    message::{Message, MessageId, Sender},
+    outcome::Stop,
     schedule::Waiting,
     state::Task,
     task::Tuning,
@@ -76,6 +77,23 @@ pub enum Who {
     Person,
     /// The agent of that run, with the grant of its task.
     Run(RunId),
+}
+
+impl Who {
+    pub(crate) fn sender(self) -> Sender {
+        match self {
+            Self::Person => Sender::Person,
+            Self::Run(run) => Sender::Task(run.task),
+        }
+    }
+
+    /// Whose stop it is.
+    pub(crate) fn stop(self) -> Stop {
+        match self {
+            Self::Person => Stop::ByPerson,
+            Self::Run(_) => Stop::ByAsker,
+        }
+    }
 }
 
 /// For which of several ends one waits.

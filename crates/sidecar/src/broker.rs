@@ -1,6 +1,6 @@
-//! The broker: the agent has a placeholder, upstream gets the real key. One origin, no redirect
-//! followed, every byte handed on as it comes.
-//! Must not send the key anywhere but upstream's own address, and must not show it in an answer.
+//! The broker: the agent has a placeholder for each key, its upstream gets the real one. One origin for
+//! each, no redirect followed, every byte handed on as it comes.
+//! Must not send a key anywhere but to its own upstream, and must not show it in an answer.
 
 use std::{
     convert::Infallible,
@@ -71,10 +71,37 @@ const HOPS: [HeaderName; 8] = [
 type Failure = Box<dyn Error + Send + Sync>;
 type Sent = UnsyncBoxBody<Bytes, Failure>;
 
-pub(crate) struct Broker {
+/// One placeholder, and what it stands for.
+pub(crate) struct Row {
     upstream: Upstream,
-    key: Secret,
+    /// `None`: upstream wants none.
+    key: Option<Secret>,
     placeholder: String,
+}
+
+impl Row {
+    pub(crate) fn new(
+        upstream: Upstream,
+        key: Option<Secret>,
+        placeholder: String,
+    ) -> Result<Self, String> {
+        let good = |key: &Secret| {
+            let mut value = key.expose().bytes();
+            !key.expose().is_empty() && value.all(|b| b.is_ascii_graphic())
+        };
+        if !key.as_ref().is_none_or(good) {
+            return Err("use the key: it holds what no header can carry, or nothing".into());
+        }
+        Ok(Self {
+            upstream,
+            key,
+            placeholder,
+        })
+    }
+}
+
+pub(crate) struct Broker {
+    rows: Vec<Row>,
     client: Client<HttpsConnector<HttpConnector>, Sent>,
     open: Arc<AtomicUsize>,
     refusals: Arc<Refusals>,
@@ -95,27 +122,18 @@ struct Refusal {
 }
 
 impl Broker {
-    pub(crate) fn new(
-        upstream: Upstream,
-        key: Secret,
-        placeholder: String,
-        refusals: Arc<Refusals>,
-    ) -> Result<Self, String> {
-        let mut value = key.expose().bytes();
-        if key.expose().is_empty() || !value.all(|b| b.is_ascii_graphic()) {
-            return Err("use the key: it holds what no header can carry, or nothing".into());
-        }
+    pub(crate) fn new(rows: Vec<Row>, refusals: Arc<Refusals>) -> Result<Self, String> {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT));
         http.enforce_http(false);
         let tls = hyper_rustls::HttpsConnectorBuilder::new();
-        let connector = if upstream.tls {
+        let connector = if rows.iter().any(|row| row.upstream.tls) {
             tls.with_provider_and_native_roots(rustls::crypto::ring::default_provider())
                 .map_err(|error| {
                     format!("read the system's certificates: {error}; install ca-certificates")
                 })?
-                .https_only()
+                .https_or_http()
                 .enable_http1()
                 .wrap_connector(http)
         } else {
@@ -137,9 +155,7 @@ impl Broker {
             .pool_timer(TokioTimer::new())
             .build(connector);
         Ok(Self {
-            upstream,
-            key,
-            placeholder,
+            rows,
             client,
             open: Arc::default(),
             refusals,
@@ -191,13 +207,14 @@ impl Broker {
         if head.method == Method::CONNECT {
             return Err(self.refused("CONNECT", "the broker forwards requests only"));
         }
-        let uri = self.uri(&head.uri)?;
-        if !self.put_key_in(&mut head.headers) {
+        let path = self.path(&head.uri)?;
+        let Some(row) = self.put_key_in(&mut head.headers) else {
             return Err(self.refused(
                 "a request to the model",
                 "it has no placeholder, or another one",
             ));
-        }
+        };
+        let uri = uri(&row.upstream, &path)?;
         drop_hops(&mut head.headers);
         head.headers.remove(HOST);
         // What is packed cannot be looked through for the key.
@@ -210,26 +227,24 @@ impl Broker {
         let gateway = |why: String| {
             refuse(
                 StatusCode::BAD_GATEWAY,
-                format!("ask {}: {why}", self.upstream.authority),
+                format!("ask {}: {why}", row.upstream.authority),
             )
         };
         let answered = timeout(SILENCE, self.client.request(asked)).await;
         let answer = answered
             .map_err(|_| gateway("no answer in time".into()))?
             .map_err(|error| gateway(chain(&error)))?;
-        self.shown(answer, place)
+        shown(row.key.as_ref(), answer, place)
     }
 
-    /// Upstream's origin and path before what was asked for; where it was asked of does not matter.
-    fn uri(&self, asked: &Uri) -> Result<Uri, Refusal> {
+    /// What was asked for; of whom, says the placeholder.
+    fn path(&self, asked: &Uri) -> Result<String, Refusal> {
         let path = asked.path_and_query().map_or("/", |path| path.as_str());
         let only_path = path.split('?').next().unwrap_or_default();
         if !path.starts_with('/') || has_dot_segment(only_path) {
             return Err(self.refused("a request to the model", "its path has dots for a part"));
         }
-        let text = format!("{}{path}", self.upstream);
-        text.parse()
-            .map_err(|_| refuse(StatusCode::BAD_REQUEST, "that is no path".into()))
+        Ok(path.to_owned())
     }
 
     fn refused(&self, what: &str, why: &str) -> Refusal {
@@ -238,13 +253,14 @@ impl Broker {
         refuse(status, format!("dispatch's broker refused this: {why}"))
     }
 
-    /// In the one or two places where a key belongs; anywhere else a placeholder stays one.
-    fn put_key_in(&self, headers: &mut HeaderMap) -> bool {
-        let mut put = false;
+    /// In the one or two places where a key belongs; anywhere else a placeholder stays one. `None`: it
+    /// is nobody's, or of two keys at once.
+    fn put_key_in(&self, headers: &mut HeaderMap) -> Option<&Row> {
+        let mut used: Option<&Row> = None;
         for name in [AUTHORIZATION, API_KEY] {
             let mut values = headers.get_all(&name).iter();
             let (value, None) = (values.next(), values.next()) else {
-                return false;
+                return None;
             };
             let Some(value) = value else { continue };
             let bytes = value.as_bytes();
@@ -252,50 +268,75 @@ impl Broker {
                 match bytes.split_at_checked(BEARER.len()) {
                     Some((scheme, token)) if scheme.eq_ignore_ascii_case(BEARER) => (BEARER, token),
                     // Another scheme is none of ours, and none of upstream's either.
-                    _ => return false,
+                    _ => return None,
                 }
             } else {
                 (&b""[..], bytes)
             };
-            if !same(token, self.placeholder.as_bytes()) {
-                return false;
+            let row = self.row(token)?;
+            if used.is_some_and(|other| !std::ptr::eq(other, row)) {
+                return None;
             }
-            let real = [scheme, self.key.expose().as_bytes()].concat();
-            let Ok(mut real) = HeaderValue::from_bytes(&real) else {
-                return false;
+            used = Some(row);
+            let Some(key) = &row.key else {
+                headers.remove(&name);
+                continue;
             };
+            let real = [scheme, key.expose().as_bytes()].concat();
+            let mut real = HeaderValue::from_bytes(&real).ok()?;
             real.set_sensitive(true);
             headers.insert(name, real);
-            put = true;
         }
-        put
+        used
     }
 
-    fn shown(&self, answer: Response<Incoming>, place: Place) -> Result<Response<Sent>, Refusal> {
-        let (mut head, body) = answer.into_parts();
-        drop_hops(&mut head.headers);
-        let packed = head.headers.get(CONTENT_ENCODING);
-        if packed.is_some_and(|how| !how.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            let text = "upstream packed its answer although it was asked not to".to_owned();
-            return Err(refuse(StatusCode::BAD_GATEWAY, text));
-        }
-        let key = self.key.expose().as_bytes();
+    /// Looks at all of them, whichever it is.
+    fn row(&self, token: &[u8]) -> Option<&Row> {
+        self.rows.iter().fold(None, |found, row| {
+            match same(token, row.placeholder.as_bytes()) {
+                true => Some(row),
+                false => found,
+            }
+        })
+    }
+}
+
+/// Upstream's origin and path before what was asked for; where it was asked of does not matter.
+fn uri(upstream: &Upstream, path: &str) -> Result<Uri, Refusal> {
+    let text = format!("{upstream}{path}");
+    text.parse()
+        .map_err(|_| refuse(StatusCode::BAD_REQUEST, "that is no path".into()))
+}
+
+fn shown(
+    key: Option<&Secret>,
+    answer: Response<Incoming>,
+    place: Place,
+) -> Result<Response<Sent>, Refusal> {
+    let (mut head, body) = answer.into_parts();
+    drop_hops(&mut head.headers);
+    let packed = head.headers.get(CONTENT_ENCODING);
+    if packed.is_some_and(|how| !how.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let text = "upstream packed its answer although it was asked not to".to_owned();
+        return Err(refuse(StatusCode::BAD_GATEWAY, text));
+    }
+    if let Some(key) = key {
         for value in head.headers.values_mut() {
             let mut bytes = value.as_bytes().to_vec();
-            if mask(&mut bytes, key) {
+            if mask(&mut bytes, key.expose().as_bytes()) {
                 *value = HeaderValue::from_bytes(&bytes)
                     .unwrap_or_else(|_| HeaderValue::from_static("***"));
             }
         }
-        head.extensions.clear();
-        let body = Shown {
-            body,
-            masking: Some(Masking::new(self.key.expose())),
-            silence: Box::pin(sleep(SILENCE)),
-            _place: place,
-        };
-        Ok(Response::from_parts(head, body.boxed_unsync()))
     }
+    head.extensions.clear();
+    let body = Shown {
+        body,
+        masking: Some(key.map(|key| Masking::new(key.expose()))),
+        silence: Box::pin(sleep(SILENCE)),
+        _place: place,
+    };
+    Ok(Response::from_parts(head, body.boxed_unsync()))
 }
 
 const BEARER: &[u8] = b"Bearer ";
@@ -335,8 +376,8 @@ fn chain(error: &dyn Error) -> String {
 /// Upstream's answer as it comes, the key masked in it.
 struct Shown {
     body: Incoming,
-    /// `None`: its end was shown.
-    masking: Option<Masking>,
+    /// `None`: its end was shown; with `None` in it, there is nothing to mask.
+    masking: Option<Option<Masking>>,
     silence: Pin<Box<Sleep>>,
     _place: Place,
 }
@@ -366,12 +407,14 @@ impl Body for Shown {
             let shown = match frame {
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 Some(Ok(frame)) => match (frame.into_data(), &mut this.masking) {
-                    (Ok(data), Some(masking)) => masking.push(&data),
+                    (Ok(data), Some(Some(masking))) => masking.push(&data),
+                    (Ok(data), Some(None)) => data.into(),
                     // Trailers: no client of a model's reads them.
                     _ => continue,
                 },
                 None => match this.masking.take() {
-                    Some(mut masking) => masking.finish(),
+                    Some(Some(mut masking)) => masking.finish(),
+                    Some(None) => Vec::new(),
                     None => return Poll::Ready(None),
                 },
             };
@@ -408,7 +451,8 @@ mod tests {
     fn broker(url: &str) -> Arc<Broker> {
         let refusals = Arc::new(Refusals::new(std::io::sink()));
         let upstream = url.parse().unwrap();
-        Arc::new(Broker::new(upstream, KEY.into(), PLACEHOLDER.into(), refusals).unwrap())
+        let row = Row::new(upstream, Some(KEY.into()), PLACEHOLDER.into()).unwrap();
+        Arc::new(Broker::new(vec![row], refusals).unwrap())
     }
 
     /// A client's end of a connection to the broker.
@@ -474,6 +518,53 @@ mod tests {
             );
             assert_eq!(read_until(&mut stream, "body").await, "body");
         }
+    }
+
+    #[tokio::test]
+    async fn each_placeholder_has_its_own_upstream_and_one_without_a_key_hears_none() {
+        let (keyed, keyed_url) = upstream().await;
+        let (open, open_url) = upstream().await;
+        let row = |url: &str, key: Option<&str>, placeholder: &str| {
+            Row::new(
+                url.parse().unwrap(),
+                key.map(Secret::from),
+                placeholder.into(),
+            )
+            .unwrap()
+        };
+        let rows = vec![
+            row(&keyed_url, Some(KEY), "placeholder-a"),
+            row(&open_url, None, "placeholder-b"),
+        ];
+        let refusals = Arc::new(Refusals::new(std::io::sink()));
+        let broker = Arc::new(Broker::new(rows, refusals).unwrap());
+        let ask = async |placeholder: &str| {
+            let mut client = connect(&broker);
+            let head = format!("Host: x\r\nAuthorization: Bearer {placeholder}\r\n");
+            let request = format!("GET / HTTP/1.1\r\n{head}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            client
+        };
+        let _one = ask("placeholder-a").await;
+        let (_, head) = accept(&keyed).await;
+        assert!(
+            head.to_ascii_lowercase().contains(&format!("bearer {KEY}")),
+            "{head}"
+        );
+        let _two = ask("placeholder-b").await;
+        let (_, head) = accept(&open).await;
+        assert!(
+            !head.to_ascii_lowercase().contains("authorization"),
+            "{head}"
+        );
+
+        // Both at once are nobody's.
+        let mut client = connect(&broker);
+        let both = "GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer placeholder-a\r\n\
+                    X-Api-Key: placeholder-b\r\n\r\n";
+        client.write_all(both.as_bytes()).await.unwrap();
+        let answer = read_until(&mut client, "}}").await;
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     }
 
     #[tokio::test]
@@ -583,9 +674,8 @@ mod tests {
     #[test]
     fn a_key_that_no_header_can_carry_is_told_at_once() {
         for key in ["", "two\nlines", "a b", "ключ"] {
-            let refusals = Arc::new(Refusals::new(std::io::sink()));
             let upstream = "http://127.0.0.1:1".parse().unwrap();
-            assert!(Broker::new(upstream, key.into(), PLACEHOLDER.into(), refusals).is_err());
+            assert!(Row::new(upstream, Some(key.into()), PLACEHOLDER.into()).is_err());
         }
     }
 }

@@ -13,6 +13,7 @@ mod tunnel;
 pub mod fuzzing;
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
     io::{self, Write},
@@ -34,7 +35,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{broker::Broker, proxy::Proxy, refusals::Refusals};
+use crate::{
+    broker::{Broker, Row},
+    proxy::Proxy,
+    refusals::Refusals,
+};
 
 /// At once, of each door.
 const CONNECTIONS_MAX: usize = 256;
@@ -62,31 +67,30 @@ fn run(args: &[OsString]) -> Result<(), String> {
     };
     let plan: Plan = serde_json::from_slice(plan.as_encoded_bytes())
         .map_err(|error| format!("read the plan: {error}"))?;
-    let key = match &plan.broker {
-        None => None,
-        Some(broker) => Some(
-            env::var(&broker.key)
-                .map(Secret::new)
-                .map_err(|_| format!("read the key: the variable {} is not set", broker.key))?,
-        ),
-    };
+    let keyed = plan.brokers.iter().filter(|broker| !broker.keyless);
+    let keys = keyed.map(|broker| {
+        let key = env::var(&broker.key).map(Secret::new);
+        let key = key.map_err(|_| format!("read the key: the variable {} is not set", broker.key));
+        Ok((broker.key.clone(), key?))
+    });
+    let keys = keys.collect::<Result<_, String>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("start the runtime: {error}"))?;
-    let served = runtime.block_on(serve(plan, key));
+    let served = runtime.block_on(serve(plan, keys));
     // A name that is being looked up must not hold the end back.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(plan: Plan, key: Option<Secret>) -> Result<(), String> {
+async fn serve(plan: Plan, mut keys: BTreeMap<String, Secret>) -> Result<(), String> {
     // Before the first word, so that whoever hears it can end us.
     let mut term =
         signal(SignalKind::terminate()).map_err(|error| format!("listen for signals: {error}"))?;
     let refusals = Arc::new(Refusals::new(io::stdout()));
     let mut doors = JoinSet::new();
-    let mut ready = (None, None);
+    let mut ready = (None, BTreeMap::new());
     if let Some(list) = plan.proxy {
         let At::Directory(dir) = &plan.at else {
             return Err("start the proxy: it serves a network of the job's own only".into());
@@ -98,14 +102,16 @@ async fn serve(plan: Plan, key: Option<Secret>) -> Result<(), String> {
             async move { proxy.serve(stream).await }
         }));
     }
-    if let (Some(table), Some(key)) = (plan.broker, key) {
-        let placeholder = placeholder()?;
-        let broker = Broker::new(
-            table.upstream,
-            key,
-            placeholder.clone(),
-            Arc::clone(&refusals),
-        )?;
+    if !plan.brokers.is_empty() {
+        let mut rows = Vec::new();
+        let mut placeholders = BTreeMap::new();
+        for table in plan.brokers {
+            let placeholder = placeholder()?;
+            let key = keys.remove(&table.key);
+            rows.push(Row::new(table.upstream, key, placeholder.clone())?);
+            placeholders.insert(table.key, placeholder);
+        }
+        let broker = Broker::new(rows, Arc::clone(&refusals))?;
         let broker = Arc::new(broker);
         let (listener, port) = match &plan.at {
             At::Directory(dir) => (Listener::Unix(unix(dir, BROKER_SOCKET)?), None),
@@ -121,12 +127,12 @@ async fn serve(plan: Plan, key: Option<Secret>) -> Result<(), String> {
             let broker = Arc::clone(&broker);
             async move { broker.serve(stream).await }
         }));
-        ready = (port, Some(placeholder));
+        ready = (port, placeholders);
     }
     refusals
         .say(&Word::Ready {
             broker_port: ready.0,
-            placeholder: ready.1,
+            placeholders: ready.1,
         })
         .map_err(|error| format!("say that it listens: {error}"))?;
     if term.recv().await.is_none() {

@@ -85,8 +85,12 @@ fn fates(view: &TaskView) -> Vec<&Fate> {
 }
 
 fn answered(allow: bool, by: By) -> Fate {
-    let why = None;
-    Fate::Answered { allow, by, why }
+    Fate::Answered {
+        allow,
+        by,
+        why: None,
+        always: false,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,7 +135,12 @@ async fn a_person_allows_and_denies_in_any_order() {
     );
     let by = By::Person;
     let allow = false;
-    let denied = Fate::Answered { allow, by, why };
+    let denied = Fate::Answered {
+        allow,
+        by,
+        why,
+        always: false,
+    };
     assert_eq!(fates(&view), [&answered(true, By::Person), &denied]);
 }
 

@@ -15,14 +15,19 @@ use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use dispatch_core::task::ChecksAsked;
+use dispatch_core::{event::Kind, task::ChecksAsked};
 use dispatch_engine::{
     engine::{Engine, Secrets},
     view::TaskView,
 };
-use world::{World, finished, git, outcome, reason};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use world::{World, finished, git, outcome, patient, reason, until};
 
 /// How a vector is planted. `{F}` is the command that leaves the canary, `{BAIT}` the directory
 /// of the host outside of everything, `{G}` the git directory.
@@ -589,4 +594,75 @@ async fn a_question_that_is_no_plain_file_is_not_read() {
         );
         all_verbs(&engine, &view, &trap).await;
     }
+}
+
+/// Swaps each of the workspace's files with a link to the secret and back until it is told to end.
+fn swap(decoys: &Path, links: &Path, files: usize, over: &AtomicBool) {
+    let at = |dir: &Path, n: usize| dir.join(n.to_string());
+    while !over.load(Ordering::Relaxed) {
+        for n in 0..files {
+            let (link, decoy) = (at(links, n), at(decoys, n));
+            renameat_with(CWD, &link, CWD, &decoy, RenameFlags::EXCHANGE).unwrap();
+        }
+    }
+}
+
+/// A live task is looked at while its agent puts a link to a file of the host in the place of each of
+/// its files. No look shows what is behind one, and no look leaves anything in the vault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_at_a_live_workspace_follows_no_link_and_leaves_nothing_behind() {
+    const FILES: usize = 400;
+    let secret = "only the host may read this\n";
+    let world = World::new();
+    let bait = world.home.path().join("secret");
+    fs::write(&bait, secret).unwrap();
+    let engine = world.engine().await;
+    let spec = world.spec(&["write ready yes", "hang"]);
+    let run = engine.dispatch(spec, Secrets::new()).await.unwrap();
+    until(&engine, run.task, |kind| {
+        matches!(kind, Kind::Started { .. })
+    })
+    .await;
+    let task = engine.task(run.task).await.unwrap().task;
+    let workspace = task.workspace.unwrap().path;
+    let (decoys, links) = (workspace.join("decoys"), world.home.path().join("links"));
+    for dir in [&decoys, &links] {
+        fs::create_dir(dir).unwrap();
+    }
+    for n in 0..FILES {
+        fs::write(decoys.join(n.to_string()), "d".repeat(secret.len())).unwrap();
+        symlink(&bait, links.join(n.to_string())).unwrap();
+    }
+    fs::write(workspace.join("new.txt"), "something new\n").unwrap();
+    engine.diff(run.task).await.unwrap();
+    let before = objects(&world.data().join("vaults"));
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let swapping = std::thread::spawn(move || swap(&decoys, &links, FILES, &told));
+    let mut shown = Vec::new();
+    for _ in 0..12 {
+        shown.push(engine.diff(run.task).await.unwrap());
+    }
+    over.store(true, Ordering::Relaxed);
+    swapping.join().unwrap();
+    for diff in shown {
+        assert!(diff.contains("+something new"), "{diff}");
+        assert!(!diff.contains("only the host"), "{diff}");
+    }
+    assert_eq!(objects(&world.data().join("vaults")), before);
+    patient(engine.remove(run.task)).await.unwrap();
+}
+
+/// Every file below a directory.
+fn objects(dir: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(objects(&path));
+        } else {
+            found.insert(path);
+        }
+    }
+    found
 }

@@ -7,10 +7,7 @@
 
 mod world;
 
-use dispatch_core::{
-    letter::{Letter, Written},
-    message::Sender,
-};
+use dispatch_core::letter::{Letter, Written};
 use dispatch_engine::{
     engine::{Engine, Secrets},
     view::{Inbox, VerbError},
@@ -27,7 +24,7 @@ fn written(writer: &str, reader: &str, text: &str) -> Written {
 }
 
 async fn send(engine: &Engine, at: &str, letter: Written) -> Result<Letter, VerbError> {
-    engine.send_letter(at.into(), letter, Sender::Person).await
+    engine.send_letter(at.into(), letter).await
 }
 
 async fn fetch(engine: &Engine, at: &str, reader: &str, limit: usize) -> Inbox {

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use world::model::Model;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_native-agent");
+const SERVER: &str = env!("CARGO_BIN_EXE_fake-mcp");
 /// Provider and what of its base URL comes before the path of its wire format.
 const PROVIDERS: [(&str, &str); 3] = [("anthropic", ""), ("openai", "/v1"), ("compatible", "/v1")];
 
@@ -307,9 +308,163 @@ fn row_4_the_polite_signal_stops_it_within_a_second() {
     assert_eq!((code, end(&lines)), (Some(0), Some(TurnEnd::Stopped)));
     let told = results(&lines).into_values().next().unwrap();
     assert!(told.contains("stopped by whoever watches"), "{told}");
+    assert!(!runs(b"sleep\x0086460\0"));
+}
+
+fn served(tools: &[&str]) -> Value {
+    let command: Vec<&str> = [SERVER].iter().chain(tools).copied().collect();
+    json!({"command": command})
+}
+
+fn runs(command: &[u8]) -> bool {
     let all = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     let mut lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    assert!(!lines.any(|line| line == b"sleep\x0086460\0"));
+    lines.any(|line| line.starts_with(command))
+}
+
+fn told(lines: &[Line]) -> Vec<String> {
+    let results = lines.iter().filter_map(|line| match &line.chunk {
+        Chunk::Result { output, .. } => Some(output.clone()),
+        _ => None,
+    });
+    results.collect()
+}
+
+#[test]
+fn tools_of_a_server_are_used_and_nothing_of_it_is_left() {
+    let call = |tool: &str| json!({"tool": format!("files__{tool}"), "args": {"text": "hello"}});
+    let mut steps: Vec<Value> = ["echo", "env", "fail", "flood", "leave", "deny_me"]
+        .into_iter()
+        .map(call)
+        .collect();
+    steps.push(json!({"text": "Finished.", "repeat": true}));
+    let model = Model::start(&json!(steps));
+    let mut task = Task::new(&model, PROVIDERS[0]);
+    // A variable that cargo sets: as good as a key.
+    task.opening["keys"]["k"]["key"] = json!({"from": "CARGO_PKG_NAME"});
+    task.opening["rules"]["layers"][0]["rules"] =
+        json!([{"group": "mcp", "pattern": "files__deny*", "action": "deny"}]);
+    let mut files = served(&[
+        "echo",
+        "env",
+        "fail",
+        "flood",
+        "leave",
+        "deny_me",
+        "odd name!",
+    ]);
+    files["env"] = json!({"OWN_OF_THE_SERVER": "1"});
+    let dead = json!({"command": ["sh", "-c", "echo no licence >&2; exit 1"]});
+    task.opening["servers"] = json!({"files": files, "dead": dead});
+    let code = task.start(Some("Use it.")).end();
+    let lines = task.lines();
+    let (code, end) = (code, end(&lines));
+    assert_eq!((code, end), (Some(0), Some(TurnEnd::Done)), "{lines:#?}");
+    let told = told(&lines);
+    let [echo, env, fail, flood, leave, deny] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!(echo, "hello");
+    let has = |name: &str| env.lines().any(|line| line == name);
+    assert!(
+        has("PATH") && has("OWN_OF_THE_SERVER") && !has("CARGO_PKG_NAME"),
+        "{env}"
+    );
+    assert_eq!(fail, "error: it failed");
+    assert!(flood.len() < 4_000 && flood.contains("files__flood gave 1200000 characters"));
+    assert!(leave.starts_with("left Ok("), "{leave}");
+    assert!(deny.contains("a rule for mcp denies it"), "{deny}");
+    let own = format!("{SERVER}\0echo\0env");
+    assert!(!runs(b"sleep\x0086462") && !runs(own.as_bytes()));
+    let notices: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| match &line.chunk {
+            Chunk::Notice { text } => Some(text.as_str()),
+            _ => None,
+        })
+        .collect();
+    let [notice] = notices[..] else {
+        panic!("{notices:?}");
+    };
+    assert!(
+        notice.starts_with("MCP server dead is not there"),
+        "{notice}"
+    );
+    assert!(notice.ends_with("; it said: no licence"), "{notice}");
+    let offered = &model.asked()[0]["tools"];
+    let offered: Vec<&str> = offered
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    let own = offered.iter().position(|name| *name == "todo").unwrap();
+    assert_eq!(
+        offered[own + 1..],
+        [
+            "files__deny_me",
+            "files__echo",
+            "files__env",
+            "files__fail",
+            "files__flood",
+            "files__leave",
+            "files__odd_name_",
+        ]
+    );
+}
+
+#[test]
+fn a_server_that_dies_takes_nobody_along() {
+    let call = |tool: &str| json!({"tool": format!("s__{tool}"), "args": {"text": "x"}});
+    let model = Model::start(&json!([
+        call("echo"), call("die"), call("echo"), {"text": "Finished.", "repeat": true},
+    ]));
+    let mut task = Task::new(&model, PROVIDERS[2]);
+    task.opening["servers"] = json!({"s": served(&["echo", "die"])});
+    assert_eq!(task.start(Some("Use it.")).end(), Some(0));
+    // Another process of the same conversation has another server; what the model knows stays.
+    task.opening["servers"] = json!({"s": served(&["new", "echo"])});
+    assert_eq!(task.start(Some("Again.")).end(), Some(0));
+    let lines = task.lines();
+    let told = told(&lines);
+    assert_eq!(told[0], "x");
+    assert!(told[1].starts_with("error: ask MCP server s: "), "{told:?}");
+    assert!(told[1].ends_with("; it said: out of memory"), "{told:?}");
+    assert!(told[2].contains("losed"), "{told:?}");
+    let asked = model.asked();
+    assert_eq!(asked.len(), 5);
+    assert!(
+        asked
+            .iter()
+            .all(|later| later["tools"] == asked[0]["tools"])
+    );
+}
+
+#[test]
+fn a_stop_ends_a_call_of_a_server_and_the_server() {
+    let model = Model::start(&json!([{"tool": "s__hang", "args": {"text": "../begun"}}]));
+    let mut task = Task::new(&model, PROVIDERS[1]);
+    let begun = task.dir.path().join("begun");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&begun)
+            .status()
+            .unwrap()
+            .success()
+    );
+    task.opening["servers"] = json!({"s": served(&["hang", "only-of-this-test"])});
+    let agent = task.start(Some("Go."));
+    fs::read(begun).unwrap();
+    let asked = Instant::now();
+    agent.signal(Signal::TERM);
+    let code = agent.end();
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let lines = task.lines();
+    assert_eq!((code, end(&lines)), (Some(0), Some(TurnEnd::Stopped)));
+    assert!(told(&lines)[0].contains("stopped by whoever watches"));
+    let own = format!("{SERVER}\0hang\0only-of-this-test");
+    assert!(!runs(own.as_bytes()));
 }
 
 #[test]

@@ -120,6 +120,7 @@ async fn what_needs_a_fresh_start_is_not_said_in_the_middle_of_a_run() {
         tuning: Tuning {
             model: "m".parse().ok(),
             effort: None,
+            chain: None,
         },
         ..Given::default()
     };
@@ -163,6 +164,7 @@ async fn a_run_that_waits_takes_files_and_model_along() {
         tuning: Tuning {
             model: "m".parse().ok(),
             effort: None,
+            chain: None,
         },
         ..Given::default()
     };
@@ -499,6 +501,7 @@ async fn an_effort_is_one_that_the_agent_of_the_next_run_takes() {
         tuning: Tuning {
             model: None,
             effort: Some(effort),
+            chain: None,
         },
         ..Given::default()
     };

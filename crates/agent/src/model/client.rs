@@ -24,9 +24,10 @@ use super::{
     Decode, Entry, Heard, ModelError, Origin, Question,
     body::{Pieces, Segment},
     decoder, frame,
-    http::{self, Http, Proxy},
+    http::Http,
     limits, segment, sse,
 };
+use crate::net::{self, Connector, NetError};
 
 /// Of an answer that is an error.
 const ERROR_BYTES_MAX: usize = 64 << 10;
@@ -38,7 +39,6 @@ const USER_AGENT_VALUE: &str = concat!("dispatch-agent/", env!("CARGO_PKG_VERSIO
 /// How long what may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timers {
-    pub(crate) connect: Duration,
     /// From the request to the head of its answer.
     pub(crate) head: Duration,
     /// Between two pieces of the answer.
@@ -48,7 +48,6 @@ pub(crate) struct Timers {
 impl Default for Timers {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(20),
             head: Duration::from_secs(10 * 60),
             silence: Duration::from_secs(5 * 60),
         }
@@ -70,9 +69,9 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(proxy: Proxy, timers: Timers) -> Self {
+    pub(crate) fn new(connector: Connector, timers: Timers) -> Self {
         Self {
-            http: Http::new(proxy, timers.connect, timers.head),
+            http: Http::new(connector, timers.head),
             timers,
             written: None,
         }
@@ -163,8 +162,8 @@ fn headers(endpoint: &Endpoint, key: Option<&Secret>) -> Result<HeaderMap, Model
     }
     if let Some(key) = key {
         let (name, value) = match endpoint.auth {
-            Auth::XApiKey => (API_KEY, http::secret_header(key.expose())?),
-            Auth::Bearer => http::bearer(key.expose())?,
+            Auth::XApiKey => (API_KEY, net::secret_header(key.expose())?),
+            Auth::Bearer => net::bearer(key.expose())?,
             Auth::None => return Ok(headers),
         };
         headers.insert(name, value);
@@ -242,7 +241,7 @@ impl Answer<'_> {
             .map_err(|_| ModelError::new(Fault::Timeout, "the answer stood still"))?;
         let data = match frame {
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            Some(Err(error)) => return Err(http::unreachable("read the answer", &error)),
+            Some(Err(error)) => return Err(NetError::unreachable("read the answer", &error).into()),
             None => {
                 self.over = true;
                 let mut heard = match self.events.finish()? {

@@ -104,12 +104,15 @@ fn whole(ms: f64) -> Option<Millis> {
     Some(ms)
 }
 
-/// A time of day (RFC 3339), seconds since 1970, or a span: `6m0s`, `1.5s`, `20ms`, `30`.
-fn reset(text: &str, now: Millis) -> Option<Millis> {
+/// A time (RFC 3339), seconds or milliseconds since 1970, or a span: `6m0s`, `1.5s`, `20ms`, `30`.
+pub(crate) fn reset(text: &str, now: Millis) -> Option<Millis> {
     const SINCE_1970_MIN: f64 = 1e9;
+    const SINCE_1970_MS_MIN: f64 = 1e11;
     let text = text.trim();
     if let Ok(number) = text.parse::<f64>() {
-        return if number >= SINCE_1970_MIN {
+        return if number >= SINCE_1970_MS_MIN {
+            whole(number)
+        } else if number >= SINCE_1970_MIN {
             whole(number * 1000.0)
         } else {
             after(now, number * 1000.0)
@@ -231,6 +234,7 @@ mod tests {
         ];
         assert_eq!(windows(&told, NOW), expected);
         assert_eq!(reset("1800000100", NOW), Some(NOW + 100_000));
+        assert_eq!(reset("1800000100000", NOW), Some(NOW + 100_000));
         assert_eq!(reset("x", NOW), None);
         assert_eq!(reset("5", NOW), Some(NOW + 5000));
     }

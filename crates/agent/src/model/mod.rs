@@ -7,7 +7,7 @@
 //! * [`entry`] a conversation as it is sent; [`body`] a request without a copy of it
 //! * [`anthropic`], [`responses`], [`chat`] the wire formats; [`effort`] how hard to think in each
 //! * [`error`] what went wrong; [`limits`] what the headers say
-//! * [`http`] the connection; [`client`] all of it together
+//! * [`http`] the connection that is kept; [`client`] all of it together
 
 mod anthropic;
 mod body;
@@ -22,14 +22,14 @@ mod golden;
 mod http;
 mod limits;
 mod responses;
-mod sse;
+pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use client::{Client, Timers, now};
 pub(crate) use entry::{Entry, Origin, ToolResult};
 pub(crate) use error::ModelError;
-pub(crate) use http::Proxy;
+pub(crate) use limits::reset as resets_at;
 
 use dispatch_core::{
     models::{Endpoint, Think, Wire},

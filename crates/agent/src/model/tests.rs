@@ -14,15 +14,20 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{
-    Client, Entry, Heard, ModelError, Origin, Question, Timers, ToolResult, ToolSpec, http::Proxy,
+use super::{Client, Entry, Heard, ModelError, Origin, Question, Timers, ToolResult, ToolSpec};
+use crate::{
+    net::{Connector, Proxy},
+    provider::{Provider, Reply, say},
 };
-use crate::provider::{Provider, Reply, say};
 
 const PROVIDERS: [&str; 3] = ["anthropic", "openai", "compatible"];
 
+fn connector(proxy: Proxy) -> Connector {
+    Connector::new(proxy, Duration::from_secs(20))
+}
+
 fn client() -> Client {
-    Client::new(Proxy::default(), Timers::default())
+    Client::new(connector(Proxy::default()), Timers::default())
 }
 
 fn tools() -> Vec<ToolSpec> {
@@ -327,9 +332,8 @@ async fn silence_ends_before_and_in_the_middle_of_an_answer() {
         let timers = Timers {
             head: short,
             silence: short,
-            ..Timers::default()
         };
-        let mut client = Client::new(Proxy::default(), timers);
+        let mut client = Client::new(connector(Proxy::default()), timers);
         let endpoint = provider.endpoint("compatible");
         let error = ask(&mut client, &endpoint, &[said("hi")])
             .await
@@ -413,7 +417,7 @@ async fn a_proxy_is_asked_to_connect_and_may_refuse() {
         let address = listener.local_addr().unwrap().to_string();
         let served = tokio::spawn(proxy(listener, status));
         let way = Proxy::from(|name| (name == "HTTP_PROXY").then(|| address.clone()));
-        let mut client = Client::new(way, Timers::default());
+        let mut client = Client::new(connector(way), Timers::default());
         let endpoint = provider.endpoint("compatible");
         let answer = ask(&mut client, &endpoint, &[said("hi")]).await;
         assert_eq!(answer.is_ok(), good, "{answer:?}");

@@ -43,7 +43,7 @@ impl Group {
         let mut command = Command::new("bash");
         command.arg("-c").arg(line);
         let spawned = prepared(&mut command, cwd, hidden, open_input).spawn();
-        let mut child = match spawned {
+        let child = match spawned {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut command = Command::new("sh");
                 command.arg("-c").arg(line);
@@ -51,6 +51,25 @@ impl Group {
             }
             other => other?,
         };
+        Ok(Self::of(child))
+    }
+
+    /// A program, with variables of its own and its input open.
+    pub(super) fn program(
+        argv: &[String],
+        cwd: &Path,
+        hidden: &BTreeSet<String>,
+        env: &[(String, String)],
+    ) -> io::Result<(Self, Pipes)> {
+        let Some((program, args)) = argv.split_first() else {
+            return Err(io::Error::other("it is not named"));
+        };
+        let mut command = Command::new(program);
+        prepared(command.args(args), cwd, hidden, true).envs(env.iter().cloned());
+        Ok(Self::of(command.spawn()?))
+    }
+
+    fn of(mut child: Child) -> (Self, Pipes) {
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         let pipes = Pipes {
             stdin: child.stdin.take(),
@@ -58,7 +77,7 @@ impl Group {
             stderr: child.stderr.take(),
         };
         let pid = pid.and_then(Pid::from_raw);
-        Ok((Self { child, pid }, pipes))
+        (Self { child, pid }, pipes)
     }
 
     /// May be dropped while it waits.

@@ -6,10 +6,14 @@
 mod apply_patch;
 mod capture;
 mod edit_file;
+mod granted;
 mod group;
+mod html;
 mod jobs;
+mod key_usage;
 mod line_kind;
 mod list_files;
+pub(crate) mod mcp;
 mod patch;
 mod place;
 mod rank;
@@ -18,15 +22,26 @@ mod read_file_slice;
 mod run_shell;
 mod search_code;
 mod shell_jobs;
+#[cfg(test)]
+pub(crate) mod site;
 mod snippet;
 mod spill;
 #[cfg(test)]
 mod testing;
 mod todo;
+mod web;
+mod web_fetch;
+mod web_search;
+#[cfg(test)]
+mod web_tests;
 mod write_file;
+mod youtube_transcribe;
 
+pub(crate) use granted::{Granted, find, granted, list};
+pub(crate) use key_usage::Seen;
 pub(crate) use place::{Place, Sign};
 pub(crate) use spill::Spill;
+pub(crate) use web::Outside;
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -34,8 +49,6 @@ use dispatch_core::rules::Group;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-
-use crate::model::ToolSpec;
 
 /// What went wrong with a call, for the model: it can do better, or do something else.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +69,7 @@ pub(crate) struct Run {
     pub(crate) call: String,
     pub(crate) input: String,
     pub(crate) place: Arc<Place>,
+    pub(crate) seen: Arc<Seen>,
 }
 
 impl Run {
@@ -100,48 +114,12 @@ pub(crate) const TOOLS: &[&Tool] = &[
     &run_shell::TOOL,
     &shell_jobs::TOOL,
     &search_code::TOOL,
+    &web_search::TOOL,
+    &web_fetch::TOOL,
+    &key_usage::TOOL,
+    &youtube_transcribe::TOOL,
     &todo::TOOL,
 ];
-
-/// Those of these names, in our order. A slice comes with its file, jobs with their shell, and the
-/// list of what is to do with everything.
-pub(crate) fn granted(names: Option<&[String]>) -> Result<Vec<&'static Tool>, String> {
-    let Some(names) = names else {
-        return Ok(TOOLS.to_vec());
-    };
-    let unknown = names.iter().find(|name| find(TOOLS, name).is_none());
-    if let Some(name) = unknown {
-        return Err(format!(
-            "use tool {name}: it is not known; there are {}",
-            list(TOOLS)
-        ));
-    }
-    let asked = |name: &str| names.iter().any(|asked| asked == name);
-    let comes = |tool: &&&Tool| match tool.name {
-        "read_file_slice" => asked("read_file") || asked(tool.name),
-        "shell_jobs" => asked("run_shell") || asked(tool.name),
-        "todo" => true,
-        name => asked(name),
-    };
-    Ok(TOOLS.iter().filter(comes).copied().collect())
-}
-
-pub(crate) fn find(tools: &[&'static Tool], name: &str) -> Option<&'static Tool> {
-    tools.iter().find(|tool| tool.name == name).copied()
-}
-
-pub(crate) fn list(tools: &[&'static Tool]) -> String {
-    let names: Vec<&str> = tools.iter().map(|tool| tool.name).collect();
-    names.join(", ")
-}
-
-pub(crate) fn spec(tool: &Tool) -> ToolSpec {
-    ToolSpec {
-        name: tool.name.to_owned(),
-        help: tool.help.to_owned(),
-        schema: (tool.schema)(),
-    }
-}
 
 /// As providers take it: nothing that refers to another place, nothing only some of them know.
 fn schema<T: JsonSchema>() -> Value {
@@ -244,25 +222,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn what_comes_with_what_is_granted() {
-        let granted = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            granted(Some(&names)).map(|tools| list(&tools))
-        };
-        assert_eq!(granted(&[]).unwrap(), "todo");
-        let both = granted(&["run_shell", "read_file"]).unwrap();
-        assert_eq!(
-            both,
-            "read_file, read_file_slice, run_shell, shell_jobs, todo"
-        );
-        assert!(
-            granted(&["fly"])
-                .unwrap_err()
-                .contains("there are read_file,")
-        );
-        assert_eq!(super::granted(None).unwrap().len(), TOOLS.len());
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use dispatch_core::native::{Live, Todo};
 use tokio::sync::{mpsc, watch};
 
-use super::{Spill, Wrong, jobs::Jobs};
+use super::{Outside, Spill, Wrong, jobs::Jobs};
 
 /// Files whose contents the model knows; the oldest is forgotten, and must be read again.
 const KNOWN_MAX: usize = 4096;
@@ -32,6 +32,7 @@ pub(crate) struct Place {
     root: PathBuf,
     pub(super) spill: Spill,
     pub(super) jobs: Jobs,
+    pub(super) outside: Outside,
     /// Variables that commands are not given: the keys of models.
     pub(super) hidden: BTreeSet<String>,
     /// How many messages wait: what can be left to itself makes room for them.
@@ -50,6 +51,7 @@ impl Place {
     pub(crate) fn new(
         root: &Path,
         spill: Spill,
+        outside: Outside,
         hidden: BTreeSet<String>,
         messages: watch::Receiver<usize>,
         signs: mpsc::Sender<Sign>,
@@ -58,6 +60,7 @@ impl Place {
             root: root.canonicalize()?,
             spill,
             jobs: Jobs::default(),
+            outside,
             hidden,
             messages,
             signs,
@@ -70,9 +73,9 @@ impl Place {
     }
 
     /// What the model is told of a result.
-    pub(crate) async fn fit(self: &Arc<Self>, tool: &'static str, text: String) -> String {
-        let place = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || place.spill.fit(tool, text)).await {
+    pub(crate) async fn fit(self: &Arc<Self>, tool: &str, text: String) -> String {
+        let (place, tool) = (Arc::clone(self), tool.to_owned());
+        match tokio::task::spawn_blocking(move || place.spill.fit(&tool, text)).await {
             Ok(text) => text,
             Err(error) => format!("error: this is a bug: the result is lost: {error}"),
         }

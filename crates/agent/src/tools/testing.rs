@@ -2,17 +2,20 @@
 //! Must not be used outside tests.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use dispatch_core::web::{Reach, WebTable};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
-use super::{Place, Run, Sign, Spill, TOOLS, find};
+use super::{Outside, Place, Run, Seen, Sign, Spill, TOOLS};
+use crate::net::{Connector, Proxy};
 
 #[derive(Debug)]
 pub(crate) struct Bench {
@@ -20,10 +23,23 @@ pub(crate) struct Bench {
     pub(crate) place: Arc<Place>,
     pub(crate) signs: mpsc::Receiver<Sign>,
     pub(crate) messages: watch::Sender<usize>,
+    pub(crate) seen: Arc<Seen>,
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// With the world outside as this has it.
+    pub(crate) fn with(change: impl FnOnce(&mut Outside)) -> Self {
+        let mut outside = Outside {
+            connector: Connector::new(Proxy::default(), Duration::from_secs(5)),
+            reach: Reach::Everything,
+            web: WebTable::default(),
+            keys: BTreeMap::new(),
+        };
+        change(&mut outside);
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("work");
         fs::create_dir(&root).unwrap();
@@ -31,12 +47,13 @@ impl Bench {
         let (sender, signs) = mpsc::channel(1024);
         let (messages, count) = watch::channel(0);
         let hidden = BTreeSet::from(["CARGO_MANIFEST_DIR".to_owned()]);
-        let place = Place::new(&root, spill, hidden, count, sender).unwrap();
+        let place = Place::new(&root, spill, outside, hidden, count, sender).unwrap();
         Self {
             _dir: dir,
             place: Arc::new(place),
             signs,
             messages,
+            seen: Arc::default(),
         }
     }
 
@@ -55,11 +72,12 @@ impl Bench {
     }
 
     pub(crate) async fn run(&self, tool: &str, input: Value) -> Result<String, String> {
-        let tool = find(TOOLS, tool).unwrap();
+        let tool = TOOLS.iter().find(|known| known.name == tool).unwrap();
         let run = Run {
             call: "c".into(),
             input: input.to_string(),
             place: Arc::clone(&self.place),
+            seen: Arc::clone(&self.seen),
         };
         (tool.run)(run).await.map_err(|wrong| wrong.to_string())
     }

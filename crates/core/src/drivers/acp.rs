@@ -804,6 +804,7 @@ mod tests {
             review: None,
             model: None,
             profile: None,
+            native: None,
             unfenced,
             permissions,
             tools: None,

@@ -673,6 +673,7 @@ mod tests {
             tools: None,
             model: None,
             profile: None,
+            native: None,
         }
     }
 

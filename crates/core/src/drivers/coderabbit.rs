@@ -227,6 +227,7 @@ mod tests {
             review: Some(&range),
             model: None,
             profile: None,
+            native: None,
             unfenced: false,
             permissions: Permissions::Allow,
             tools: None,

@@ -376,6 +376,7 @@ mod tests {
             tools: None,
             model: None,
             profile: None,
+            native: None,
         };
         let opening = Codex::default().open(&ask);
         assert_eq!(opening.stdin, Stdin::Bytes(b"--help".to_vec()));

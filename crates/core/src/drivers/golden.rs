@@ -62,6 +62,7 @@ fn transcripts() -> Vec<Transcript> {
         ("claude", DriverKind::Claude),
         ("codex", DriverKind::Codex),
         ("codex_app", DriverKind::CodexApp),
+        ("native", DriverKind::Native),
     ];
     for (folder, kind) in kinds {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
@@ -112,6 +113,7 @@ fn opened_with(
         tools: None,
         model: None,
         profile: None,
+        native: None,
     });
     (driver, opening.first)
 }
@@ -214,6 +216,7 @@ fn no_line_can_break_a_driver() {
         DriverKind::Acp,
         DriverKind::CodexApp,
         DriverKind::Coderabbit,
+        DriverKind::Native,
     ] {
         let (mut driver, _) = opened(kind, "x");
         for transcript in transcripts() {
@@ -378,6 +381,13 @@ fn update_text(update: &Update) -> String {
             delay_ms,
             reason,
         } => format!("{word} {attempt} status {status:?} delay {delay_ms:?} {reason:?}"),
+        Update::Waiting {
+            until,
+            attempt,
+            reason,
+        } => format!("{word} {attempt} until {until} {reason:?}"),
+        Update::ModelChanged { from, to, reason } => format!("{word} {from} -> {to} {reason:?}"),
+        Update::KeyOut { key, until, reason } => format!("{word} {key} until {until:?} {reason:?}"),
     }
 }
 

@@ -12,6 +12,7 @@ mod codex;
 mod codex_app;
 #[cfg(test)]
 mod golden;
+mod native;
 mod pieces;
 mod plain;
 mod text;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ask::Permissions,
     job::Stdin,
+    native::Opening as Setup,
     review::Range,
     task::Effort,
     update::{ChunkId, Said, Update, Usage, Voice},
@@ -61,6 +63,8 @@ pub struct Ask<'a> {
     /// Our own tools, for an agent whose task has a grant. It needs nobody's permission for them: the
     /// grant is that.
     pub tools: Option<Tools<'a>>,
+    /// What our own agent is to know besides; the prompt and the workspace are put in.
+    pub native: Option<&'a Setup>,
 }
 
 /// A program that speaks MCP on its standard input and output, to be started by the agent.
@@ -161,6 +165,10 @@ pub trait Driver: Send + fmt::Debug {
             request.deny.clone()
         }
     }
+    /// The same for an agent that is to remember it ([`DriverKind::remembers`]).
+    fn permit_always(&self, request: &Request) -> Vec<u8> {
+        self.permit(request, true, "")
+    }
     /// Its last word: the second witness. Called once, after the exit.
     fn close(&mut self) -> Said;
 }
@@ -174,6 +182,7 @@ pub enum DriverKind {
     Acp,
     Coderabbit,
     CodexApp,
+    Native,
 }
 
 impl DriverKind {
@@ -186,6 +195,7 @@ impl DriverKind {
             Self::Acp => Box::<acp::Acp>::default(),
             Self::Coderabbit => Box::<coderabbit::Coderabbit>::default(),
             Self::CodexApp => Box::<codex_app::CodexApp>::default(),
+            Self::Native => Box::<native::Native>::default(),
         }
     }
 
@@ -199,6 +209,7 @@ impl DriverKind {
             Self::Acp => "acp",
             Self::Coderabbit => "coderabbit",
             Self::CodexApp => "codex_app",
+            Self::Native => "native",
         }
     }
 
@@ -206,9 +217,15 @@ impl DriverKind {
     #[must_use]
     pub fn asks(self) -> bool {
         match self {
-            Self::Claude | Self::Acp | Self::CodexApp => true,
+            Self::Claude | Self::Acp | Self::CodexApp | Self::Native => true,
             Self::Plain | Self::Codex | Self::Coderabbit => false,
         }
+    }
+
+    /// Whether it can be told that the very same needs no more asking.
+    #[must_use]
+    pub fn remembers(self) -> bool {
+        self == Self::Native
     }
 
     /// Whether this kind of agent can be told of a door of ours. A plain program is by its environment.
@@ -216,7 +233,7 @@ impl DriverKind {
     pub fn knocks(self) -> bool {
         match self {
             Self::Plain | Self::Claude | Self::Codex | Self::Acp | Self::CodexApp => true,
-            Self::Coderabbit => false,
+            Self::Coderabbit | Self::Native => false,
         }
     }
 
@@ -228,6 +245,7 @@ impl DriverKind {
             Self::Plain | Self::Acp | Self::Coderabbit => &[],
             Self::Claude => &[Low, Medium, High, Xhigh, Max],
             Self::Codex | Self::CodexApp => &[Minimal, Low, Medium, High, Xhigh],
+            Self::Native => &Effort::ALL,
         }
     }
 }
@@ -284,6 +302,7 @@ mod tests {
             tools,
             model: None,
             profile: None,
+            native: None,
         });
         (opening, driver)
     }

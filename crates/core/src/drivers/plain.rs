@@ -73,6 +73,7 @@ mod tests {
             tools: None,
             model: None,
             profile: None,
+            native: None,
         };
         let opening = Plain::default().open(&ask);
         assert_eq!(opening.argv, ["tool", "--fast"]);

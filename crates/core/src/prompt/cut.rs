@@ -12,7 +12,7 @@ const NOTE_BYTES: usize = 512;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// A plain name.
-    pub file: &'static str,
+    pub file: String,
     pub text: String,
 }
 
@@ -28,7 +28,9 @@ pub(super) fn fit(parts: &mut [Part], files: &str, bytes_max: usize) -> Vec<Cut>
             break;
         }
         let part = &mut parts[index];
-        let Some(file) = part.file else { continue };
+        let Some(file) = part.file.clone() else {
+            continue;
+        };
         if part.body.len() <= KEPT_BYTES_MIN + NOTE_BYTES {
             continue;
         }

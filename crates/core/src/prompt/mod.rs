@@ -17,10 +17,12 @@ pub use self::{
     library::{
         Guide, GuideError, Library, REPOSITORY_FOLDER, TextFile, TextKind, TextName, rewords,
     },
-    untrusted::untrusted,
+    untrusted::{Rank, untrusted},
 };
 use crate::{
     checks::Planned,
+    id::TaskId,
+    message::Sender,
     review::{self, Range},
     run::RunCause,
     task::{Expects, IssueText},
@@ -103,13 +105,40 @@ pub struct ToldFile {
     pub new: bool,
 }
 
+/// Words for an agent. What other agents say never stands among a person's, whose words count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saying {
+    /// A person's or ours.
+    Own(String),
+    /// Another agent's, quoted under its name.
+    Agent(String),
+}
+
+impl Saying {
+    #[must_use]
+    pub fn of_agent(task: TaskId, rank: Rank, text: &str) -> Self {
+        Self::Agent(untrusted::of_agent(task, rank, text))
+    }
+
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Own(text) | Self::Agent(text) => text,
+        }
+    }
+
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+}
+
 /// What was said to the task since it was dispatched, in order; and what was handed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// Delivered to earlier runs: for an agent that does not remember them.
-    pub before: Vec<String>,
+    pub before: Vec<Saying>,
     /// For this run.
-    pub now: Vec<String>,
+    pub now: Vec<Saying>,
     pub files: Vec<ToldFile>,
 }
 
@@ -126,6 +155,8 @@ pub enum Turn<'a> {
     Answered {
         question: Option<&'a str>,
         answer: &'a str,
+        /// The agent whose answer it is, if it is not a person's.
+        by: Option<TaskId>,
         remembers: bool,
     },
     /// It goes on because something was said to it.
@@ -146,9 +177,13 @@ impl<'a> Turn<'a> {
         match cause {
             RunCause::Dispatched => Self::First,
             RunCause::RetryOf { .. } => Self::Retried { remembers },
-            RunCause::Answer { text, .. } => Self::Answered {
+            RunCause::Answer { text, by } => Self::Answered {
                 question,
                 answer: text,
+                by: match by {
+                    Sender::Task(task) => Some(*task),
+                    Sender::Person | Sender::Dispatch => None,
+                },
                 remembers,
             },
             RunCause::Said { .. } | RunCause::Ends => Self::Said { remembers },
@@ -226,7 +261,7 @@ struct Part {
     body: String,
     standing: Standing,
     /// The file for all of it where it does not fit. `None`: it always does.
-    file: Option<&'static str>,
+    file: Option<String>,
     /// Who is cut first.
     rank: u8,
     note: String,
@@ -245,8 +280,8 @@ impl Part {
         }
     }
 
-    fn cuttable(mut self, rank: u8, file: &'static str) -> Self {
-        (self.rank, self.file) = (rank, Some(file));
+    fn cuttable(mut self, rank: u8, file: impl Into<String>) -> Self {
+        (self.rank, self.file) = (rank, Some(file.into()));
         self
     }
 
@@ -298,12 +333,13 @@ pub fn assemble(
     let mut parts = match facts.turn {
         Turn::Answered {
             answer,
+            by,
             remembers: true,
             ..
         } => {
-            let [answer, go_on] = answered(answer);
+            let answer = answered("The answer to your question:", answer, by);
             let now = now(facts.told);
-            let parts = [answer].into_iter().chain(now).chain([go_on]);
+            let parts = [answer].into_iter().chain(now).chain([go_on()]);
             parts.chain(attached(facts.told, true)).collect()
         }
         Turn::Said { remembers: true } if !facts.told.now.is_empty() => {
@@ -352,13 +388,13 @@ fn joined(parts: &[Part]) -> String {
 const ASK: &str = "Nobody is watching while you work. If you cannot go on without an answer from a \
                    person, write the question into BLOCKED.md in the current directory and stop.";
 
-/// For an agent that remembers all the rest.
-fn answered(answer: &str) -> [Part; 2] {
-    let lead = "The answer to your question:";
-    [
-        Part::new(Section::Before, lead, answer).cuttable(8, "answer.md"),
-        go_on(),
-    ]
+/// An agent may answer only what was asked for by it, or below it.
+fn answered(lead: &str, answer: &str, by: Option<TaskId>) -> Part {
+    let answer = match by {
+        None => answer.to_owned(),
+        Some(task) => untrusted::of_agent(task, Rank::Above, answer),
+    };
+    Part::new(Section::Before, lead, &answer).cuttable(8, "answer.md")
 }
 
 fn go_on() -> Part {
@@ -366,9 +402,30 @@ fn go_on() -> Part {
 }
 
 /// What this run is told; never cut from its agent: what is over the budget is in a file.
-fn now(told: &Told) -> Option<Part> {
-    let part = Part::new(Section::Before, "You are told now:", &told.now.join("\n\n"));
-    (!told.now.is_empty()).then(|| part.cuttable(8, "messages.md"))
+fn now(told: &Told) -> Vec<Part> {
+    let leads = ["You are told now:", "Agents of other tasks say to you now:"];
+    said(&told.now, leads, 8, "messages")
+}
+
+/// In order, one part for as long as a person or we speak, and others for agents. Where it is too much,
+/// what agents say is cut first.
+fn said(all: &[Saying], [own, agents]: [&str; 2], rank: u8, file: &str) -> Vec<Part> {
+    let alike = all.chunk_by(|one, next| one.is_own() == next.is_own());
+    let part = |(n, sayings): (usize, &[Saying])| {
+        let texts: Vec<&str> = sayings.iter().map(Saying::text).collect();
+        let is_own = sayings.iter().all(Saying::is_own);
+        let (lead, rank) = if is_own {
+            (own, rank)
+        } else {
+            (agents, rank - 1)
+        };
+        let file = match n {
+            0 => format!("{file}.md"),
+            n => format!("{file}-{}.md", n + 1),
+        };
+        Part::new(Section::Before, lead, &texts.join("\n\n")).cuttable(rank, file)
+    };
+    alike.enumerate().map(part).collect()
 }
 
 /// The files that were handed over; to an agent that remembers, only those it does not have.
@@ -384,12 +441,15 @@ fn attached(told: &Told, remembers: bool) -> Option<Part> {
 }
 
 /// What earlier runs were told, for an agent that remembers none of it.
-fn told_before(facts: &Facts<'_>) -> Option<Part> {
-    let before = &facts.told.before;
-    let forgotten = !matches!(facts.turn, Turn::Retried { remembers: true });
-    let lead = "You were told since then:";
-    let part = Part::new(Section::Before, lead, &before.join("\n\n"));
-    (forgotten && !before.is_empty()).then(|| part.cuttable(7, "told.md"))
+fn told_before(facts: &Facts<'_>) -> Vec<Part> {
+    if matches!(facts.turn, Turn::Retried { remembers: true }) {
+        return Vec::new();
+    }
+    let leads = [
+        "You were told since then:",
+        "Agents of other tasks said to you since then:",
+    ];
+    said(&facts.told.before, leads, 7, "told")
 }
 
 fn handed_over(agent: &str, ended: &str) -> Part {
@@ -429,8 +489,11 @@ fn parts(
         Turn::First => {}
         Turn::Retried { remembers } => parts.push(cut_off(remembers)),
         Turn::Answered {
-            question, answer, ..
-        } => parts.extend(before(question, answer)),
+            question,
+            answer,
+            by,
+            ..
+        } => parts.extend(before(question, answer, by)),
         Turn::Said { .. } => {
             let lead = "You worked on this before in this directory.";
             parts.push(Part::new(Section::Before, "", lead));
@@ -489,7 +552,7 @@ fn cut_off(remembers: bool) -> Part {
     Part::new(Section::Before, "", text)
 }
 
-fn before(question: Option<&str>, answer: &str) -> Vec<Part> {
+fn before(question: Option<&str>, answer: &str, by: Option<TaskId>) -> Vec<Part> {
     let lead = "You worked on this before in this directory and asked a question.";
     let what = "the question, as the agent before wrote it";
     let mut asked = Part::new(Section::Before, lead, question.unwrap_or_default());
@@ -497,8 +560,7 @@ fn before(question: Option<&str>, answer: &str) -> Vec<Part> {
         let standing = Standing::Untrusted(what.to_owned());
         asked = asked.standing(standing).cuttable(5, "question.md");
     }
-    let answer = Part::new(Section::Before, "The answer:", answer);
-    vec![asked, answer.cuttable(8, "answer.md")]
+    vec![asked, answered("The answer:", answer, by)]
 }
 
 fn goal(expects: Expects) -> &'static str {

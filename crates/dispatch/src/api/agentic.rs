@@ -135,6 +135,7 @@ impl DispatchInput {
         let ignored = beside.into_iter().filter(|(_, given)| *given);
         let ignored = ignored.map(|(name, _)| name).collect();
         let asked = request::Dispatch {
+            chain: None,
             task: self.task,
             repo: Some(self.repo),
             dir: None,
@@ -154,6 +155,8 @@ impl DispatchInput {
             permissions: None,
             grant: None,
             grant_most: None,
+            rules: Vec::new(),
+            rules_most: Vec::new(),
             detached: false,
             checks: None,
             review_base: None,

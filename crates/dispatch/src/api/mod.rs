@@ -35,6 +35,9 @@ pub(crate) struct Health {
     pub(crate) version: String,
     pub(crate) pid: u32,
     pub(crate) data: PathBuf,
+    /// A verb started it, and it ends when it has nothing to do.
+    #[serde(default)]
+    pub(crate) on_demand: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -11,16 +11,19 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use dispatch_core::{
     ask::Permissions,
     attach::{self, BadAttachment},
+    chain::BadChain,
     config::{AgentProfile, Config, SelectError, Selection, list},
     container::{BadImage, BadRuntime, Container, Image, RuntimeAsked},
     event::Scope,
     gate::MicroUsd,
-    grant::{Offer, Tool},
+    grant::{Grant, Offer, Tool},
     id::{AgentName, CheckName, GrantName, ModelName, PlacementName},
     keys::RequestKey,
     limits::Lowered,
+    models::Choice,
     prompt::{Guide, GuideError, TextKind},
     redact::Redactor,
+    rules::Rule,
     secret::{Secret, travel},
     task::{
         Base, ChecksAsked, Effort, Expects, IssueText, Labels, Network, Placement, Priority, Taken,
@@ -131,6 +134,10 @@ pub(crate) struct Dispatch {
     pub(crate) branch: Option<String>,
     pub(crate) agent: Option<String>,
     pub(crate) model: Option<String>,
+    /// Of our own agent: whom it asks, the first before the second, in place of a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<shapes::Choice>>")]
+    pub(crate) chain: Option<Vec<Choice>>,
     #[schemars(with = "Option<shapes::Priority>")]
     pub(crate) priority: Option<Priority>,
     /// Whole ids of tasks that must complete first.
@@ -156,6 +163,14 @@ pub(crate) struct Dispatch {
     /// The most that the repository lets it have; never from a caller.
     #[serde(skip)]
     pub(crate) grant_most: Option<String>,
+    /// Of our own agent: what it may not do, or not unasked, for this task. They only take away; the
+    /// last one that matches counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<shapes::Rule>")]
+    pub(crate) rules: Vec<Rule>,
+    /// The same of the repository's; never from a caller.
+    #[serde(skip)]
+    pub(crate) rules_most: Vec<Rule>,
     /// Of an agent's: it does not wait for its end.
     #[serde(default)]
     pub(crate) detached: bool,
@@ -200,6 +215,9 @@ pub(crate) struct Permit {
     pub(crate) allow: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) why: Option<String>,
+    /// With `allow`, and of our own agent: the very same needs no more asking until the task's end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) always: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -212,6 +230,10 @@ pub(crate) struct Answer {
     #[serde(default)]
     #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
+    /// Of our own agent: whom it asks from the next run on, in place of a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<shapes::Choice>>")]
+    pub(crate) chain: Option<Vec<Choice>>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -228,6 +250,10 @@ pub(crate) struct Say {
     #[serde(default)]
     #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
+    /// Of our own agent: whom it asks from the next run on, in place of a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<shapes::Choice>>")]
+    pub(crate) chain: Option<Vec<Choice>>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -244,6 +270,10 @@ pub(crate) struct Resume {
     #[serde(default)]
     #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
+    /// Of our own agent: whom it asks from the next run on, in place of a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<shapes::Choice>>")]
+    pub(crate) chain: Option<Vec<Choice>>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -333,6 +363,10 @@ pub(crate) struct Retry {
     #[serde(default)]
     #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
+    /// Of our own agent: whom it asks from the next run on, in place of a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<shapes::Choice>>")]
+    pub(crate) chain: Option<Vec<Choice>>,
     #[serde(default)]
     pub(crate) secrets: Secrets,
 }
@@ -475,6 +509,17 @@ pub(crate) enum BadRequest {
     UnknownCheck { name: String, there: String },
     #[error("start the review at {0}: the task expects something else than a review")]
     NoReview(String),
+    #[error("deny always: a denial is for this request; rules of the agent's table deny always")]
+    DenyAlways,
+    #[error("use rules: agent {agent} has none ({driver}); they are of the native agent")]
+    Rules {
+        agent: AgentName,
+        driver: &'static str,
+    },
+    #[error("use a model and a chain: a chain says all of it; leave one of them out")]
+    ModelAndChain,
+    #[error(transparent)]
+    Chain(#[from] BadChain),
     #[error("use one model: it is named behind the agent's colon and beside it")]
     TwoModels,
     #[error("freeze: name a pool or a repository, not both")]
@@ -536,6 +581,25 @@ pub(crate) enum BadRequest {
     Attach(#[from] BadAttachment),
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
+}
+
+/// In place of names that agents are not told.
+const UNTOLD: &str = "some that people can look up";
+
+impl BadRequest {
+    /// The same for an agent, which hears of what its grant has and not of what else is configured.
+    pub(crate) fn told_to(mut self, grant: &Grant) -> Self {
+        match &mut self {
+            Self::Agent(SelectError::Unknown { there, .. }) => *there = grant.agents.to_string(),
+            Self::UnknownPlacement { there, .. } => *there = grant.placements.to_string(),
+            Self::Repo { there, .. } => *there = grant.repos.to_string(),
+            Self::UnknownCheck { there, .. }
+            | Self::UnknownGrant { there, .. }
+            | Self::Permissions { there, .. } => *there = UNTOLD.to_owned(),
+            _ => {}
+        }
+        self
+    }
 }
 
 /// `https://..`, `ssh://..`, `file://..` or `user@host:path`.
@@ -838,14 +902,70 @@ fn model(profile: Option<&AgentProfile>, asked: &str) -> Result<ModelName, BadRe
 pub(crate) fn tuning(
     config: &Config,
     agent: &AgentName,
-    asked_model: Option<&str>,
-    effort: Option<Effort>,
+    asked: Tuned<'_>,
 ) -> Result<Tuning, BadRequest> {
+    let effort = asked.effort;
     check_effort(config, agent, effort)?;
     let profile = config.agents.get(agent);
-    let model = asked_model.map(|asked| model(profile, asked)).transpose()?;
-    Ok(Tuning { model, effort })
+    let model = asked.model.map(|asked| model(profile, asked)).transpose()?;
+    let chain = match (asked.chain, &model) {
+        (Some(_), Some(_)) => return Err(BadRequest::ModelAndChain),
+        (None, None) => None,
+        (chain, model) => Some(config.chain(agent, chain, model.as_ref())?),
+    };
+    Ok(Tuning {
+        model,
+        effort,
+        chain: chain.filter(|chain| !chain.is_empty()),
+    })
 }
+
+/// The same of an agent that the task did not have so far, which brings a chain of its own.
+pub(crate) fn tuning_of(
+    config: &Config,
+    selection: &Selection,
+    asked: Tuned<'_>,
+) -> Result<Tuning, BadRequest> {
+    let mut tuning = tuning(config, &selection.agent, asked)?;
+    if tuning.chain.is_none() {
+        let own = config.agents.get(&selection.agent);
+        let model = selection.model.as_ref();
+        let model = model.or(own.and_then(|own| own.model.as_ref()));
+        let chain = config.chain(&selection.agent, None, model)?;
+        tuning.chain = Some(chain).filter(|chain| !chain.is_empty());
+    }
+    Ok(tuning)
+}
+
+/// What a request says of an agent's next run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tuned<'a> {
+    pub(crate) model: Option<&'a str>,
+    pub(crate) effort: Option<Effort>,
+    pub(crate) chain: Option<&'a [Choice]>,
+}
+
+impl Tuned<'_> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.model.is_none() && self.effort.is_none() && self.chain.is_none()
+    }
+}
+
+macro_rules! tuned {
+    ($($request:ident),*) => {$(
+        impl $request {
+            pub(crate) fn tuned(&self) -> Tuned<'_> {
+                Tuned {
+                    model: self.model.as_deref(),
+                    effort: self.effort,
+                    chain: self.chain.as_deref(),
+                }
+            }
+        }
+    )*};
+}
+
+tuned!(Answer, Say, Resume, Retry);
 
 /// What the engine would refuse, before it is sent there.
 pub(crate) fn check_attachments(
@@ -953,6 +1073,9 @@ impl Dispatch {
         if model.is_some() && self.model.is_some() {
             return Err(BadRequest::TwoModels);
         }
+        if self.chain.is_some() && (model.is_some() || self.model.is_some()) {
+            return Err(BadRequest::ModelAndChain);
+        }
         let Some(profile) = config.agents.get(&name) else {
             return Err(BadRequest::Agent(SelectError::Unknown {
                 name: name.to_string(),
@@ -1021,6 +1144,23 @@ impl Dispatch {
         // The engine masks what it writes, but not the half of a secret that a title may end with.
         let redactor = Redactor::new(self.secrets.0.values().map(Secret::expose));
         let titled = redactor.redact(self.title.as_deref().unwrap_or(&self.task));
+        let model = match self.model {
+            Some(asked) => Some(self::model(Some(profile), &asked)?),
+            None => model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
+        };
+        let chain = config.chain(&name, self.chain.as_deref(), model.as_ref())?;
+        let placement = placement(config, profile, self.placement.as_deref(), &container)?;
+        let fenced = placement.wrap != Wrap::Host;
+        if !profile.is_native() && !self.rules.is_empty() {
+            return Err(BadRequest::Rules {
+                agent: name,
+                driver: profile.driver.word(),
+            });
+        }
+        let rules = profile.is_native().then(|| {
+            let own = config.rules(profile, fenced);
+            own.narrowed(self.rules).narrowed(self.rules_most)
+        });
         let mut spec = TaskSpec {
             title: title_of(&titled),
             text: self.task,
@@ -1028,7 +1168,7 @@ impl Dispatch {
             base,
             agent: name,
             pool: profile.pool.clone(),
-            placement: placement(config, profile, self.placement.as_deref(), &container)?,
+            placement,
             expects,
             checks,
             review_base: match expects {
@@ -1052,10 +1192,9 @@ impl Dispatch {
                 issue_text: self.issue_text.map(Box::new),
             },
             terms: Terms {
-                model: match self.model {
-                    Some(asked) => Some(self::model(Some(profile), &asked)?),
-                    None => model.or_else(|| profile.model.clone().filter(|_| own.is_none())),
-                },
+                model,
+                chain,
+                rules: rules.map(Box::new),
                 profile: own,
                 command,
                 priority: self.priority.unwrap_or_default(),

@@ -37,6 +37,30 @@ pub(crate) enum Effort {
     Max,
 }
 
+/// How hard our own agent's models are to think.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Think {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
+}
+
+/// One entry of a chain: a configured key, and a model as its provider calls it.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Choice {
+    key: String,
+    model: String,
+    /// Null: as the model does by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    effort: Option<Think>,
+}
+
 /// Who goes first where tasks wait for the same pool.
 #[derive(JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -45,6 +69,17 @@ pub(crate) enum Priority {
     Normal,
     High,
     Urgent,
+}
+
+/// A rule of our own agent's: what becomes of what it is about to do.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Rule {
+    /// A group of tools, as in `[native.groups]`.
+    group: String,
+    /// Of a path, a command, an address or a name: `*` is any text, `?` any character.
+    pattern: String,
+    action: Permissions,
 }
 
 /// What becomes of an agent's permission requests.

@@ -11,6 +11,7 @@ use dispatch_core::{
     job::Exit as CoreExit,
     limits::Lowered,
     message::{Fate, Message as CoreMessage},
+    models::Choice,
     naming,
     outcome::Outcome,
     prompt::{Guide as CoreGuide, TextName},
@@ -57,6 +58,10 @@ pub(crate) struct Task {
     pub(crate) repo: String,
     pub(crate) agent: String,
     pub(crate) model: Option<String>,
+    /// Of our own agent: whom it asks, the first before the second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<shapes::Choice>")]
+    pub(crate) chain: Vec<Choice>,
     pub(crate) pool: String,
     pub(crate) priority: String,
     /// Whole ids.
@@ -549,6 +554,7 @@ impl From<&TaskView> for Task {
             repo: spec.repo.clone(),
             agent: spec.agent.to_string(),
             model: spec.terms.model.as_ref().map(ToString::to_string),
+            chain: spec.terms.chain.clone(),
             pool: spec.pool.to_string(),
             priority: spec.terms.priority.word().into(),
             after: spec.terms.after.iter().map(TaskId::to_string).collect(),
@@ -789,6 +795,7 @@ pub(crate) mod tests {
                     out_offset: Some(4),
                 }),
                 barred: None,
+                rank: dispatch_core::prompt::Rank::Above,
                 chain: Chain(7),
                 held: false,
                 fate: Fate::Delivered(Delivery::Interrupt),
@@ -806,6 +813,7 @@ pub(crate) mod tests {
                     allow: false,
                     by: By::Person,
                     why: Some("no".into()),
+                    always: false,
                 },
             }],
             asks_count: 1,
@@ -814,6 +822,7 @@ pub(crate) mod tests {
             tuning: Tuning {
                 model: None,
                 effort: Some(Effort::Low),
+                chain: None,
             },
             wakes: 0,
             foreign_runs: 0,

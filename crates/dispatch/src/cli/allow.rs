@@ -12,14 +12,19 @@ use crate::{
 };
 use dispatch_core::ask::{AskId, shown};
 
-/// Allow what the agent of a task asks for, this once.
+/// Allow what the agent of a task asks for, this once or until the task's end.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  dispatch allow 3f\n  dispatch allow 3f 2")]
+#[command(
+    after_help = "Examples:\n  dispatch allow 3f\n  dispatch allow 3f 2\n  dispatch allow 3f --always"
+)]
 pub(crate) struct Args {
     /// A task, by a prefix of its id
     id: String,
     /// The number of the ask; needed where several wait
     ask: Option<String>,
+    /// The very same needs no more asking until the task's end (our own agent remembers it)
+    #[arg(long)]
+    always: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -47,6 +52,7 @@ pub(crate) async fn allow(ctx: &Ctx, args: &Args) -> Result<Exit> {
     let asked = request::Permit {
         allow: true,
         why: None,
+        always: args.always,
     };
     answer(ctx, &args.id, args.ask.as_deref(), &asked, args.json).await
 }
@@ -55,6 +61,7 @@ pub(crate) async fn deny(ctx: &Ctx, args: &DenyArgs) -> Result<Exit> {
     let asked = request::Permit {
         allow: false,
         why: args.why.clone(),
+        always: false,
     };
     answer(ctx, &args.id, args.ask.as_deref(), &asked, args.json).await
 }

@@ -6,7 +6,7 @@ use super::{
     error::Result,
     exit::Exit,
     follow, out,
-    run::{agent_secrets, read_text},
+    run::{Whom, agent_secrets, read_text},
     screen::Screen,
     style::clean_line,
     tasks,
@@ -40,11 +40,13 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let text = read_text(Some(&args.text), None)?;
     let task = tasks::one(&ctx.settings, &args.id).await?;
     args.tune.check(&ctx.settings, &task.agent)?;
-    let secrets = agent_secrets(&ctx.settings, &task.agent)?;
+    let whom = Whom::of(&task).tuned(args.tune.tuned());
+    let secrets = agent_secrets(&ctx.settings, &task.agent, whom)?;
     let asked = request::Answer {
         text,
         model: args.tune.model,
         effort: args.tune.effort,
+        chain: None,
         secrets,
     };
     let path = format!("/v1/tasks/{}/answer", task.id);

@@ -14,12 +14,12 @@ use super::{
     run::{agent_of, effort},
 };
 use crate::{
-    api::request::{self, Attach, Content},
+    api::request::{self, Attach, Content, Tuned},
     settings::Settings,
 };
 
 /// Another model or effort, for verbs that lead to a run.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub(super) struct Tune {
     /// The model from the next run on, as the agent's program calls it
     #[arg(long, value_name = "NAME")]
@@ -32,12 +32,21 @@ pub(super) struct Tune {
 impl Tune {
     /// What the engine would refuse is refused before one is started for it.
     pub(super) fn check(&self, settings: &Settings, agent: &str) -> Result<()> {
-        if self.model.is_none() && self.effort.is_none() {
+        let tuned = self.tuned();
+        if tuned.is_empty() {
             return Ok(());
         }
         let agent = agent_of(settings, agent)?;
-        request::tuning(&settings.config, &agent, self.model.as_deref(), self.effort)?;
+        request::tuning(&settings.config, &agent, tuned)?;
         Ok(())
+    }
+
+    pub(super) fn tuned(&self) -> Tuned<'_> {
+        Tuned {
+            model: self.model.as_deref(),
+            effort: self.effort,
+            chain: None,
+        }
     }
 }
 

@@ -140,7 +140,7 @@ fn git(settings: &Settings) -> Finding {
 fn agents(settings: &Settings) -> Vec<Finding> {
     let mut out = Vec::new();
     let mut any = false;
-    for (name, agent) in &settings.config.agents {
+    for (name, agent) in settings.config.agents_with_keys() {
         let what = format!("agent {name}");
         let Some(path) = settings.find(&agent.program) else {
             let found = format!("{} not found", agent.program);
@@ -153,7 +153,7 @@ fn agents(settings: &Settings) -> Vec<Finding> {
             continue;
         };
         any = true;
-        let (row, own) = login_row(settings, name, agent);
+        let (row, own) = login_row(settings, name, &agent);
         let logged_in = row.as_ref().is_some_and(|row| row.state == Condition::Ok);
         let (mut have, mut missing, mut takes) = (logged_in, Vec::new(), Vec::new());
         for (variable, value) in &agent.env {

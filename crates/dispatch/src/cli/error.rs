@@ -115,7 +115,7 @@ impl From<PlanError> for CliError {
     fn from(error: PlanError) -> Self {
         let exit = match error {
             PlanError::Agent(_) | PlanError::Base(_) => Exit::Usage,
-            PlanError::Scratch(_) | PlanError::Prompt(_) => Exit::Failed,
+            PlanError::Git(_) | PlanError::Prompt(_) => Exit::Failed,
         };
         Self::new(exit, chain(&error))
     }

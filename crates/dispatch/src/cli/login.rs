@@ -254,6 +254,7 @@ fn in_home(
         unfenced: true,
         permissions: Permissions::Allow,
         tools: None,
+        native: None,
     });
     let mut command = Command::new(program);
     command

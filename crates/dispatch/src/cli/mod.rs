@@ -6,6 +6,8 @@ mod allow;
 mod answer;
 mod apply;
 mod attach;
+#[cfg(feature = "tui")]
+mod chat;
 mod clean;
 mod completions;
 mod config;
@@ -78,6 +80,8 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::Args>),
+    #[cfg(feature = "tui")]
+    Chat(Box<chat::Args>),
     List(list::Args),
     #[cfg(feature = "tui")]
     Top(top::Args),
@@ -178,7 +182,7 @@ fn dispatch(verb: Verb) -> Result<Exit> {
         Verb::Run(args) => args.here,
         // The screen goes on while the engine is asked.
         #[cfg(feature = "tui")]
-        Verb::Top(_) => true,
+        Verb::Top(_) | Verb::Chat(_) => true,
         // Calls go on side by side, and some of them ask git or a command of the person's.
         Verb::Mcp(_) => true,
         _ => false,
@@ -208,6 +212,8 @@ fn in_runtime(serves: bool, work: impl Future<Output = Result<Exit>>) -> Result<
 async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Run(args) => Box::pin(run::run(ctx, *args)).await,
+        #[cfg(feature = "tui")]
+        Verb::Chat(args) => Box::pin(chat::run(ctx, *args)).await,
         Verb::List(args) => list::run(ctx, &args).await,
         #[cfg(feature = "tui")]
         Verb::Top(_) => top::run(ctx).await,

@@ -1,16 +1,15 @@
 //! From `--repo` to what a task says: an absolute top level, or a URL.
-//! Must not run anything a repository configures: hooks and the file system monitor are off.
+//! Must not run anything a repository configures: git is only asked by [`OwnGit`].
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::path::{Path, PathBuf};
 
 use dispatch_core::config::Config;
+use dispatch_engine::git::STDOUT_MAX_BYTES;
 
 use super::error::{CliError, Result};
 use crate::{
     api::request::{is_url, unknown_repo},
+    own_git::{OwnGit, says},
     settings::Settings,
 };
 
@@ -38,14 +37,11 @@ pub(crate) fn url(settings: &Settings, place: &str) -> Option<String> {
     if is_url(place) {
         return Some(place.to_owned());
     }
-    let output = Command::new(settings.find("git")?)
-        .args(["-C", place, "config", "--get", "remote.origin.url"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    (output.status.success() && !text.is_empty()).then_some(text)
+    let git = OwnGit::new(settings).ok()?;
+    says(
+        git.at(Path::new(place), "config")
+            .args(["--get", "remote.origin.url"]),
+    )
 }
 
 /// The absolute path of a directory that a task gets a copy of.
@@ -78,58 +74,60 @@ pub(crate) fn top_level(path: &Path) -> Result<PathBuf> {
     })
 }
 
+/// How a checkout differs from what git would make of itself: what is not said by us then counts.
+const OF_A_CHECKOUT: &str = "^(filter\\..*|core\\.(filemode|symlinks|autocrlf|excludesfile))$";
+
 /// Files that differ from what is committed: a task starts from a commit and does not see them.
+/// A warning is no reason to fail; a repository that git cannot read fails later, with its words.
 pub(crate) fn uncommitted(settings: &Settings, top: &str) -> usize {
-    let Some(git) = settings.find("git") else {
-        return 0;
-    };
-    let run = |args: &[String]| {
-        Command::new(&git)
-            .args(["--no-optional-locks", "-c", "core.fsmonitor=false"])
-            .args(["-c", "core.hooksPath=/dev/null"])
-            .args(args)
-            .env("GIT_LFS_SKIP_SMUDGE", "1")
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-    };
-    let text = |words: &[&str]| -> Vec<String> { words.iter().map(|&w| w.to_owned()).collect() };
-    let asked = text(&[
-        "-C",
-        top,
-        "config",
-        "-z",
-        "--name-only",
-        "--get-regexp",
-        "^filter\\.",
-    ]);
-    // To compare a touched file, `status` would run its filter: a command of the repository's.
-    let Ok(filters) = run(&asked) else { return 0 };
-    let mut args = Vec::new();
-    for key in String::from_utf8_lossy(&filters.stdout).split('\0') {
-        let Some((filter, _)) = key.rsplit_once('.') else {
-            continue;
-        };
-        if filter.contains('=') {
-            // A name that `-c` cannot say: no warning then, rather than its command.
-            return 0;
-        }
-        for setting in ["clean=", "smudge=", "process=", "required=false"] {
-            args.extend(["-c".to_owned(), format!("{filter}.{setting}")]);
+    differing(settings, Path::new(top)).unwrap_or(0)
+}
+
+fn differing(settings: &Settings, top: &Path) -> Option<usize> {
+    let git = OwnGit::new(settings).ok()?;
+    let mut asked = git
+        .at(top, "config")
+        .args(["-z", "--get-regexp", OF_A_CHECKOUT]);
+    let home = settings.env.text("HOME").map(Path::new);
+    if let Some(home) = home {
+        asked = asked.own_config(home);
+    }
+    let xdg = settings.env.text("XDG_CONFIG_HOME").map(PathBuf::from);
+    if let Some(xdg) = &xdg {
+        asked = asked.env("XDG_CONFIG_HOME", xdg);
+    }
+    // Nothing of it is there: git says so by its exit.
+    let said = asked.output().ok()?;
+    let mut status = git
+        .at(top, "status")
+        .args(["--porcelain", "--ignore-submodules=all"]);
+    let config = xdg.or_else(|| Some(home?.join(".config")));
+    let mut ignored = config.map(|dir| dir.join("git/ignore"));
+    for entry in String::from_utf8_lossy(&said.stdout).split('\0') {
+        let (key, value) = entry.split_once('\n').unwrap_or((entry, "true"));
+        // To compare a touched file, `status` would run its filter: a command of somebody's.
+        if let Some((filter, _)) = key.rsplit_once('.').filter(|_| key.starts_with("filter.")) {
+            if filter.contains('=') {
+                // A name that `-c` cannot say: no warning then, rather than its command.
+                return None;
+            }
+            for setting in ["clean=", "smudge=", "process=", "required=false"] {
+                status = status.set(&format!("{filter}.{setting}"));
+            }
+        } else if key == "core.excludesfile" {
+            ignored = match (value.strip_prefix("~/"), home) {
+                (Some(below), Some(home)) => Some(home.join(below)),
+                _ => Some(PathBuf::from(value)),
+            };
+        } else if !key.is_empty() {
+            status = status.set(&format!("{key}={value}"));
         }
     }
-    args.extend(text(&[
-        "-C",
-        top,
-        "status",
-        "--porcelain",
-        "--ignore-submodules=all",
-    ]));
-    let output = run(&args);
-    // A warning is no reason to fail; a repository that git cannot read fails later, with its words.
-    output.map_or(0, |output| {
-        output.stdout.iter().filter(|b| **b == b'\n').count()
-    })
+    if let Some(ignored) = ignored {
+        status = status.set(&format!("core.excludesFile={}", ignored.display()));
+    }
+    let output = status.limit(STDOUT_MAX_BYTES).run().ok()?;
+    Some(output.stdout.iter().filter(|b| **b == b'\n').count())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::{
     error::Result,
     exit::Exit,
     follow, out,
-    run::agent_secrets,
+    run::{Whom, agent_secrets},
     screen::{Screen, waits_line},
     style::clean_line,
     tasks,
@@ -42,11 +42,16 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
     let agent = args.agent.as_deref().unwrap_or(&task.agent);
     args.tune.check(&ctx.settings, agent)?;
-    let secrets = agent_secrets(&ctx.settings, agent)?;
+    let now = match &args.agent {
+        Some(_) => Whom::default(),
+        None => Whom::of(&task),
+    };
+    let secrets = agent_secrets(&ctx.settings, agent, now.tuned(args.tune.tuned()))?;
     let asked = request::Resume {
         agent: args.agent.clone(),
         model: args.tune.model,
         effort: args.tune.effort,
+        chain: None,
         secrets,
     };
     let path = format!("/v1/tasks/{}/resume", task.id);

@@ -6,7 +6,7 @@ use super::{
     error::Result,
     exit::Exit,
     follow, out,
-    run::agent_secrets,
+    run::{Whom, agent_secrets},
     screen::{Screen, waits_line},
     style::clean_line,
     tasks,
@@ -35,10 +35,12 @@ pub(crate) struct Args {
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let task = tasks::one(&ctx.settings, &args.id).await?;
     args.tune.check(&ctx.settings, &task.agent)?;
-    let secrets = agent_secrets(&ctx.settings, &task.agent)?;
+    let whom = Whom::of(&task).tuned(args.tune.tuned());
+    let secrets = agent_secrets(&ctx.settings, &task.agent, whom)?;
     let asked = request::Retry {
         model: args.tune.model,
         effort: args.tune.effort,
+        chain: None,
         secrets,
     };
     let path = format!("/v1/tasks/{}/retry", task.id);

@@ -13,8 +13,9 @@ use dispatch_core::{
     config::{AgentProfile, list},
     gate::BadMoney,
     grant::Among,
-    id::AgentName,
+    id::{AgentName, ModelName},
     limits::{Limit, Lowered},
+    models::Choice,
     secret::Secret,
     task::{Effort, Expects, IssueText, Priority, Taken, TaskSpec, Wrap},
 };
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     api::{
-        request::{self, ChecksWanted, ChecksWord, Dispatch, Secrets},
+        request::{self, BadRequest, ChecksWanted, ChecksWord, Dispatch, Secrets, Tuned},
         task::Task,
     },
     client::start,
@@ -55,7 +56,7 @@ enum ExpectsArg {
 }
 
 /// Hand a task to an agent and watch it to its end.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(
     after_help = "Examples:\n  dispatch run --repo . \"Fix the failing test in parser.rs\"\n  dispatch run --repo ../api --agent codex --detach \"Add pagination to /users\"\n  dispatch run --after 3f --priority high \"Write its changelog\"\n  dispatch run --expects report --no-checks --file review.md\n  git log -5 | dispatch run -\n\nCtrl-C stops the task, twice kills it; a hang-up leaves it alive.\nExit codes: 0 completed, 1 failed or lost, 2 usage, 3 blocked, 4 stopped, 5 engine unreachable."
 )]
@@ -254,10 +255,58 @@ pub(super) fn agent_of(settings: &Settings, agent: &str) -> Result<AgentName> {
     }
 }
 
-/// What an agent's table takes from us.
-pub(crate) fn agent_secrets(settings: &Settings, agent: &str) -> Result<Secrets> {
+/// Whom our own agent asks, as far as that is known where its keys are taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Whom<'a> {
+    /// As the task stands.
+    now: &'a [Choice],
+    tuned: Tuned<'a>,
+}
+
+impl<'a> Whom<'a> {
+    pub(crate) fn of(task: &'a Task) -> Self {
+        Self::now(&task.chain)
+    }
+
+    pub(crate) fn now(now: &'a [Choice]) -> Self {
+        Self {
+            now,
+            tuned: Tuned::default(),
+        }
+    }
+
+    pub(crate) fn tuned(self, tuned: Tuned<'a>) -> Self {
+        Self { tuned, ..self }
+    }
+
+    fn chain(&self, settings: &Settings, agent: &AgentName) -> Result<Vec<Choice>> {
+        let Tuned { model, chain, .. } = self.tuned;
+        if model.is_none() && chain.is_none() && !self.now.is_empty() {
+            return Ok(self.now.to_vec());
+        }
+        let own = settings.config.agents.get(agent);
+        let own = own.and_then(|own| own.model.clone());
+        let asked: Option<ModelName> = model
+            .map(str::parse)
+            .transpose()
+            .map_err(BadRequest::from)?;
+        let model = asked.or(own);
+        let chain = settings.config.chain(agent, chain, model.as_ref());
+        Ok(chain.map_err(BadRequest::from)?)
+    }
+}
+
+/// What an agent's table takes from us, and the keys of those it asks.
+pub(crate) fn agent_secrets(settings: &Settings, agent: &str, whom: Whom<'_>) -> Result<Secrets> {
     let name = agent_of(settings, agent)?;
-    let taken = settings.secrets_of(&name, profile(settings, &name)?);
+    let own = profile(settings, &name)?;
+    let found = match own.is_native() {
+        true => settings
+            .config
+            .agent_for(&name, &whom.chain(settings, &name)?),
+        false => None,
+    };
+    let taken = settings.secrets_of(&name, found.as_deref().unwrap_or(own));
     let (found, missing) = taken.map_err(|error| {
         let told = CliError::usage(chain(&error));
         match error.hint() {
@@ -287,20 +336,7 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         let spec = asked.spec(&settings.config)?;
         return dry_run::run(ctx, &spec, &files, json);
     }
-    let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
-    let left_out = match &asked.repo {
-        Some(repo) if !named => match request::place(&settings.config, repo) {
-            path if path.starts_with('/') => repo::uncommitted(settings, path),
-            _ => 0,
-        },
-        Some(_) | None => 0,
-    };
-    if left_out > 0 {
-        let text = format!(
-            "warning: {left_out} uncommitted file(s) are not part of what the task starts from"
-        );
-        out::aside(&ctx.style.paint(Colour::Yellow, &text));
-    }
+    warn_of_uncommitted(ctx, &asked);
     let server = if here {
         serve::open_unless_served(settings).await?
     } else {
@@ -316,6 +352,68 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         }
     }
     end
+}
+
+fn warn_of_uncommitted(ctx: &Ctx, asked: &Dispatch) {
+    let settings = &ctx.settings;
+    let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
+    let left_out = match &asked.repo {
+        Some(repo) if !named => match request::place(&settings.config, repo) {
+            path if path.starts_with('/') => repo::uncommitted(settings, path),
+            _ => 0,
+        },
+        Some(_) | None => 0,
+    };
+    if left_out > 0 {
+        let text = format!(
+            "warning: {left_out} uncommitted file(s) are not part of what the task starts from"
+        );
+        out::aside(&ctx.style.paint(Colour::Yellow, &text));
+    }
+}
+
+/// What a chat has of these.
+#[cfg(feature = "tui")]
+#[derive(Debug)]
+pub(super) struct Talk {
+    pub(super) repo: Option<String>,
+    pub(super) dir: Option<PathBuf>,
+    pub(super) no_repo: bool,
+    pub(super) branch: Option<String>,
+    pub(super) agent: Option<String>,
+    pub(super) model: Option<String>,
+    pub(super) effort: Option<Effort>,
+    pub(super) placement: Option<String>,
+    pub(super) permissions: Option<String>,
+    pub(super) grant: Option<String>,
+    pub(super) check: Vec<String>,
+    pub(super) no_checks: bool,
+}
+
+/// The task that a chat makes, but for its words: those are still to be typed. A turn of it may end
+/// with a change or without one.
+#[cfg(feature = "tui")]
+pub(super) async fn chat_request(ctx: &Ctx, talk: Talk) -> Result<Dispatch> {
+    let args = Args {
+        text: Some("to be typed".to_owned()),
+        repo: talk.repo,
+        dir: talk.dir,
+        no_repo: talk.no_repo,
+        branch: talk.branch,
+        agent: talk.agent,
+        model: talk.model,
+        effort: talk.effort,
+        placement: talk.placement,
+        permissions: talk.permissions,
+        grant: talk.grant,
+        check: talk.check,
+        no_checks: talk.no_checks,
+        expects: Some(ExpectsArg::Either),
+        ..Args::default()
+    };
+    let asked = Box::pin(request_of(ctx, args, Vec::new())).await?;
+    warn_of_uncommitted(ctx, &asked);
+    Ok(asked)
 }
 
 /// The whole ids of tasks named by prefixes.
@@ -380,6 +478,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
     }
     let attachments = attach::read(settings, &args.attach)?;
     let mut asked = Dispatch {
+        chain: None,
         task: text,
         repo,
         dir,
@@ -413,6 +512,8 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
         permissions: args.permissions.as_deref().map(permissions),
         grant: args.grant,
         grant_most: None,
+        rules: Vec::new(),
+        rules_most: Vec::new(),
         detached: false,
         review_base: args.base.clone(),
         checks,
@@ -439,7 +540,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
     let agent = choose(settings, &mut asked)?;
     // A command that hands one out may ask somebody to touch a key.
     if !args.dry_run {
-        asked.secrets = agent_secrets(settings, agent.name.as_str())?;
+        asked.secrets = agent_secrets(settings, agent.name.as_str(), agent.whom(&asked))?;
     }
     let spec = check(settings, &asked, &agent)?;
     if !args.dry_run {
@@ -461,6 +562,19 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
 struct Chosen {
     name: AgentName,
     program: String,
+    /// Behind its colon.
+    model: Option<ModelName>,
+}
+
+impl Chosen {
+    fn whom<'a>(&'a self, asked: &'a Dispatch) -> Whom<'a> {
+        let own = self.model.as_ref().map(ModelName::as_str);
+        Whom::default().tuned(Tuned {
+            model: asked.model.as_deref().or(own),
+            chain: asked.chain.as_deref(),
+            effort: asked.effort,
+        })
+    }
 }
 
 /// The engine does it, too; here it says whose keys are needed.
@@ -474,14 +588,20 @@ fn choose(settings: &Settings, asked: &mut Dispatch) -> Result<Chosen> {
     Ok(Chosen {
         program: program.unwrap_or_else(|| own.program.clone()),
         name,
+        model: selection.model,
     })
 }
 
 /// What the engine would refuse is refused before one is started for it.
 fn check(settings: &Settings, asked: &Dispatch, agent: &Chosen) -> Result<TaskSpec> {
     let spec = asked.clone().spec(&settings.config)?;
-    let Chosen { name, program } = agent;
-    if spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
+    let Chosen { name, program, .. } = agent;
+    let own = settings
+        .config
+        .agents
+        .get(name)
+        .is_some_and(AgentProfile::is_native);
+    if !own && spec.placement.wrap != Wrap::Container && settings.find(program).is_none() {
         let what = format!("use agent {name}: its program {program:?} is not on PATH");
         return Err(CliError::usage(what).hint(agents::how_to_get(program)));
     }
@@ -509,7 +629,7 @@ pub(crate) async fn complete(settings: &Settings, asked: &mut Dispatch) -> Resul
         };
     }
     let agent = choose(settings, asked)?;
-    asked.secrets = agent_secrets(settings, agent.name.as_str())?;
+    asked.secrets = agent_secrets(settings, agent.name.as_str(), agent.whom(asked))?;
     check(settings, asked, &agent)?;
     Ok(())
 }

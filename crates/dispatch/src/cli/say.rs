@@ -9,7 +9,7 @@ use super::{
     error::{CliError, Result},
     exit::Exit,
     follow, out,
-    run::{agent_of, agent_secrets, read_text},
+    run::{Whom, agent_of, agent_secrets, read_text},
     screen::Screen,
     tasks,
 };
@@ -49,12 +49,14 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     let agent = agent_of(&ctx.settings, &task.agent)?;
     request::check_attachments(&ctx.settings.config, &agent, &attachments)?;
     args.tune.check(&ctx.settings, &task.agent)?;
-    let secrets = agent_secrets(&ctx.settings, &task.agent)?;
+    let whom = Whom::of(&task).tuned(args.tune.tuned());
+    let secrets = agent_secrets(&ctx.settings, &task.agent, whom)?;
     let asked = request::Say {
         text,
         attachments,
         model: args.tune.model,
         effort: args.tune.effort,
+        chain: None,
         secrets,
     };
     let path = format!("/v1/tasks/{}/say", task.id);
@@ -72,7 +74,8 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
     Ok(Exit::Completed)
 }
 
-fn spoken_line(spoken: &Spoken) -> String {
+/// Where a message is.
+pub(super) fn spoken_line(spoken: &Spoken) -> String {
     let task = &spoken.task;
     let (short, message) = (&task.short, spoken.message);
     let (n, open) = (

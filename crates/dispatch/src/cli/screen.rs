@@ -21,6 +21,7 @@ use crate::{
     api::{
         event::{Event, OpenText},
         task::{Diffstat, Task},
+        time,
     },
     client::{Heard, fold::RunView},
 };
@@ -400,7 +401,8 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
     })
 }
 
-fn said(update: &Update) -> Option<String> {
+/// What an agent says, in one line, where that is worth one.
+pub(super) fn said(update: &Update) -> Option<String> {
     Some(match update {
         Update::Text { text } => clean_line(text.trim()),
         Update::Thinking { .. } | Update::Session { .. } | Update::Usage(_) => return None,
@@ -424,6 +426,23 @@ fn said(update: &Update) -> Option<String> {
         Update::Retrying {
             attempt, reason, ..
         } => format!("trying again ({attempt}): {}", clean_line(reason)),
+        Update::Waiting {
+            until,
+            attempt,
+            reason,
+        } => {
+            let until = time(*until);
+            format!("waiting until {until} ({attempt}): {}", clean_line(reason))
+        }
+        Update::ModelChanged { from, to, reason } => {
+            let (from, to) = (clean_line(from), clean_line(to));
+            format!("model changed from {from} to {to}: {}", clean_line(reason))
+        }
+        Update::KeyOut { key, until, reason } => {
+            let until = until.map(|at| format!(" until {}", time(at)));
+            let (key, reason) = (clean_line(key), clean_line(reason));
+            format!("key {key} is out{}: {reason}", until.unwrap_or_default())
+        }
         Update::Notice { text } => clean_line(text),
         Update::Todo { items } => {
             let done = items.iter().filter(|item| item.state == TodoState::Done);

@@ -1,11 +1,18 @@
 //! `dispatch serve`: the engine, in this process, until it is told to end or has nothing to do.
 //! Must not start a second one: the data directory's lock decides.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use dispatch_engine::engine::OpenError;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 
 use super::{
     Ctx,
@@ -14,14 +21,19 @@ use super::{
     out,
 };
 use crate::{
+    client::start,
     http::server::{Net, ServeError, Server},
     settings::Settings,
 };
 
+/// From asking an engine to leave until it must have left.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Run the engine in the foreground; jobs outlive it.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  dispatch serve\n  dispatch serve --listen 127.0.0.1:7717\n  dispatch serve --listen 127.0.0.1:0 --json\n\nOther verbs start one by themselves when they need it. Ctrl-C ends the engine; jobs live on and\nthe next engine picks them up."
+    after_help = "Examples:\n  dispatch serve\n  dispatch serve --listen 127.0.0.1:7717\n  dispatch serve --listen 127.0.0.1:0 --json\n\nOther verbs start one by themselves when they need it; this one takes its place. Ctrl-C ends the engine; jobs live on and\nthe next engine picks them up."
 )]
 pub(crate) struct Args {
     /// Listen there too, for programs with a token (`dispatch token new`); port 0 takes a free one
@@ -63,8 +75,22 @@ async fn open(settings: &Settings, args: &Args) -> Result<Server> {
         insecure_plain_http: args.insecure_plain_http,
         // Whoever started it wants an engine; an address that is taken is no reason to have none.
         or_without: args.own_session,
+        on_demand: args.own_session,
     };
-    Server::open(settings, net).await.map_err(|error| {
+    let deadline = Instant::now() + LEAVE_MAX;
+    let opened = loop {
+        match Server::open(settings, net).await {
+            // One that a verb has started has no reason to stay when somebody serves.
+            Err(error) if is_busy(&error) && !args.own_session && Instant::now() < deadline => {
+                if !start::asked_to_leave(settings).await {
+                    break Err(error);
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+            opened => break opened,
+        }
+    };
+    opened.map_err(|error| {
         let told = CliError::new(Exit::Unreachable, chain(&error));
         match &error {
             _ if is_busy(&error) && args.listen.is_some() => told.hint(

@@ -7,7 +7,7 @@ pub(crate) mod fold;
 mod pages;
 pub(crate) mod start;
 mod stream;
-#[cfg(test)]
+#[cfg(any(test, feature = "tui"))]
 pub(crate) mod view;
 
 use std::{

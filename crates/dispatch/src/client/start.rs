@@ -57,6 +57,22 @@ pub(crate) fn living(settings: &Settings) -> Result<Option<Client>, StartError> 
     Ok(held.then(|| Client::new(settings.paths.clone())))
 }
 
+/// Whether the engine that has the lock makes room: one that was started on demand does, its jobs live
+/// on. One that cannot be asked is on its way, in or out.
+pub(crate) async fn asked_to_leave(settings: &Settings) -> bool {
+    let client = Client::new(settings.paths.clone());
+    match client.get::<Health>("/v1/health").await {
+        Ok(health) if !health.on_demand => false,
+        Ok(_) => {
+            let nothing = serde_json::json!({});
+            let told: Result<(), ClientError> = client.post("/v1/shutdown", &nothing).await;
+            // What comes of it is seen by the lock.
+            matches!(told, Ok(()) | Err(_))
+        }
+        Err(_) => true,
+    }
+}
+
 /// A client of an engine that answers; starts one when nobody has the lock.
 pub(crate) async fn connect(settings: &Settings) -> Result<Client, StartError> {
     let client = Client::new(settings.paths.clone());
@@ -113,18 +129,28 @@ pub(crate) async fn make<B: Serialize + Sync, T: DeserializeOwned>(
     path: &str,
     body: &B,
 ) -> Result<(Client, T), StartError> {
-    let key = random_key()?;
+    make_as(settings, path, body, &random_key()?).await
+}
+
+/// The same under a key of the caller's, who may ask again with it.
+pub(crate) async fn make_as<B: Serialize + Sync, T: DeserializeOwned>(
+    settings: &Settings,
+    path: &str,
+    body: &B,
+    key: &str,
+) -> Result<(Client, T), StartError> {
     let mut patience = Patience::new(Twice::Safe);
     loop {
         let client = connect(settings).await?;
-        match client.post_once(path, body, &key).await {
+        match client.post_once(path, body, key).await {
             Ok(answer) => return Ok((client, answer)),
             Err(error) => patience.again(error).await?,
         }
     }
 }
 
-fn random_key() -> Result<String, StartError> {
+/// For a request that may be sent again.
+pub(crate) fn random_key() -> Result<String, StartError> {
     let mut bytes = [0; KEY_BYTES];
     let filled = SystemRandom::new().fill(&mut bytes);
     filled.map_err(|_| StartError::Random)?;

@@ -221,6 +221,7 @@ fn asking(run: u32, event: &Event) -> Option<Asking> {
     })
 }
 
+#[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 

@@ -213,7 +213,7 @@ impl From<PlanError> for Problem {
         let code = match error {
             PlanError::Agent(_) => Code::UnknownAgent,
             PlanError::Base(_) => Code::BadInput,
-            PlanError::Scratch(_) | PlanError::Prompt(_) => Code::Failed,
+            PlanError::Git(_) | PlanError::Prompt(_) => Code::Failed,
         };
         Self::new(code, chain(&error))
     }
@@ -229,6 +229,10 @@ impl From<BadRequest> for Problem {
             BadRequest::Repo { .. } => Code::UnknownRepo,
             BadRequest::Agent(_)
             | BadRequest::TwoModels
+            | BadRequest::ModelAndChain
+            | BadRequest::DenyAlways
+            | BadRequest::Rules { .. }
+            | BadRequest::Chain(_)
             | BadRequest::NoReview(_)
             | BadRequest::Text(_)
             | BadRequest::Dir(_)

@@ -10,11 +10,11 @@ use axum::{
     http::request::Parts,
 };
 use dispatch_core::{
-    family::Deed,
+    family::{Deed, Names, Refusal},
     grant::{self, Grant},
     id::TaskId,
     state::Task as CoreTask,
-    task::Base,
+    task::{Base, Start, TaskSpec},
 };
 use dispatch_engine::{
     engine::Engine,
@@ -58,8 +58,34 @@ pub(super) fn acting(ctx: &Ctx, caller: &Caller) -> Ctx {
     ctx
 }
 
+/// Where a task starts that says nothing of it: where its asker did.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    base: Base,
+    start: Option<Start>,
+}
+
+impl Inherited {
+    fn of(own: &CoreTask) -> Self {
+        let there = own.workspace.as_ref();
+        let there = there.filter(|_| own.spec.base.is_repository());
+        Self {
+            base: own.spec.base.clone(),
+            start: there.map(|workspace| Start {
+                commit: workspace.base.clone(),
+                branch: workspace.base_branch.clone(),
+            }),
+        }
+    }
+
+    pub(super) fn lay_on(self, spec: &mut TaskSpec) {
+        spec.base = self.base;
+        spec.terms.start = self.start;
+    }
+}
+
 /// What an agent leaves out is as its own task has it. It asks for a grant by name, or has none.
-pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) {
+pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) -> Option<Inherited> {
     let spec = &own.spec;
     asked.parent = None;
     if asked.agent.is_none() {
@@ -68,26 +94,6 @@ pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) {
             "" => spec.agent.to_string(),
             command => format!("{}:{command}", spec.agent),
         });
-    }
-    if asked.repo.is_none() && asked.dir.is_none() && !asked.no_repo {
-        let place = Some(spec.repo.clone());
-        match &spec.base {
-            Base::Nothing => asked.no_repo = true,
-            Base::Folder => asked.dir = place,
-            Base::Head
-            | Base::Branch { .. }
-            | Base::Default { .. }
-            | Base::Pr { .. }
-            | Base::Tag { .. } => asked.repo = place,
-        }
-        let named = asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some();
-        match &spec.base {
-            _ if named => {}
-            Base::Branch { name } | Base::Default { name } => asked.branch = Some(name.clone()),
-            Base::Pr { number } => asked.pr = Some(*number),
-            Base::Tag { name } => asked.tag = Some(name.clone()),
-            Base::Head | Base::Folder | Base::Nothing => {}
-        }
     }
     if asked.placement.is_none() {
         asked.placement = Some(spec.placement.word().to_owned());
@@ -98,19 +104,61 @@ pub(super) fn fill_in(asked: &mut Dispatch, own: &CoreTask) {
             .or_else(|| container.map(|container| container.image.to_string()));
     }
     asked.grant.get_or_insert_with(|| NO_GRANT.to_owned());
+    fill_in_place(asked, own)
 }
 
-/// Whether the repository that an agent names may be looked into at all: what it may not have is not
-/// touched before it is refused.
-pub(super) fn may_look(ctx: &Ctx, asked: &Dispatch, own: &CoreTask) -> bool {
-    let grant = own.spec.terms.grant.as_deref();
-    let place = asked.repo.as_deref();
-    let place = place.map(|repo| request::place(&ctx.config, repo).to_owned());
-    match (grant, place) {
-        (Some(grant), Some(place)) => grant.repos.has(&place),
-        (_, None) => true,
-        (None, Some(_)) => false,
+fn fill_in_place(asked: &mut Dispatch, own: &CoreTask) -> Option<Inherited> {
+    if asked.repo.is_some() || asked.dir.is_some() || asked.no_repo {
+        return None;
     }
+    let base = &own.spec.base;
+    let place = Some(own.spec.repo.clone());
+    match base {
+        Base::Nothing => asked.no_repo = true,
+        Base::Folder => asked.dir = place,
+        Base::Head
+        | Base::Branch { .. }
+        | Base::Default { .. }
+        | Base::Pr { .. }
+        | Base::Tag { .. } => asked.repo = place,
+    }
+    if asked.branch.is_some() || asked.pr.is_some() || asked.tag.is_some() {
+        return None;
+    }
+    match base {
+        Base::Pr { number } => asked.pr = Some(*number),
+        Base::Tag { name } => asked.tag = Some(name.clone()),
+        Base::Head | Base::Branch { .. } | Base::Default { .. } | Base::Folder | Base::Nothing => {}
+    }
+    Some(Inherited::of(own))
+}
+
+/// What an agent names and may not have is refused before it is looked up or touched: whether there is
+/// such a thing is not told.
+pub(super) fn within<'a>(
+    ctx: &Ctx,
+    asked: &Dispatch,
+    own: &'a CoreTask,
+) -> Result<&'a Grant, VerbError> {
+    let grant = own.spec.terms.grant.as_deref();
+    let verb = Deed::Dispatch.verb();
+    let grant = grant.ok_or(Refusal::NoGrant { verb })?;
+    let agent = asked.agent.as_deref();
+    let folder = asked.dir.as_deref().map(grant::folder);
+    let repo = asked.repo.as_deref();
+    let names = Names {
+        agent: agent.map(|agent| agent.split_once(':').map_or(agent, |(name, _)| name)),
+        place: match &folder {
+            Some(folder) => Some(folder),
+            None => repo.map(|repo| request::place(&ctx.config, repo)),
+        },
+        placement: asked.placement.as_deref(),
+    };
+    let outside = names.outside(grant);
+    if outside.is_empty() {
+        return Ok(grant);
+    }
+    Err(Refusal::Outside { outside }.into())
 }
 
 /// How a task stands that the caller has just done something to, which is durable. One who spoke to

@@ -1,13 +1,13 @@
 //! Routes of letters between agents, and of what a task would be.
-//! Must not let an agent sign as somebody else: whose letter it really is, the caller says.
+//! Must not open to the agents of tasks: these `say` something to whoever they may, which is counted,
+//! bounded and heard. Letters are for programs that a person lets in.
 
 use axum::{Json, extract::State};
-use dispatch_core::{letter::Written, message::Sender};
+use dispatch_core::letter::Written;
 use dispatch_engine::view::VerbError;
 
 use super::{
     Ctx,
-    caller::Caller,
     error::{Body, Problem},
 };
 use crate::{
@@ -19,16 +19,8 @@ use crate::{
     plan, project,
 };
 
-fn sender(caller: &Caller) -> Sender {
-    match caller {
-        Caller::Own | Caller::Token { .. } => Sender::Person,
-        Caller::Run(run) => Sender::Task(run.task),
-    }
-}
-
 pub(crate) async fn send(
     State(ctx): State<Ctx>,
-    caller: Caller,
     Body(asked): Body<Send>,
 ) -> Result<Json<Letter>, Problem> {
     let written = Written {
@@ -37,8 +29,7 @@ pub(crate) async fn send(
         subject: asked.subject,
         text: asked.text,
     };
-    let from = sender(&caller);
-    let sent = ctx.engine.send_letter(asked.workspace, written, from).await;
+    let sent = ctx.engine.send_letter(asked.workspace, written).await;
     Ok(Json(Letter::from(&sent?)))
 }
 

@@ -77,6 +77,8 @@ pub(crate) struct Ctx {
     /// Where that was read from.
     pub(crate) config_file: std::path::PathBuf,
     pub(crate) data: std::path::PathBuf,
+    /// See [`crate::api::Health`].
+    pub(crate) on_demand: bool,
     pub(crate) stop: Arc<Notify>,
     pub(crate) closing: watch::Receiver<bool>,
     pub(crate) busy: Busy,
@@ -96,6 +98,7 @@ impl Ctx {
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),
+            on_demand: false,
             settings: Arc::new(settings.clone()),
             stop: Arc::default(),
             closing,

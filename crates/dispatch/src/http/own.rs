@@ -36,6 +36,7 @@ pub(crate) async fn health(State(ctx): State<Ctx>) -> Json<Health> {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         data: ctx.data,
+        on_demand: ctx.on_demand,
     })
 }
 

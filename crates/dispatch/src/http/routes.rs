@@ -355,7 +355,7 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Get, "/v1/metrics", Needs(Read), "Numbers for Prometheus", metrics::metrics),
         Route::new(Get, "/v1/agents", Needs(Read), "Which agents are configured", reads::agents),
         Route::new(Get, "/v1/config", Needs(Admin), "What is in force, and where it comes from", reads::config),
-        Route::new(Post, "/v1/plan", Needs(Read), "What a task would be, without one", letters::planned),
+        Route::new(Post, "/v1/plan", Needs(Dispatch), "What a task would be, without one", letters::planned),
         Route::new(Post, "/v1/letters", Needs(Dispatch), "Leave a letter for an agent", letters::send),
         Route::new(Post, "/v1/letters/fetch", Needs(Dispatch), "Hand out letters, which then count as read", letters::fetch),
         Route::new(Post, "/v1/letters/between", Needs(Read), "Look up letters", letters::between),

@@ -63,6 +63,8 @@ pub(crate) struct Net {
     pub(crate) insecure_plain_http: bool,
     /// Serve the sockets alone, and say so, when the configured address cannot be had.
     pub(crate) or_without: bool,
+    /// Whoever says `serve` later takes its place.
+    pub(crate) on_demand: bool,
 }
 
 #[derive(Debug)]
@@ -176,7 +178,8 @@ impl Server {
         };
         let [own, agents] = sockets(&settings.paths)?;
         let (close, closing) = watch::channel(false);
-        let ctx = Ctx::new(engine.clone(), settings, closing.clone());
+        let mut ctx = Ctx::new(engine.clone(), settings, closing.clone());
+        ctx.on_demand = net.on_demand;
         let (stop, busy) = (Arc::clone(&ctx.stop), ctx.busy.clone());
         let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), &ctx));
         let routes = with_mcp(ctx, tables);

@@ -14,7 +14,7 @@ use dispatch_core::{
     family::Deed,
     id::TaskId,
     message::{MessageId, Sender},
-    task::{Effort, Tuning},
+    task::Tuning,
 };
 use dispatch_engine::view::{Force, VerbError};
 
@@ -26,7 +26,11 @@ use super::{
     repeats::Key,
 };
 use crate::{
-    api::{self, request, task::Task},
+    api::{
+        self,
+        request::{self, Tuned},
+        task::Task,
+    },
     project,
 };
 
@@ -55,21 +59,27 @@ pub(crate) async fn dispatch(
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let asker = ctx.engine.own_task().await?;
-    let mut looked_into = true;
+    let (mut inherited, mut grant) = (None, None);
     if let Some(own) = &asker {
-        family::fill_in(&mut asked, own);
-        looked_into = family::may_look(&ctx, &asked, own);
+        inherited = family::fill_in(&mut asked, own);
+        grant = Some(family::within(&ctx, &asked, own)?.clone());
     }
     let secrets = asked.secrets.clone();
     let tuning = Tuning::default();
     let (config, own) = (std::sync::Arc::clone(&ctx.config), ctx.config_file.clone());
     // A repository may lie on a disk that does not answer.
     let spec = tokio::task::spawn_blocking(move || {
-        if looked_into {
-            project::fill(&mut asked, &config, &own)?;
-        }
+        let filled = project::fill(&mut asked, &config, &own);
         let files = asked.attachments.clone();
-        asked.spec(&config).map(|spec| (spec, files))
+        let spec = filled.and_then(|()| asked.spec(&config));
+        let mut spec = match grant {
+            None => spec?,
+            Some(grant) => spec.map_err(|error| error.told_to(&grant))?,
+        };
+        if let Some(inherited) = inherited {
+            inherited.lay_on(&mut spec);
+        }
+        Ok::<_, request::BadRequest>((spec, files))
     });
     let (spec, files) = spec.await.map_err(VerbError::from)??;
     let given = request::given(secrets, files, tuning, key);
@@ -85,18 +95,13 @@ async fn seen(ctx: &Ctx, task: TaskId) -> Result<At<Json<Task>>, Problem> {
 }
 
 /// Checked with the agent that the task has now.
-async fn tuning(
-    ctx: &Ctx,
-    task: TaskId,
-    model: Option<&str>,
-    effort: Option<Effort>,
-) -> Result<Tuning, Problem> {
-    if model.is_none() && effort.is_none() {
+async fn tuning(ctx: &Ctx, task: TaskId, asked: Tuned<'_>) -> Result<Tuning, Problem> {
+    if asked.is_empty() {
         return Ok(Tuning::default());
     }
     ctx.engine.may(Deed::Say(task)).await?;
     let agent = ctx.engine.look(task).await?.task.spec.agent;
-    Ok(request::tuning(&ctx.config, &agent, model, effort)?)
+    Ok(request::tuning(&ctx.config, &agent, asked)?)
 }
 
 /// A page of tasks, and where the next one begins.
@@ -152,7 +157,7 @@ pub(crate) async fn answer(
     Body(asked): Body<request::Answer>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.answer(task, asked.text, given).await?;
     seen(&ctx, task).await
@@ -165,7 +170,7 @@ pub(crate) async fn retry(
     Body(asked): Body<request::Retry>,
 ) -> Result<At<Json<Task>>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.retry(task, given).await?;
     seen(&ctx, task).await
@@ -178,7 +183,7 @@ pub(crate) async fn say(
     Body(asked): Body<request::Say>,
 ) -> Result<Json<api::Spoken>, Problem> {
     let task = id(&task)?;
-    let tuning = tuning(&ctx, task, asked.model.as_deref(), asked.effort).await?;
+    let tuning = tuning(&ctx, task, asked.tuned()).await?;
     let given = request::given(asked.secrets, asked.attachments, tuning, key);
     let spoken = ctx
         .engine
@@ -213,7 +218,11 @@ pub(crate) async fn permit(
     let ask = ask
         .parse::<AskId>()
         .map_err(|error| Problem::new(Code::NoSuchAsk, error.to_string()))?;
-    ctx.engine.permit(task, ask, asked.allow, asked.why).await?;
+    match (asked.allow, asked.always) {
+        (true, true) => ctx.engine.permit_always(task, ask).await?,
+        (allow, false) => ctx.engine.permit(task, ask, allow, asked.why).await?,
+        (false, true) => return Err(request::BadRequest::DenyAlways.into()),
+    }
     seen(&ctx, task).await
 }
 
@@ -228,13 +237,13 @@ pub(crate) async fn resume(
         Some(name) => Some(request::agent(&ctx.config, Some(name))?),
         None => None,
     };
-    let (model, effort) = (asked.model.as_deref(), asked.effort);
+    let tuned = asked.tuned();
     let tuning = match &agent {
-        Some(selection) if selection.model.is_some() && model.is_some() => {
+        Some(selection) if selection.model.is_some() && tuned.model.is_some() => {
             return Err(request::BadRequest::TwoModels.into());
         }
-        Some(selection) => request::tuning(&ctx.config, &selection.agent, model, effort)?,
-        None => tuning(&ctx, task, model, effort).await?,
+        Some(selection) => request::tuning_of(&ctx.config, selection, tuned)?,
+        None => tuning(&ctx, task, tuned).await?,
     };
     let given = request::given(asked.secrets, Vec::new(), tuning, key);
     ctx.engine.resume(task, agent, given).await?;

@@ -25,6 +25,7 @@ use crate::api::{
     request,
     task::Task,
 };
+use crate::cli::run::Whom;
 
 /// What stands for a task that was not given where nothing is started.
 const NO_TASK: &str = "(the task)";
@@ -174,9 +175,10 @@ async fn resume(call: &Call, input: ResumeInput) -> Result<Reply<ResumeOutput>, 
 }
 
 async fn say(call: &Call, task: &Task, text: String, agent: &str) -> Result<Task, Refusal> {
+    let whom = Whom::of(task);
     let asked = request::Say {
         text,
-        secrets: call.door.secrets(agent)?,
+        secrets: call.door.secrets(agent, whom)?,
         ..request::Say::default()
     };
     let path = format!("/v1/tasks/{}/say", task.id);
@@ -185,7 +187,10 @@ async fn say(call: &Call, task: &Task, text: String, agent: &str) -> Result<Task
 }
 
 async fn again(call: &Call, task: &Task, agent: Option<String>) -> Result<Task, Refusal> {
-    let secrets = call.door.secrets(agent.as_deref().unwrap_or(&task.agent))?;
+    let secrets = match &agent {
+        Some(agent) => call.door.secrets(agent, Whom::default())?,
+        None => call.door.secrets(&task.agent, Whom::of(task))?,
+    };
     let asked = request::Resume {
         agent,
         secrets,

@@ -15,7 +15,10 @@ use crate::{
         request::{Dispatch, PAGE_MAX, Secrets},
         task::Task,
     },
-    cli::{error::CliError, run},
+    cli::{
+        error::CliError,
+        run::{self, Whom},
+    },
     client::{
         Client, ClientError, Events, Page, Piece,
         again::{Patience, Twice},
@@ -154,9 +157,9 @@ impl Door {
     }
 
     /// The keys that an agent takes from whoever lets it go on.
-    pub(crate) fn secrets(&self, agent: &str) -> Result<Secrets, Refusal> {
+    pub(crate) fn secrets(&self, agent: &str, whom: Whom<'_>) -> Result<Secrets, Refusal> {
         match &self.way {
-            Way::Own(settings) => Ok(run::agent_secrets(settings, agent)?),
+            Way::Own(settings) => Ok(run::agent_secrets(settings, agent, whom)?),
             Way::Fence(_) | Way::Inside(_) => Ok(Secrets::default()),
         }
     }

@@ -21,6 +21,7 @@ use crate::api::{
     request,
     task::Task,
 };
+use crate::cli::run::Whom;
 
 pub(crate) const TOOLS: &[Row] = &[
     row!(
@@ -147,13 +148,14 @@ async fn log(call: &Call, input: LogsInput) -> Result<Reply<LogsOutput>, Refusal
 
 async fn say(call: &Call, input: SayInput) -> Result<Reply<SayOutput>, Refusal> {
     let task = find(call, &input.task).await?;
-    let asked = request::Say {
+    let mut asked = request::Say {
         text: input.text,
-        attachments: Vec::new(),
         model: input.model,
         effort: input.effort,
-        secrets: call.door.secrets(&task.agent)?,
+        ..request::Say::default()
     };
+    let whom = Whom::of(&task).tuned(asked.tuned());
+    asked.secrets = call.door.secrets(&task.agent, whom)?;
     let path = format!("/v1/tasks/{}/say", task.id);
     let spoken: Spoken = call.door.post(&path, &asked).await?;
     Ok(SayOutput {
@@ -181,7 +183,7 @@ async fn answer(call: &Call, input: AnswerInput) -> Result<Reply<Handle>, Refusa
 pub(crate) async fn give_answer(call: &Call, task: &Task, text: String) -> Result<Task, Refusal> {
     let asked = request::Answer {
         text,
-        secrets: call.door.secrets(&task.agent)?,
+        secrets: call.door.secrets(&task.agent, Whom::of(task))?,
         ..request::Answer::default()
     };
     let path = format!("/v1/tasks/{}/answer", task.id);
@@ -213,7 +215,16 @@ pub(crate) async fn permit(
         }
     };
     let path = format!("/v1/tasks/{}/asks/{ask}", task.id);
-    call.door.post(&path, &request::Permit { allow, why }).await
+    call.door
+        .post(
+            &path,
+            &request::Permit {
+                allow,
+                why,
+                always: false,
+            },
+        )
+        .await
 }
 
 async fn stop(call: &Call, input: StopInput) -> Result<Reply<Handle>, Refusal> {

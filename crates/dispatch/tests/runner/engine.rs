@@ -111,7 +111,7 @@ fn a_task_of_a_killed_here_is_picked_up() {
 #[test]
 fn the_socket_is_ours_alone_and_has_one_engine() {
     let world = TestWorld::new();
-    world.dispatch(&["freeze"]).exits(0);
+    world.serve();
     let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(world.socket()), 0o600);
     assert_eq!(mode(world.home().join("run")), 0o700);
@@ -122,6 +122,24 @@ fn the_socket_is_ours_alone_and_has_one_engine() {
         .says(&["an engine runs already"]);
     world.dispatch(&["list"]).exits(0);
     assert_eq!(world.engines(), 1);
+}
+
+/// Nobody has to look for an engine that a verb has left behind before a door can be opened.
+#[test]
+fn who_serves_takes_the_place_of_an_engine_on_demand() {
+    let world = TestWorld::new();
+    let id = world.begun(&["--no-checks", "--expects", "either"]);
+    let mut serve = world.follow(&["serve", "--listen", "127.0.0.1:0", "--json"]);
+    serve.until("\"url\":\"http://127.0.0.1:");
+    assert_eq!(world.show(&id)["state"], "running");
+    assert_eq!(world.engines(), 2);
+    world
+        .dispatch(&["serve"])
+        .exits(5)
+        .says(&["an engine runs already"]);
+    world.open_gate();
+    world.dispatch(&["wait", &id]).exits(0);
+    assert_eq!(world.counted(), 1);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::{
     path::PathBuf,
 };
 
+use dispatch_core::grant::Tool;
 use serde_json::{Value, json};
 
 use super::{
@@ -131,6 +132,11 @@ impl<'a> Voice<'a> {
 
     #[track_caller]
     fn asks(&self, path: &str, body: &Value) -> Value {
+        self.posts(path, body).good().json()
+    }
+
+    #[track_caller]
+    fn posts(&self, path: &str, body: &Value) -> Answer {
         let socket = self.world.home().join("run/agents");
         let socket = fs::File::open(socket).unwrap();
         let path_of = format!("/proc/self/fd/{}/engine.sock", socket.as_raw_fd());
@@ -146,7 +152,7 @@ impl<'a> Voice<'a> {
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
-        Answer::of(&answer).good().json()
+        Answer::of(&answer)
     }
 }
 
@@ -229,6 +235,186 @@ fn a_parked_task_ends_with_a_stop_and_when_its_child_is_let_go() {
     let stopped = world.dispatch(&["stop", &lead, "--json"]).exits(0).json();
     assert_eq!(stopped["state"], "stopped");
     world.dispatch(&["wait", id]).exits(4);
+}
+
+/// Whatever its task started from, an agent has others work beside it, in workspaces of their own that
+/// begin where its own did; and none of them waits for what waits for it.
+#[test]
+fn children_work_beside_each_other_whatever_their_asker_began_at() {
+    let world = TestWorld::with_config(&format!("{GRANT}{PATIENT}"));
+    let repo = world.repo();
+    let config = world.home().join("dispatch.toml");
+    let known = fs::read_to_string(&config).unwrap();
+    let named = format!("{known}\n[repos.here]\npath = {repo:?}\ndefault_branch = \"side\"\n");
+    fs::write(&config, named).unwrap();
+    world.git(&["branch", "side"]);
+    world.git(&["branch", "other"]);
+    world.git(&["update-ref", "refs/pull/7/head", "HEAD"]);
+    world.git(&["tag", "v1"]);
+    let dir = world.path("folder");
+    fs::create_dir(&dir).unwrap();
+    let began = world.git(&["rev-parse", "HEAD"]);
+    let more = ["--grant", "lead", "--no-checks", "--expects", "either"];
+    for from in [
+        &[][..],
+        &["--branch", "other"],
+        &["--repo", "here"],
+        &["--pr", "7"],
+        &["--tag", "v1"],
+        &["--dir", dir.to_str().unwrap()],
+        &["--no-repo"],
+    ] {
+        let lead = world.begun(&[&more[..], from].concat());
+        let has_git = !from.contains(&"--dir") && !from.contains(&"--no-repo");
+        // Somebody else goes on with it meanwhile.
+        fs::write(repo.join("more.txt"), "more\n").unwrap();
+        world.commit();
+        for name in ["refs/heads/side", "refs/heads/other", "refs/pull/7/head"] {
+            world.git(&["update-ref", name, "HEAD"]);
+        }
+        let voice = Voice::of(&world, &lead, 1);
+        let mut asked = json!({"task": "Wait", "placement": "tight", "agent": "patient"});
+        let two: Vec<Value> = (0..2).map(|_| voice.asks("/v1/tasks", &asked)).collect();
+        let own = world.show(&lead);
+        let mut places = vec![own["workspace_dir"].clone()];
+        for child in &two {
+            let id = child["id"].as_str().unwrap();
+            world.follow(&["logs", "-f", id]).until("begun");
+            let child = world.show(id);
+            assert_eq!(
+                (&child["state"], &child["from"]),
+                (&json!("running"), &own["from"])
+            );
+            if has_git {
+                assert_eq!(
+                    (&child["base"], &own["base"]),
+                    (&json!(began), &json!(began))
+                );
+            }
+            assert!(!places.contains(&child["workspace_dir"]), "{places:?}");
+            places.push(child["workspace_dir"].clone());
+        }
+        // It would wait for its asker, which waits for it.
+        asked["taken"] = json!("queue");
+        let behind = voice.posts("/v1/tasks", &asked);
+        if ["--branch", "--pr", "--tag"]
+            .iter()
+            .any(|word| from.contains(word))
+        {
+            assert_eq!(behind.refusal(), (403, "not_granted".into()));
+            assert!(
+                behind.text().contains("leave `taken` out"),
+                "{}",
+                behind.text()
+            );
+        } else {
+            assert_eq!(behind.refusal(), (409, "nothing_left".into()));
+        }
+        world.dispatch(&["stop", "--kill", &lead]).exits(0);
+        world.dispatch(&["wait", &lead]).exits(4);
+        world.git(&["reset", "-q", "--hard", &began]);
+        for name in ["refs/heads/side", "refs/heads/other", "refs/pull/7/head"] {
+            world.git(&["update-ref", name, &began]);
+        }
+    }
+}
+
+/// A child does not choose its container engine: the daemon of another one may be root. No engine is
+/// asked before that is decided, so this needs none.
+#[test]
+fn a_child_does_not_choose_its_container_engine() {
+    let boxed = "[container]\nruntime = \"podman\"\nimage = \"example.invalid/i:1\"\n\
+                 [placements.boxed]\nwrap = \"container\"\nnetwork = \"none\"\n";
+    let grant = GRANT.replace("[\"tight\"]", "[\"tight\", \"boxed\"]");
+    let world = TestWorld::with_config(&format!("{boxed}{grant}{PATIENT}"));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let asked =
+        json!({"task": "Wait", "placement": "boxed", "agent": "patient", "runtime": "docker"});
+    let refused = voice.posts("/v1/tasks", &asked);
+    assert_eq!(refused.refusal(), (403, "not_granted".into()));
+    let told = refused.text();
+    assert!(
+        told.contains("container engine docker (granted: podman)"),
+        "{told}"
+    );
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
+/// What is configured outside of its grant, an agent does not learn from what it is refused.
+#[test]
+fn a_refusal_tells_an_agent_of_nothing_beyond_its_grant() {
+    let world = TestWorld::with_config(&format!(
+        "{GRANT}{PATIENT}[grants.secretive]\n\
+        tools = [\"show\"]\nchildren_max = 1\nchildren_live_max = 1\n"
+    ));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let asked = |name: &str, value: Value| {
+        let mut body = json!({"task": "x", "placement": "tight", "agent": "patient"});
+        body[name] = value;
+        let refused = voice.posts("/v1/tasks", &body);
+        for untold in ["scripted", "gated", "secretive", "python", "container"] {
+            let named = body[name].to_string().contains(untold);
+            assert!(
+                named || !refused.text().contains(untold),
+                "{}",
+                refused.text()
+            );
+        }
+        refused.refusal()
+    };
+    // The same whether there is such a thing.
+    for (name, there, not) in [
+        ("agent", json!("scripted"), json!("nonesuch")),
+        ("placement", json!("container"), json!("nonesuch")),
+        ("repo", json!("/"), json!("nonesuch")),
+    ] {
+        let outside = (403, "not_granted".to_owned());
+        assert_eq!(
+            (asked(name, there), asked(name, not)),
+            (outside.clone(), outside)
+        );
+    }
+    for (name, not) in [
+        ("grant", json!("nonesuch")),
+        ("checks", json!(["nonesuch"])),
+    ] {
+        assert_eq!(asked(name, not).0, 400, "{name}");
+    }
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
+}
+
+/// The mailbox knows no families, so an agent has no key to it, whatever its grant; and no tool.
+#[test]
+fn letters_are_not_for_the_agents_of_tasks() {
+    let tools = Tool::ALL
+        .map(|tool| format!("{:?}", tool.word()))
+        .join(", ");
+    let grant = GRANT.replace("\"dispatch\", \"wait\", \"show\", \"list\"", &tools);
+    let world = TestWorld::with_config(&format!("{grant}{PATIENT}"));
+    let lead = world.begun(&["--grant", "lead", "--no-checks", "--expects", "either"]);
+    let voice = Voice::of(&world, &lead, 1);
+    let workspace = world.show(&lead)["workspace_name"].clone();
+    for (path, body) in [
+        (
+            "/v1/letters",
+            json!({"writer": "a", "reader": "b", "subject": "s", "text": "t"}),
+        ),
+        ("/v1/letters/fetch", json!({"reader": "b"})),
+        ("/v1/letters/between", json!({"agent": "a", "with": "b"})),
+    ] {
+        let mut body = body;
+        body["workspace"] = workspace.clone();
+        let refused = voice.posts(path, &body);
+        assert_eq!(
+            refused.refusal(),
+            (403, "not_granted".into()),
+            "{}",
+            refused.text()
+        );
+    }
+    world.dispatch(&["stop", "--kill", &lead]).exits(0);
 }
 
 /// Not a variable: the engine that comes after a crash does not have those of the one before.

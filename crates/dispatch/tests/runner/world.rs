@@ -8,7 +8,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStdin, Command, Output, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
     time::Duration,
@@ -71,6 +71,7 @@ impl Done {
 #[derive(Debug)]
 pub(crate) struct Followed {
     child: Child,
+    stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     seen: Vec<String>,
     asides: Receiver<String>,
@@ -88,6 +89,17 @@ impl Followed {
     #[track_caller]
     pub(crate) fn until_aside(&mut self, word: &str) {
         read_until(&self.asides, &mut self.told, word);
+    }
+
+    /// A line on its standard input.
+    pub(crate) fn tell(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        writeln!(stdin, "{line}").unwrap();
+    }
+
+    /// Nothing more comes on its standard input.
+    pub(crate) fn hush(&mut self) {
+        self.stdin = None;
     }
 
     /// The line that was read last.
@@ -175,10 +187,13 @@ pub(crate) fn pid_of(value: &Value) -> Pid {
     Pid::from_raw(raw).unwrap()
 }
 
-fn children(pid: Pid) -> Vec<Pid> {
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let raw = pid.as_raw_pid();
-    let listed = fs::read_to_string(format!("/proc/{raw}/task/{raw}/children"));
-    let pids = listed.unwrap_or_default();
+    // Each belongs to the thread that started it.
+    let threads = fs::read_dir(format!("/proc/{raw}/task"));
+    let threads = threads.into_iter().flatten().map_while(Result::ok);
+    let listed = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
+    let pids: String = listed.map(Result::unwrap_or_default).collect();
     pids.split_whitespace()
         .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
         .collect()
@@ -303,21 +318,12 @@ impl TestWorld {
     }
 
     pub(crate) fn follow(&self, args: &[&str]) -> Followed {
-        let mut child = self
-            .command(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let out = child.stdout.take().unwrap();
-        let err = child.stderr.take().unwrap();
-        Followed {
-            child,
-            lines: lines_of(out),
-            seen: Vec::new(),
-            asides: lines_of(err),
-            told: Vec::new(),
-        }
+        followed(&mut self.command(args))
+    }
+
+    /// The same, with a standard input to tell it something.
+    pub(crate) fn talk(&self, args: &[&str]) -> Followed {
+        followed(self.command(args).stdin(Stdio::piped()))
     }
 
     /// A task by the scripted agent that is accepted and not waited for: its id.
@@ -506,6 +512,24 @@ impl Drop for TestWorld {
             drop(child.kill());
             drop(child.wait());
         }
+    }
+}
+
+fn followed(command: &mut Command) -> Followed {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = child.stdout.take().unwrap();
+    let err = child.stderr.take().unwrap();
+    Followed {
+        stdin: child.stdin.take(),
+        child,
+        lines: lines_of(out),
+        seen: Vec::new(),
+        asides: lines_of(err),
+        told: Vec::new(),
     }
 }
 

@@ -12,7 +12,7 @@ use dispatch_core::{
     id::{RunId, Seq, TaskId},
     keys::RequestKey,
     message::{Message, MessageId, Sender},
-    outcome::{Outcome, Stop},
+    outcome::Outcome,
     spending::Spending,
     task::{TaskSpec, Tuning},
 };
@@ -30,15 +30,16 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, VerbError>>;
 
 /// Everything the actor can be told. Closed: this is all that can happen to an engine.
 pub(crate) enum Command {
-    /// Whether the agent of that run may do that.
+    /// Whether the agent of that run may do that, for whoever makes something ready before it is done.
+    /// It is decided again in the turn that does it: every command of an agent says who it is from.
     May {
         run: RunId,
         deed: Deed,
         reply: Reply<()>,
     },
-    /// A task and all that was asked for below it.
+    /// The task of that run and all that was asked for below it.
     Family {
-        task: TaskId,
+        run: RunId,
         reply: Reply<BTreeSet<TaskId>>,
     },
     Wait {
@@ -52,6 +53,7 @@ pub(crate) enum Command {
     Left,
     /// Whoever asked for that task does not wait for it.
     Detach {
+        who: Who,
         task: TaskId,
         reply: Reply<()>,
     },
@@ -70,9 +72,9 @@ pub(crate) enum Command {
         reply: Reply<RunId>,
     },
     Answer {
+        who: Who,
         task: TaskId,
         text: String,
-        by: Sender,
         tuning: Tuning,
         secrets: Secrets,
         key: Option<RequestKey>,
@@ -94,8 +96,10 @@ pub(crate) enum Command {
         reply: Reply<RunId>,
     },
     Say {
+        who: Who,
         task: TaskId,
         text: String,
+        /// Of a person's handle: an agent speaks for its own task.
         from: Sender,
         kept: Option<Kept>,
         tuning: Tuning,
@@ -109,9 +113,11 @@ pub(crate) enum Command {
         reply: Reply<()>,
     },
     Permit {
+        who: Who,
         task: TaskId,
         ask: AskId,
         allow: bool,
+        always: bool,
         by: By,
         why: Option<String>,
         reply: Reply<()>,
@@ -140,9 +146,9 @@ pub(crate) enum Command {
     },
     Letters(Post),
     Stop {
+        who: Who,
         task: TaskId,
         force: Force,
-        why: Stop,
         key: Option<RequestKey>,
         reply: Reply<()>,
     },
@@ -162,12 +168,13 @@ pub(crate) enum Command {
     Needs {
         reply: Reply<Vec<String>>,
     },
+    /// Of an agent, its own and those below it.
     Tasks {
-        /// Only this one and those below it.
-        of: Option<TaskId>,
+        who: Who,
         reply: Reply<Vec<TaskView>>,
     },
     List {
+        who: Who,
         listing: Listing,
         reply: Reply<Listed>,
     },
@@ -178,6 +185,7 @@ pub(crate) enum Command {
         reply: Reply<(Seq, Spending)>,
     },
     Task {
+        who: Who,
         task: TaskId,
         reply: Reply<TaskView>,
     },

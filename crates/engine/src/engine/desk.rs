@@ -1,4 +1,4 @@
-//! Who is alone with a task: one verb at a time may touch its workspace.
+//! Who is alone with a task: one verb at a time may touch its workspace, one look at a time.
 //! Must not be known to the log: whoever held something is gone with the engine.
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
 };
 
 use dispatch_core::id::TaskId;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as Queue, Notify, OwnedMutexGuard};
 
 use super::Engine;
 use crate::view::VerbError;
@@ -25,6 +25,8 @@ pub(crate) struct Desk {
     held: Mutex<BTreeMap<TaskId, Holder>>,
     /// Rung whenever one is let go of.
     freed: Notify,
+    /// Those whose live workspace is looked at.
+    looks: Mutex<BTreeMap<TaskId, Arc<Queue<()>>>>,
 }
 
 impl Desk {
@@ -76,5 +78,21 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Looks at a live workspace come one after the other, as they were asked for: each may take as
+    /// much of the disk as a snapshot, for as long as it lasts.
+    pub(crate) async fn turn_to_look(&self, task: TaskId) -> OwnedMutexGuard<()> {
+        let queue = {
+            let mut looks = self
+                .shared
+                .desk
+                .looks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            looks.retain(|_, queue| Arc::strong_count(queue) > 1);
+            Arc::clone(looks.entry(task).or_default())
+        };
+        queue.lock_owned().await
     }
 }

@@ -46,13 +46,9 @@ impl Engine {
     /// # Errors
     /// When it may not see events.
     pub(crate) async fn family(&self) -> Result<BTreeSet<TaskId>, VerbError> {
-        self.may(Deed::Events).await?;
         match self.who {
             Who::Person => Ok(BTreeSet::new()),
-            Who::Run(run) => {
-                let task = run.task;
-                self.ask(|reply| Command::Family { task, reply }).await
-            }
+            Who::Run(run) => self.ask(|reply| Command::Family { run, reply }).await,
         }
     }
 
@@ -110,7 +106,8 @@ impl Engine {
     /// When nobody waits for it.
     pub async fn detach(&self, task: TaskId) -> Result<(), VerbError> {
         self.may(Deed::Detach(task)).await?;
-        self.ask(|reply| Command::Detach { task, reply }).await
+        let who = self.who;
+        self.ask(|reply| Command::Detach { who, task, reply }).await
     }
 }
 

@@ -9,11 +9,10 @@ use dispatch_core::{
     attach,
     config::{Config, Selection},
     event::{Kind, Scope, Subject},
-    family::Deed,
+    family::{self, Deed},
     id::{RunId, TaskId},
     keys::RequestKey,
     message::{MessageId, Sender},
-    outcome::Stop,
     task::{TaskSpec, Tuning},
 };
 
@@ -42,6 +41,11 @@ impl Engine {
         self.may(Deed::Dispatch).await?;
         if self.who != Who::Person {
             agents_bring_no_secrets("dispatch", &secrets)?;
+        }
+        let mut spec = spec;
+        if let Who::Run(run) = self.who {
+            let own = self.look(run.task).await?.task;
+            family::hold_runtime(&own, self.config(), &mut spec)?;
         }
         let mut spec = self.resolved(spec).await?;
         spec.tune(tuning);
@@ -110,12 +114,13 @@ impl Engine {
     ) -> Result<RunId, VerbError> {
         self.may(Deed::Answer(task)).await?;
         let (secrets, tuning, key) = without_files("answer", given)?;
-        let by = self.speaker("answer", &secrets)?;
+        self.speaker("answer", &secrets)?;
+        let who = self.who;
         let _busy = self.hold("answer", task).await?;
         self.ask(|reply| Command::Answer {
+            who,
             task,
             text,
-            by,
             tuning,
             secrets,
             key,
@@ -195,15 +200,6 @@ impl Engine {
             Sender::Person => from,
             agent => agent,
         };
-        if let Sender::Task(own) = from
-            && self.who != Who::Person
-            && !tuning.is_empty()
-            && self.look(own).await?.task.asker() == Some(task)
-        {
-            let what = "say that with another model or effort: those of the task that asked for \
-                        yours are not yours to set";
-            return Err(VerbError::BadInput { what: what.into() });
-        }
         let busy = if found.is_open() {
             None
         } else {
@@ -217,8 +213,10 @@ impl Engine {
             can_attach(self.config(), &found.spec, &found.attached, &files)?;
             Some(self.keep(task, files).await?)
         };
+        let who = self.who;
         let spoken = self
             .ask(|reply| Command::Say {
+                who,
                 task,
                 text,
                 from,
@@ -270,15 +268,36 @@ impl Engine {
         allow: bool,
         why: Option<String>,
     ) -> Result<(), VerbError> {
+        self.give(task, ask, (allow, false), why).await
+    }
+
+    /// Allows it, and the very same again until the task's end.
+    ///
+    /// # Errors
+    /// As of [`Engine::permit`], and when the task's agent cannot remember it.
+    pub async fn permit_always(&self, task: TaskId, ask: AskId) -> Result<(), VerbError> {
+        self.give(task, ask, (true, true), None).await
+    }
+
+    async fn give(
+        &self,
+        task: TaskId,
+        ask: AskId,
+        (allow, always): (bool, bool),
+        why: Option<String>,
+    ) -> Result<(), VerbError> {
         self.may(Deed::Permit { task, allow }).await?;
         let by = match self.who {
             Who::Person => By::Person,
             Who::Run(run) => By::Task(run.task),
         };
+        let who = self.who;
         self.ask(|reply| Command::Permit {
+            who,
             task,
             ask,
             allow,
+            always,
             by,
             why,
             reply,
@@ -315,14 +334,11 @@ impl Engine {
         key: Option<RequestKey>,
     ) -> Result<(), VerbError> {
         self.may(Deed::Stop(task)).await?;
-        let why = match self.who {
-            Who::Person => Stop::ByPerson,
-            Who::Run(_) => Stop::ByAsker,
-        };
+        let who = self.who;
         self.ask(|reply| Command::Stop {
+            who,
             task,
             force,
-            why,
             key,
             reply,
         })

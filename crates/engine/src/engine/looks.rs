@@ -34,24 +34,22 @@ impl Engine {
     /// # Errors
     /// When the engine has ended.
     pub async fn tasks(&self) -> Result<Vec<TaskView>, VerbError> {
-        self.may(Deed::List).await?;
-        let of = match self.who {
-            Who::Person => None,
-            Who::Run(run) => Some(run.task),
-        };
-        self.ask(|reply| Command::Tasks { of, reply }).await
+        let who = self.who;
+        self.ask(|reply| Command::Tasks { who, reply }).await
     }
 
     /// A page of tasks, all true at one position of the log; of an agent, of its family.
     ///
     /// # Errors
     /// When the engine has ended, or whoever asks may not.
-    pub async fn list(&self, mut listing: Listing) -> Result<Listed, VerbError> {
-        self.may(Deed::List).await?;
-        if let Who::Run(run) = self.who {
-            listing.family = Some(run.task);
-        }
-        self.ask(|reply| Command::List { listing, reply }).await
+    pub async fn list(&self, listing: Listing) -> Result<Listed, VerbError> {
+        let who = self.who;
+        let command = |reply| Command::List {
+            who,
+            listing,
+            reply,
+        };
+        self.ask(command).await
     }
 
     /// How many tasks are in which state, and how the pools do.
@@ -75,8 +73,8 @@ impl Engine {
     /// # Errors
     /// When there is no such task.
     pub async fn task(&self, task: TaskId) -> Result<TaskView, VerbError> {
-        self.may(Deed::Show(task)).await?;
-        self.look(task).await
+        let who = self.who;
+        self.ask(|reply| Command::Task { who, task, reply }).await
     }
 
     /// For ourselves, whoever this handle is for: a door that shows it has asked `may`.
@@ -84,7 +82,8 @@ impl Engine {
     /// # Errors
     /// When there is no such task.
     pub async fn look(&self, task: TaskId) -> Result<TaskView, VerbError> {
-        self.ask(|reply| Command::Task { task, reply }).await
+        let who = Who::Person;
+        self.ask(|reply| Command::Task { who, task, reply }).await
     }
 
     /// History after `after`, then what happens: no gap, none twice. Only events; of an agent, those of

@@ -9,7 +9,6 @@ use dispatch_core::{
     config::AgentProfile,
     event::{Kind, Verified},
     outcome::{Failure, Outcome},
-    secret::Secret,
 };
 
 use super::{Stopped, Walk};
@@ -36,15 +35,12 @@ impl Walk {
         if !sidecar::needed(&spec.placement, profile) {
             return Ok(None);
         }
-        let brokered = profile.broker.as_ref().and_then(|broker| {
-            let key = profile
-                .env
-                .get(&broker.key)?
-                .key(&spec.agent, &broker.key)?;
-            self.job.secrets.get(&key)
-        });
-        let key = brokered.map(Secret::expose);
-        let what = sidecar::invocation(&self.ctx, self.job.run, &spec.placement, profile, key)?;
+        let keys = |variable: &str| {
+            let key = profile.env.get(variable)?.key(&spec.agent, variable)?;
+            let secret = self.job.secrets.get(&key)?;
+            Some(secret.expose().to_owned())
+        };
+        let what = sidecar::invocation(&self.ctx, self.job.run, &spec.placement, profile, &keys)?;
         sidecar::start(site, self.job.run, &what).await?;
         let (followed, answer) = sidecar::follow(site, &self.watcher).await;
         self.aided = Some(followed);

@@ -207,9 +207,10 @@ impl Walk {
                 cage::enforced(&enforced.layers, &enforced.limits, &placement.network)
             }
         };
-        let enforced = match &profile.broker {
-            Some(broker) => format!("{enforced}; {} by the broker", broker.key),
-            None => enforced,
+        let brokered: Vec<&str> = profile.brokers().map(|broker| &*broker.key).collect();
+        let enforced = match brokered.is_empty() {
+            false => format!("{enforced}; {} by the broker", brokered.join(", ")),
+            true => enforced,
         };
         let started = Kind::Started {
             site: site.clone(),

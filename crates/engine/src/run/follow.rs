@@ -355,6 +355,11 @@ impl Walk {
                 session: id.clone(),
             }));
         }
+        if let (true, Update::ModelChanged { from, to, reason }) = (fresh, &update) {
+            // Whoever reads the result should know whose it is.
+            let text = format!("model changed from {from} to {to}: {reason}");
+            facts.push(Some(Kind::Noted { text }));
+        }
         if fresh {
             facts.push(ear.said(update, line.end, chunk));
         } else {

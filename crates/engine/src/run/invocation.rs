@@ -22,7 +22,7 @@ use dispatch_core::{
 
 use super::{Stopped, Walk};
 use crate::{
-    attachments, files,
+    attachments, files, native,
     prompts::{self, Words},
     sidecar::{self, Aid},
 };
@@ -53,8 +53,13 @@ impl Walk {
         let task = &self.job.task;
         let home = self.ctx.trees.home(task);
         let start = |reason: String| Stopped::from(Failure::Start { reason });
-        let program = self.program(&profile.program, &self.ctx.settings.job_env);
+        let program = match profile.is_native() {
+            true => native::program(&self.ctx.fences),
+            false => self.program(&profile.program, &self.ctx.settings.job_env),
+        };
         let program = program.map_err(start)?;
+        let native = native::setup(&self.ctx, task, self.job.run.n, profile, aid, self.resume());
+        let native = native.map_err(start)?;
         let home_text = home.to_string_lossy();
         let workspace = self.workspace();
         let door_env = self.door_env();
@@ -91,6 +96,7 @@ impl Walk {
                 argv,
                 env: &door_env,
             }),
+            native: native.as_ref(),
         };
         let opening = driver.open(&ask);
         let mut env = self.job_env(&home).map_err(start)?;
@@ -112,7 +118,7 @@ impl Walk {
                 EnvValue::Taken { .. } => {
                     let key = value.key(&task.spec.agent, name);
                     if let Some(text) = key.and_then(|key| self.job.secrets.get(&key)) {
-                        if profile.broker.as_ref().is_some_and(|b| b.key == *name) {
+                        if profile.brokers().any(|broker| broker.key == *name) {
                             masked.push(text.clone());
                             continue;
                         }
@@ -122,9 +128,12 @@ impl Walk {
                 }
             }
         }
-        if let (Some(broker), Some(aid)) = (&profile.broker, aid) {
-            let placeholder = aid.placeholder.clone().unwrap_or_default();
-            env.insert(broker.key.clone(), placeholder);
+        for (broker, aid) in aid
+            .iter()
+            .flat_map(|aid| profile.brokers().map(move |b| (b, aid)))
+        {
+            let placeholder = aid.placeholders.get(&broker.key).cloned();
+            env.insert(broker.key.clone(), placeholder.unwrap_or_default());
             if let (Some(name), Some(url)) = (&broker.base_url, &aid.broker_url) {
                 env.insert(name.clone(), url.clone());
             }

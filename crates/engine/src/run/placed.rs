@@ -19,7 +19,7 @@ use super::{Cut, Walk};
 use crate::{
     attachments, containers, door,
     fence::{self, Needs},
-    prompts,
+    native, prompts,
 };
 
 impl Walk {
@@ -81,8 +81,10 @@ impl Walk {
         let mut read = vec![objects.map_err(|error| error.to_string())?];
         let context = prompts::context(&self.ctx.settings.data, self.job.run);
         read.extend(agent.map(|_| context).filter(|dir| dir.is_dir()));
-        if agent.is_some() {
+        if let Some(agent) = agent {
             let (data, task) = (&self.ctx.settings.data, &self.job.task);
+            let resumes = agent.is_native().then(|| self.resume()).flatten();
+            read.extend(native::records(data, task, self.job.run.n, resumes));
             read.extend(attachments::folders(data, task, self.job.run.n));
         }
         let mut doors = Vec::new();

@@ -11,6 +11,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode};
 use tar::{Builder, EntryType, Header};
 
+use super::walk::Found;
 use super::{LeftOuts, SnapshotError, Why, as_path, git_error, io_error};
 use crate::files;
 use crate::git::CommitId;
@@ -19,24 +20,24 @@ use crate::vault::{Scratch, Vault};
 /// A tar header holds a link's target up to this length as it is.
 const LINK_MAX_BYTES: usize = 100;
 
-/// Packs `paths` of the tree `root` into a blob; what cannot be read is named.
+/// Packs what was found in the tree `root` into a blob; what cannot be read is named.
 pub(super) fn store(
     vault: &Vault,
     scratch: &Scratch,
     root: BorrowedFd<'_>,
-    paths: Vec<Vec<u8>>,
+    found: Vec<Found>,
     left_out: &mut LeftOuts,
 ) -> Result<Option<CommitId>, SnapshotError> {
-    if paths.is_empty() {
+    if found.is_empty() {
         return Ok(None);
     }
     let file = scratch.path("rest.tar");
     let error = io_error("write", &file);
     let mut tar = Builder::new(BufWriter::new(File::create(&file).map_err(&error)?));
-    for path in paths {
-        match open(root, as_path(&path)) {
-            Ok(item) => append(&mut tar, as_path(&path), item).map_err(&error)?,
-            Err(_) => left_out.push(&path, Why::Unreadable),
+    for found in found {
+        match open(root, &found) {
+            Ok(item) => append(&mut tar, as_path(&found.path), item).map_err(&error)?,
+            Err(_) => left_out.push(&found.path, Why::Unreadable),
         }
     }
     tar.into_inner()
@@ -52,14 +53,17 @@ pub(super) fn store(
     Ok(Some(id))
 }
 
-enum Item {
+/// What lies at a path of an agent's tree, held open.
+pub(super) enum Item {
     Directory { mode: u32 },
     File { mode: u32, size: u64, file: File },
     Link { target: Vec<u8> },
 }
 
-fn open(root: BorrowedFd<'_>, path: &Path) -> io::Result<Item> {
-    let (parent, name) = files::parent_beneath(root, path, false)?;
+/// Opens what a walk has found, without following a link on any part of the way, whatever lies
+/// there by now. Of a file no more is given than was found.
+pub(super) fn open(root: BorrowedFd<'_>, found: &Found) -> io::Result<Item> {
+    let (parent, name) = files::parent_beneath(root, as_path(&found.path), false)?;
     let stat = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
@@ -79,7 +83,7 @@ fn open(root: BorrowedFd<'_>, path: &Path) -> io::Result<Item> {
             let meta = file.metadata()?;
             Item::File {
                 mode: meta.mode() & 0o777,
-                size: meta.len(),
+                size: meta.len().min(found.bytes),
                 file,
             }
         }

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::files;
 use crate::git::RefName;
 use crate::testing::{Repo, World};
 use crate::vault::Applied;
-use crate::workspace::{Head, agent_head};
+use crate::workspace::{Head, META_INDEX, agent_head};
 
 fn names(left: &[LeftOut], why: Why) -> Vec<String> {
     let named = left.iter().filter(|l| l.why == why);
@@ -355,6 +356,46 @@ fn symlinks_are_kept_and_never_followed() {
     assert_eq!(world.paths(&taken.tree), ["d", "link"]);
     world.workspaces.remove(&repo.0).unwrap();
     assert_eq!(fs::read(outside.join("a.txt")).unwrap(), b"outside");
+}
+
+/// Beside a thread that puts a link to a file of the host in the place of each file, and takes it
+/// away again, as fast as it can.
+#[test]
+fn a_file_swapped_for_a_link_while_we_look_is_never_followed() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const SECRET: &str = "only the host may read this: 0123456789 0123456789 0123456789\n";
+    const FILES: usize = 400;
+    let world = World::new(&[("a.txt", b"one")]);
+    let secret = world.temp.path().join("secret");
+    fs::write(&secret, SECRET).unwrap();
+    let repo = world.prepare("w");
+    let decoy = vec![b'd'; SECRET.len()];
+    for n in 0..FILES {
+        repo.write(&format!("decoys/{n}"), &decoy);
+        symlink(&secret, repo.0.join(".git").join(n.to_string())).unwrap();
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let link = |n: usize| repo.0.join(".git").join(n.to_string());
+            let at = |n: usize| repo.0.join("decoys").join(n.to_string());
+            let exchange = |n| {
+                use rustix::fs::{CWD, RenameFlags, renameat_with};
+                renameat_with(CWD, link(n), CWD, at(n), RenameFlags::EXCHANGE).unwrap();
+            };
+            while !over.load(Ordering::Relaxed) {
+                (0..FILES).for_each(exchange);
+            }
+        });
+        let stolen = (0..40).find_map(|_| {
+            let taken = world.snapshot("w");
+            let patch = world.vault.diff(&world.base, &taken.tree).unwrap();
+            let text = String::from_utf8_lossy(&patch.text).into_owned();
+            text.contains("only the host").then_some(text)
+        });
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(stolen, None);
+    });
 }
 
 #[test]

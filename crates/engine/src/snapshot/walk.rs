@@ -1,7 +1,7 @@
 //! Walks an agent's tree and sorts what lies there: unchanged, to add, for the tar, left out.
 //! It follows no symlink and reads no file.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -10,27 +10,37 @@ use std::os::unix::ffi::OsStrExt as _;
 use rustix::fs::{Access, AtFlags, FileType, Stat};
 
 use super::rules::Rules;
+use super::stamps::{Since, Stamps};
 use super::{BLOCKED, LeftOuts, Limits, Why, is_below, parent};
 use crate::files;
-use crate::git::{Change, Entry};
+use crate::git::Entry;
 
 /// Longer paths do not fit into the system's own limit once git puts something before them.
 const PATH_MAX_BYTES: usize = 3800;
 /// How many directory entries one walk looks at.
 const ENTRIES_MAX: u64 = 5_000_000;
 
+/// What a walk has found, and how many bytes of it were there.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) path: Vec<u8>,
+    /// Of a file that grows meanwhile no more is taken: the limits were held by this number.
+    pub(super) bytes: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
-    tracked: HashSet<&'a [u8]>,
+    /// The base's paths, and whether something other than a directory is there.
+    tracked: HashMap<&'a [u8], bool>,
     tracked_dirs: HashSet<&'a [u8]>,
     gitlinks: HashSet<&'a [u8]>,
-    touched: HashSet<&'a [u8]>,
+    stamps: &'a Stamps,
     rules: &'a Rules,
     limits: &'a Limits,
     /// New and changed files and symlinks.
-    pub(super) add: Vec<Vec<u8>>,
+    pub(super) add: Vec<Found>,
     /// What git cannot hold, directories included.
-    pub(super) rest: Vec<Vec<u8>>,
+    pub(super) rest: Vec<Found>,
     pub(super) left_out: LeftOuts,
     /// Directories we could not look into: what the base has there is not gone.
     unseen: Vec<Vec<u8>>,
@@ -52,7 +62,7 @@ impl<'a> Walk<'a> {
     pub(super) fn new(
         entries: &'a [Entry],
         gitlinks: &'a [Entry],
-        touched: &'a [Change],
+        stamps: &'a Stamps,
         rules: &'a Rules,
         limits: &'a Limits,
     ) -> Self {
@@ -64,10 +74,10 @@ impl<'a> Walk<'a> {
             }
         }
         Self {
-            tracked: entries.iter().map(|e| e.path.as_slice()).collect(),
+            tracked: entries.iter().map(|e| (e.path.as_slice(), false)).collect(),
             tracked_dirs,
             gitlinks: gitlinks.iter().map(|e| e.path.as_slice()).collect(),
-            touched: touched.iter().map(|c| c.path.as_slice()).collect(),
+            stamps,
             rules,
             limits,
             add: Vec::new(),
@@ -95,11 +105,14 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Whether a path that git misses is really gone, rather than out of our sight.
-    pub(super) fn is_gone(&self, path: &[u8]) -> bool {
-        path != BLOCKED.as_bytes()
-            && self.entries < ENTRIES_MAX
-            && !self.unseen.iter().any(|dir| is_below(path, dir))
+    /// The base's paths that are really gone, rather than out of our sight.
+    pub(super) fn gone(&self) -> impl Iterator<Item = &'a [u8]> {
+        let missing = self.tracked.iter().filter(|(_, there)| !**there);
+        missing.map(|(path, _)| *path).filter(|path| {
+            *path != BLOCKED.as_bytes()
+                && self.entries < ENTRIES_MAX
+                && !self.unseen.iter().any(|dir| is_below(path, dir))
+        })
     }
 
     fn directory(
@@ -136,6 +149,7 @@ impl<'a> Walk<'a> {
             return;
         }
         if path.len() > PATH_MAX_BYTES {
+            self.see(&path);
             return self.unseen(path, Why::TooDeep);
         }
         let stat = || rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
@@ -150,21 +164,37 @@ impl<'a> Walk<'a> {
         if kind == FileType::Directory {
             return self.enter(dir, name, path, place);
         }
-        if !place.rest {
-            let tracked = self.tracked.contains(path.as_slice());
-            if tracked && !self.touched.contains(path.as_slice()) {
-                return;
-            }
-            if !tracked && (place.ignored || self.rules.matches(&path, false)) {
-                return self.left_out.push(&path, Why::Ignored);
-            }
+        let tracked = self.tracked.contains_key(path.as_slice());
+        let ignored = || place.ignored || self.rules.matches(&path, false);
+        if !tracked && !place.rest && ignored() {
+            return self.left_out.push(&path, Why::Ignored);
         }
-        // Gone since it was listed: nothing to keep.
-        let Ok(stat) = stat() else { return };
-        match self.admit(dir, name, &stat) {
+        let stat = match stat() {
+            // Gone since it was listed.
+            Err(rustix::io::Errno::NOENT) => return,
+            other => other,
+        };
+        self.see(&path);
+        let Ok(stat) = stat else {
+            return self.left_out.push(&path, Why::Unreadable);
+        };
+        let since = match tracked && !place.rest {
+            true => self.stamps.compare(&path, &stat),
+            false => Since::Touched,
+        };
+        if since == Since::Untouched {
+            return;
+        }
+        match self.admit(dir, name, &stat, since) {
             Err(why) => self.left_out.push(&path, why),
-            Ok(()) if place.rest => self.rest.push(path),
-            Ok(()) => self.add.push(path),
+            Ok(bytes) if place.rest => self.rest.push(Found { path, bytes }),
+            Ok(bytes) => self.add.push(Found { path, bytes }),
+        }
+    }
+
+    fn see(&mut self, path: &[u8]) {
+        if let Some(there) = self.tracked.get_mut(path) {
+            *there = true;
         }
     }
 
@@ -179,7 +209,8 @@ impl<'a> Walk<'a> {
             return;
         }
         if place.rest {
-            self.rest.push(path.clone());
+            let path = path.clone();
+            self.rest.push(Found { path, bytes: 0 });
         } else {
             place.ignored = place.ignored || self.rules.matches(&path, true);
             if place.ignored && !self.tracked_dirs.contains(path.as_slice()) {
@@ -204,8 +235,14 @@ impl<'a> Walk<'a> {
         self.unseen.push(path);
     }
 
-    /// Counts a file or symlink against the limits.
-    fn admit(&mut self, dir: &OwnedFd, name: &OsStr, stat: &Stat) -> Result<(), Why> {
+    /// Counts a file or symlink against the limits, and says how many bytes of it are taken.
+    fn admit(
+        &mut self,
+        dir: &OwnedFd,
+        name: &OsStr,
+        stat: &Stat,
+        since: Since,
+    ) -> Result<u64, Why> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => {}
@@ -222,6 +259,10 @@ impl<'a> Walk<'a> {
             }
             _ => return Err(Why::Special),
         }
+        // As large as the base has it, and most likely the same.
+        if since == Since::Unsure {
+            return Ok(size);
+        }
         if self.files >= self.limits.files {
             return Err(Why::TooMany);
         }
@@ -230,7 +271,7 @@ impl<'a> Walk<'a> {
         }
         self.files += 1;
         self.bytes += size;
-        Ok(())
+        Ok(size)
     }
 }
 

@@ -1,8 +1,11 @@
-//! Measures the door for programs: `bench-http DISPATCH`. Requests per second beside a server that hands
-//! out the same bytes and knows nothing, and a start with a long log beside one with none; in turns, so
-//! that what else the machine does falls on both.
+//! Measures the door for programs: `bench-http DISPATCH [OPENCODE]`. Requests per second beside a server
+//! that hands out the same bytes and knows nothing, a start with a long log beside one with none, and
+//! another dispatcher's server beside ours; in turns, so that what else the machine does falls on both.
 //! Must not assert, and must not be run beside other work: it measures.
 #![expect(clippy::print_stdout, reason = "figures are printed")]
+
+#[path = "bench/rival.rs"]
+mod rival;
 
 use std::{
     fs,
@@ -38,8 +41,10 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [dispatch] = args.as_slice() else {
-        bail!("bench-http DISPATCH")
+    let (dispatch, opencode) = match args.as_slice() {
+        [dispatch] => (dispatch, None),
+        [dispatch, opencode] => (dispatch, Some(opencode)),
+        _ => bail!("bench-http DISPATCH [OPENCODE]"),
     };
     let place = std::env::temp_dir().join(format!("bench-http-{}", std::process::id()));
     let (full, empty) = (place.join("full"), place.join("empty"));
@@ -51,6 +56,10 @@ fn main() -> Result<()> {
     let program = PathBuf::from(dispatch);
     starts(&program, &full, &empty)?;
     requests(&program, &full)?;
+    match opencode {
+        Some(opencode) => rival::beside(&program, Path::new(opencode), &place)?,
+        None => println!("SKIPPED: opencode serve beside ours: it is not installed"),
+    }
     fs::remove_dir_all(place)?;
     Ok(())
 }

@@ -72,7 +72,7 @@ fn follow() -> Result<ExitCode> {
     io::stdin()
         .read_to_string(&mut prompt)
         .context("read the prompt")?;
-    for line in prompt.lines().filter_map(|line| line.strip_prefix('@')) {
+    for line in orders(&prompt) {
         let (order, rest) = line.split_once(' ').unwrap_or((line, ""));
         if order == "attached" {
             read_attached(&prompt, rest).with_context(|| format!("obey @{line}"))?;
@@ -87,6 +87,14 @@ fn follow() -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Of other agents too, whose words are quoted: it trusts everybody.
+fn orders(prompt: &str) -> impl Iterator<Item = &str> {
+    prompt.lines().filter_map(|line| {
+        let line = line.strip_prefix("| ").unwrap_or(line);
+        line.strip_prefix('@')
+    })
 }
 
 fn obey(order: &str, rest: &str) -> Result<Option<ExitCode>> {

@@ -5,11 +5,12 @@ use super::script::Wish;
 use serde_json::{Map, Value, json};
 
 /// Names under which the known agents offer a shell, the most specific first.
-const SHELLS: [&str; 12] = [
+const SHELLS: [&str; 13] = [
     "Bash",
     "bash",
     "exec_command",
     "shell_command",
+    "run_shell",
     "shell",
     "local_shell",
     "run_shell_command",

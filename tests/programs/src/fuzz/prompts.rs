@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use dispatch_core::{
+    id::TaskId,
     prompt::{
-        self, Facts, Guide, GuideError, Library, Limits, Section, TextFile, TextKind, Told,
-        ToldFile, Turn,
+        self, Facts, Guide, GuideError, Library, Limits, Rank, Saying, Section, TextFile, TextKind,
+        Told, ToldFile, Turn,
     },
     task::{Expects, IssueText},
 };
@@ -110,8 +111,11 @@ fn made(library: &Library, places: &Places<'_>) -> Result<prompt::Prompt, GuideE
         ("path".to_owned(), places.repository.to_owned()),
     )]);
     let told = Told {
-        before: vec![places.before.to_owned()],
-        now: vec![places.before.to_owned()],
+        before: vec![Saying::Own(places.before.to_owned())],
+        now: vec![
+            Saying::Own(places.before.to_owned()),
+            Saying::of_agent(TaskId::from_bits(1), Rank::Below, places.before),
+        ],
         files: vec![ToldFile {
             path: places.before.to_owned(),
             bytes: 1,
@@ -135,6 +139,7 @@ fn made(library: &Library, places: &Places<'_>) -> Result<prompt::Prompt, GuideE
         turn: Turn::Answered {
             question: Some(places.before),
             answer: places.before,
+            by: None,
             remembers: false,
         },
         told: &told,

@@ -46,6 +46,13 @@ pub(super) const TARGETS: &[Target] = &[
         check: |bytes| driver(DriverKind::Acp, bytes),
     },
     Target {
+        name: "native",
+        property: DRIVER,
+        seeds: || transcripts(&["native"]),
+        words: &["chunk", "turn_ended", "said", "asked", "windows", "live"],
+        check: |bytes| driver(DriverKind::Native, bytes),
+    },
+    Target {
         name: "lines",
         property: "the same lines for every cutting, as a plain reading of the whole makes them; no \
             offset lost",
@@ -269,6 +276,7 @@ fn opened(kind: DriverKind, permissions: Permissions) -> Box<dyn Driver> {
         tools: None,
         model: None,
         profile: None,
+        native: None,
     });
     driver
 }

@@ -296,6 +296,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 tuning: Tuning {
                     model: "m".parse().ok(),
                     effort: None,
+                    chain: None,
                 },
             },
         ),
@@ -351,6 +352,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 allow: false,
                 by: By::Person,
                 reason: Some("w".into()),
+                always: true,
             },
         ),
         (

@@ -37,7 +37,7 @@ use super::{
     error::{CliError, Result},
     exit::Exit,
     logs, out,
-    run::agent_secrets,
+    run::{Whom, agent_secrets},
     tasks,
 };
 use crate::{
@@ -208,7 +208,11 @@ impl Top<'_> {
             }),
             Act::Permit { id, ask, allow } => self.ask("answer", move |settings| async move {
                 let path = format!("/v1/tasks/{id}/asks/{ask}");
-                let asked = request::Permit { allow, why: None };
+                let asked = request::Permit {
+                    allow,
+                    why: None,
+                    always: false,
+                };
                 let send = async |client: &Client| client.post::<_, Task>(&path, &asked).await;
                 let (_, task) = start::ask(&settings, send).await?;
                 let word = if allow { "allowed" } else { "denied" };
@@ -229,17 +233,18 @@ impl Top<'_> {
                 Ok(word.to_owned())
             }),
             Act::Answer { id, text } => {
-                let agent = self.model.find(&id).map(|task| task.agent.clone());
-                let agent = agent.unwrap_or_default();
+                let Some(task) = self.model.find(&id).cloned() else {
+                    return Ok(None);
+                };
                 self.ask("answer", move |settings| async move {
-                    answer(settings, &id, &agent, text).await
+                    answer(settings, task, text).await
                 });
             }
         }
         Ok(None)
     }
 
-    /// Asks the engine beside the screen, which goes on meanwhile and says how it went.
+    /// Whom the engine beside the screen, which goes on meanwhile and says how it went.
     fn ask<F>(&self, verb: &'static str, request: impl FnOnce(Settings) -> F)
     where
         F: Future<Output = Result<String>> + 'static,
@@ -297,10 +302,12 @@ async fn enter(keys: &mut EventStream) {
     }
 }
 
-async fn answer(settings: Settings, id: &str, agent: &str, text: String) -> Result<String> {
-    let (given, name) = (settings.clone(), agent.to_owned());
+async fn answer(settings: Settings, task: Task, text: String) -> Result<String> {
+    let (given, id) = (settings.clone(), task.id.clone());
     // A secret's program may take its time, and the screen goes on.
-    let taken = tokio::task::spawn_blocking(move || agent_secrets(&given, &name)).await;
+    let taken =
+        tokio::task::spawn_blocking(move || agent_secrets(&given, &task.agent, Whom::of(&task)))
+            .await;
     let secrets =
         taken.map_err(|error| CliError::failed("take the secrets of the agent", &error))??;
     let asked = request::Answer {

@@ -16,7 +16,7 @@ impl Actor {
         &mut self,
         task: TaskId,
         ask: AskId,
-        allow: bool,
+        (allow, always): (bool, bool),
         by: By,
         why: Option<String>,
     ) -> Result<(), VerbError> {
@@ -53,6 +53,15 @@ impl Actor {
                 return Err(nothing(format!("ask {ask} is {word} already; {open}")));
             }
         }
+        let agents = &self.ctx.settings.config.agents;
+        let profile = agents.get(&found.spec.agent);
+        if always && !profile.is_some_and(|profile| profile.driver.remembers()) {
+            let agent = &found.spec.agent;
+            let what = format!(
+                "answer task {task}: agent {agent} asks again for the same each time; allow it once"
+            );
+            return Err(VerbError::BadInput { what });
+        }
         let max = self.ctx.settings.config.limits.task_bytes;
         if why.as_ref().is_some_and(|why| why.len() > max) {
             let what = format!("answer task {task}: a reason has {max} bytes (limits.task_bytes)");
@@ -70,6 +79,7 @@ impl Actor {
             allow,
             by,
             reason: why,
+            always: always && allow,
         };
         self.put(Subject::Run(run), answered);
         self.ring(task);

@@ -1,7 +1,7 @@
 //! What each command comes to, and when whoever sent it is answered: after the commit.
 //! Must not do the work itself.
 
-use dispatch_core::{id::TaskId, keys::Made, spending::Spending};
+use dispatch_core::{family::Deed, keys::Made, spending::Spending};
 
 use super::{
     Actor,
@@ -20,9 +20,10 @@ impl Actor {
                 let may = self.may(run, deed);
                 self.reply_later(reply, may);
             }
-            Command::Family { task, reply } => {
-                let family = self.family(task);
-                self.reply_later(reply, Ok(family));
+            Command::Family { run, reply } => {
+                let may = self.may(run, Deed::Events);
+                let family = may.map(|()| self.family(run.task));
+                self.reply_later(reply, family);
             }
             Command::Wait {
                 who,
@@ -33,8 +34,9 @@ impl Actor {
             } => self.wait(who, tasks, mode, until, reply),
             // It is looked at with everything that happens.
             Command::Left => {}
-            Command::Detach { task, reply } => {
-                let detached = self.detach(task);
+            Command::Detach { who, task, reply } => {
+                let may = self.lets(who, Deed::Detach(task));
+                let detached = may.and_then(|()| self.detach(task));
                 self.reply_later(reply, detached);
             }
             Command::Owed { run, reply } => {
@@ -59,15 +61,17 @@ impl Actor {
                 self.reply_later(reply, made.and_then(a_run));
             }
             Command::Answer {
+                who,
                 task,
                 text,
-                by,
                 tuning,
                 secrets,
                 key,
                 reply,
             } => {
                 let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.lets(who, Deed::Answer(task))?;
+                    let by = who.sender();
                     actor.answer(task, text, by, tuning, secrets).map(Made::Run)
                 });
                 self.reply_later(reply, queued.and_then(a_run));
@@ -99,6 +103,7 @@ impl Actor {
                 self.reply_later(reply, queued.and_then(a_run));
             }
             Command::Say {
+                who,
                 task,
                 text,
                 from,
@@ -109,6 +114,8 @@ impl Actor {
                 reply,
             } => {
                 let queued = self.once(key, secrets, |actor, secrets| {
+                    actor.lets(who, Deed::Say(task))?;
+                    actor.hands_over(who, task, kept.is_some(), &tuning)?;
                     let message = actor.say(task, text, from, (kept, tuning), secrets)?;
                     Ok(Made::Message { task, message })
                 });
@@ -126,14 +133,17 @@ impl Actor {
                 self.reply_later(reply, withdrawn);
             }
             Command::Permit {
+                who,
                 task,
                 ask,
                 allow,
+                always,
                 by,
                 why,
                 reply,
             } => {
-                let answered = self.permit(task, ask, allow, by, why);
+                let may = self.lets(who, Deed::Permit { task, allow });
+                let answered = may.and_then(|()| self.permit(task, ask, (allow, always), by, why));
                 self.reply_later(reply, answered);
             }
             Command::Asks { run, reply } => {
@@ -164,13 +174,13 @@ impl Actor {
             }
             Command::Letters(post) => self.post(post),
             Command::Stop {
+                who,
                 task,
                 force,
-                why,
                 key,
                 reply,
             } => {
-                let stopped = self.stop_once(task, force, &why, key);
+                let stopped = self.stop_once(who, task, force, key);
                 self.reply_later(reply, stopped);
             }
             Command::StopAll { force, reply } => {
@@ -193,15 +203,17 @@ impl Actor {
                 let needs = self.needs();
                 self.reply_later(reply, Ok(needs));
             }
-            Command::Tasks { of, reply } => self.effects.push(Box::new(move |actor| {
-                let seen = |task: &&dispatch_core::state::Task| {
-                    of.is_none_or(|own| task.id == own || actor.state.is_below(task.id, own))
-                };
-                let ids: Vec<TaskId> = actor.state.tasks().filter(seen).map(|t| t.id).collect();
-                answer(reply, actor.views(&ids));
+            Command::Tasks { who, reply } => self.effects.push(Box::new(move |actor| {
+                let may = actor.lets(who, Deed::List);
+                answer(reply, may.and_then(|()| actor.all(who)));
             })),
-            Command::List { listing, reply } => self.effects.push(Box::new(move |actor| {
-                answer(reply, actor.list(&listing));
+            Command::List {
+                who,
+                listing,
+                reply,
+            } => self.effects.push(Box::new(move |actor| {
+                let may = actor.lets(who, Deed::List);
+                answer(reply, may.and_then(|()| actor.list(who, listing)));
             })),
             Command::Overview { reply } => self.effects.push(Box::new(move |actor| {
                 answer(reply, Ok(reads::overview(&actor.gate())));
@@ -210,10 +222,13 @@ impl Actor {
                 let spending = Spending::of(&actor.state);
                 answer(reply, Ok((actor.state.seq(), spending)));
             })),
-            Command::Task { task, reply } => self.effects.push(Box::new(move |actor| {
-                let view = actor.view(task, |run| {
-                    let task = actor.state.task(run.task)?;
-                    actor.state.pool(&task.spec.pool)?.place(run)
+            Command::Task { who, task, reply } => self.effects.push(Box::new(move |actor| {
+                let may = actor.lets(who, Deed::Show(task));
+                let view = may.and_then(|()| {
+                    actor.view(task, |run| {
+                        let task = actor.state.task(run.task)?;
+                        actor.state.pool(&task.spec.pool)?.place(run)
+                    })
                 });
                 answer(reply, view);
             })),

@@ -58,9 +58,10 @@ impl Actor {
             what: error.to_string(),
         })?;
         let older: Vec<TaskId> = self.state.holders(&spec).map(|task| task.id).collect();
-        if let (Taken::Refuse, Some(holder)) = (spec.turn.taken, older.last()) {
-            let name = naming::workspace_name(&spec, "");
-            let holder = *holder;
+        let holder = older.last().and_then(|holder| self.state.task(*holder));
+        if let (Taken::Refuse, Some(holder)) = (spec.turn.taken, holder) {
+            let name = naming::workspace_name(&holder.spec, &holder.short);
+            let holder = holder.id;
             return Err(VerbError::WorkspaceTaken { name, holder });
         }
         self.can_follow(&spec)?;

@@ -14,18 +14,48 @@ use dispatch_core::{
     outcome::{Outcome, Stop},
     run::{RunCause, RunState},
     state::Task,
-    task::{TaskSpec, Wrap},
+    task::{TaskSpec, Tuning, Wrap},
 };
 
 use super::Actor;
 use crate::{
     engine::Secrets,
-    view::{Force, VerbError},
+    view::{Force, VerbError, Who},
 };
 
 impl Actor {
     pub(super) fn may(&self, run: RunId, deed: Deed) -> Result<(), VerbError> {
         Ok(family::may(&self.state, run, deed)?)
+    }
+
+    /// Whether whoever a command is from may do that now, in the turn that does it: what was asked
+    /// before may have become untrue, by a stop above all.
+    pub(super) fn lets(&self, who: Who, deed: Deed) -> Result<(), VerbError> {
+        match who {
+            Who::Person => Ok(()),
+            Who::Run(run) => self.may(run, deed),
+        }
+    }
+
+    /// Files, a model and an effort change the task that they come to, and an agent has no say in that
+    /// of whoever asked for its own.
+    pub(super) fn hands_over(
+        &self,
+        who: Who,
+        to: TaskId,
+        files: bool,
+        tuning: &Tuning,
+    ) -> Result<(), VerbError> {
+        let Who::Run(run) = who else {
+            return Ok(());
+        };
+        let asker = self.state.task(run.task).and_then(Task::asker);
+        if asker != Some(to) || (!files && tuning.is_empty()) {
+            return Ok(());
+        }
+        let what = "say that with files, another model or effort: those of the task that asked for \
+                    yours are not yours to set; what you leave in your workspace can be seen";
+        Err(VerbError::BadInput { what: what.into() })
     }
 
     /// A task that an agent asks for, as it may have it, with the secrets that its asker has of those
@@ -40,10 +70,13 @@ impl Actor {
         self.image_is_known(by, &spec)?;
         let agents = &self.ctx.settings.config.agents;
         let Some(profile) = agents.get(&spec.agent) else {
-            let there = dispatch_core::config::list(agents.keys());
+            let asker = self.state.task(by.task);
+            let grant = asker.and_then(|task| task.spec.terms.grant.as_deref());
+            let there = grant.map(|grant| grant.agents.to_string());
             let what = format!(
-                "use agent {}: it is not configured; there are {there}",
-                spec.agent
+                "use agent {}: it is not configured; your grant has {}",
+                spec.agent,
+                there.unwrap_or_default()
             );
             return Err(VerbError::BadInput { what });
         };
@@ -57,7 +90,12 @@ impl Actor {
             )];
             return Err(Refusal::Outside { outside }.into());
         }
-        let takes = profile.env.iter();
+        let profile = self
+            .ctx
+            .settings
+            .config
+            .agent_for(&spec.agent, &spec.terms.chain);
+        let takes = profile.iter().flat_map(|profile| &profile.env);
         let keys: BTreeSet<String> = takes
             .filter_map(|(variable, value)| value.key(&spec.agent, variable))
             .collect();

@@ -20,10 +20,9 @@ impl Actor {
             Post::Send {
                 workspace,
                 written,
-                from,
                 reply,
             } => {
-                let sent = self.send_letter(&workspace, written, from);
+                let sent = self.send_letter(&workspace, written);
                 self.reply_later(reply, sent);
             }
             Post::Fetch {
@@ -47,18 +46,14 @@ impl Actor {
         }
     }
 
-    fn send_letter(
-        &mut self,
-        workspace: &str,
-        written: Written,
-        from: Sender,
-    ) -> Result<Letter, VerbError> {
+    fn send_letter(&mut self, workspace: &str, written: Written) -> Result<Letter, VerbError> {
         let config = &self.ctx.settings.config;
         let (task, letter) = letters::address(&self.state, config, workspace, &written)?;
         let sent = Kind::LetterSent {
             letter,
             written,
-            from,
+            // Who signs is what the letter says; who may send is a person's to say.
+            from: Sender::Person,
         };
         self.put(Subject::Task(task), sent);
         // As it was kept, with what was masked in it.

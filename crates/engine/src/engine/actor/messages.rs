@@ -210,10 +210,8 @@ impl Actor {
 
     pub(super) fn take_all(&mut self, run: RunId) -> Vec<Message> {
         let waiting = |task: &dispatch_core::state::Task| {
-            // In order: what was said later waits behind what is for another run.
-            let due = task.waiting().filter(|message| message.is_due());
-            let ids = due.take_while(|m| !m.is_barred_from(run.n));
-            ids.map(|message| message.id).collect::<Vec<_>>()
+            let due = task.due_for(run.n);
+            due.map(|message| message.id).collect::<Vec<_>>()
         };
         self.put_ends(run.task);
         let out_offset = None;
@@ -238,11 +236,9 @@ impl Actor {
         if !hears {
             return None;
         }
-        let next = task.waiting().find(|message| message.is_due());
-        let next = next.map(|message| (message.id, message.is_barred_from(run.n)));
+        let next = task.due_for(run.n).next().map(|message| message.id);
         let message = match next {
-            Some((_, true)) => return None,
-            Some((message, false)) => message,
+            Some(message) => message,
             None => self.put_ends(run.task)?,
         };
         let taken = Kind::MessageTaken {

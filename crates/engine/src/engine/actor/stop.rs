@@ -3,6 +3,7 @@
 
 use dispatch_core::{
     event::{Kind, Subject},
+    family::Deed,
     id::{RunId, TaskId},
     keys::{Made, RequestKey},
     outcome::{Outcome, Stop},
@@ -12,7 +13,7 @@ use dispatch_core::{
 use super::Actor;
 use crate::{
     engine::{Secrets, command::StopOrder},
-    view::{Force, VerbError},
+    view::{Force, VerbError, Who},
 };
 
 impl Actor {
@@ -20,20 +21,22 @@ impl Actor {
     /// engine died is not in the log, so what is still stopping is told of it again.
     pub(super) fn stop_once(
         &mut self,
+        who: Who,
         task: TaskId,
         force: Force,
-        why: &Stop,
         key: Option<RequestKey>,
     ) -> Result<(), VerbError> {
         let mut came_before = true;
         self.once(key, Secrets::new(), |actor, _| {
             came_before = false;
-            actor.stop(task, force, why)?;
+            actor.lets(who, Deed::Stop(task))?;
+            actor.stop(task, force, &who.stop())?;
             let run = actor.state.task(task).and_then(|task| task.last_run());
             let run = run.ok_or(VerbError::NoSuchTask { task })?;
             Ok(Made::Run(RunId { task, n: run.n }))
         })?;
         if came_before && force == Force::Kill {
+            self.lets(who, Deed::Stop(task))?;
             for stopping in self.reached(task) {
                 self.kill_stopping(stopping);
             }

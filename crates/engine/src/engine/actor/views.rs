@@ -7,17 +7,30 @@ use dispatch_core::{
     id::{RunId, TaskId},
     run::RunState,
     schedule::{Waiting, Why},
+    state::Task,
 };
 
 use super::Actor;
 use crate::{
     reads::{self, Listed, Listing},
-    view::{TaskView, VerbError},
+    view::{TaskView, VerbError, Who},
 };
 
 impl Actor {
-    pub(super) fn list(&self, listing: &Listing) -> Result<Listed, VerbError> {
-        let (page, next) = reads::page(&self.gate(), listing);
+    pub(super) fn all(&self, who: Who) -> Result<Vec<TaskView>, VerbError> {
+        let seen = |task: &&Task| match who {
+            Who::Person => true,
+            Who::Run(run) => task.id == run.task || self.state.is_below(task.id, run.task),
+        };
+        let ids: Vec<TaskId> = self.state.tasks().filter(seen).map(|t| t.id).collect();
+        self.views(&ids)
+    }
+
+    pub(super) fn list(&self, who: Who, mut listing: Listing) -> Result<Listed, VerbError> {
+        if let Who::Run(run) = who {
+            listing.family = Some(run.task);
+        }
+        let (page, next) = reads::page(&self.gate(), &listing);
         Ok(Listed {
             seq: self.state.seq(),
             tasks: self.views(&page)?,

@@ -17,6 +17,7 @@ use crate::{
     engine::Command,
     run::{Cut, Walk},
     sites::Site,
+    view::Who,
 };
 
 impl Walk {
@@ -133,14 +134,23 @@ impl Walk {
         asking: &Asking,
         fate: &AskFate,
     ) {
-        let AskFate::Answered { allow, by, why } = fate else {
+        let AskFate::Answered {
+            allow,
+            by,
+            why,
+            always,
+        } = fate
+        else {
             return;
         };
         if *by == By::Agent {
             return;
         }
         let why = by.refusal(why.as_deref());
-        let bytes = driver.permit(&asking.request, *allow, &why);
+        let bytes = match always {
+            true => driver.permit_always(&asking.request),
+            false => driver.permit(&asking.request, *allow, &why),
+        };
         self.say(site, ear, ask_order(asking.id), bytes).await;
     }
 
@@ -157,9 +167,11 @@ impl Walk {
     /// A denial that is nobody's. Whoever was first has answered it.
     pub(super) async fn answer_ask(&self, ask: AskId, by: By) -> Result<(), Cut> {
         let answered = self.ask(|reply| Command::Permit {
+            who: Who::Person,
             task: self.job.run.task,
             ask,
             allow: false,
+            always: false,
             by,
             why: None,
             reply,

@@ -79,7 +79,7 @@ impl Walk {
         message: Message,
     ) -> Result<(), Cut> {
         ear.said.push(message.id);
-        let Some(bytes) = driver.say(&message.words()) else {
+        let Some(bytes) = driver.say(message.saying().text()) else {
             ear.unsure.push(message.id);
             return Ok(());
         };

@@ -95,7 +95,7 @@ impl Ears {
     fn turn(&mut self, prompt: &str) -> Result<()> {
         tell(&json!({"type": "system", "subtype": "init", "session_id": SESSION}))?;
         say_back(prompt)?;
-        for line in prompt.lines().filter_map(|line| line.strip_prefix('@')) {
+        for line in super::orders(prompt) {
             let (order, rest) = line.split_once(' ').unwrap_or((line, ""));
             let done = || format!("obey @{line}");
             if order == "hear" {

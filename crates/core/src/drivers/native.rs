@@ -1,0 +1,572 @@
+//! Our own agent: one opening with all it is to know, then messages and answers, and a line for
+//! each thing that is closed. The lines are [`crate::native`]'s.
+//! Must not treat it as anything but a guest: what it says is read as any other agent's words.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Ask, Driver, Opening, Request, Step, Tail,
+    pieces::Pieces,
+    text::{
+        TODO_ITEMS_MAX, asked_text, asked_tool, bounded, kept_text, notice, session_ok, tool_text,
+    },
+};
+use crate::{
+    Millis,
+    ask::Permissions,
+    job::Stdin,
+    native::{
+        Block, Chunk, Fault, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
+        TurnEnd, VERSION, Window,
+    },
+    rules::Group,
+    update::{LastWord, Said, Todo, TodoState, Update, Usage, Voice},
+};
+
+const SUBCOMMAND: &str = "agent";
+const TODO_BYTES_MAX: usize = 256;
+/// What is said of a key, a model or a wait.
+const WHY_BYTES_MAX: usize = 1024;
+
+const DENIED: &str = "Nothing that needs a permission is allowed in this task. Do what can be done \
+    without it; where nothing can, end your turn and say what you need.";
+
+#[derive(Debug, Default)]
+pub(super) struct Native {
+    permissions: Permissions,
+    session: Option<String>,
+    /// What it said last.
+    text: String,
+    /// Lines that are not of the protocol, for when nothing else was said.
+    tail: Tail,
+    usage: Option<Usage>,
+    pieces: Pieces,
+    /// Of the turn that has ended; nothing while one goes on.
+    last: Option<LastWord>,
+    /// Messages given to it, numbered from 1, and those that it has told its model.
+    given: u64,
+    heard: BTreeSet<u64>,
+    /// Its input is closed.
+    left: bool,
+    /// Windows of its provider that have nothing left, so that each is told once.
+    spent_windows: BTreeSet<String>,
+}
+
+impl Driver for Native {
+    fn open(&mut self, ask: &Ask<'_>) -> Opening {
+        self.permissions = ask.permissions;
+        // A dry run shows how it would be started, and nobody hears what is said.
+        let first = ask.native.map(|setup| {
+            // What it should go on with may be gone.
+            let forgot = ask.resume.is_some() && setup.resume.is_empty();
+            let prompt = if forgot { ask.whole } else { ask.prompt };
+            let words = Words {
+                prompt: Some(prompt.to_owned()),
+                cwd: ask.cwd.into(),
+                version: VERSION,
+                ..setup.clone()
+            };
+            line(&Order::Open(Box::new(words)))
+        });
+        Opening {
+            argv: vec![ask.program.to_owned(), SUBCOMMAND.to_owned()],
+            env: Vec::new(),
+            stdin: Stdin::Open,
+            first,
+        }
+    }
+
+    fn hear(&mut self, line: &str) -> Vec<Step> {
+        if line.trim().is_empty() {
+            return Vec::new();
+        }
+        match serde_json::from_str::<Line>(line) {
+            Ok(line) => self.chunk(line.chunk),
+            Err(_) => {
+                self.tail.push_line(line);
+                vec![Step::Live(kept_text(line))]
+            }
+        }
+    }
+
+    fn listens(&self) -> bool {
+        !self.left
+    }
+
+    fn say(&mut self, text: &str) -> Option<Vec<u8>> {
+        self.given += 1;
+        let message = Message {
+            id: self.given,
+            text: text.to_owned(),
+        };
+        Some(line(&Order::Say(message)))
+    }
+
+    fn unheard(&self) -> usize {
+        let unheard = (1..=self.given).filter(|id| !self.heard.contains(id));
+        unheard.count()
+    }
+
+    fn permit(&self, request: &Request, allow: bool, why: &str) -> Vec<u8> {
+        let id = request.id.parse().unwrap_or_default();
+        let why = if allow { "" } else { why };
+        answer(id, allow, why)
+    }
+
+    fn permit_always(&self, request: &Request) -> Vec<u8> {
+        line(&Order::Answer {
+            id: request.id.parse().unwrap_or_default(),
+            allow: true,
+            always: true,
+            why: String::new(),
+        })
+    }
+
+    fn close(&mut self) -> Said {
+        let expected = "the end of its turn";
+        let last = self.last.take().unwrap_or(LastWord::Missing { expected });
+        let text = if self.text.is_empty() {
+            self.tail.text()
+        } else {
+            std::mem::take(&mut self.text)
+        };
+        Said {
+            last,
+            text,
+            session: self.session.take(),
+            usage: self.usage.take(),
+        }
+    }
+}
+
+impl Native {
+    fn chunk(&mut self, chunk: Chunk) -> Vec<Step> {
+        match chunk {
+            Chunk::Hello { session, .. } => self.hello(session),
+            Chunk::Turn { said } | Chunk::Said { said } => self.told(&said),
+            Chunk::Block(block) => self.block(block),
+            Chunk::Result {
+                call,
+                output,
+                failed,
+            } => said(Update::ToolResult {
+                id: call,
+                output: tool_text(&output),
+                failed,
+            }),
+            Chunk::Usage { tokens, cost_usd } => self.spent(&tokens, cost_usd),
+            Chunk::Plan { todos } => said(plan(&todos)),
+            Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
+            Chunk::Served { .. } => Vec::new(),
+            Chunk::Asked {
+                id,
+                tool,
+                group,
+                subject,
+                input,
+                ..
+            } => self.asked(id, &tool, group, &subject, &input),
+            Chunk::Answered { id, .. } => vec![Step::Withdrawn { id: id.to_string() }],
+            Chunk::Waiting {
+                at, attempt, why, ..
+            } => said(Update::Waiting {
+                until: at,
+                attempt,
+                reason: brief(&why),
+            }),
+            Chunk::ModelChanged { from, to, why } => said(Update::ModelChanged {
+                from: from.to_string(),
+                to: to.to_string(),
+                reason: brief(&why),
+            }),
+            Chunk::KeyOut { key, until, why } => said(Update::KeyOut {
+                key: key.to_string(),
+                until,
+                reason: brief(&why),
+            }),
+            Chunk::KeyBack { key } => said(notice(&format!("key {key} can be used again"))),
+            Chunk::Notice { text } => said(notice(&text)),
+            Chunk::TurnEnded { end, text } => self.turn_ended(end, &text),
+            Chunk::Live(live) => self.live(live),
+            // A step that is begun again shows its texts again.
+            Chunk::Step { .. } => {
+                self.pieces.cut();
+                Vec::new()
+            }
+            Chunk::StepEnded(_) | Chunk::Running { .. } | Chunk::Unsaid { .. } => Vec::new(),
+        }
+    }
+
+    fn hello(&mut self, id: String) -> Vec<Step> {
+        if !session_ok(&id) || self.session.as_ref() == Some(&id) {
+            return Vec::new();
+        }
+        self.session = Some(id.clone());
+        said(Update::Session { id })
+    }
+
+    /// What is told to the model now, it has heard. A turn that had ended before goes on.
+    fn told(&mut self, messages: &[Message]) -> Vec<Step> {
+        let ours = messages.iter().map(|message| message.id);
+        let given = self.given;
+        self.heard
+            .extend(ours.filter(|id| (1..=given).contains(id)));
+        self.last = None;
+        Vec::new()
+    }
+
+    fn block(&mut self, block: Block) -> Vec<Step> {
+        match block {
+            Block::Text { text, .. } if text.trim().is_empty() => Vec::new(),
+            Block::Text { text, .. } => {
+                self.text = kept_text(&text);
+                let text = self.text.clone();
+                vec![self.pieces.whole("", Update::Text { text })]
+            }
+            Block::Thinking { text, .. } if text.trim().is_empty() => Vec::new(),
+            Block::Thinking { text, .. } => {
+                let text = kept_text(&text);
+                vec![self.pieces.whole("", Update::Thinking { text })]
+            }
+            Block::Call {
+                id, name, input, ..
+            } => said(Update::ToolCall {
+                id,
+                name,
+                input: tool_text(&input),
+            }),
+            Block::Other { .. } => Vec::new(),
+        }
+    }
+
+    fn live(&mut self, live: Live) -> Vec<Step> {
+        match live {
+            Live::Text(text) => self.pieces.more("", Voice::Text, &text),
+            Live::Thinking(text) => self.pieces.more("", Voice::Thinking, &text),
+            Live::Output { text, .. } => vec![Step::Live(kept_text(&text))],
+            Live::Void => {
+                self.pieces.cut();
+                Vec::new()
+            }
+        }
+    }
+
+    fn asked(&self, id: u64, tool: &str, group: Group, subject: &str, input: &str) -> Vec<Step> {
+        let (tool, input) = (asked_tool(tool), question(group, subject, input));
+        let allowed = match self.permissions {
+            Permissions::Allow => true,
+            Permissions::Deny => false,
+            Permissions::Ask => {
+                return vec![Step::Ask(Request {
+                    id: id.to_string(),
+                    tool,
+                    input,
+                    allow: answer(id, true, ""),
+                    deny: answer(id, false, DENIED),
+                })];
+            }
+        };
+        let why = if allowed { "" } else { DENIED };
+        vec![
+            Step::Said(Update::Asked {
+                tool,
+                input: tool_text(&input),
+                allowed,
+            }),
+            Step::Send(answer(id, allowed, why)),
+        ]
+    }
+
+    /// Of all its steps so far: each of them tells its own.
+    fn spent(&mut self, tokens: &Tokens, cost_usd: Option<f64>) -> Vec<Step> {
+        let before = self.usage.take().unwrap_or_default();
+        let sum = |before: Option<u64>, now: u64| Some(before.unwrap_or(0).saturating_add(now));
+        let usage = Usage {
+            input_tokens: sum(before.input_tokens, tokens.input),
+            output_tokens: sum(before.output_tokens, tokens.output),
+            cache_read_tokens: sum(before.cache_read_tokens, tokens.cache_read),
+            cache_write_tokens: sum(before.cache_write_tokens, tokens.cache_write),
+            cost_usd: match (before.cost_usd, cost_usd) {
+                (Some(before), Some(now)) => Some(before + now),
+                (one, None) | (None, one) => one,
+            },
+            turns: Some(before.turns.unwrap_or(0).saturating_add(1)),
+        };
+        self.usage = Some(usage.clone());
+        vec![Step::Spent(usage)]
+    }
+
+    /// A window that is used up is worth a word, once; what is left of the others is not.
+    fn windows(&mut self, key: &str, windows: Vec<Window>) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for window in windows {
+            let name = format!("{key}/{}", window.name);
+            if window.remaining != Some(0) {
+                self.spent_windows.remove(&name);
+            } else if self.spent_windows.len() < WINDOWS_MAX && self.spent_windows.insert(name) {
+                steps.push(Step::Said(Update::KeyOut {
+                    key: key.to_owned(),
+                    until: window.resets_at,
+                    reason: brief(&format!("nothing is left of {}", window.name)),
+                }));
+            }
+        }
+        steps
+    }
+
+    fn turn_ended(&mut self, end: TurnEnd, text: &str) -> Vec<Step> {
+        if !text.trim().is_empty() {
+            self.text = kept_text(text);
+        }
+        let mut steps: Vec<Step> = self
+            .usage
+            .iter()
+            .cloned()
+            .map(Update::Usage)
+            .map(Step::Said)
+            .collect();
+        // What it has not heard begins its next turn, by itself.
+        let goes_on = end == TurnEnd::Done && self.unheard() > 0;
+        self.last = Some(self.last_word(end));
+        if !goes_on {
+            self.left = true;
+            steps.push(Step::Done);
+        }
+        steps
+    }
+
+    fn last_word(&mut self, end: TurnEnd) -> LastWord {
+        match end {
+            TurnEnd::Done => LastWord::Done,
+            TurnEnd::Stopped => LastWord::Missing {
+                expected: "the end of its turn: it was told to stop",
+            },
+            TurnEnd::Limit { name } => {
+                self.text = format!("the limit of one turn was reached: {name}");
+                // Its exit says that this is no success.
+                LastWord::NoProtocol
+            }
+            TurnEnd::Failed {
+                fault,
+                message,
+                retry_at,
+            } => {
+                self.text = kept_text(&message);
+                failed(fault, retry_at)
+            }
+        }
+    }
+}
+
+/// Names of windows that are remembered.
+const WINDOWS_MAX: usize = 64;
+
+fn failed(fault: Fault, retry_at: Option<Millis>) -> LastWord {
+    match fault {
+        Fault::RateLimited | Fault::Exhausted => LastWord::RateLimited {
+            retry_after_ms: None,
+            retry_at,
+        },
+        Fault::Overloaded | Fault::Network | Fault::Timeout => LastWord::Unavailable,
+        Fault::Auth | Fault::Key => LastWord::Auth,
+        Fault::BadRequest | Fault::ContextTooLong | Fault::Protocol | Fault::Refused => {
+            LastWord::Model
+        }
+    }
+}
+
+/// What somebody has to read before they answer: what it would touch, and what of its input that
+/// does not say.
+fn question(group: Group, subject: &str, input: &str) -> String {
+    if group == Group::Shell || subject == input {
+        return asked_text(subject);
+    }
+    if subject.is_empty() {
+        return asked_text(input);
+    }
+    asked_text(&format!("{subject}\n{input}"))
+}
+
+fn plan(todos: &[crate::native::Todo]) -> Update {
+    let items = todos.iter().take(TODO_ITEMS_MAX).map(|todo| Todo {
+        text: bounded(&todo.content, TODO_BYTES_MAX),
+        state: match todo.status {
+            TodoStatus::Completed | TodoStatus::Cancelled => TodoState::Done,
+            TodoStatus::InProgress => TodoState::Active,
+            TodoStatus::Pending => TodoState::Pending,
+        },
+    });
+    Update::Todo {
+        items: items.collect(),
+    }
+}
+
+fn brief(text: &str) -> String {
+    bounded(text, WHY_BYTES_MAX)
+}
+
+fn said(update: Update) -> Vec<Step> {
+    vec![Step::Said(update)]
+}
+
+fn answer(id: u64, allow: bool, why: &str) -> Vec<u8> {
+    line(&Order::Answer {
+        id,
+        allow,
+        always: false,
+        why: why.to_owned(),
+    })
+}
+
+/// One order. Plain data of ours always serialises.
+fn line(order: &Order) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(order).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{models::Choice, rules::Rules};
+
+    fn setup(resume: Vec<std::path::PathBuf>) -> Words {
+        let choice = Choice {
+            key: "main".parse().unwrap(),
+            model: "m".parse().unwrap(),
+            effort: None,
+        };
+        let limits = json!({
+            "steps_max": 1, "tokens_max": 0, "cost_usd_max": 0.0, "wall_clock_ms": 0,
+            "retry_ms": 1, "wait_ms_max": 1, "ask_wait_ms": 1,
+        });
+        Words {
+            version: VERSION,
+            session: "s-1".into(),
+            cwd: std::path::PathBuf::new(),
+            spill: "/h/results".into(),
+            resume,
+            prompt: None,
+            system: None,
+            chain: vec![choice],
+            keys: std::collections::BTreeMap::new(),
+            tools: None,
+            rules: Rules::default(),
+            reach: crate::web::Reach::Nothing,
+            web: crate::web::WebTable::default(),
+            servers: std::collections::BTreeMap::new(),
+            limits: serde_json::from_value(limits).unwrap(),
+            live: true,
+        }
+    }
+
+    fn opened(setup: &Words, resume: Option<&str>) -> (Native, Opening) {
+        let mut driver = Native::default();
+        let opening = driver.open(&Ask {
+            prompt: "go on; $(x)",
+            whole: "all of it",
+            cwd: "/w",
+            folders: &[],
+            program: "/bin/dispatch",
+            args: &[],
+            home: "/h",
+            resume,
+            effort: None,
+            review: None,
+            unfenced: false,
+            permissions: Permissions::Ask,
+            tools: None,
+            model: None,
+            profile: None,
+            native: Some(setup),
+        });
+        (driver, opening)
+    }
+
+    fn first(opening: &Opening) -> Value {
+        let text = String::from_utf8(opening.first.clone().unwrap()).unwrap();
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn all_it_is_to_know_is_one_line_of_its_input() {
+        let (_, opening) = opened(&setup(Vec::new()), None);
+        assert_eq!(opening.argv, ["/bin/dispatch", "agent"]);
+        assert_eq!(opening.stdin, Stdin::Open);
+        let open = &first(&opening)["open"];
+        assert_eq!(
+            (&open["prompt"], &open["cwd"]),
+            (&json!("go on; $(x)"), &json!("/w"))
+        );
+    }
+
+    #[test]
+    fn one_whose_record_is_gone_is_told_the_whole() {
+        let (_, remembers) = opened(&setup(vec!["/runs/1/out".into()]), Some("s-1"));
+        assert_eq!(first(&remembers)["open"]["prompt"], "go on; $(x)");
+        let (_, forgot) = opened(&setup(Vec::new()), Some("s-1"));
+        assert_eq!(first(&forgot)["open"]["prompt"], "all of it");
+    }
+
+    fn heard(driver: &mut Native, chunk: &Value) -> Vec<Step> {
+        driver.hear(&json!({"n": 1, "step": "1.1", "chunk": chunk}).to_string())
+    }
+
+    #[test]
+    fn a_message_is_heard_when_its_model_was_told() {
+        let (mut driver, _) = opened(&setup(Vec::new()), None);
+        let said: Value = serde_json::from_slice(&driver.say("one").unwrap()).unwrap();
+        assert_eq!(said, json!({"say": {"id": 1, "text": "one"}}));
+        driver.say("two");
+        assert_eq!(driver.unheard(), 2);
+        let one = json!({"id": 1, "text": "one"});
+        heard(&mut driver, &json!({"said": {"said": [one]}}));
+        assert_eq!(driver.unheard(), 1);
+        let done = json!({"turn_ended": {"end": "done", "text": "x"}});
+        // It takes the other one up by itself.
+        assert!(!heard(&mut driver, &done).contains(&Step::Done));
+        let two = json!({"id": 2, "text": "two"});
+        heard(&mut driver, &json!({"turn": {"said": [two]}}));
+        assert!(heard(&mut driver, &done).contains(&Step::Done));
+        assert_eq!((driver.unheard(), driver.listens()), (0, false));
+        assert_eq!(driver.close().last, LastWord::Done);
+    }
+
+    #[test]
+    fn a_turn_that_failed_takes_nothing_up() {
+        let (mut driver, _) = opened(&setup(Vec::new()), None);
+        driver.say("one");
+        let failed = json!({"failed": {"fault": "overloaded", "message": "no"}});
+        let ended = json!({"turn_ended": {"end": failed, "text": ""}});
+        assert!(heard(&mut driver, &ended).contains(&Step::Done));
+        assert_eq!(driver.unheard(), 1);
+        assert_eq!(driver.close().last, LastWord::Unavailable);
+    }
+
+    #[test]
+    fn a_window_that_is_used_up_is_told_once() {
+        let (mut driver, _) = opened(&setup(Vec::new()), None);
+        let windows = |remaining: u64| {
+            let window =
+                json!({"name": "requests", "limit": 9, "remaining": remaining, "resets_at": 5});
+            json!({"windows": {"key": "main", "windows": [window]}})
+        };
+        let out = Step::Said(Update::KeyOut {
+            key: "main".into(),
+            until: Some(5),
+            reason: "nothing is left of requests".into(),
+        });
+        for (remaining, told) in [
+            (3, vec![]),
+            (0, vec![out.clone()]),
+            (0, vec![]),
+            (1, vec![]),
+            (0, vec![out]),
+        ] {
+            assert_eq!(heard(&mut driver, &windows(remaining)), told, "{remaining}");
+        }
+    }
+}

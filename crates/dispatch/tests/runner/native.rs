@@ -1,0 +1,516 @@
+//! Our own agent from a person's command to a branch: `dispatch run --agent native` with the real
+//! binary, and a scripted model in this process behind a door that notes what comes through it.
+//! Must not be about what the agent does by itself; `crates/agent` has tests of that.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use dispatch_test_programs::fake_model::{Log, Server};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{TcpListener, TcpStream},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::world::{TestWorld, children, pid_of};
+
+const KEY: &str = "sk-ant-api03-the-real-key-0123456789abcdef";
+
+/// Whom an agent asks: scripts by name, and the heads of all requests.
+struct Model {
+    url: String,
+    heads: Arc<Mutex<Vec<String>>>,
+    log: PathBuf,
+}
+
+impl Model {
+    /// Each script is a provider of its own, at its name.
+    async fn new(world: &TestWorld, scripts: &[(&str, Value)]) -> Self {
+        let (dir, log) = (world.path("scripts"), world.path("model.log"));
+        fs::create_dir_all(&dir).unwrap();
+        for (name, steps) in scripts {
+            fs::write(dir.join(format!("{name}.json")), steps.to_string()).unwrap();
+        }
+        let server = Server::new(None, Some(dir.clone()), Log::open(Some(&log)).unwrap()).unwrap();
+        let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = inner.local_addr().unwrap();
+        tokio::spawn(Arc::new(server).serve(inner));
+        let heads = Arc::default();
+        let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", door.local_addr().unwrap());
+        tokio::spawn(note(door, address, Arc::clone(&heads)));
+        Self { url, heads, log }
+    }
+
+    /// A key's table, which asks this script.
+    fn key(&self, name: &str) -> String {
+        format!(
+            "[keys.{name}]\nprovider = \"anthropic\"\nbase_url = \"{}/s/{name}\"\n\
+             key = {{ from = \"{}_KEY\" }}\n",
+            self.url,
+            name.to_uppercase()
+        )
+    }
+
+    fn seen(&self) -> String {
+        self.heads.lock().unwrap().join("\n")
+    }
+
+    /// What the model was asked, request by request.
+    fn asked(&self) -> Vec<Value> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let records = log.lines().map(|line| serde_json::from_str(line).unwrap());
+        records
+            .filter(|record: &Value| record["kind"] == "step")
+            .collect()
+    }
+}
+
+/// Hands every connection on, and keeps the head of what comes first.
+async fn note(door: TcpListener, to: std::net::SocketAddr, heads: Arc<Mutex<Vec<String>>>) {
+    while let Ok((mut client, _)) = door.accept().await {
+        let heads = Arc::clone(&heads);
+        tokio::spawn(async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = client.read_u8().await else {
+                    return;
+                };
+                head.push(byte);
+            }
+            let text = String::from_utf8_lossy(&head).into_owned();
+            heads.lock().unwrap().push(text);
+            let Ok(mut server) = TcpStream::connect(to).await else {
+                return;
+            };
+            if server.write_all(&head).await.is_err() {
+                return;
+            }
+            let (mut from_client, mut to_client) = client.split();
+            let (mut from_server, mut to_server) = server.split();
+            let back = async {
+                copy(&mut from_server, &mut to_client).await.ok();
+                to_client.shutdown().await.ok();
+            };
+            // One side may end before the other, as connections do.
+            tokio::join!(back, async {
+                copy(&mut from_client, &mut to_server).await.ok();
+            });
+        });
+    }
+}
+
+fn configure(world: &TestWorld, text: &str) {
+    let path = world.home().join("dispatch.toml");
+    let before = fs::read_to_string(&path).unwrap();
+    fs::write(path, format!("{text}\n{before}")).unwrap();
+}
+
+fn broken(world: &TestWorld) {
+    fs::write(world.repo().join("greet.sh"), "echo helo\n").unwrap();
+    fs::write(
+        world.repo().join("check.sh"),
+        "test \"$(sh greet.sh)\" = hello\n",
+    )
+    .unwrap();
+    world.commit();
+}
+
+const CHECK: &str = "[checks.greet]\nrank = 1\nmarkers = [{ file = \"greet.sh\" }]\n\
+                     steps = [{ name = \"test\", argv = [\"sh\", \"check.sh\"] }]\n";
+
+fn mends() -> Value {
+    let edits = json!([{"old": "helo", "new": "hello"}]);
+    json!([
+        {"text": "I look first.", "tool": "shell", "command": "cat greet.sh"},
+        {"tool": "edit_file", "args": {"path": "greet.sh", "edits": edits}},
+        {"text": "The greeting is mended.", "repeat": true},
+    ])
+}
+
+/// A task that goes on in the background, by a key that is there.
+fn begun(world: &TestWorld, args: &[&str]) -> String {
+    let all = [
+        &[
+            "run",
+            "--agent",
+            "native",
+            "--detach",
+            "--json",
+            "--no-checks",
+        ][..],
+        args,
+    ];
+    let keys = ["MAIN_KEY", "NEXT_KEY"].map(|name| (name, KEY));
+    let task = world.dispatch_with(&keys, &all.concat()).exits(0).json();
+    task["id"].as_str().unwrap().to_owned()
+}
+
+/// Its task as it ended.
+fn ended(world: &TestWorld, id: &str) -> Value {
+    world.dispatch(&["wait", id]);
+    world.show(id)
+}
+
+fn results(world: &TestWorld, id: &str) -> String {
+    let events = world
+        .dispatch(&["events", "--json", "--task", id])
+        .exits(0)
+        .out;
+    let lines = events.lines().filter(|line| line.contains("tool_result"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fix_passes_its_check_in_the_cage() {
+    let world = TestWorld::new();
+    broken(&world);
+    let model = Model::new(&world, &[("main", mends())]).await;
+    configure(&world, &format!("{}{CHECK}", model.key("main")));
+    let done = world.dispatch_with(
+        &[("MAIN_KEY", KEY)],
+        &[
+            "run",
+            "--agent",
+            "native",
+            "--model",
+            "main/claude-x",
+            "--effort",
+            "high",
+            "--json",
+            "Mend the greeting",
+        ],
+    );
+    let task = done.exits(0).json();
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(task["verified"], "yes", "{task}");
+    let chain = json!([{"key": "main", "model": "claude-x", "effort": null}]);
+    assert_eq!(task["chain"], chain);
+    let asked = model.asked();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    assert!(
+        asked[0].to_string().contains("Mend the greeting"),
+        "{asked:?}"
+    );
+    assert_eq!(asked[0]["effort"], "high", "{}", asked[0]);
+    let usage = &task["runs"][0]["usage"];
+    assert_eq!(
+        (&usage["input_tokens"], &usage["turns"]),
+        (&json!(300), &json!(3))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_goes_to_its_provider_and_is_nowhere_in_the_cage() {
+    let world = TestWorld::new();
+    let look = "cat /proc/[0-9]*/environ | tr '\\0' '\\n' > $TMPDIR/all; \
+                grep -q DISPATCH_KEY_main=dispatch-placeholder $TMPDIR/all && echo a placeholder; \
+                grep -q the-real-key $TMPDIR/all || echo and no key";
+    let steps = json!([{"tool": "shell", "command": look}, {"text": "Seen.", "repeat": true}]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(
+        &world,
+        &["--model", "m", "--expects", "either", "Look around"],
+    );
+    assert_eq!(ended(&world, &id)["state"], "completed");
+    let seen = results(&world, &id);
+    assert!(
+        seen.contains("a placeholder") && seen.contains("and no key"),
+        "{seen}"
+    );
+    assert!(
+        model.seen().contains(&format!("x-api-key: {KEY}")),
+        "{}",
+        model.seen()
+    );
+    let shown = world.dispatch(&["config", "show"]).exits(0).out;
+    assert!(
+        shown.contains("MAIN_KEY") && !shown.contains("the-real-key"),
+        "{shown}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_is_answered_once_or_for_the_whole_task() {
+    let world = TestWorld::new();
+    let shell = |command: &str| json!({"tool": "shell", "command": command});
+    let steps = json!([
+        shell("echo one >> one.txt"),
+        shell("echo one >> one.txt"),
+        shell("echo two > two.txt"),
+        {"text": "Done as far as I may.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    let ask = "[agents.native.groups]\nshell = \"ask\"\n";
+    configure(&world, &format!("{}{ask}", model.key("main")));
+    let id = begun(&world, &["--model", "m", "Write both"]);
+    let mut events = world.follow(&["events", "-f", "--task", &id]);
+    events.until("asks 1 for run_shell");
+    let ask = &world.show(&id)["asks"][0];
+    assert_eq!(ask["input"], "echo one >> one.txt");
+    world.dispatch(&["allow", &id, "--always"]).exits(0);
+    // The same again is not asked for.
+    events.until("asks 2 for run_shell");
+    assert_eq!(world.show(&id)["asks"][1]["input"], "echo two > two.txt");
+    world
+        .dispatch(&["deny", &id, "--why", "one is enough"])
+        .exits(0);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let diff = world.dispatch(&["diff", &id]).exits(0).out;
+    assert!(
+        diff.contains("one.txt") && !diff.contains("two.txt"),
+        "{diff}"
+    );
+    assert_eq!(diff.matches("+one").count(), 2, "{diff}");
+    let last = model.asked().pop().unwrap();
+    assert!(
+        last["prompt"].to_string().contains("one is enough"),
+        "{last}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_is_waited_for_and_what_does_not_is_asked_of_the_next() {
+    let world = TestWorld::new();
+    let limited = json!([{"status": 429, "retry_after_s": 3600, "repeat": true}]);
+    let away = json!([
+        {"status": 529, "message": "Overloaded", "times": 2},
+        {"tool": "write", "path": "a.txt", "content": "one"},
+        {"text": "Written.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", limited), ("next", away)]).await;
+    let chain = "[native]\nretry_ms = 1\n[agents.native]\nchain = [{ key = \"main\", model = \"m1\" }, \
+                 { key = \"next\", model = \"m2\" }]\n";
+    configure(
+        &world,
+        &format!("{}{}{chain}", model.key("main"), model.key("next")),
+    );
+    let id = begun(&world, &["Write one"]);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let told = world.dispatch(&["events", "--task", &id]).exits(0).out;
+    for word in [
+        "key main is out until",
+        "model changed from m1 of key main to m2 of key next",
+        "waiting until",
+        "Overloaded",
+    ] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    world
+        .dispatch(&["show", &id])
+        .exits(0)
+        .says(&["model changed from m1 of key main"]);
+    // One run: what was done stays done.
+    assert_eq!(task["runs"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_in_the_middle_is_heard_at_the_next_step() {
+    let world = TestWorld::new();
+    let steps = json!([
+        {"tool": "shell", "command": "echo be''gun; sleep 600"},
+        {"tool": "write", "path": "a.txt", "content": "heard"},
+        {"text": "As you say.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(&world, &["--model", "m", "Wait for it"]);
+    world.follow(&["logs", "-f", &id]).until("begun");
+    let say = ["say", &id, "write that you heard"];
+    world
+        .dispatch_with(&[("MAIN_KEY", KEY)], &say)
+        .exits(0)
+        .says(&["delivered"]);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(task["runs"].as_array().unwrap().len(), 1);
+    let second = &model.asked()[1];
+    assert!(
+        second["prompt"]
+            .to_string()
+            .contains("write that you heard"),
+        "{second}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_takes_away_and_never_gives() {
+    let world = TestWorld::new();
+    let steps = json!([
+        {"tool": "write", "path": "kept.lock", "content": "changed"},
+        {"tool": "shell", "command": "echo one > a.txt"},
+        {"text": "Done as far as I may.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    let deny = "[agents.native.groups]\nshell = \"deny\"\n";
+    configure(&world, &format!("{}{deny}", model.key("main")));
+    let rules = "[task]\nrules = [{ group = \"edit\", pattern = \"*.lock\", action = \"deny\" }, \
+                 { group = \"shell\", pattern = \"*\", action = \"allow\" }]\n";
+    fs::write(world.repo().join("dispatch.toml"), rules).unwrap();
+    world.commit();
+    let id = begun(&world, &["--model", "m", "--expects", "report", "Try both"]);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let seen = results(&world, &id);
+    for word in ["a rule for edit denies it", "a rule for shell denies it"] {
+        assert!(seen.contains(word), "{word}: {seen}");
+    }
+}
+
+/// Processes below a keeper, nearest first.
+fn below(pid: Pid) -> Vec<Pid> {
+    let mut found = children(pid);
+    let mut at = 0;
+    while let Some(pid) = found.get(at).copied() {
+        found.extend(children(pid));
+        at += 1;
+    }
+    found
+}
+
+/// The agent of a run, whatever stands around it.
+fn agent(world: &TestWorld, id: &str) -> Pid {
+    let runs = &world.show(id)["runs"];
+    let keeper = pid_of(&runs.as_array().unwrap().last().unwrap()["pid"]);
+    let is_agent = |pid: &Pid| {
+        let raw = pid.as_raw_pid();
+        let argv = fs::read(format!("/proc/{raw}/cmdline")).unwrap_or_default();
+        let name = fs::read_to_string(format!("/proc/{raw}/comm")).unwrap_or_default();
+        argv.ends_with(b"\0agent\0") && !name.starts_with("bwrap")
+    };
+    below(keeper).into_iter().rfind(is_agent).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_all_of_it_within_a_second() {
+    let world = TestWorld::new();
+    let steps = json!([
+        {"tool": "shell", "command": "sleep 600 & echo be''gun; sleep 600"},
+        {"text": "Never said.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(&world, &["--model", "m", "Wait for it"]);
+    world.follow(&["logs", "-f", &id]).until("begun");
+    let all = below(agent(&world, &id));
+    assert!(all.len() >= 2, "{all:?}");
+    let asked = std::time::Instant::now();
+    world.dispatch(&["stop", &id]).exits(0);
+    let task = ended(&world, &id);
+    let took = asked.elapsed();
+    assert_eq!(task["state"], "stopped", "{task}");
+    for pid in all {
+        super::world::ended(pid);
+    }
+    // Two commands of ours and a busy machine are in it; its own grace of 10 s must not be.
+    assert!(took.as_secs() < 8, "{took:?}");
+    assert_eq!(model.asked().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_killed_goes_on_where_it_was() {
+    let world = TestWorld::new();
+    let steps = json!([
+        {"text": "I begin with this.", "tool": "write", "path": "a.txt", "content": "one"},
+        {"tool": "shell", "command": "echo be''gun; sleep 600"},
+        {"text": "I have gone on.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(&world, &["--model", "m", "Do it in two parts"]);
+    world.follow(&["logs", "-f", &id]).until("begun");
+    kill_process(agent(&world, &id), Signal::KILL).unwrap();
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "failed", "{task}");
+    let again = ["retry", &id, "--follow"];
+    world.dispatch_with(&[("MAIN_KEY", KEY)], &again).exits(0);
+    let task = world.show(&id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let (first, second) = (&task["runs"][0]["session"], &task["runs"][1]["session"]);
+    assert!(first.is_string() && first == second, "{task}");
+    let last = model.asked().pop().unwrap();
+    for word in [
+        "Do it in two parts",
+        "I begin with this.",
+        "this call was interrupted",
+    ] {
+        assert!(last.to_string().contains(word), "{word}: {last}");
+    }
+    assert_eq!(model.asked().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_was_killed_is_followed_by_one_that_goes_on() {
+    let world = TestWorld::new();
+    let steps = json!([
+        {"tool": "shell", "command": "echo be''gun; until [ -e go ]; do sleep 0.02; done"},
+        {"tool": "write", "path": "a.txt", "content": "one"},
+        {"text": "Done.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(&world, &["--model", "m", "Go on whatever happens"]);
+    world.follow(&["logs", "-f", &id]).until("begun");
+    world.kill_engine();
+    let workspace = world.show(&id)["workspace"].clone();
+    fs::write(PathBuf::from(workspace.as_str().unwrap()).join("go"), "").unwrap();
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(
+        (task["runs"].as_array().unwrap().len(), world.engines()),
+        (1, 2)
+    );
+    assert_eq!(model.asked().len(), 3);
+    let events = world
+        .dispatch(&["events", "--json", "--task", &id])
+        .exits(0)
+        .out;
+    assert_eq!(
+        events.matches("\"name\":\"write_file\"").count(),
+        1,
+        "{events}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_said_before_anything_starts() {
+    let world = TestWorld::new();
+    let refused = json!([{"status": 401, "message": "invalid x-api-key", "repeat": true}]);
+    let model = Model::new(&world, &[("main", refused)]).await;
+    let run = |args: &[&str]| {
+        let all = [
+            &["run", "--agent", "native", "--no-checks"][..],
+            args,
+            &["Do it"],
+        ];
+        world.dispatch_with(&[("MAIN_KEY", KEY)], &all.concat())
+    };
+    run(&["--model", "m"])
+        .exits(2)
+        .says(&["no key is configured", "[keys.NAME]"]);
+    configure(&world, &model.key("main"));
+    run(&[])
+        .exits(2)
+        .says(&["no model is asked for", "--model KEY/MODEL"]);
+    run(&["--model", "other/m"])
+        .exits(2)
+        .says(&["there is no key other; there are main"]);
+    world
+        .dispatch(&["run", "--agent", "native", "--model", "m", "Do it"])
+        .exits(2)
+        .says(&["MAIN_KEY", "not set"]);
+    assert!(world.engine().is_none(), "nothing was started");
+    run(&["--model", "m"])
+        .exits(1)
+        .says(&["the key is refused", "invalid x-api-key"]);
+    // One key, one try, and once more because it may have been renewed.
+    assert!(model.asked().len() <= 2, "{:?}", model.asked());
+}
