@@ -686,6 +686,9 @@ fn lowered(asker: &Task, grant: &Grant, left: Left, by: RunId, mut spec: TaskSpe
     let terms = &mut spec.terms;
     let strict = grant.permissions.stricter(own.permissions);
     terms.permissions = terms.permissions.stricter(strict);
+    if let (Some(rules), Some(asker)) = (&mut terms.rules, &own.rules) {
+        **rules = asker.intersect(rules);
+    }
     terms.priority = terms.priority.min(own.priority);
     terms.budget_tokens = share(terms.budget_tokens, left.tokens, left.children);
     let usd = share(terms.budget_usd.0, left.usd.map(|usd| usd.0), left.children);

@@ -8,6 +8,7 @@ use crate::{
     ask::Permissions,
     id::CheckName,
     limits::{Limit, Lowered},
+    rules::Rule,
     task::Expects,
 };
 
@@ -17,8 +18,8 @@ pub const FILE: &str = "dispatch.toml";
 pub const BYTES_MAX: u64 = 16 << 10;
 
 const ALLOWED: &str = "allowed are task.agent, task.expects, task.checks (names of configured \
-                       checks), task.permissions (only a stricter one counts) and task.grant (only takes \
-                       away), and limits of a job to lower; the rest belongs into your own configuration";
+                       checks), task.permissions (only a stricter one counts), task.grant and task.rules \
+                       (only take away), and limits of a job to lower; the rest belongs into your own configuration";
 
 /// What a repository asks for where the request says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Project {
     /// No agent's grant is wider than this one; `none`, or a name: whether it is configured is for the
     /// one who uses it.
     pub grant: Option<String>,
+    /// Of our own agent, and only where they say less than its own.
+    pub rules: Vec<Rule>,
     /// As it was written: whether it is lower is for the one who knows the configuration.
     pub limits: Lowered,
 }
@@ -73,6 +76,7 @@ pub fn parse(text: &str) -> Result<Project, BadProject> {
                 "checks" => project.checks = Some(get("task.checks", value)?),
                 "permissions" => project.permissions = Some(get("task.permissions", value)?),
                 "grant" => project.grant = Some(get("task.grant", value)?),
+                "rules" => project.rules = get("task.rules", value)?,
                 _ => {
                     let key = format!("task.{key}");
                     return Err(BadProject::Key { key });
@@ -126,6 +130,9 @@ mod tests {
         assert_eq!(project.permissions, Some(Permissions::Ask));
         assert_eq!(project.grant.as_deref(), Some("helpers"));
         assert_eq!(parse("").unwrap(), Project::default());
+        let rules =
+            "[task]\nrules = [{ group = \"edit\", pattern = \"*.lock\", action = \"deny\" }]\n";
+        assert_eq!(parse(rules).unwrap().rules[0].pattern, "*.lock");
     }
 
     #[test]
@@ -170,6 +177,8 @@ mod tests {
             "checks = \"none\"",
             "checks = [\"../x\"]",
             "permissions = \"never\"",
+            "rules = [{ group = \"edit\", pattern = \"*\" }]",
+            "rules = [{ group = \"all\", pattern = \"*\", action = \"deny\" }]",
         ] {
             let got = parse(&format!("[task]\n{text}"));
             assert!(

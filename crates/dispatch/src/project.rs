@@ -68,6 +68,7 @@ pub(crate) fn fill(
         asked.agent = Some(chosen);
     }
     asked.grant_most = project.grant;
+    asked.rules_most = project.rules;
     if let (None, Some(own)) = (asked.permissions, project.permissions) {
         let name = request::agent(config, asked.agent.as_deref())?.agent;
         let configured = config.agents.get(&name).map(|agent| agent.permissions);

@@ -155,6 +155,8 @@ impl DispatchInput {
             permissions: None,
             grant: None,
             grant_most: None,
+            rules: Vec::new(),
+            rules_most: Vec::new(),
             detached: false,
             checks: None,
             review_base: None,

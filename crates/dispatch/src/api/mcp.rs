@@ -162,6 +162,8 @@ impl From<DispatchInput> for request::Dispatch {
             permissions: input.permissions,
             grant: input.grant,
             grant_most: None,
+            rules: Vec::new(),
+            rules_most: Vec::new(),
             detached: input.detached,
             checks: input.checks,
             review_base: input.review_base,

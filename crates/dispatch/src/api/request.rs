@@ -23,6 +23,7 @@ use dispatch_core::{
     models::Choice,
     prompt::{Guide, GuideError, TextKind},
     redact::Redactor,
+    rules::Rule,
     secret::{Secret, travel},
     task::{
         Base, ChecksAsked, Effort, Expects, IssueText, Labels, Network, Placement, Priority, Taken,
@@ -162,6 +163,14 @@ pub(crate) struct Dispatch {
     /// The most that the repository lets it have; never from a caller.
     #[serde(skip)]
     pub(crate) grant_most: Option<String>,
+    /// Of our own agent: what it may not do, or not unasked, for this task. They only take away; the
+    /// last one that matches counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<shapes::Rule>")]
+    pub(crate) rules: Vec<Rule>,
+    /// The same of the repository's; never from a caller.
+    #[serde(skip)]
+    pub(crate) rules_most: Vec<Rule>,
     /// Of an agent's: it does not wait for its end.
     #[serde(default)]
     pub(crate) detached: bool,
@@ -502,6 +511,11 @@ pub(crate) enum BadRequest {
     NoReview(String),
     #[error("deny always: a denial is for this request; rules of the agent's table deny always")]
     DenyAlways,
+    #[error("use rules: agent {agent} has none ({driver}); they are of the native agent")]
+    Rules {
+        agent: AgentName,
+        driver: &'static str,
+    },
     #[error("use a model and a chain: a chain says all of it; leave one of them out")]
     ModelAndChain,
     #[error(transparent)]
@@ -1137,7 +1151,16 @@ impl Dispatch {
         let chain = config.chain(&name, self.chain.as_deref(), model.as_ref())?;
         let placement = placement(config, profile, self.placement.as_deref(), &container)?;
         let fenced = placement.wrap != Wrap::Host;
-        let rules = profile.is_native().then(|| config.rules(profile, fenced));
+        if !profile.is_native() && !self.rules.is_empty() {
+            return Err(BadRequest::Rules {
+                agent: name,
+                driver: profile.driver.word(),
+            });
+        }
+        let rules = profile.is_native().then(|| {
+            let own = config.rules(profile, fenced);
+            own.narrowed(self.rules).narrowed(self.rules_most)
+        });
         let mut spec = TaskSpec {
             title: title_of(&titled),
             text: self.task,

@@ -57,7 +57,17 @@ pub(crate) struct Choice {
     key: String,
     model: String,
     /// Null: as the model does by itself.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    effort: Option<Think>,
+}
+
+/// The same of a task.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct ChainEntry {
+    key: String,
+    model: String,
+    /// Null: as the model does by itself.
     effort: Option<Think>,
 }
 
@@ -69,6 +79,17 @@ pub(crate) enum Priority {
     Normal,
     High,
     Urgent,
+}
+
+/// A rule of our own agent's: what becomes of what it is about to do.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Rule {
+    /// A group of tools, as in `[native.groups]`.
+    group: String,
+    /// Of a path, a command, an address or a name: `*` is any text, `?` any character.
+    pattern: String,
+    action: Permissions,
 }
 
 /// What becomes of an agent's permission requests.

@@ -265,8 +265,12 @@ pub(crate) struct Whom<'a> {
 
 impl<'a> Whom<'a> {
     pub(crate) fn of(task: &'a Task) -> Self {
+        Self::now(&task.chain)
+    }
+
+    pub(crate) fn now(now: &'a [Choice]) -> Self {
         Self {
-            now: &task.chain,
+            now,
             tuned: Tuned::default(),
         }
     }
@@ -508,6 +512,8 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
         permissions: args.permissions.as_deref().map(permissions),
         grant: args.grant,
         grant_most: None,
+        rules: Vec::new(),
+        rules_most: Vec::new(),
         detached: false,
         review_base: args.base.clone(),
         checks,

@@ -1,6 +1,7 @@
 //! Tasks, page by page. Must not hold a page back until the last one is there: it is one list.
 
-use hyper::Method;
+use axum::body::Body;
+use hyper::{Method, Response};
 
 use super::{Asked, Client, ClientError, collect, decode, header};
 use crate::{
@@ -38,17 +39,26 @@ impl Client {
         Err(ClientError::Lost("the list of tasks does not end".into()))
     }
 
+    /// Where the log ends now. Whoever is let in at all may ask.
+    pub(crate) async fn position(&self) -> Result<u64, ClientError> {
+        let response = self.send(Asked::new(Method::GET, "/v1/door")).await?;
+        seq_of(&response)
+    }
+
     pub(crate) async fn page(&self, path: &str) -> Result<Page, ClientError> {
         let response = self.send(Asked::new(Method::GET, path)).await?;
         let next = header(&response, &NEXT).map(str::to_owned);
-        let seq = header(&response, &SEQ).and_then(|seq| seq.parse().ok());
-        let seq = seq.ok_or_else(|| {
-            ClientError::Lost("it does not say what position of the log it is at".into())
-        });
+        let seq = seq_of(&response)?;
         Ok(Page {
-            seq: seq?,
+            seq,
             tasks: decode(&collect(response).await?)?,
             next,
         })
     }
+}
+
+fn seq_of(response: &Response<Body>) -> Result<u64, ClientError> {
+    let seq = header(response, &SEQ).and_then(|seq| seq.parse().ok());
+    let missing = || ClientError::Lost("it does not say what position of the log it is at".into());
+    seq.ok_or_else(missing)
 }

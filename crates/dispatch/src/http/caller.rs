@@ -109,7 +109,11 @@ pub(crate) enum Caller {
     /// Our own user on the unix socket: may do everything.
     Own,
     /// Whoever has a token of `dispatch token new`.
-    Token { name: String, scopes: Scopes },
+    Token {
+        id: String,
+        name: String,
+        scopes: Scopes,
+    },
     /// The agent of a live run: only what its run grants, only its own family of tasks.
     Run(RunId),
 }
@@ -155,7 +159,7 @@ impl Access {
         match (caller, self.scope()) {
             (Caller::Own, _) | (Caller::Token { .. }, None) => Ok(()),
             (Caller::Token { scopes, .. }, Some(needed)) if scopes.has(needed) => Ok(()),
-            (Caller::Token { name, scopes }, Some(needed)) => {
+            (Caller::Token { name, scopes, .. }, Some(needed)) => {
                 let needed = needed.word();
                 let detail = format!(
                     "do that with token {name}: it is for {scopes}, and this needs {needed}; \
@@ -199,8 +203,11 @@ mod tests {
     use super::*;
 
     fn token(scopes: &[Scope]) -> Caller {
-        let (name, scopes) = ("ci".to_owned(), scopes.iter().copied().collect());
-        Caller::Token { name, scopes }
+        Caller::Token {
+            id: "1a2b3c4d".into(),
+            name: "ci".into(),
+            scopes: scopes.iter().copied().collect(),
+        }
     }
 
     #[test]

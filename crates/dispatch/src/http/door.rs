@@ -26,8 +26,9 @@ use super::{
     guesses::{Guesses, Peer, Place},
     metrics::{Connected, Entrance, Meter},
     room::{Portion, Room},
-    tokens::{self, Found, Tokens},
+    tokens::{self, Found, TokenError, Tokens},
 };
+use crate::cli::out::aside;
 
 /// Names that always mean this machine, whatever a foreign name server says.
 const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
@@ -103,6 +104,8 @@ pub(crate) struct Keys {
     meter: Arc<Meter>,
     /// Of connections, by whose they are.
     connections: Arc<Room>,
+    /// What was said last of tokens that cannot be used.
+    told: Mutex<String>,
 }
 
 impl Keys {
@@ -113,7 +116,21 @@ impl Keys {
             engine: ctx.engine.clone(),
             meter: Arc::clone(&ctx.meter),
             connections: Arc::clone(&ctx.rooms.connections),
+            told: Mutex::default(),
         }
+    }
+
+    /// Why the tokens cannot be looked at is for whoever this machine belongs to, and is told there once;
+    /// whoever knocks may be a stranger.
+    fn closed(&self, error: &TokenError) -> Problem {
+        let why = error.to_string();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != why {
+            aside(&format!("warning: no token is taken: failed to {why}"));
+            *told = why;
+        }
+        let detail = "look at the tokens: they cannot be used now; the engine's log says why";
+        Problem::new(Code::Failed, detail)
     }
 
     /// A connection that has come in at this door.
@@ -131,18 +148,22 @@ impl Keys {
         {
             return Ok(Caller::Run(run));
         }
-        let (place, now) = (Place::new(peer, tokens::id_of(text)), Instant::now());
+        let rows = self.tokens.list().map_err(|error| self.closed(&error))?;
+        let (place, now) = (Place::new(peer, tokens::named(text, &rows)), Instant::now());
         if let Some(left) = self.guesses.locked(&place, now) {
             let seconds = left.as_secs() + 1;
             let detail = format!("look at the token: too many wrong ones came; wait {seconds} s");
             return Err(Problem::new(Code::TooManyGuesses, detail).retry_after(seconds));
         }
         let found = self.tokens.find(text, Clock::System.now());
-        match found.map_err(|error| Problem::new(Code::Failed, error.to_string()))? {
+        match found.map_err(|error| self.closed(&error))? {
             Found::Good(row) => {
                 self.guesses.right(&place);
-                let (name, scopes) = (row.name, row.scopes);
-                Ok(Caller::Token { name, scopes })
+                Ok(Caller::Token {
+                    id: row.id,
+                    name: row.name,
+                    scopes: row.scopes,
+                })
             }
             Found::Expired(row) => {
                 let name = row.name;
@@ -310,4 +331,86 @@ fn bearer(header: &str) -> Result<&str, Problem> {
         )
     };
     token.map(|(_, token)| token).ok_or_else(none)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt as _,
+    };
+
+    use super::*;
+    use crate::{
+        http::caller::Scope,
+        settings::{Env, Settings},
+    };
+
+    /// Keys of a home of its own.
+    struct Stage {
+        home: tempfile::TempDir,
+        file: std::path::PathBuf,
+        keys: Keys,
+        tokens: Tokens,
+    }
+
+    impl Stage {
+        async fn new() -> Self {
+            let home = tempfile::tempdir().unwrap();
+            let path = Env::read().text("PATH").unwrap().to_owned();
+            let env = Env::of(&[
+                ("DISPATCH_HOME", home.path().to_str().unwrap()),
+                ("PATH", &path),
+            ]);
+            let settings = Settings::from_env(env, home.path()).unwrap();
+            let engine = Engine::open(settings.engine()).await.unwrap();
+            let (_, closing) = tokio::sync::watch::channel(false);
+            let ctx = Ctx::new(engine, &settings, closing);
+            let data = &settings.paths.data;
+            Self {
+                home,
+                file: data.join("tokens.json"),
+                keys: Keys::new(Tokens::of(data), &ctx),
+                tokens: Tokens::of(data),
+            }
+        }
+
+        fn token(&self) -> (String, tokens::Row) {
+            let scopes = [Scope::Read].into_iter().collect();
+            self.tokens.make(None, scopes, None, 0).unwrap()
+        }
+
+        fn ask(&self, token: &str) -> Result<Caller, Code> {
+            let peer = Peer::Net(IpAddr::from([10, 0, 0, 1]));
+            let whose = self.keys.whose(token, peer);
+            whose.map_err(|problem| problem.code())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_sprays_tokens_is_locked_out_and_no_right_one_is() {
+        let stage = Stage::new().await;
+        let (right, row) = stage.token();
+        let spray = |n: u32| stage.ask(&format!("dt_{:08x}_{n:040x}", n.wrapping_mul(0x9e37_79b9)));
+        for n in 0..11 {
+            assert_eq!(spray(n), Err(Code::BadToken), "{n}");
+        }
+        assert_eq!(spray(11), Err(Code::TooManyGuesses));
+        assert_eq!(stage.ask("x"), Err(Code::TooManyGuesses));
+        // Whoever is known comes in; at a token that there is one guesses by itself.
+        assert!(stage.ask(&right).is_ok());
+        let wrong = format!("dt_{}_{:040x}", row.id, 7);
+        assert_eq!(stage.ask(&wrong), Err(Code::BadToken));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stranger_is_not_told_what_is_wrong_with_the_tokens() {
+        let stage = Stage::new().await;
+        stage.token();
+        fs::set_permissions(&stage.file, Permissions::from_mode(0o644)).unwrap();
+        let refused = stage.keys.whose("x", Peer::Socket).unwrap_err();
+        assert_eq!(refused.code(), Code::Failed);
+        let (told, home) = (format!("{refused:?}"), stage.home.path().to_str().unwrap());
+        assert!(!told.contains(home) && !told.contains("chmod"), "{told}");
+    }
 }

@@ -221,6 +221,7 @@ impl From<BadRequest> for Problem {
             | BadRequest::TwoModels
             | BadRequest::ModelAndChain
             | BadRequest::DenyAlways
+            | BadRequest::Rules { .. }
             | BadRequest::Chain(_)
             | BadRequest::NoReview(_)
             | BadRequest::Text(_)

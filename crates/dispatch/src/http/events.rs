@@ -2,7 +2,7 @@
 //! then live. Frames and how they compose: docs/events.md.
 //! Must not buffer: a slow reader slows only itself, and one that takes nothing is cut off (`stall`).
 
-use std::{collections::BTreeSet, convert::Infallible, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, future::ready, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -34,6 +34,7 @@ use super::{
     family::Acting,
     frames,
     room::Portion,
+    standing::Over,
 };
 use crate::api::event::Frame;
 
@@ -144,6 +145,8 @@ struct Following {
     /// The position that was told last.
     told: Seq,
     silent_at: Instant,
+    /// Resolves when whoever follows is nobody any more.
+    over: Over,
     /// Changes when the server closes: followers must not keep it.
     closing: watch::Receiver<bool>,
     /// A watched engine does not leave.
@@ -182,6 +185,7 @@ impl Following {
             closing: ctx.closing.clone(),
             _busy: ctx.busy.enter(),
             _place: place,
+            over: Box::pin(Arc::clone(&ctx.standing).over(caller.clone())),
         })
     }
 
@@ -204,12 +208,17 @@ impl Following {
         }
     }
 
-    /// `None`: the server closes, or the engine has ended. Safe to cancel.
+    /// `None`: the server closes, the engine has ended, or the caller is nobody any more. Safe to cancel.
     async fn next(&mut self) -> Option<Next> {
         loop {
             let told = tokio::select! {
                 biased;
                 _ = self.closing.changed() => return None,
+                () = &mut self.over => {
+                    // It is asked again by whoever has not understood.
+                    self.over = Box::pin(ready(()));
+                    return None;
+                }
                 told = self.events.next() => told?,
                 () = sleep_until(self.silent_at) => return Some(self.silence()),
             };

@@ -2,6 +2,8 @@
 //! of an agent is filled in from its own task, and the routes that are theirs above all.
 //! Must not decide what an agent may: the engine does, with the grant of its task.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::{FromRequestParts, Path, State},
@@ -201,6 +203,10 @@ pub(crate) async fn wait(
         waited = ctx.engine.wait(tasks?, mode, until) => waited?,
         // Nothing was delivered, so whoever asks the next engine misses nothing.
         _ = closing.changed() => return Err(VerbError::Gone.into()),
+        () = Arc::clone(&ctx.standing).over(caller) => {
+            let detail = "wait: the token is revoked or its time is over, or the run has ended";
+            return Err(Problem::new(Code::BadToken, detail));
+        }
     };
     drop(place);
     Ok(Json(Waited::from(&waited)))

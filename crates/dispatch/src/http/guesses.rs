@@ -14,7 +14,7 @@ const FREE: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 const LOCKED_FIRST: Duration = Duration::from_secs(60);
 const LOCKED_MAX: Duration = Duration::from_secs(15 * 60);
-/// Remembered at once; the one that was seen longest ago is forgotten first.
+/// Remembered at once; the one that was seen longest ago is forgotten first, of those that are heard.
 const PLACES_MAX: usize = 4096;
 
 /// Where a connection comes from.
@@ -41,7 +41,8 @@ impl Peer {
     }
 }
 
-/// From where, and at which token: none where the text names none that there could be.
+/// From where, and at which token: none where the text names none that there is, so that all who spray
+/// from one place share one count.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
     peer: Peer,
@@ -85,7 +86,10 @@ impl Guesses {
     pub(crate) fn wrong(&self, place: Place, now: Instant) {
         let mut places = self.places();
         if places.len() >= PLACES_MAX && !places.contains_key(&place) {
-            let oldest = places.iter().min_by_key(|(_, count)| count.last);
+            let locked = |count: &Count| count.locked.is_some_and(|(until, _)| until > now);
+            let oldest = places
+                .iter()
+                .min_by_key(|(_, count)| (locked(count), count.last));
             if let Some(oldest) = oldest.map(|(place, _)| place.clone()) {
                 places.remove(&oldest);
             }
@@ -156,6 +160,21 @@ mod tests {
             now += WINDOW / 4;
         }
         assert_eq!(guesses.locked(&place, now), None);
+    }
+
+    #[test]
+    fn a_lock_is_not_washed_away() {
+        let (guesses, now) = (Guesses::default(), Instant::now());
+        let locked = Place::new(peer(1), Some("1a2b3c4d"));
+        for _ in 0..=FREE {
+            guesses.wrong(locked.clone(), now);
+        }
+        let later = now + LOCKED_FIRST / 2;
+        for n in 0..PLACES_MAX + 10 {
+            guesses.wrong(Place::new(peer(2), Some(&format!("{n:08x}"))), later);
+        }
+        assert!(guesses.locked(&locked, later).is_some());
+        assert_eq!(guesses.places().len(), PLACES_MAX);
     }
 
     #[test]

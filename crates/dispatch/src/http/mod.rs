@@ -19,6 +19,7 @@ mod room;
 pub(crate) mod routes;
 pub(crate) mod server;
 mod stall;
+pub(crate) mod standing;
 mod strict;
 mod tasks;
 pub(crate) mod tokens;
@@ -29,7 +30,7 @@ use std::sync::{
 };
 
 use dispatch_core::config::Config;
-use dispatch_engine::engine::Engine;
+use dispatch_engine::{clock::Clock, engine::Engine};
 use tokio::sync::{Notify, watch};
 
 use crate::settings::Settings;
@@ -84,12 +85,16 @@ pub(crate) struct Ctx {
     pub(crate) meter: Arc<metrics::Meter>,
     pub(crate) repeats: Arc<repeats::Repeats>,
     pub(crate) rooms: room::Rooms,
+    pub(crate) standing: Arc<standing::Standing>,
 }
 
 impl Ctx {
     pub(crate) fn new(engine: Engine, settings: &Settings, closing: watch::Receiver<bool>) -> Self {
+        let tokens = tokens::Tokens::of(&settings.paths.data);
+        let standing = standing::Standing::new(tokens, engine.clone(), Clock::System);
         Self {
             engine,
+            standing,
             config: Arc::new(settings.config.clone()),
             config_file: settings.paths.config.clone(),
             data: settings.paths.data.clone(),

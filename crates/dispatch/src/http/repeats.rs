@@ -19,6 +19,7 @@ use dispatch_core::{
     hex::hex,
     keys::{KEPT_MS, RequestKey},
 };
+use hyper::body::Body as HttpBody;
 use ring::hmac;
 
 use super::{
@@ -32,8 +33,8 @@ pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// `true`: this is what was answered before.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY_BYTES_MAX: usize = 255;
-/// Answers that are kept, the oldest is forgotten first; after that a request that made something is
-/// still known to the engine.
+/// Answers that are kept. Where there are more, whoever has most forgets its oldest, so that nobody's
+/// flood washes another's away; a request that made something is still known to the engine then.
 const ANSWERS_MAX: usize = 1000;
 /// Of all of them together.
 const ANSWERS_BYTES_MAX: usize = 32 << 20;
@@ -54,9 +55,17 @@ enum Entry {
     Open { request: String },
     Done {
         request: String,
+        whose: String,
         kept: Kept,
         at: Instant,
     },
+}
+
+/// What is kept of one caller.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    answers: usize,
+    bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +74,7 @@ struct Table {
     /// Of answers, the oldest first.
     order: VecDeque<String>,
     bytes: usize,
+    shares: BTreeMap<String, Share>,
 }
 
 /// What was asked with a key, and what was answered, as long as this engine lives.
@@ -78,27 +88,68 @@ enum Known {
 }
 
 impl Table {
-    fn forget_oldest(&mut self) {
-        let Some(oldest) = self.order.pop_front() else {
+    fn forget(&mut self, place: usize) {
+        let Some(key) = self.order.remove(place) else {
             return;
         };
-        if let Some(Entry::Done { kept, .. }) = self.entries.remove(&oldest) {
-            self.bytes = self.bytes.saturating_sub(kept.body.len());
+        let Some(Entry::Done { whose, kept, .. }) = self.entries.remove(&key) else {
+            return;
+        };
+        self.bytes = self.bytes.saturating_sub(kept.body.len());
+        if let Some(share) = self.shares.get_mut(&whose) {
+            share.answers = share.answers.saturating_sub(1);
+            share.bytes = share.bytes.saturating_sub(kept.body.len());
+            if share.answers == 0 {
+                self.shares.remove(&whose);
+            }
+        }
+    }
+
+    fn keep(&mut self, key: &RequestKey, whose: &str, kept: Kept, at: Instant) {
+        let share = self.shares.entry(whose.to_owned()).or_default();
+        share.answers += 1;
+        share.bytes = share.bytes.saturating_add(kept.body.len());
+        self.bytes = self.bytes.saturating_add(kept.body.len());
+        let done = Entry::Done {
+            request: key.request.clone(),
+            whose: whose.to_owned(),
+            kept,
+            at,
+        };
+        self.entries.insert(key.key.clone(), done);
+        self.order.push_back(key.key.clone());
+    }
+
+    /// The place of the oldest answer of whoever has most.
+    fn oldest_of_most(&self, most: impl Fn(&Share) -> usize) -> usize {
+        let greediest = self.shares.iter().max_by_key(|(_, share)| most(share));
+        let greediest = greediest.map(|(whose, _)| whose);
+        let its = |key: &String| {
+            let entry = self.entries.get(key);
+            matches!(entry, Some(Entry::Done { whose, .. }) if Some(whose) == greediest)
+        };
+        self.order.iter().position(its).unwrap_or(0)
+    }
+
+    fn is_old(&self, now: Instant) -> bool {
+        let oldest = self.order.front().and_then(|key| self.entries.get(key));
+        match oldest {
+            Some(Entry::Done { at, .. }) => {
+                now.saturating_duration_since(*at) >= Duration::from_millis(KEPT_MS)
+            }
+            Some(Entry::Open { .. }) | None => false,
         }
     }
 
     fn forget_old(&mut self, now: Instant) {
-        let old = |table: &Self| {
-            let oldest = table.order.front().and_then(|key| table.entries.get(key));
-            match oldest {
-                Some(Entry::Done { at, .. }) => {
-                    now.saturating_duration_since(*at) >= Duration::from_millis(KEPT_MS)
-                }
-                Some(Entry::Open { .. }) | None => false,
-            }
-        };
-        while self.order.len() > ANSWERS_MAX || self.bytes > ANSWERS_BYTES_MAX || old(self) {
-            self.forget_oldest();
+        while self.is_old(now) {
+            self.forget(0);
+        }
+        while self.order.len() > ANSWERS_MAX {
+            self.forget(self.oldest_of_most(|share| share.answers));
+        }
+        while self.bytes > ANSWERS_BYTES_MAX {
+            self.forget(self.oldest_of_most(|share| share.bytes));
         }
     }
 }
@@ -135,18 +186,13 @@ impl Repeats {
     }
 
     /// `None`: nothing came of it, and it may be tried again.
-    fn end(&self, key: &RequestKey, kept: Option<Kept>, now: Instant) {
+    fn end(&self, key: &RequestKey, whose: &str, kept: Option<Kept>, now: Instant) {
         let mut table = self.table();
         let Some(kept) = kept else {
             table.entries.remove(&key.key);
             return;
         };
-        table.bytes = table.bytes.saturating_add(kept.body.len());
-        let request = key.request.clone();
-        let at = now;
-        let done = Entry::Done { request, kept, at };
-        table.entries.insert(key.key.clone(), done);
-        table.order.push_back(key.key.clone());
+        table.keep(key, whose, kept, now);
         table.forget_old(now);
     }
 }
@@ -155,13 +201,15 @@ impl Repeats {
 struct Opened {
     repeats: Arc<Repeats>,
     key: RequestKey,
+    whose: String,
     kept: Option<Kept>,
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
+        let kept = self.kept.take();
         self.repeats
-            .end(&self.key, self.kept.take(), Instant::now());
+            .end(&self.key, &self.whose, kept, Instant::now());
     }
 }
 
@@ -199,6 +247,7 @@ pub(crate) async fn once(
     let mut opened = Opened {
         repeats: Arc::clone(&ctx.repeats),
         key: key.clone(),
+        whose: caller.to_string(),
         kept: None,
     };
     parts.extensions.insert(Key(Some(key)));
@@ -267,6 +316,11 @@ async fn remember(response: Response) -> (Response, Option<Kept>) {
     if !response.status().is_success() {
         return (response, None);
     }
+    let said = HttpBody::size_hint(response.body()).lower();
+    if usize::try_from(said).unwrap_or(usize::MAX) > ANSWERS_BYTES_MAX {
+        // It was done, so it is answered; asked again, it is done again.
+        return (response, None);
+    }
     let (parts, body) = response.into_parts();
     let Ok(body) = to_bytes(body, ANSWERS_BYTES_MAX).await else {
         let problem = Problem::new(Code::Failed, "answer the request: the answer is too long");
@@ -292,6 +346,8 @@ fn again(kept: Kept) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ME: &str = "person";
 
     fn key(key: &str, request: &str) -> RequestKey {
         RequestKey {
@@ -322,9 +378,9 @@ mod tests {
         assert!(matches!(repeats.begin(&a, now), Ok(Known::New)));
         assert_eq!(code(repeats.begin(&a, now)), Code::KeyInUse);
         assert_eq!(code(repeats.begin(&b, now)), Code::KeyUsed);
-        repeats.end(&a, None, now);
+        repeats.end(&a, ME, None, now);
         assert!(matches!(repeats.begin(&b, now), Ok(Known::New)));
-        repeats.end(&b, kept(3), now);
+        repeats.end(&b, ME, kept(3), now);
         assert!(matches!(repeats.begin(&b, now), Ok(Known::Before(k)) if k.body.len() == 3));
         assert_eq!(code(repeats.begin(&a, now)), Code::KeyUsed);
         let later = now + Duration::from_millis(KEPT_MS);
@@ -335,12 +391,13 @@ mod tests {
     fn answers_are_bounded_by_number_and_by_bytes() {
         let (repeats, now) = (Repeats::default(), Instant::now());
         for n in 0..ANSWERS_MAX + 10 {
-            repeats.end(&key(&format!("{n}"), "r"), kept(1), now);
+            repeats.end(&key(&format!("{n}"), "r"), ME, kept(1), now);
         }
         assert_eq!(repeats.table().entries.len(), ANSWERS_MAX);
         for n in 0..3 {
             repeats.end(
                 &key(&format!("big{n}"), "r"),
+                ME,
                 kept(ANSWERS_BYTES_MAX / 2),
                 now,
             );
@@ -352,12 +409,42 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_one_caller_leaves_the_others_theirs() {
+        let (repeats, now) = (Repeats::default(), Instant::now());
+        let (few, long) = (key("few", "r"), key("long", "r"));
+        repeats.end(&few, ME, kept(1), now);
+        repeats.end(&long, "token ci", kept(ANSWERS_BYTES_MAX / 4), now);
+        for n in 0..2 * ANSWERS_MAX {
+            let bytes = ANSWERS_BYTES_MAX / 100;
+            repeats.end(&key(&format!("{n}"), "r"), "run x", kept(bytes), now);
+        }
+        for kept in [&few, &long] {
+            assert!(matches!(repeats.begin(kept, now), Ok(Known::Before(_))));
+        }
+        let later = now + Duration::from_millis(KEPT_MS);
+        repeats.table().forget_old(later);
+        let table = repeats.table();
+        assert_eq!(
+            (table.bytes, table.shares.len(), table.order.len()),
+            (0, 0, 0)
+        );
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_to_keep_is_an_answer() {
+        let body = Body::from(vec![b'x'; ANSWERS_BYTES_MAX + 1]);
+        let (response, kept) = remember(Response::new(body)).await;
+        assert!(response.status().is_success() && kept.is_none());
+    }
+
+    #[test]
     fn names_are_made_of_all_that_matters() {
         let name = |text: &str, caller: &Caller, method: &str, uri: &str, body: &'static str| {
             let request = Request::builder().method(method).uri(uri).body(()).unwrap();
             named(text, caller, &request.into_parts().0, &Bytes::from(body))
         };
         let token = Caller::Token {
+            id: "1a2b3c4d".into(),
             name: "ci".into(),
             scopes: Default::default(),
         };

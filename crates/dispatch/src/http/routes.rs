@@ -382,7 +382,7 @@ pub(crate) fn with_mcp(ctx: Ctx, tables: &'static Tables) -> Router {
 
 fn everything(ctx: &Ctx, tables: &'static Tables) -> Vec<Route> {
     let inside = serve(ctx.clone(), table());
-    let mcp = mcp::http::service(inside, ctx.closing.clone(), tables);
+    let mcp = mcp::http::service(inside, ctx, tables);
     let mut all = table();
     let summary = "The tools of MCP, as streamable HTTP";
     all.push(Route::service("/mcp", Access::Known, summary, mcp));

@@ -291,6 +291,11 @@ impl Tokens {
     }
 }
 
+/// The id of the row that a token's text names.
+pub(crate) fn named<'a>(text: &'a str, rows: &[Row]) -> Option<&'a str> {
+    id_of(text).filter(|id| rows.iter().any(|row| row.id == *id))
+}
+
 /// The id that a token's text names. Whether there is such a token is not asked.
 pub(crate) fn id_of(text: &str) -> Option<&str> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;

@@ -98,7 +98,7 @@ async fn plan(call: &Call, input: DispatchInput) -> Result<(Plan, Vec<&'static s
     call.door.complete(&mut asked).await?;
     // A plan needs no key, and is not given one.
     asked.secrets = request::Secrets::default();
-    Ok((call.door.post("/v1/plan", &asked).await?, ignored))
+    Ok((call.door.look("/v1/plan", &asked).await?, ignored))
 }
 
 /// Nothing is made: a workspace belongs to a task, and is made when that starts. What one got from it

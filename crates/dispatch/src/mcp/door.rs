@@ -49,6 +49,28 @@ impl Refusal {
             what: what.into(),
         }
     }
+
+    fn is(&self, codes: &[&str]) -> bool {
+        let code = self.code.as_deref();
+        code.is_some_and(|code| codes.contains(&code))
+    }
+
+    /// What was to be answered is answered, or asked no more.
+    pub(crate) fn is_too_late(&self) -> bool {
+        self.is(&["wrong_state", "nothing_to_do", "no_such_ask"])
+    }
+
+    /// Whoever asks again is told the same.
+    fn is_for_good(&self) -> bool {
+        self.is(&[
+            "no_token",
+            "bad_token",
+            "token_expired",
+            "wrong_scope",
+            "not_granted",
+            "not_for_agents",
+        ])
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -189,6 +211,16 @@ impl Door {
             .await
     }
 
+    /// A request that only looks, although it has a body: nothing of it needs to be remembered.
+    pub(crate) async fn look<B: Serialize + Sync, T: DeserializeOwned + Send>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Refusal> {
+        self.tried(|client| async move { client.post(path, body).await }.boxed())
+            .await
+    }
+
     pub(crate) async fn events(&self, after: u64, query: &str) -> Result<Events, Refusal> {
         self.tried(|client| async move { client.events_of(after, query).await }.boxed())
             .await
@@ -196,22 +228,32 @@ impl Door {
 
     /// The log from `after` on, or from now on; waits for an engine, and starts none. With the event
     /// behind which it begins.
-    pub(crate) async fn follow(&self, after: Option<u64>) -> (Events, u64) {
+    ///
+    /// # Errors
+    /// When whoever asks may not hear of it.
+    pub(crate) async fn follow(&self, after: Option<u64>) -> Result<(Events, u64), Refusal> {
         let mut pause = TRY_AGAIN_FIRST;
         loop {
-            // Else none serves, or it is on its way out.
-            if let Ok(Some(found)) = self.follow_once(after).await {
-                return found;
+            match self.follow_once(after).await {
+                Ok(Some(found)) => return Ok(found),
+                Err(refusal) if refusal.is_for_good() => return Err(refusal),
+                // None serves, or it is on its way out.
+                Ok(None) | Err(_) => {}
             }
             sleep(pause).await;
             pause = (pause * 2).min(TRY_AGAIN_MAX);
         }
     }
 
-    /// Where the log ends now, for whoever is told of all that comes behind it. `None`: no engine says.
-    pub(crate) async fn position(&self) -> Option<u64> {
-        let client = self.living().ok()??;
-        Some(client.page("/v1/tasks?limit=1").await.ok()?.seq)
+    /// The log from now on, where an engine serves; else whoever waits for one begins with its end.
+    ///
+    /// # Errors
+    /// When whoever asks may not hear of it.
+    pub(crate) async fn begin(&self) -> Result<Option<(Events, u64)>, Refusal> {
+        match self.follow_once(None).await {
+            Err(refusal) if refusal.is_for_good() => Err(refusal),
+            begun => Ok(begun.ok().flatten()),
+        }
     }
 
     fn living(&self) -> Result<Option<Client>, Refusal> {
@@ -227,7 +269,7 @@ impl Door {
         };
         let after = match after {
             Some(after) => after,
-            None => client.page("/v1/tasks?limit=1").await?.seq,
+            None => client.position().await?,
         };
         let events = client.events(after, None).await?;
         Ok(Some((events, after)))

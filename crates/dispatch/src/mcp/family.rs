@@ -53,7 +53,7 @@ pub(super) async fn wait(call: &Call, input: WaitInput) -> Result<WaitOutput, Re
         },
         timeout_s: Some(input.timeout_s.unwrap_or(WAIT_S).min(WAIT_S_MAX)),
     };
-    let waited: Waited = call.door.post("/v1/wait", &asked).await?;
+    let waited: Waited = call.door.look("/v1/wait", &asked).await?;
     Ok(WaitOutput {
         done: waited.done,
         tasks: waited

@@ -3,9 +3,9 @@
 //! Must not let one caller into the session of another, and must not keep sessions without a bound.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,17 +20,18 @@ use rmcp::{
     model::ProtocolVersion,
     transport::{
         StreamableHttpServerConfig, StreamableHttpService,
-        streamable_http_server::session::local::LocalSessionManager,
+        streamable_http_server::session::{SessionManager as _, local::LocalSessionManager},
     },
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, service_fn};
 
 use super::server::{Mcp, Tables};
 use crate::http::{
+    Ctx,
     caller::Caller,
     error::{Code, Problem},
+    standing::{Leased, Standing},
 };
 
 /// Sessions of the older generation that live at once, of all callers and of one.
@@ -46,57 +47,126 @@ const VERSION: &str = "mcp-protocol-version";
 
 type Inner = StreamableHttpService<Mcp, LocalSessionManager>;
 
-/// Whose each session is.
+/// Whose each session is, and who is about to begin one.
+#[derive(Debug, Default)]
+struct Table {
+    owners: HashMap<String, Caller>,
+    beginning: Vec<Caller>,
+}
+
 #[derive(Debug, Default)]
 struct Owners {
     sessions: Arc<LocalSessionManager>,
-    owners: Mutex<HashMap<String, Caller>>,
+    table: Mutex<Table>,
+}
+
+/// Room for a session that may begin; given back when it is dropped.
+struct Beginning<'a> {
+    owners: &'a Owners,
+    caller: &'a Caller,
+}
+
+impl Beginning<'_> {
+    fn began(&self, session: &str) {
+        let mut table = self.owners.table();
+        table.owners.insert(session.to_owned(), self.caller.clone());
+    }
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        let mut table = self.owners.table();
+        let own = table.beginning.iter().position(|who| who == self.caller);
+        if let Some(own) = own {
+            table.beginning.swap_remove(own);
+        }
+    }
 }
 
 impl Owners {
-    fn owns(&self, caller: &Caller, session: &str) -> bool {
-        let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.get(session) == Some(caller)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this caller may begin another one. Those that are over are forgotten here.
-    async fn have_room(&self, caller: &Caller) -> bool {
-        let live: Vec<String> = {
+    fn owns(&self, caller: &Caller, session: &str) -> bool {
+        self.table().owners.get(session) == Some(caller)
+    }
+
+    /// Room for another session of this caller, if there is any. Those that are over are forgotten here,
+    /// and those that are about to begin count: as many come at once as there are connections.
+    async fn reserve<'a>(&'a self, caller: &'a Caller) -> Option<Beginning<'a>> {
+        let known: BTreeSet<String> = self.table().owners.keys().cloned().collect();
+        let live: BTreeSet<String> = {
             let sessions = self.sessions.sessions.read().await;
             sessions.keys().map(ToString::to_string).collect()
         };
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.retain(|session, _| live.contains(session));
-        let own = owners.values().filter(|owner| *owner == caller).count();
-        owners.len() < SESSIONS_MAX && own < SESSIONS_OF_ONE_MAX
+        let mut table = self.table();
+        // One that has begun meanwhile is not among those that were looked for.
+        let over = |session: &String| known.contains(session) && !live.contains(session);
+        table.owners.retain(|session, _| !over(session));
+        let all = || table.owners.values().chain(&table.beginning);
+        let own = all().filter(|owner| *owner == caller).count();
+        if all().count() >= SESSIONS_MAX || own >= SESSIONS_OF_ONE_MAX {
+            return None;
+        }
+        table.beginning.push(caller.clone());
+        let owners = self;
+        Some(Beginning { owners, caller })
     }
 
-    fn began(&self, caller: Caller, session: &str) {
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.insert(session.to_owned(), caller);
+    /// Ends the sessions of those who are nobody any more.
+    async fn sweep(&self, standing: &Standing) {
+        let over: Vec<String> = {
+            let table = self.table();
+            let over = table.owners.iter();
+            let over = over.filter(|(_, caller)| !standing.is_good(caller));
+            over.map(|(session, _)| session.clone()).collect()
+        };
+        for session in over {
+            let id = session.as_str().into();
+            match self.sessions.close_session(&id).await {
+                // One that has ended by itself is as good.
+                Ok(()) | Err(_) => {}
+            }
+            self.table().owners.remove(&session);
+        }
     }
 }
 
 /// The row's service. `routes` is the table without it.
 pub(crate) fn service(
     routes: Router,
-    mut closing: watch::Receiver<bool>,
+    ctx: &Ctx,
     tables: &'static Tables,
-) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync
-{
+) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
++ use<> {
     let ended = CancellationToken::new();
-    let end = ended.clone();
-    tokio::spawn(async move {
-        // Also when whoever could say so is gone.
-        drop(closing.wait_for(|closing| *closing).await);
-        end.cancel();
-    });
     let mut sessions = LocalSessionManager::default();
     sessions.session_config.keep_alive = Some(SILENCE_MAX);
     let sessions = Arc::new(sessions);
     let owners = Arc::new(Owners {
         sessions: Arc::clone(&sessions),
         ..Owners::default()
+    });
+    let (end, swept, standing) = (
+        ended.clone(),
+        Arc::clone(&owners),
+        Arc::clone(&ctx.standing),
+    );
+    let mut closing = ctx.closing.clone();
+    tokio::spawn(async move {
+        loop {
+            // Also when whoever could say so is gone.
+            let closed = async { drop(closing.wait_for(|closing| *closing).await) };
+            tokio::select! {
+                () = closed => break,
+                () = standing.look_again() => swept.sweep(&standing).await,
+            }
+        }
+        end.cancel();
     });
     let config = StreamableHttpServerConfig::default()
         // Both are looked at by the door, on every path.
@@ -106,13 +176,22 @@ pub(crate) fn service(
         .with_cancellation_token(ended);
     let server = move || Ok(Mcp::of_callers(routes.clone(), tables));
     let inner: Inner = StreamableHttpService::new(server, sessions, config);
-    service_fn(move |request| {
-        let (inner, owners) = (inner.clone(), Arc::clone(&owners));
-        async move { Ok(serve(&inner, &owners, request).await) }
+    let standing = Arc::clone(&ctx.standing);
+    service_fn(move |request: Request| {
+        let (inner, owners, standing) = (inner.clone(), owners.clone(), standing.clone());
+        async move {
+            let caller = request.extensions().get::<Caller>().cloned();
+            let Some(caller) = caller else {
+                return Ok(StatusCode::UNAUTHORIZED.into_response());
+            };
+            let response = serve(&inner, &owners, &caller, request).await;
+            // What it is told of goes on for as long as it is somebody.
+            Ok(response.map(|body| Leased::body(body, &standing, caller)))
+        }
     })
 }
 
-async fn serve(inner: &Inner, owners: &Owners, request: Request) -> Response {
+async fn serve(inner: &Inner, owners: &Owners, caller: &Caller, request: Request) -> Response {
     // For what the conformance suite does to a stream.
     #[cfg(test)]
     let request = {
@@ -121,26 +200,26 @@ async fn serve(inner: &Inner, owners: &Owners, request: Request) -> Response {
         request.extensions_mut().insert(sessions);
         request
     };
-    let Some(caller) = request.extensions().get::<Caller>().cloned() else {
-        return StatusCode::UNAUTHORIZED.into_response();
-    };
     let session = text(request.headers(), SESSION);
     match &session {
         // As for one that never was: the client begins another.
-        Some(session) if !owners.owns(&caller, session) => {
+        Some(session) if !owners.owns(caller, session) => {
             return (StatusCode::NOT_FOUND, "no such session").into_response();
         }
-        None if begins(&request) && !owners.have_room(&caller).await => {
-            let told = "begin a session: so many live; end one (DELETE), or wait";
-            return Problem::new(Code::TooManySessions, told).into_response();
+        None if begins(&request) => {
+            let Some(beginning) = owners.reserve(caller).await else {
+                let told = "begin a session: so many live; end one (DELETE), or wait";
+                return Problem::new(Code::TooManySessions, told).into_response();
+            };
+            let response = inner.handle(request).await.map(Body::new);
+            if let Some(began) = text(response.headers(), SESSION) {
+                beginning.began(&began);
+            }
+            return response;
         }
         Some(_) | None => {}
     }
-    let response = inner.handle(request).await.map(Body::new);
-    if let (None, Some(began)) = (session, text(response.headers(), SESSION)) {
-        owners.began(caller, &began);
-    }
-    response
+    inner.handle(request).await.map(Body::new)
 }
 
 /// Only the older generation has sessions, and it has one from its first request on.

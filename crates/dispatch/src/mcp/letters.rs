@@ -104,7 +104,7 @@ async fn conversation(
         with: input.with_agent.trim().to_owned(),
         limit: limit(input.limit),
     };
-    let Letters { letters } = call.door.post("/v1/letters/between", &asked).await?;
+    let Letters { letters } = call.door.look("/v1/letters/between", &asked).await?;
     let unread = letters.iter().filter(|letter| letter.read_at.is_none());
     Ok(MessagesOutput {
         success: true,

@@ -8,11 +8,10 @@ use rmcp::{
         ClientResult, ElicitRequest, ElicitRequestParams, ElicitResult, ElicitationAction,
         ElicitationSchema, InputRequest, InputRequests, ProtocolVersion, ServerRequest,
     },
-    service::{PeerRequestOptions, RequestContext},
+    service::{PeerRequestOptions, RequestContext, RequestHandle},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::time::Duration;
 
 use super::{door::Refusal, own, table::Call};
 use crate::api::task::Task;
@@ -142,39 +141,54 @@ impl Need {
         }
         let content = entered.content.clone().unwrap_or(Value::Null);
         let wrong = |error| Refusal::new(format!("read what was entered: {error}"));
-        let task = match self {
+        let met = match self {
             Self::Question { .. } => {
                 let Answered { answer } = serde_json::from_value(content).map_err(wrong)?;
-                own::give_answer(call, task, answer).await?
+                own::give_answer(call, task, answer).await
             }
             Self::Permission { ask, .. } => {
                 let Permitted { allow, why } = serde_json::from_value(content).map_err(wrong)?;
                 let why = why.filter(|why| !allow && !why.trim().is_empty());
-                own::permit(call, task, Some(*ask), allow, why).await?
+                own::permit(call, task, Some(*ask), allow, why).await
             }
         };
-        Ok(Some(task))
+        match met {
+            // Somebody else was faster, which is no failure of whoever waits.
+            Err(refusal) if refusal.is_too_late() => {
+                let now = call.door.get(&format!("/v1/tasks/{}", task.id)).await;
+                now.map(Some)
+            }
+            met => met.map(Some),
+        }
     }
 
-    /// Asks whoever sits before the client, for so long.
-    pub(crate) async fn ask(
-        &self,
-        call: &Call,
-        task: &Task,
-        patience: Duration,
-    ) -> Result<Option<ElicitResult>, Refusal> {
+    /// Puts it before whoever sits at the client. `None`: the client takes no such request after all.
+    pub(crate) async fn put(&self, call: &Call, task: &Task) -> Result<Option<Form>, Refusal> {
         let request = ServerRequest::ElicitRequest(ElicitRequest::new(self.form(task)?));
-        let options = PeerRequestOptions::with_timeout(patience);
+        let options = PeerRequestOptions::no_options();
         let sent = call.context.peer.send_request_with_option(request, options);
-        let answered = match sent.await {
-            Ok(handle) => handle.await_response().await,
-            Err(error) => Err(error),
-        };
-        Ok(match answered {
-            Ok(ClientResult::ElicitResult(result)) => Some(result),
-            // Nobody answered in time, or the client knows no such request after all.
+        Ok(sent.await.ok().map(Form))
+    }
+}
+
+/// A form that somebody may fill in.
+pub(crate) struct Form(RequestHandle<RoleServer>);
+
+impl Form {
+    /// What was entered; `None` where the client knows no such request. Safe to cancel, until it answers.
+    pub(crate) async fn entered(&mut self) -> Option<ElicitResult> {
+        match (&mut self.0.rx).await {
+            Ok(Ok(ClientResult::ElicitResult(result))) => Some(result),
             Ok(_) | Err(_) => None,
-        })
+        }
+    }
+
+    /// It is needed no more.
+    pub(crate) async fn withdraw(self, why: &str) {
+        match self.0.cancel(Some(why.to_owned())).await {
+            // A client that has gone shows no form.
+            Ok(()) | Err(_) => {}
+        }
     }
 }
 

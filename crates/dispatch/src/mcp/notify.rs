@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    door::Door,
+    door::{Door, Refusal},
     resources::{Address, Part},
 };
 use crate::{
@@ -109,22 +109,28 @@ impl Notifier {
 
     /// From now on, if nobody does yet. Now is known when this returns: what happens next is told even
     /// if it is another engine's.
-    pub(crate) async fn follow(&self, door: Door, peer: Peer<RoleServer>) {
+    ///
+    /// # Errors
+    /// When whoever asks may not hear of it: then nothing would ever be told.
+    pub(crate) async fn follow(&self, door: Door, peer: Peer<RoleServer>) -> Result<(), Refusal> {
         if self.wants().is_followed() {
-            return;
+            return Ok(());
         }
-        let now = door.position().await;
+        let begun = door.begin().await?;
         let mut wants = self.wants();
         // Two at once have asked, and one has begun.
         if wants.is_followed() {
-            return;
+            return Ok(());
         }
         // Not the connection itself, which ends the follower when it goes.
         let ear = Ear::Connection {
             peer,
             wants: Arc::downgrade(&self.wants),
         };
-        wants.following = Some(tokio::spawn(async move { follow(&door, &ear, now).await }));
+        wants.following = Some(tokio::spawn(
+            async move { follow(&door, &ear, begun).await },
+        ));
+        Ok(())
     }
 }
 
@@ -231,10 +237,18 @@ async fn within(told: impl Future<Output = bool>) -> Result<(), Gone> {
     }
 }
 
-/// Until the client has gone, or does not listen. Without a position from what there is when it begins.
-pub(super) async fn follow(door: &Door, ear: &Ear, mut after: Option<u64>) {
+/// Until the client has gone, does not listen, or may not hear any more. What has not begun does from
+/// what there is then.
+pub(super) async fn follow(door: &Door, ear: &Ear, mut begun: Option<(Events, u64)>) {
+    let mut after = None;
     loop {
-        let (events, from) = door.follow(after).await;
+        let found = match begun.take() {
+            Some(begun) => Ok(begun),
+            None => door.follow(after).await,
+        };
+        let Ok((events, from)) = found else {
+            return;
+        };
         after = Some(from);
         match tell(door, ear, events, &mut after).await {
             // The engine has ended; another may come.

@@ -233,7 +233,10 @@ impl ServerHandler for Mcp {
     async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
         // Who cannot be found out is told nothing.
         if let (true, Ok(door)) = (self.notifier.has_channel(), self.door(&context.extensions)) {
-            self.notifier.follow(door, context.peer).await;
+            match self.notifier.follow(door, context.peer).await {
+                // Neither is who may not hear of it: this was no request.
+                Ok(()) | Err(_) => {}
+            }
         }
     }
 
@@ -244,8 +247,8 @@ impl ServerHandler for Mcp {
     ) -> Result<(), ErrorData> {
         self.notifier.level(request.level);
         let door = self.door(&context.extensions)?;
-        self.notifier.follow(door, context.peer).await;
-        Ok(())
+        let followed = self.notifier.follow(door, context.peer).await;
+        followed.map_err(|refusal| protocol(&refusal))
     }
 
     async fn list_tools(
@@ -338,8 +341,11 @@ impl ServerHandler for Mcp {
         let subscribed = self.notifier.subscribe(&request.uri);
         subscribed.map_err(|what| ErrorData::invalid_params(what, None))?;
         let door = self.door(&context.extensions)?;
-        self.notifier.follow(door, context.peer).await;
-        Ok(())
+        let followed = self.notifier.follow(door, context.peer).await;
+        followed.map_err(|refusal| {
+            self.notifier.unsubscribe(&request.uri);
+            protocol(&refusal)
+        })
     }
 
     async fn unsubscribe(
@@ -367,9 +373,10 @@ impl ServerHandler for Mcp {
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
         let door = self.door(&context.request_context().extensions)?;
+        let begun = door.begin().await.map_err(|refusal| protocol(&refusal))?;
         let ear = Ear::Listening(context.sink().clone());
         tokio::select! {
-            () = notify::follow(&door, &ear, None) => {}
+            () = notify::follow(&door, &ear, begun) => {}
             () = context.cancelled() => {}
         }
         Ok(())

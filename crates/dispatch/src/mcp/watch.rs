@@ -5,11 +5,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use rmcp::model::InputRequiredResult;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     door::Refusal,
-    needs::{self, Asking},
+    needs::{self, Asking, Need},
     table::Call,
 };
 use crate::{
@@ -66,18 +66,23 @@ impl Watch {
 
     /// Until it is over, or the time is.
     pub(crate) async fn run(mut self, call: &Call) -> Result<Waited, Refusal> {
-        let deadline = Instant::now() + self.limit;
+        let mut log = Log::until(Instant::now() + self.limit);
         for task in &mut self.tasks {
             if let Some(now) = needs::enter(call, task, &call.entered).await? {
                 *task = now;
             }
         }
-        let mut declined = BTreeSet::new();
-        let (mut following, mut changes) = (None, 0);
+        let mut asked = BTreeSet::new();
         loop {
             match self.asking {
                 Asking::Never => {}
-                Asking::Request => self.ask(call, deadline, &mut declined).await?,
+                Asking::Request => {
+                    while let Some((about, need)) = self.next_need(&mut asked) {
+                        if !self.ask(call, (about, &need), &mut log).await? {
+                            break;
+                        }
+                    }
+                }
                 Asking::Result => {
                     let open = self.unanswered(call)?;
                     if !open.is_empty() {
@@ -89,24 +94,32 @@ impl Watch {
             if self.is_over() {
                 return Ok(self.seen(true));
             }
-            if Instant::now() >= deadline {
+            if Instant::now() >= log.deadline {
                 return Ok(self.seen(false));
             }
-            let events = match &mut following {
-                Some(events) => events,
-                None => {
-                    let from = self.tasks.iter().map(|task| task.seq).min();
-                    let query = self.query();
-                    following.insert(call.door.events(from.unwrap_or(0), &query).await?)
-                }
-            };
-            match timeout_at(deadline, next(events)).await {
+            match timeout_at(log.deadline, self.next(call, &mut log)).await {
                 Err(_) => return Ok(self.seen(false)),
-                Ok(Some(event)) => self.heard(call, &event, &mut changes).await?,
-                // The engine went away; the next one has the same log.
-                Ok(None) => following = None,
+                Ok(event) => self.heard(call, event?.as_ref(), &mut log).await?,
             }
         }
+    }
+
+    /// The next event that matters. `None`: the engine went away; the next one has the same log. Safe to
+    /// cancel.
+    async fn next(&self, call: &Call, log: &mut Log) -> Result<Option<Event>, Refusal> {
+        let events = match &mut log.events {
+            Some(events) => events,
+            None => {
+                let from = self.tasks.iter().map(|task| task.seq).min();
+                let events = call.door.events(from.unwrap_or(0), &self.query()).await?;
+                log.events.insert(events)
+            }
+        };
+        let event = next(events).await;
+        if event.is_none() {
+            log.events = None;
+        }
+        Ok(event)
     }
 
     fn query(&self) -> String {
@@ -128,9 +141,12 @@ impl Watch {
     async fn heard(
         &mut self,
         call: &Call,
-        event: &Event,
-        changes: &mut usize,
+        event: Option<&Event>,
+        log: &mut Log,
     ) -> Result<(), Refusal> {
+        let Some(event) = event else {
+            return Ok(());
+        };
         let about = |task: &&mut Task| Some(&task.id) == event.task.as_ref();
         let Some(task) = self.tasks.iter_mut().find(about) else {
             return Ok(());
@@ -145,8 +161,8 @@ impl Watch {
         match self.tell {
             // Progress always grows.
             Tell::Changes if before != now => {
-                *changes += 1;
-                call.progress(*changes, None, told).await;
+                log.changes += 1;
+                call.progress(log.changes, None, told).await;
             }
             Tell::Ends if now.1 && !before.1 => {
                 let settled = self.tasks.iter().filter(|task| rests(task)).count();
@@ -164,32 +180,85 @@ impl Watch {
         Ok(open)
     }
 
+    /// What nobody was asked for in this call, and of which task it is.
+    fn next_need(&self, asked: &mut BTreeSet<String>) -> Option<(usize, Need)> {
+        let each = self.tasks.iter().enumerate();
+        let mut needs = each.flat_map(|(about, task)| {
+            let needs = needs::of(task).into_iter();
+            needs.map(move |need| (about, need.key(task), need))
+        });
+        let (about, _, need) = needs.find(|(_, key, _)| asked.insert(key.clone()))?;
+        Some((about, need))
+    }
+
+    /// Asks for one thing and hears meanwhile what happens: it may be needed no more, and another task
+    /// may be all that is waited for. Whether there is more to ask for.
     async fn ask(
         &mut self,
         call: &Call,
-        deadline: Instant,
-        declined: &mut BTreeSet<String>,
-    ) -> Result<(), Refusal> {
-        for task in &mut self.tasks {
-            for need in needs::of(task) {
-                if declined.contains(&need.key(task)) {
+        (about, need): (usize, &Need),
+        log: &mut Log,
+    ) -> Result<bool, Refusal> {
+        let Some(task) = self.tasks.get(about) else {
+            return Ok(true);
+        };
+        let (id, deadline) = (task.id.clone(), log.deadline);
+        let Some(mut form) = need.put(call, task).await? else {
+            return Ok(true);
+        };
+        loop {
+            let entered = tokio::select! {
+                biased;
+                entered = form.entered() => entered,
+                event = self.next(call, log) => {
+                    let event = event?;
+                    self.heard(call, event.as_ref(), log).await?;
+                    let open = |task: &Task| needs::of(task).contains(need);
+                    let (asked, others): (Vec<&Task>, Vec<&Task>) =
+                        self.tasks.iter().partition(|task| task.id == id);
+                    if !asked.into_iter().any(open) {
+                        form.withdraw("it is answered").await;
+                        return Ok(true);
+                    }
+                    let happened = event.and_then(|event| event.task);
+                    let another = |task: &&Task| Some(&task.id) == happened.as_ref() && rests(task);
+                    if self.until == Until::Any && others.iter().any(another) {
+                        form.withdraw("another task has ended").await;
+                        return Ok(false);
+                    }
                     continue;
                 }
-                let patience = deadline.saturating_duration_since(Instant::now());
-                let entered = need.ask(call, task, patience).await?;
-                let met = match &entered {
-                    Some(entered) => need.meet(call, task, entered).await?,
-                    None => None,
-                };
-                match met {
-                    Some(now) => *task = now,
-                    None => {
-                        declined.insert(need.key(task));
-                    }
+                () = sleep_until(deadline) => {
+                    form.withdraw("the time of the wait is over").await;
+                    return Ok(false);
                 }
+            };
+            let Some((entered, task)) = entered.zip(self.tasks.get_mut(about)) else {
+                return Ok(true);
+            };
+            if let Some(now) = need.meet(call, task, &entered).await? {
+                *task = now;
             }
+            return Ok(true);
         }
-        Ok(())
+    }
+}
+
+/// What a wait hears of the log, and for how long.
+struct Log {
+    deadline: Instant,
+    events: Option<Events>,
+    /// Told so far.
+    changes: usize,
+}
+
+impl Log {
+    fn until(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            events: None,
+            changes: 0,
+        }
     }
 }
 

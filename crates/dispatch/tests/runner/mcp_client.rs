@@ -31,7 +31,7 @@ use rmcp::{
 use serde_json::{Value, json};
 use tokio::{
     process::{Child, Command},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::timeout,
 };
 
@@ -48,6 +48,9 @@ pub(crate) struct Can {
     pub(crate) channel: bool,
 }
 
+/// As what is entered: nothing, until it is needed no more.
+pub(crate) const HOLDS: &str = "holds";
+
 /// What it was told without asking.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Told {
@@ -58,6 +61,8 @@ pub(crate) enum Told {
     Other(String, Value),
     /// It was asked this.
     Asked(String),
+    /// What it was asked is needed no more.
+    Withdrawn,
 }
 
 /// The ways to speak to the server: transport and generation.
@@ -93,6 +98,7 @@ pub(crate) struct Listener {
     told: mpsc::UnboundedSender<Told>,
     /// What is entered, one after the other; none: declined.
     entries: Arc<Mutex<Vec<Value>>>,
+    held: Arc<Notify>,
 }
 
 impl Listener {
@@ -122,13 +128,18 @@ impl ClientHandler for Listener {
     async fn create_elicitation(
         &self,
         request: ElicitRequestParams,
-        _: RequestContext<RoleClient>,
+        context: RequestContext<RoleClient>,
     ) -> Result<ElicitResult, ErrorData> {
         let ElicitRequestParams::FormElicitationParams { message, .. } = request else {
             panic!("no form: {request:?}");
         };
         self.note(Told::Asked(message));
         let entry = self.entries.lock().unwrap().pop();
+        if entry == Some(HOLDS.into()) {
+            self.held.notify_one();
+            context.ct.cancelled().await;
+            self.note(Told::Withdrawn);
+        }
         Ok(match entry {
             Some(entry) => ElicitResult::new(ElicitationAction::Accept).with_content(entry),
             None => ElicitResult::new(ElicitationAction::Decline),
@@ -178,6 +189,8 @@ pub(crate) struct Client {
     pub(crate) served: RunningService<RoleClient, Listener>,
     pub(crate) told: mpsc::UnboundedReceiver<Told>,
     entries: Arc<Mutex<Vec<Value>>>,
+    /// Somebody holds a form and enters nothing.
+    pub(crate) held: Arc<Notify>,
     tools: HashMap<String, Tool>,
     /// The server, where it is a process of ours.
     server: Option<Child>,
@@ -209,12 +222,14 @@ impl Client {
         let transport = (server.stdout.take().unwrap(), server.stdin.take().unwrap());
         let (listener, told) = listener(can);
         let entries = Arc::clone(&listener.entries);
+        let held = Arc::clone(&listener.held);
         let served = listener.serve_with_lifecycle(transport, lifecycle(way));
         let served = timeout(PATIENCE, served).await.unwrap().unwrap();
         let made = Self {
             served,
             told,
             entries,
+            held,
             tools: HashMap::new(),
             server: Some(server),
         };
@@ -241,12 +256,14 @@ impl Client {
         let transport = StreamableHttpClientTransport::from_unix_socket_with_config(socket, config);
         let (listener, told) = listener(can);
         let entries = Arc::clone(&listener.entries);
+        let held = Arc::clone(&listener.held);
         let served = listener.serve_with_lifecycle(transport, lifecycle(way));
         let served = timeout(PATIENCE, served).await.unwrap();
         let made = Self {
             served: served.map_err(|error| error.to_string())?,
             told,
             entries,
+            held,
             tools: HashMap::new(),
             server: None,
         };
@@ -358,6 +375,7 @@ fn listener(can: Can) -> (Listener, mpsc::UnboundedReceiver<Told>) {
         can,
         told,
         entries: Arc::default(),
+        held: Arc::default(),
     };
     (listener, notices)
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     asks::{asking, installed, world as asking_world},
-    mcp_client::{Can, Client, STDIO, Told, WAYS, token_file},
+    mcp_client::{Can, Client, HOLDS, STDIO, Told, WAYS, token_file},
     world::TestWorld,
 };
 
@@ -85,6 +85,27 @@ async fn what_nobody_enters_stays_open_for_the_model() {
             assert_eq!(ended["state"], "completed");
             client.close().await;
         }
+    }
+}
+
+/// While a form is open, an answer from elsewhere is heard: the form goes, and the wait is no error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_is_withdrawn_when_somebody_else_has_answered() {
+    for way in [WAYS[0], WAYS[2]] {
+        let world = TestWorld::new();
+        world.serve();
+        let mut client = Client::connect(&world, way, ENTERS).await;
+        client.will_enter(&[json!(HOLDS)]);
+        let handle = client.call("dispatch", asked(&world)).await;
+        let id = handle["task"].as_str().unwrap();
+        let (ended, ()) = tokio::join!(waited(&client, &handle["task"]), async {
+            client.held.notified().await;
+            let answer = || world.dispatch(&["answer", id, "west"]).exits(0);
+            tokio::task::block_in_place(answer);
+        });
+        assert_eq!(ended["state"], "completed", "{way:?}");
+        client.told(|told| *told == Told::Withdrawn).await;
+        client.close().await;
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    mcp_client::{Can, Client, PATIENCE, Told, WAYS},
+    mcp_client::{Can, Client, PATIENCE, Told, WAYS, token_file},
     world::TestWorld,
 };
 
@@ -24,6 +24,21 @@ const CHANNEL: &str = "notifications/claude/channel";
 async fn subscribe(client: &Client, uri: &str) {
     let params = SubscribeRequestParams::new(uri);
     client.served.subscribe(params).await.unwrap();
+}
+
+/// Who may not hear of anything is told so, and not answered well and then told nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_would_never_be_told_is_refused() {
+    let world = TestWorld::new();
+    world.serve();
+    let (writer, _) = token_file(&world, "dispatch");
+    let client = Client::over(&world.socket(), Some(&writer), WAYS[2], Can::default()).await;
+    let params = SubscribeRequestParams::new("dispatch://tasks");
+    let refused = client.served.subscribe(params).await.unwrap_err();
+    assert!(refused.to_string().contains("this needs read"), "{refused}");
+    let level = SetLevelRequestParams::new(LoggingLevel::Info);
+    assert!(client.served.set_level(level).await.is_err());
+    client.close().await;
 }
 
 /// 2025-11-25: by a request for each; told until it is taken back, and over the end of an engine.

@@ -341,6 +341,30 @@ async fn what_is_said_in_the_middle_is_heard_at_the_next_step() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_takes_away_and_never_gives() {
+    let world = TestWorld::new();
+    let steps = json!([
+        {"tool": "write", "path": "kept.lock", "content": "changed"},
+        {"tool": "shell", "command": "echo one > a.txt"},
+        {"text": "Done as far as I may.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    let deny = "[agents.native.groups]\nshell = \"deny\"\n";
+    configure(&world, &format!("{}{deny}", model.key("main")));
+    let rules = "[task]\nrules = [{ group = \"edit\", pattern = \"*.lock\", action = \"deny\" }, \
+                 { group = \"shell\", pattern = \"*\", action = \"allow\" }]\n";
+    fs::write(world.repo().join("dispatch.toml"), rules).unwrap();
+    world.commit();
+    let id = begun(&world, &["--model", "m", "--expects", "report", "Try both"]);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let seen = results(&world, &id);
+    for word in ["a rule for edit denies it", "a rule for shell denies it"] {
+        assert!(seen.contains(word), "{word}: {seen}");
+    }
+}
+
 /// Processes below a keeper, nearest first.
 fn below(pid: Pid) -> Vec<Pid> {
     let mut found = children(pid);

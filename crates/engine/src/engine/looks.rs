@@ -150,7 +150,13 @@ impl Engine {
     #[must_use]
     pub fn whose(&self, token: &str) -> Option<RunId> {
         let run = self.shared.door_key.whose(token)?;
-        self.shared.working.borrow().contains(&run).then_some(run)
+        self.is_working(run).then_some(run)
+    }
+
+    /// Whether that run's agent can be at work, and so come to our door.
+    #[must_use]
+    pub fn is_working(&self, run: RunId) -> bool {
+        self.shared.working.borrow().contains(&run)
     }
 
     pub(crate) fn trees(&self) -> Arc<Trees> {

@@ -13,6 +13,7 @@ use dispatch_core::{
     task::{Base, ChecksAsked, Expects, Labels, Placement, TaskSpec, Terms, Turn, Wrap},
 };
 use dispatch_engine::{
+    clock::{Clock, SetClock},
     engine::Engine,
     engine::{Secrets, Sites},
     reader::Reader,
@@ -41,6 +42,7 @@ use crate::{
         listen,
         room::{Room, Shares},
         routes::with_mcp,
+        standing::{LOOK_AGAIN_MS, Standing},
         tokens::Tokens,
     },
     mcp::server::PRODUCT,
@@ -97,6 +99,10 @@ impl Stage {
     }
 
     async fn serve_with(&self, streams: Option<usize>) -> Serving {
+        self.serve_at(streams, Clock::System).await
+    }
+
+    async fn serve_at(&self, streams: Option<usize>, clock: Clock) -> Serving {
         let settings = &self.settings;
         let local = "local".parse().unwrap();
         let sites: Sites = Sites::from([(local, Arc::new(self.site.clone()) as _)]);
@@ -112,6 +118,8 @@ impl Stage {
             };
             ctx.rooms.streams = Room::new(Code::TooManyStreams, "follow events", "streams", shares);
         }
+        let tokens = Tokens::of(&settings.paths.data);
+        ctx.standing = Standing::new(tokens, engine.clone(), clock);
         let keys = Arc::new(Keys::new(Tokens::of(&settings.paths.data), &ctx));
         let routes = with_mcp(ctx, PRODUCT);
         let mut listening = JoinSet::new();
@@ -955,5 +963,136 @@ async fn whoever_waits_with_a_token_leaves_room_for_the_person() {
     let own = json!({"tasks": [run.task.to_string()], "timeout_s": 0});
     let waited: Value = stage.client().post("/v1/wait", &own).await.unwrap();
     assert_eq!(waited["done"], false);
+    serving.end().await;
+}
+
+/// Reads until the other side has ended it.
+async fn to_the_end(mut stream: UnixStream) {
+    let mut all = Vec::new();
+    let end = timeout(PATIENCE, stream.read_to_end(&mut all)).await;
+    end.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_ends_with_its_token_or_its_run() {
+    let stage = Stage::new();
+    let real = Clock::System.now();
+    let clock = SetClock::at(real);
+    let serving = stage.serve_at(None, Clock::Set(clock.clone())).await;
+    let (run, other) = (
+        serving.dispatch_with("talker", Some("helpers")).await,
+        serving.dispatch("talker").await,
+    );
+    let tokens = Tokens::of(&stage.settings.paths.data);
+    let scopes = || [Scope::Read].into_iter().collect();
+    let hour = 3_600_000;
+    let (kept, _) = tokens.make(Some("kept"), scopes(), None, real).unwrap();
+    let (revoked, _) = tokens.make(Some("revoked"), scopes(), None, real).unwrap();
+    let (over, _) = tokens
+        .make(Some("over"), scopes(), Some(hour), real)
+        .unwrap();
+    let agent = serving.engine.run_token(run);
+    let socket = stage.settings.paths.agents().join(Paths::AGENTS_SOCKET);
+    let open = async |token: &str, rest: &str| {
+        let (line, more) = rest.split_once('|').unwrap_or((rest, ""));
+        let text = format!("{line} HTTP/1.1\r\nhost: x\r\nauthorization: bearer {token}\r\n{more}");
+        let (stream, answer) = head(&socket, &text).await;
+        assert!(
+            ["http/1.1 200", "http/1.1 101"]
+                .iter()
+                .any(|s| answer.starts_with(s)),
+            "{answer}"
+        );
+        (stream, answer)
+    };
+    let sse = "GET /v1/events|connection: close\r\n\r\n";
+    let socketed = "GET /v1/events/ws|connection: upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let hello = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {},
+        "clientInfo": {"name": "x", "version": "1"},
+    }});
+    let hello = hello.to_string();
+    let length = hello.len();
+    let accept = "accept: application/json, text/event-stream\r\n";
+    let begin = format!(
+        "POST /mcp|{accept}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{hello}"
+    );
+    let (_, begun) = open(&revoked, &begin).await;
+    let session = begun
+        .lines()
+        .find(|line| line.starts_with("mcp-session-id: "))
+        .unwrap();
+    let listen = format!("GET /mcp|connection: close\r\n{accept}{session}\r\n\r\n");
+    let mut kept_open = open(&kept, sse).await.0;
+    let mut ending = Vec::new();
+    for rest in [sse, socketed, &listen] {
+        ending.push(open(&revoked, rest).await.0);
+    }
+    let of_child = format!("GET /v1/events?task={}|connection: close\r\n\r\n", run.task);
+    let run_over = open(&agent, &of_child).await.0;
+    let token_over = open(&over, sse).await.0;
+    tokens.revoke("revoked").unwrap();
+    clock.set(real + LOOK_AGAIN_MS);
+    for stream in ending {
+        to_the_end(stream).await;
+    }
+    let ended =
+        |event: &Event| event.kind == "finished" && event.task == Some(run.task.to_string());
+    serving.engine.stop(run.task, Force::Kill).await.unwrap();
+    while !stage.events().iter().any(ended) {
+        tokio::task::yield_now().await;
+    }
+    clock.set(real + 2 * LOOK_AGAIN_MS);
+    to_the_end(run_over).await;
+    clock.set(real + hour);
+    to_the_end(token_over).await;
+    // What is still somebody's goes on.
+    serving.engine.stop(other.task, Force::Kill).await.unwrap();
+    let mut heard = String::new();
+    let other = other.task.to_string();
+    let ended = |line: &str| line.contains("\"finished\"") && line.contains(&other);
+    while !heard.lines().any(ended) {
+        let mut bytes = [0; 4096];
+        let read = timeout(PATIENCE, kept_open.read(&mut bytes))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(read > 0, "it was ended: {heard}");
+        heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    serving.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_sessions_begin_as_one_caller_may_have_also_at_once() {
+    let stage = Stage::new();
+    let serving = stage.serve().await;
+    let tokens = Tokens::of(&stage.settings.paths.data);
+    let scopes = [Scope::Read].into_iter().collect();
+    let (token, _) = tokens.make(None, scopes, None, 0).unwrap();
+    let hello = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {},
+        "clientInfo": {"name": "x", "version": "1"},
+    }});
+    let (hello, length) = (hello.to_string(), hello.to_string().len());
+    let begin = format!(
+        "POST /mcp HTTP/1.1\r\nhost: x\r\nauthorization: bearer {token}\r\n\
+         accept: application/json, text/event-stream\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{hello}"
+    );
+    let mut all = JoinSet::new();
+    for _ in 0..48 {
+        let (socket, begin) = (stage.settings.paths.socket(), begin.clone());
+        all.spawn(async move { head(&socket, &begin).await.1 });
+    }
+    let answers = all.join_all().await;
+    let began = answers
+        .iter()
+        .filter(|answer| answer.contains("mcp-session-id: "));
+    assert_eq!(began.count(), 32);
+    let refused =
+        |answer: &&String| answer.starts_with("http/1.1 429") && answer.contains("retry-after: ");
+    assert_eq!(answers.iter().filter(refused).count(), 16);
     serving.end().await;
 }

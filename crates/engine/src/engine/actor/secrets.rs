@@ -92,13 +92,13 @@ impl Actor {
         let known = self.secrets.get(&task).into_iter().flatten();
         let values = known.chain(secrets).map(|(_, value)| value.expose());
         let redactor = Redactor::new(values);
-        match &tuning.model {
-            Some(model) if redactor.redact(model.as_str()) != model.as_str() => {
-                let what = "use that model: its name holds a secret".to_owned();
-                Err(VerbError::BadInput { what })
-            }
-            Some(_) | None => Ok(()),
+        let chain = tuning.chain.iter().flatten().map(|choice| &choice.model);
+        let mut models = tuning.model.iter().chain(chain);
+        if models.any(|model| redactor.redact(model.as_str()) != model.as_str()) {
+            let what = "use that model: its name holds a secret".to_owned();
+            return Err(VerbError::BadInput { what });
         }
+        Ok(())
     }
 }
 
@@ -110,9 +110,11 @@ pub(super) fn names_a_secret(spec: &TaskSpec, secrets: &Secrets) -> bool {
         Base::Head | Base::Pr { .. } | Base::Folder | Base::Nothing => false,
         Base::Branch { name } | Base::Default { name } | Base::Tag { name } => shows(name),
     };
-    let model = spec.terms.model.as_ref();
+    let terms = &spec.terms;
+    let chain = terms.chain.iter().map(|choice| &choice.model);
+    let mut models = terms.model.iter().chain(chain);
     branch
-        || model.is_some_and(|name| shows(name.as_str()))
+        || models.any(|name| shows(name.as_str()))
         || shows(&spec.repo)
         || spec
             .workspace
