@@ -4,15 +4,16 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt as _,
+    fs::{self, DirBuilder, File},
+    io::{self, Read as _},
+    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use dispatch_engine::git::{Cmd, Git, GitError};
+use rustix::fs::{Mode, OFlags};
 
 use crate::settings::Settings;
 
@@ -20,6 +21,8 @@ use crate::settings::Settings;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// What one answer may be long.
 const ANSWER_MAX_BYTES: usize = 1 << 20;
+/// The largest index that is looked at.
+const COPY_MAX_BYTES: u64 = 256 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OwnGitError {
@@ -58,6 +61,34 @@ impl OwnGit {
         bounded(self.git.cmd(verb).current_dir(dir))
     }
 
+    /// A git directory of ours over the checkout `top`: its commit, objects, index and list of what
+    /// is ignored, and nothing of its configuration, which somebody may change while we look.
+    pub(crate) fn over(&self, top: &Path) -> Option<PathBuf> {
+        let head = says(
+            self.at(top, "rev-parse")
+                .args(["--verify", "--quiet", "HEAD^{commit}"]),
+        )?;
+        let places = says(self.at(top, "rev-parse").args([
+            "--path-format=absolute",
+            "--git-path",
+            "objects",
+            "--git-path",
+            "index",
+            "--git-path",
+            "info/exclude",
+        ]))?;
+        let places: Vec<&Path> = places.lines().map(Path::new).collect();
+        let &[objects, index, ignored] = places.as_slice() else {
+            return None;
+        };
+        let over = self.scratch.0.join("over");
+        lay(&over, &head, objects).ok()?;
+        copy(index, &over.join("index")).ok()?;
+        // Most have none.
+        copy(ignored, &over.join("info/exclude")).ok();
+        Some(over)
+    }
+
     /// In this git directory.
     pub(crate) fn of(&self, git_dir: &Path, verb: &'static str) -> Cmd<'_> {
         bounded(self.git.cmd(verb).git_dir(git_dir))
@@ -66,6 +97,29 @@ impl OwnGit {
 
 fn bounded(cmd: Cmd<'_>) -> Cmd<'_> {
     cmd.timeout(TIMEOUT).limit(ANSWER_MAX_BYTES)
+}
+
+fn lay(git_dir: &Path, head: &str, objects: &Path) -> io::Result<()> {
+    for dir in ["objects/info", "refs", "info"] {
+        fs::create_dir_all(git_dir.join(dir))?;
+    }
+    let mut lender = objects.as_os_str().as_bytes().to_vec();
+    lender.push(b'\n');
+    fs::write(git_dir.join("objects/info/alternates"), lender)?;
+    fs::write(git_dir.join("HEAD"), format!("{head}\n"))
+}
+
+/// With its time: git compares that of an index with those of files.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let from = File::from(rustix::fs::open(from, flags, Mode::empty())?);
+    let meta = from.metadata()?;
+    if !meta.is_file() || meta.len() > COPY_MAX_BYTES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut to = File::create(to)?;
+    io::copy(&mut from.take(COPY_MAX_BYTES), &mut to)?;
+    to.set_modified(meta.modified()?)
 }
 
 /// What it prints, unless it fails or says nothing.

@@ -74,8 +74,8 @@ pub(crate) fn top_level(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// How a checkout differs from what git would make of itself: what is not said by us then counts.
-const OF_A_CHECKOUT: &str = "^(filter\\..*|core\\.(filemode|symlinks|autocrlf|excludesfile))$";
+/// How a checkout differs from what git would make of itself. No value of these is run.
+const OF_A_CHECKOUT: &str = "^core\\.(filemode|symlinks|autocrlf|excludesfile)$";
 
 /// Files that differ from what is committed: a task starts from a commit and does not see them.
 /// A warning is no reason to fail; a repository that git cannot read fails later, with its words.
@@ -98,23 +98,17 @@ fn differing(settings: &Settings, top: &Path) -> Option<usize> {
     }
     // Nothing of it is there: git says so by its exit.
     let said = asked.output().ok()?;
+    let over = git.over(top)?;
+    // To compare a touched file, `status` would run the filters that their configuration has.
     let mut status = git
-        .at(top, "status")
+        .of(&over, "status")
+        .work_tree(top)
         .args(["--porcelain", "--ignore-submodules=all"]);
     let config = xdg.or_else(|| Some(home?.join(".config")));
     let mut ignored = config.map(|dir| dir.join("git/ignore"));
     for entry in String::from_utf8_lossy(&said.stdout).split('\0') {
         let (key, value) = entry.split_once('\n').unwrap_or((entry, "true"));
-        // To compare a touched file, `status` would run its filter: a command of somebody's.
-        if let Some((filter, _)) = key.rsplit_once('.').filter(|_| key.starts_with("filter.")) {
-            if filter.contains('=') {
-                // A name that `-c` cannot say: no warning then, rather than its command.
-                return None;
-            }
-            for setting in ["clean=", "smudge=", "process=", "required=false"] {
-                status = status.set(&format!("{filter}.{setting}"));
-            }
-        } else if key == "core.excludesfile" {
+        if key == "core.excludesfile" {
             ignored = match (value.strip_prefix("~/"), home) {
                 (Some(below), Some(home)) => Some(home.join(below)),
                 _ => Some(PathBuf::from(value)),
