@@ -22,7 +22,7 @@ use crate::{
         AccountName, AgentName, BadId, ForgeName, GrantName, HookName, KeyName, ModelName,
         PlacementName, PoolName, RepoName, ServerName,
     },
-    lent::{self, Lent},
+    lent,
     limits::Limits,
     models::{Choice, KeyTable},
     notify::Hook,
@@ -787,10 +787,7 @@ impl Typing<'_> {
             }
         }
         let of_web = web.as_mut().map(lent::to_web).unwrap_or_default();
-        let of_servers: BTreeMap<ServerName, Lent> = mcp
-            .iter_mut()
-            .map(|(name, server)| (name.clone(), lent::to_server(name, server)))
-            .collect();
+        let of_servers = lent::to_servers(&mut mcp);
         for agent in agents.values_mut() {
             if agent.is_native() {
                 agent.program = OWN_PROGRAM.to_owned();

@@ -18,16 +18,24 @@ pub fn to_web(web: &mut WebTable) -> Lent {
     lent
 }
 
-/// The same of one MCP server.
-pub fn to_server(name: &ServerName, server: &mut ServerTable) -> Lent {
-    let mut lent = Lent::new();
-    for (value, source) in server.sources_mut() {
-        lend(&mut lent, &format!("mcp_{name}_{value}"), source);
+/// The same of all MCP servers. `a` with a value `b_c` and `a_b` with `c` would be one variable, and one
+/// server's secret the other's: no variable is lent twice, whichever servers an agent has.
+pub fn to_servers(servers: &mut BTreeMap<ServerName, ServerTable>) -> BTreeMap<ServerName, Lent> {
+    let mut all = Lent::new();
+    let mut of_servers = BTreeMap::new();
+    for (name, server) in servers {
+        let mut lent = Lent::new();
+        for (value, source) in server.sources_mut() {
+            let variable = lend(&mut all, &format!("mcp_{name}_{value}"), source);
+            let source = all.get(&variable).cloned();
+            lent.extend(source.map(|source| (variable, source)));
+        }
+        of_servers.insert(name.clone(), lent);
     }
-    lent
+    of_servers
 }
 
-fn lend(lent: &mut Lent, what: &str, source: &mut KeySource) {
+fn lend(lent: &mut Lent, what: &str, source: &mut KeySource) -> String {
     let plain = |c: char| {
         if c.is_ascii_alphanumeric() {
             c.to_ascii_uppercase()
@@ -44,7 +52,8 @@ fn lend(lent: &mut Lent, what: &str, source: &mut KeySource) {
         n += 1;
     }
     let taken = std::mem::replace(source, KeySource::From(variable.clone()));
-    lent.insert(variable, taken);
+    lent.insert(variable.clone(), taken);
+    variable
 }
 
 #[cfg(test)]
@@ -68,16 +77,43 @@ mod tests {
         let named: Vec<KeySource> = web.sources().cloned().collect();
         assert!(named.contains(&KeySource::From("DISPATCH_WEB_SEARCH".into())));
 
-        let mut server: ServerTable = toml::from_str(
-            "url = \"https://t\"\nheaders = { X-A = { from = \"A\" }, X_A = { from = \"B\" }, Plain = \"p\" }",
-        )
-        .unwrap();
-        let lent = to_server(&"my.tools".parse().unwrap(), &mut server);
-        let names: Vec<&str> = lent.keys().map(String::as_str).collect();
-        assert_eq!(
-            names,
-            ["DISPATCH_MCP_MY_TOOLS_X_A", "DISPATCH_MCP_MY_TOOLS_X_A_2"]
-        );
-        assert_eq!(server.sources().count(), 2);
+        let table = |text: &str| toml::from_str::<ServerTable>(text).unwrap();
+        let mut servers = BTreeMap::from([
+            (
+                "my.tools".parse().unwrap(),
+                table(
+                    "url = \"https://t\"\n\
+                     headers = { X-A = { from = \"A\" }, X_A = { from = \"B\" }, Plain = \"p\" }",
+                ),
+            ),
+            (
+                "my".parse().unwrap(),
+                table("command = [\"x\"]\nenv = { TOOLS_X_A = { from = \"C\" } }"),
+            ),
+        ]);
+        let of_servers = to_servers(&mut servers);
+        let from = |name: &str| KeySource::From(name.into());
+        let of = |server: &str, own: &[(&str, &str)]| {
+            let own = own
+                .iter()
+                .map(|(name, source)| ((*name).to_owned(), from(source)));
+            (server.parse::<ServerName>().unwrap(), own.collect::<Lent>())
+        };
+        let expected = BTreeMap::from([
+            of("my", &[("DISPATCH_MCP_MY_TOOLS_X_A", "C")]),
+            of(
+                "my.tools",
+                &[
+                    ("DISPATCH_MCP_MY_TOOLS_X_A_2", "A"),
+                    ("DISPATCH_MCP_MY_TOOLS_X_A_3", "B"),
+                ],
+            ),
+        ]);
+        assert_eq!(of_servers, expected);
+        for (name, own) in &of_servers {
+            let named: Vec<KeySource> = servers[name].sources().cloned().collect();
+            let variables: Vec<KeySource> = own.keys().map(|name| from(name)).collect();
+            assert_eq!(named, variables);
+        }
     }
 }

@@ -10,7 +10,8 @@
 //! * [`verdict`] how a run ended; [`checks`] what must pass
 //! * [`job`] what a site can start; [`update`] what an agent says; [`drivers`] how to speak to one
 //! * [`notify`] who is told of what
-//! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up
+//! * [`secret`] a value that is never printed; [`redact`] what masks it wherever it turns up;
+//!   [`causes`] an error as it is read; [`hex`] bytes as digits
 //! * [`cage`] a job's argv inside the OS sandbox, [`seatbelt`] on macOS; [`container`] in an image;
 //!   [`carried`] what a repository brings for agents; [`cargo_config`] what a job gets of the person's
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
@@ -26,6 +27,7 @@ pub mod attach;
 pub mod cage;
 pub mod cargo_config;
 pub mod carried;
+pub mod causes;
 pub mod chain;
 pub mod checks;
 pub mod config;
@@ -35,6 +37,7 @@ pub mod event;
 pub mod family;
 pub mod gate;
 pub mod grant;
+pub mod hex;
 pub mod id;
 pub mod job;
 pub mod keys;

@@ -195,7 +195,7 @@ fn token(settings: &Settings, name: &str, forge: &Forge) -> Result<Option<Secret
 }
 
 async fn get(address: &str, token: Option<&Secret>) -> Result<Bytes, String> {
-    let words = |error: &dyn std::error::Error| crate::cli::error::chain(error);
+    let words = |error: &dyn std::error::Error| dispatch_core::causes::chain(error);
     let https = hyper_rustls::HttpsConnectorBuilder::new()
         .with_native_roots()
         .map_err(|error| format!("find the system's certificates: {error}"))?

@@ -10,8 +10,13 @@ use std::{
     path::Path,
 };
 
-use dispatch_core::id::RunId;
+use dispatch_core::{
+    hex::{from_hex, hex},
+    id::RunId,
+};
 use ring::hmac;
+
+use crate::random;
 
 const NAME: &str = "door.key";
 const KEY_BYTES: usize = 32;
@@ -44,18 +49,14 @@ impl DoorKey {
 
     pub(crate) fn token(&self, run: RunId) -> String {
         let tag = hmac::sign(&self.0, signed(run).as_bytes());
-        let mut token = format!("{PREFIX}{run}_");
-        for byte in tag.as_ref() {
-            token.push_str(&format!("{byte:02x}"));
-        }
-        token
+        format!("{PREFIX}{run}_{}", hex(tag.as_ref()))
     }
 
     /// Whose token this is; whether that run lives is not asked. The comparison takes the same time
     /// wherever the two differ.
     pub(crate) fn whose(&self, token: &str) -> Option<RunId> {
         let (run, tag) = token.strip_prefix(PREFIX)?.split_once('_')?;
-        let (run, tag) = (run.parse().ok()?, from_hex(tag)?);
+        let (run, tag) = (run.parse().ok()?, from_hex::<TAG_BYTES>(tag)?);
         hmac::verify(&self.0, signed(run).as_bytes(), &tag).ok()?;
         Some(run)
     }
@@ -63,19 +64,6 @@ impl DoorKey {
 
 fn signed(run: RunId) -> String {
     format!("{PURPOSE}{run}")
-}
-
-fn from_hex(text: &str) -> Option<[u8; TAG_BYTES]> {
-    let mut out = [0; TAG_BYTES];
-    let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if text.len() != 2 * TAG_BYTES || !text.bytes().all(lower) {
-        return None;
-    }
-    for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let pair = std::str::from_utf8(pair).ok()?;
-        *byte = u8::from_str_radix(pair, 16).ok()?;
-    }
-    Some(out)
 }
 
 fn read(mut file: File) -> io::Result<[u8; KEY_BYTES]> {
@@ -93,11 +81,7 @@ fn read(mut file: File) -> io::Result<[u8; KEY_BYTES]> {
 
 /// Durable before a token of it is given to anybody.
 fn make(data: &Path, path: &Path) -> io::Result<[u8; KEY_BYTES]> {
-    let mut bytes = [0; KEY_BYTES];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())?;
-    }
+    let bytes = random::bytes()?;
     let temporary = data.join(crate::files::unique("door.key.new-"));
     let mut file = OpenOptions::new()
         .write(true)

@@ -43,7 +43,7 @@ use crate::{
     events::Logs,
     fence::Fences,
     jobdir::JobDir,
-    lock,
+    lock, random,
     run::Ctx,
     sites::{
         Site,
@@ -315,9 +315,7 @@ fn takes_files<'a>(
 }
 
 fn random_id() -> Result<TaskId, VerbError> {
-    let mut bits = [0; 8];
-    let n = rustix::rand::getrandom(&mut bits, rustix::rand::GetRandomFlags::empty());
-    n.map_err(|error| VerbError::Failed {
+    let bits = random::bytes().map_err(|error| VerbError::Failed {
         doing: "make a task id".to_owned(),
         source: Box::new(error),
     })?;

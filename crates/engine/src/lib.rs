@@ -6,7 +6,7 @@
 //! * [`store`] the log; [`events`] the log as a stream, of whose end and of what is open `tail` knows;
 //!   `speech` what an agent says before it is whole; [`reader`] the log without an engine;
 //!   [`lock`] who is the engine; [`view`] what a reader sees; [`reads`] pages and pools
-//! * [`clock`] what time it is; [`pressure`] what the machine has left
+//! * [`clock`] what time it is; [`random`] bytes nobody guesses; [`pressure`] what the machine has left
 //! * [`warden`] who locks a fence from inside; `fence` what is where on this host, for `core::cage`;
 //!   [`containers`] which engines answer, for `core::container`; [`logins`] what of an account its
 //!   tasks share
@@ -49,6 +49,7 @@ pub mod mirror;
 mod native;
 pub mod pressure;
 pub mod prompts;
+pub mod random;
 pub mod reader;
 pub mod reads;
 mod run;

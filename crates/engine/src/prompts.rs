@@ -14,6 +14,7 @@ use dispatch_core::{
     checks::{self, Planned},
     config::Config,
     event::PromptMade,
+    hex,
     id::{RunId, TaskId},
     outcome::Outcome,
     prompt::{self, Facts, GuideError, Prompt, TextKind, Told, ToldFile, Turn},
@@ -85,8 +86,7 @@ pub(crate) fn context(data: &Path, run: RunId) -> PathBuf {
 /// In hexadecimal, as `sha256sum` prints it.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::hex(&Sha256::digest(bytes))
 }
 
 /// The commands that a prompt names: those asked for, else what the base commit suggests.

@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use dispatch_core::{
+    causes::chain,
     secret::Secret,
     sidecar::{Upstream, has_dot_segment},
 };
@@ -361,16 +362,6 @@ fn drop_hops(headers: &mut HeaderMap) {
     for name in HOPS.iter().chain(&named) {
         headers.remove(name);
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 /// Upstream's answer as it comes, the key masked in it.

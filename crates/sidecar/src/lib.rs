@@ -25,6 +25,7 @@ use std::{
 };
 
 use dispatch_core::{
+    hex::hex,
     secret::Secret,
     sidecar::{At, BROKER_SOCKET, PROXY_SOCKET, Plan, Word},
 };
@@ -152,8 +153,7 @@ fn placeholder() -> Result<String, String> {
     if got < bytes.len() {
         return Err("make a placeholder: too few random bytes".into());
     }
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("dispatch-placeholder-{hex}"))
+    Ok(format!("dispatch-placeholder-{}", hex(&bytes)))
 }
 
 /// By way of the open directory: a socket's address has room for 107 bytes.

@@ -16,6 +16,7 @@ pub(crate) use proxy::Proxy;
 
 use std::{error::Error, fmt};
 
+use dispatch_core::causes::chain;
 use hyper::{
     Uri,
     header::{AUTHORIZATION, HeaderName, HeaderValue},
@@ -56,15 +57,9 @@ impl NetError {
         Self::new(NetFault::Timeout, what)
     }
 
-    /// The chain of causes: the outermost says the least.
+    /// With its causes: the outermost says the least.
     pub(crate) fn unreachable(doing: &str, error: &dyn Error) -> Self {
-        let mut text = format!("{doing}: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        Self::new(NetFault::Network, text)
+        Self::new(NetFault::Network, format!("{doing}: {}", chain(error)))
     }
 }
 

@@ -61,6 +61,16 @@ pub(crate) struct Choice {
     effort: Option<Think>,
 }
 
+/// The same of a task.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct ChainEntry {
+    key: String,
+    model: String,
+    /// Null: as the model does by itself.
+    effort: Option<Think>,
+}
+
 /// Who goes first where tasks wait for the same pool.
 #[derive(JsonSchema)]
 #[serde(rename_all = "snake_case")]

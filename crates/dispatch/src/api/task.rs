@@ -60,7 +60,7 @@ pub(crate) struct Task {
     pub(crate) model: Option<String>,
     /// Of our own agent: whom it asks, the first before the second.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<shapes::Choice>")]
+    #[schemars(with = "Vec<shapes::ChainEntry>")]
     pub(crate) chain: Vec<Choice>,
     pub(crate) pool: String,
     pub(crate) priority: String,

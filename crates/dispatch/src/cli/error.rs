@@ -3,6 +3,8 @@
 
 use std::{error::Error, io};
 
+pub(crate) use dispatch_core::causes::chain;
+
 use super::exit::Exit;
 use crate::{
     api::request::BadRequest,
@@ -47,20 +49,6 @@ impl CliError {
         self.hint = Some(hint.into());
         self
     }
-}
-
-/// An error and its causes on one line, without saying the same twice.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 impl From<SettingsError> for CliError {

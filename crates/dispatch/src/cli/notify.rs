@@ -7,13 +7,12 @@ use serde::Serialize;
 
 use super::{
     Ctx,
-    error::{CliError, Result},
+    error::{CliError, Result, chain},
     exit::Exit,
     out,
 };
 use crate::{
     api::notice::Notice,
-    cli::error::chain,
     notify::send::{SendError, Sender},
 };
 

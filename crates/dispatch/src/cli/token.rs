@@ -89,7 +89,7 @@ impl Shown {
 impl From<TokenError> for CliError {
     fn from(error: TokenError) -> Self {
         let exit = match &error {
-            TokenError::File { .. } | TokenError::Random => Exit::Failed,
+            TokenError::File { .. } | TokenError::Random(_) => Exit::Failed,
             TokenError::Open { .. }
             | TokenError::Name { .. }
             | TokenError::Taken { .. }

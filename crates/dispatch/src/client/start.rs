@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dispatch_engine::lock;
-use ring::rand::{SecureRandom as _, SystemRandom};
+use dispatch_core::causes::chain;
+use dispatch_engine::{lock, random};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::sleep;
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::{Health, request::Secrets},
-    cli::{error::chain, out::aside},
+    cli::out::aside,
     settings::{Paths, Settings},
 };
 
@@ -46,7 +46,7 @@ pub(crate) enum StartError {
     #[error("ask whether an engine is alive")]
     Lock(#[source] io::Error),
     #[error("make a key for the request: the system gives no random bytes")]
-    Random,
+    Random(#[source] io::Error),
     #[error("{0}")]
     Client(#[from] ClientError),
 }
@@ -151,10 +151,7 @@ pub(crate) async fn make_as<B: Serialize + Sync, T: DeserializeOwned>(
 
 /// For a request that may be sent again.
 pub(crate) fn random_key() -> Result<String, StartError> {
-    let mut bytes = [0; KEY_BYTES];
-    let filled = SystemRandom::new().fill(&mut bytes);
-    filled.map_err(|_| StartError::Random)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    random::hex::<KEY_BYTES>().map_err(StartError::Random)
 }
 
 /// It may leave between any two of these; then the next one is greeted.

@@ -14,7 +14,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use dispatch_core::{
-    config::SelectError, family::Refusal, id::TaskId, prompt::GuideError, redact::Redactor,
+    causes::chain, config::SelectError, family::Refusal, id::TaskId, prompt::GuideError,
+    redact::Redactor,
 };
 use dispatch_engine::view::VerbError;
 use http_body_util::LengthLimitError;
@@ -195,17 +196,6 @@ impl From<VerbError> for Problem {
         };
         Self::new(code, chain(&error))
     }
-}
-
-/// An error and its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut detail = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        detail = format!("{detail}: {inner}");
-        cause = inner.source();
-    }
-    detail
 }
 
 impl From<PlanError> for Problem {

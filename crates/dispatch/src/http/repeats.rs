@@ -15,7 +15,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use dispatch_core::keys::{KEPT_MS, RequestKey};
+use dispatch_core::{
+    hex::hex,
+    keys::{KEPT_MS, RequestKey},
+};
 use hyper::body::Body as HttpBody;
 use ring::hmac;
 
@@ -306,10 +309,6 @@ fn signed(secret: &hmac::Key, parts: &[&[u8]]) -> String {
         sign.update(part);
     }
     hex(sign.sign().as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Only what was done is remembered: a refusal has changed nothing, and may end otherwise next time.

@@ -4,7 +4,7 @@
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use dispatch_core::server::Tls;
+use dispatch_core::{causes::chain, server::Tls};
 use dispatch_engine::engine::{Engine, OpenError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
@@ -23,7 +23,7 @@ use super::{
     tokens::Tokens,
 };
 use crate::{
-    cli::{error::chain, out::aside},
+    cli::out::aside,
     mcp::server::{PRODUCT, Tables},
     notify::{self, Hooks},
     settings::{Paths, Settings},

@@ -10,11 +10,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use dispatch_core::Millis;
-use ring::{
-    digest::{SHA256, SHA256_OUTPUT_LEN, digest},
-    rand::{SecureRandom as _, SystemRandom},
+use dispatch_core::{
+    Millis,
+    hex::{from_hex, hex},
 };
+use dispatch_engine::random;
+use ring::digest::{SHA256, digest};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
@@ -86,7 +87,7 @@ pub(crate) enum TokenError {
     #[error("make a token: there are {TOKENS_MAX}; revoke some first")]
     TooMany,
     #[error("make a token: the system gives no random bytes")]
-    Random,
+    Random(#[source] io::Error),
     #[error("revoke token {0:?}: there is none of that name or id; `dispatch token list`")]
     NoSuch(String),
 }
@@ -214,7 +215,7 @@ impl Tokens {
             return Err(TokenError::TooMany);
         }
         let id = loop {
-            let id = random_hex::<ID_BYTES>()?;
+            let id = random::hex::<ID_BYTES>().map_err(TokenError::Random)?;
             if rows.iter().all(|row| row.id != id) {
                 break id;
             }
@@ -225,7 +226,8 @@ impl Tokens {
         if rows.iter().any(|row| row.name == name || row.id == name) {
             return Err(TokenError::Taken { name });
         }
-        let text = format!("{PREFIX}{id}_{}", random_hex::<SECRET_BYTES>()?);
+        let secret = random::hex::<SECRET_BYTES>().map_err(TokenError::Random)?;
+        let text = format!("{PREFIX}{id}_{secret}");
         let row = Row {
             id,
             name,
@@ -297,10 +299,9 @@ pub(crate) fn named<'a>(text: &'a str, rows: &[Row]) -> Option<&'a str> {
 /// The id that a token's text names. Whether there is such a token is not asked.
 pub(crate) fn id_of(text: &str) -> Option<&str> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
-    let hex = |part: &str, bytes: usize| {
-        part.len() == 2 * bytes && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    (hex(id, ID_BYTES) && hex(secret, SECRET_BYTES)).then_some(id)
+    from_hex::<ID_BYTES>(id)?;
+    from_hex::<SECRET_BYTES>(secret)?;
+    Some(id)
 }
 
 fn check_name(name: &str) -> Result<(), TokenError> {
@@ -313,19 +314,7 @@ fn check_name(name: &str) -> Result<(), TokenError> {
 }
 
 fn hash(text: &str) -> String {
-    let mut out = String::with_capacity(2 * SHA256_OUTPUT_LEN);
-    for byte in digest(&SHA256, text.as_bytes()).as_ref() {
-        out.push_str(&format!("{byte:02x}"));
-    }
-    out
-}
-
-fn random_hex<const BYTES: usize>() -> Result<String, TokenError> {
-    let mut bytes = [0; BYTES];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| TokenError::Random)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    hex(digest(&SHA256, text.as_bytes()).as_ref())
 }
 
 #[cfg(test)]

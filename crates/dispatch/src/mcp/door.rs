@@ -5,8 +5,8 @@
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
+use dispatch_engine::random;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::sleep;
 
@@ -306,9 +306,7 @@ impl Door {
 }
 
 fn fresh_key() -> Result<String, Refusal> {
-    let mut bits = [0u8; KEY_BYTES];
-    getrandom(&mut bits, GetRandomFlags::empty())
+    let key = random::hex::<KEY_BYTES>()
         .map_err(|error| Refusal::new(format!("make a key for the request: {error}")))?;
-    let hex = bits.iter().map(|byte| format!("{byte:02x}"));
-    Ok(format!("mcp-{}", hex.collect::<String>()))
+    Ok(format!("mcp-{key}"))
 }

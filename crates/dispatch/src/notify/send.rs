@@ -9,7 +9,9 @@ use std::{
 };
 
 use dispatch_core::{
+    causes::chain,
     config::EnvValue,
+    hex::hex,
     id::HookName,
     notify::{Hook, Way, check_url},
     redact::Redactor,
@@ -30,7 +32,7 @@ use ring::hmac;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
-use crate::{api::notice::Notice, cli::error::chain, secrets::SecretError, settings::Settings};
+use crate::{api::notice::Notice, secrets::SecretError, settings::Settings};
 
 const DESKTOP_PROGRAM: &str = "notify-send";
 const SIGNATURE: &str = "x-dispatch-signature";
@@ -219,8 +221,7 @@ fn body(notice: &Notice) -> Result<Vec<u8>, SendError> {
 pub(crate) fn signature(secret: &Secret, body: &[u8]) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
     let tag = hmac::sign(&key, body);
-    let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    format!("sha256={hex}")
+    format!("sha256={}", hex(tag.as_ref()))
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue, SendError> {

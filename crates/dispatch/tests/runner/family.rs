@@ -385,7 +385,7 @@ fn a_refusal_tells_an_agent_of_nothing_beyond_its_grant() {
     world.dispatch(&["stop", "--kill", &lead]).exits(0);
 }
 
-/// The mailbox knows no families, so an agent has no key to it, whatever its grant; and no tool.
+/// The mailbox knows no families, so an agent has no key to it, whatever its grant.
 #[test]
 fn letters_are_not_for_the_agents_of_tasks() {
     let tools = Tool::ALL
@@ -409,7 +409,7 @@ fn letters_are_not_for_the_agents_of_tasks() {
         let refused = voice.posts(path, &body);
         assert_eq!(
             refused.refusal(),
-            (403, "not_granted".into()),
+            (403, "not_for_agents".into()),
             "{}",
             refused.text()
         );

@@ -327,7 +327,7 @@ impl Asked {
 fn is_final(error: &StartError) -> bool {
     match error {
         StartError::Client(error @ ClientError::Refused(_)) => !error.nothing_happened(),
-        StartError::Client(ClientError::Token(_)) | StartError::Random => true,
+        StartError::Client(ClientError::Token(_)) | StartError::Random(_) => true,
         StartError::Client(ClientError::Unreachable(_) | ClientError::Lost(_))
         | StartError::Spawn(_)
         | StartError::Died { .. }

@@ -119,6 +119,8 @@ pub(super) struct Tale {
     /// Bytes of what is kept in no event that have been printed.
     output_read: u64,
     output_since: Option<u64>,
+    /// Its agent has a protocol: what is kept in no event is then what its tools print.
+    speaks: bool,
     calls: VecDeque<Call>,
     pub(super) tally: Tally,
 }
@@ -185,7 +187,7 @@ impl Tale {
         self.tally = Tally::default();
         self.flows.clear();
         self.tell_later();
-        (self.output_read, self.output_since) = (0, None);
+        (self.output_read, self.output_since, self.speaks) = (0, None, false);
     }
 
     pub(super) fn event(&mut self, event: &Event) {
@@ -225,6 +227,7 @@ impl Tale {
     fn said(&mut self, event: &Event) {
         let chunk = member::<u32>(event, "chunk");
         let run = event.run.unwrap_or_default();
+        self.speaks = true;
         match update(event) {
             Some(Update::Text { text }) => self.whole(run, chunk, Voice::Text, &text),
             Some(Update::Thinking { text }) => self.whole(run, chunk, Voice::Thinking, &text),
@@ -253,10 +256,13 @@ impl Tale {
     /// What is being said, as far as it has come: whole lines of it are printed.
     pub(super) fn open(&mut self, run: u32, view: &RunView, now_ms: u64) {
         let settled = |since: u64| now_ms.saturating_sub(since) >= SETTLED_MS;
-        if let Some(open) = &view.output
-            && settled(*self.output_since.get_or_insert(now_ms))
-        {
-            self.output(open, false);
+        if let Some(open) = &view.output {
+            let settled = settled(*self.output_since.get_or_insert(now_ms));
+            if self.speaks && self.calls.is_empty() {
+                self.output_read = open.offset + open.text.len() as u64;
+            } else if settled && !self.speaks {
+                self.output(open, false);
+            }
         }
         let Some(open) = &view.text else {
             return;
@@ -293,7 +299,13 @@ impl Tale {
         }
     }
 
-    /// The last line of what is kept in no event, while it is not whole.
+    /// What its tools print now, rather than it.
+    pub(super) fn speaks(&self) -> bool {
+        self.speaks
+    }
+
+    /// What of that which is kept in no event is not printed: the last line while it is not whole, or
+    /// what the tools that go on have printed.
     pub(super) fn output_rest<'a>(&self, open: &'a OpenText) -> &'a str {
         let from = self.output_read.saturating_sub(open.offset);
         let from = usize::try_from(from).unwrap_or(usize::MAX);
@@ -354,7 +366,7 @@ impl Tale {
 
     /// Before its agent has ended and what was open is not there any more: no event will have it.
     pub(super) fn close(&mut self, run: u32, view: &RunView) {
-        if let Some(open) = &view.output {
+        if let Some(open) = view.output.as_ref().filter(|_| !self.speaks) {
             self.output(open, true);
         }
         if let Some(open) = &view.text {
@@ -376,8 +388,7 @@ impl Tale {
             name: "result".to_owned(),
             input: String::new(),
         });
-        let first = output.lines().find(|line| !line.trim().is_empty());
-        let first = first.map(str::trim).unwrap_or_default();
+        let first = first_line(output);
         let (lead, colour) = if failed {
             ("× ", Colour::Red)
         } else {
@@ -388,9 +399,8 @@ impl Tale {
         if !call.input.is_empty() {
             line = line.and(" ", None).and(&brief(&call.input), name);
         }
-        let first = match (first, failed) {
+        let first = match (first.as_str(), failed) {
             ("", true) => "failed",
-            ("", false) => "",
             (first, _) => first,
         };
         if !first.is_empty() {
@@ -575,6 +585,33 @@ pub(super) fn subject(input: &str) -> String {
         members.find_map(Value::as_str)
     });
     member.unwrap_or(input).to_owned()
+}
+
+/// Members of a result that say how it went.
+const RESULTS: &[&str] = &[
+    "error", "stdout", "stderr", "output", "result", "content", "text", "message",
+];
+
+/// The first line that says something, of a result as it is or of the member that has it.
+fn first_line(output: &str) -> String {
+    let given: Option<Value> = match output.trim_start().starts_with('{') {
+        true => serde_json::from_str(output).ok(),
+        false => None,
+    };
+    let line = |text: &str| {
+        let mut lines = text.lines().map(str::trim);
+        lines.find(|line| !line.is_empty()).map(str::to_owned)
+    };
+    let given = given.iter().flat_map(|given| {
+        let members = RESULTS.iter().filter_map(|name| given.get(name)?.as_str());
+        members.collect::<Vec<_>>()
+    });
+    let members: Vec<&str> = given.collect();
+    let found = match members.is_empty() {
+        true => line(output),
+        false => members.into_iter().find_map(line),
+    };
+    found.unwrap_or_default()
 }
 
 fn brief(input: &str) -> String {

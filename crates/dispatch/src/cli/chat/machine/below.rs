@@ -27,6 +27,8 @@ use crate::{
 const TODO_SHOWN: usize = 6;
 const QUEUE_SHOWN: usize = 4;
 const CALLS_SHOWN: usize = 4;
+/// Lines of what a tool prints while it goes on.
+const OUTPUT_SHOWN: usize = 3;
 /// Of a text that is being said: no terminal shows more at once.
 const OPEN_BYTES: usize = 16 << 10;
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
@@ -71,7 +73,14 @@ impl Chat {
         let mut lines = Vec::new();
         if let Some(output) = &run.output {
             let rest = tail(self.tale.output_rest(output));
-            lines.extend(Line::all("", rest, None));
+            if self.tale.speaks() {
+                let printed: Vec<&str> = rest.lines().collect();
+                let from = printed.len().saturating_sub(OUTPUT_SHOWN);
+                let line = |line: &&str| Line::new("  │ ", line, Some(Colour::Dim)).folded();
+                lines.extend(printed[from..].iter().map(line));
+            } else {
+                lines.extend(Line::all("", rest, None));
+            }
         }
         if let Some(text) = &run.text {
             let (rest, hole) = self.tale.rest(n, text);

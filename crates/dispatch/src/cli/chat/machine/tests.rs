@@ -462,6 +462,30 @@ fn lines_of_a_plain_program_are_shown_once() {
 }
 
 #[test]
+fn what_a_tool_prints_is_seen_while_it_goes_on() {
+    let mut bed = Bed::running();
+    bed.text("I look.", None);
+    let call = json!({"tool_call": {"id": "t1", "name": "run_shell", "input": "make"}});
+    bed.said(&call, None);
+    bed.new_lines();
+    bed.live("output", 0, 0, "1\n2\n3\n4");
+    assert!(bed.new_lines().is_empty());
+    assert_eq!(bed.below().0, ["  │ 2", "  │ 3", "  │ 4"]);
+    let output = json!({"exit": 0, "stdout": "\n1\n2", "stderr": ""}).to_string();
+    let result = json!({"tool_result": {"id": "t1", "output": output, "failed": false}});
+    bed.said(&result, None);
+    assert_eq!(bed.new_lines(), ["→ run_shell make · 1"]);
+    bed.said(&call, None);
+    let nothing = json!({"exit": 0, "stdout": "", "stderr": ""}).to_string();
+    let result = json!({"tool_result": {"id": "t1", "output": nothing, "failed": false}});
+    bed.said(&result, None);
+    assert_eq!(bed.new_lines(), ["→ run_shell make"]);
+    assert!(bed.below().0.is_empty());
+    bed.finished(&json!({"completed": {"summary": "I look."}}));
+    assert_eq!(bed.new_lines().len(), 1, "the end alone");
+}
+
+#[test]
 fn the_first_words_make_the_task_and_more_waits_for_it() {
     let mut bed = Bed::new(None);
     bed.types("/stop");
