@@ -209,6 +209,7 @@ impl Actor {
                 return;
             }
         }
+        self.let_sayers_go();
         // Supervisors are followers: dropping them leaves their jobs alone.
         self.runs.shutdown().await;
         if let Some(reply) = self.shutdown.take() {

@@ -8,6 +8,7 @@ use dispatch_core::{
 };
 use dispatch_engine::{
     engine::{Engine, Observer, Sites},
+    events::EventStream,
     reader::Reader,
     sites::fake::Fake,
     view::Told,
@@ -26,7 +27,8 @@ use crate::{
 
 const CONFIG: &str = "[gate]\nload_per_core_max = 0\nretries_max = 0\nfail_runs = 0\n\
     [pools.default]\nslots = 1\n[agents.printer]\ndriver = \"plain\"\nprogram = \"sh\"\n\
-    pool = \"default\"\nplacement = \"host\"\n";
+    pool = \"default\"\nplacement = \"host\"\n[agents.talker]\ndriver = \"claude\"\n\
+    program = \"sh\"\npool = \"default\"\nplacement = \"host\"\n";
 
 /// A home with agents in memory, under one engine after another.
 struct Stage {
@@ -77,6 +79,16 @@ fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> api::Problem {
     }
 }
 
+/// Reads up to an event of that kind.
+async fn until(events: &mut EventStream, kind: &str) {
+    loop {
+        match events.next().await.expect("the engine has ended") {
+            Told::Event(event) if event.kind.word() == kind => return,
+            _ => {}
+        }
+    }
+}
+
 /// The end of the engine is the next thing that it hears after the commit of the task.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_done_is_never_said_not_to_have_happened() {
@@ -105,6 +117,28 @@ async fn what_is_done_is_never_said_not_to_have_happened() {
     let problem = refusal(client.post::<_, Task>("/v1/tasks", &asked).await);
     assert_eq!((problem.code.as_str(), problem.task), ("engine_gone", None));
     assert_eq!(reader.tasks().unwrap().len(), 1);
+}
+
+/// Whoever waits to hear what becomes of a message that is in the log is not told that it is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_is_said_also_when_the_engine_ends_before_it_is_heard() {
+    let stage = Stage::new(Fake::talking());
+    let engine = stage.engine(Observer::default()).await;
+    let (client, _close) = stage.client(engine.clone());
+    let asked = json!({"task": "x", "no_repo": true, "agent": "talker"});
+    let task: Task = client.post("/v1/tasks", &asked).await.unwrap();
+    let mut events = engine.events(0);
+    until(&mut events, "started").await;
+    let path = format!("/v1/tasks/{}/say", task.id);
+    let saying = tokio::spawn(async move {
+        let said = json!({"text": "and more"});
+        client.post::<_, api::Spoken>(&path, &said).await
+    });
+    until(&mut events, "message_taken").await;
+    engine.shutdown().await.unwrap();
+    let problem = refusal(saying.await.unwrap());
+    assert_eq!(problem.code, "done_unseen", "{}", problem.detail);
+    assert_eq!(problem.task, Some(task.id));
 }
 
 #[tokio::test(flavor = "multi_thread")]

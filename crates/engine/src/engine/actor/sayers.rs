@@ -9,7 +9,7 @@ use dispatch_core::{
 
 use super::Actor;
 use crate::{
-    engine::command::Reply,
+    engine::command::{Reply, answer},
     view::{Heard, Spoken},
 };
 
@@ -65,6 +65,14 @@ impl Actor {
                 }
                 None => self.sayers.push(sayer),
             }
+        }
+    }
+
+    /// The engine ends: what they have said is in the log, and the next one has it heard.
+    pub(super) fn let_sayers_go(&mut self) {
+        for Sayer { message, reply, .. } in std::mem::take(&mut self.sayers) {
+            let how = Heard::Queued;
+            answer(reply, Ok(Spoken { message, how }));
         }
     }
 
