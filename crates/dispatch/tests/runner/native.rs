@@ -365,6 +365,61 @@ async fn a_repository_takes_away_and_never_gives() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_comes_with_a_request_and_another_with_what_is_said_later() {
+    let world = TestWorld::new();
+    let says = |text: &str| json!([{"text": text, "repeat": true}]);
+    let scripts = [
+        ("main", says("I am the first.")),
+        ("next", says("I am the other.")),
+    ];
+    let model = Model::new(&world, &scripts).await;
+    configure(
+        &world,
+        &format!("{}{}", model.key("main"), model.key("next")),
+    );
+    world.serve();
+    let secrets = json!({"MAIN_KEY": KEY, "NEXT_KEY": KEY});
+    let asked = |key: &str| {
+        json!({
+            "task": "Say who you are", "repo": world.repo(), "agent": "native",
+            "expects": "report", "checks": "none", "secrets": secrets,
+            "chain": [{"key": key, "model": "m", "effort": "none"}],
+        })
+    };
+    let (status, problem) = world
+        .http("POST", "/v1/tasks", &asked("gone").to_string())
+        .unwrap();
+    assert_eq!(status, 400, "{problem}");
+    assert!(
+        problem.to_string().contains("there are main, next"),
+        "{problem}"
+    );
+    let (status, task) = world
+        .http("POST", "/v1/tasks", &asked("main").to_string())
+        .unwrap();
+    assert_eq!(status, 202, "{task}");
+    let id = task["id"].as_str().unwrap().to_owned();
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let said = json!({
+        "text": "And now?", "secrets": secrets,
+        "chain": [{"key": "next", "model": "m2"}],
+    });
+    let path = format!("/v1/tasks/{id}/say");
+    let (status, told) = world.http("POST", &path, &said.to_string()).unwrap();
+    assert_eq!(status, 200, "{told}");
+    let task = ended(&world, &id);
+    assert_eq!(task["chain"][0]["key"], "next", "{task}");
+    let last = model.asked().pop().unwrap();
+    assert_eq!(last["script"], "next", "{last}");
+    // Another model, and the same conversation.
+    assert!(
+        last["earlier"].to_string().contains("I am the first."),
+        "{last}"
+    );
+}
+
 /// Processes below a keeper, nearest first.
 fn below(pid: Pid) -> Vec<Pid> {
     let mut found = children(pid);
