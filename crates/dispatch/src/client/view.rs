@@ -6,10 +6,13 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::fold::{RunView, member};
-use crate::api::event::{Event, Frame, MessageState, Open, OpenAsk, OpenMessage};
+use crate::api::{
+    event::{Event, Frame, MessageState, Open, OpenAsk, OpenMessage},
+    task::Message,
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct View {
@@ -36,6 +39,30 @@ pub(crate) struct Waiting {
     pub(crate) text: String,
     pub(crate) state: MessageState,
     pub(crate) run: Option<u32>,
+}
+
+impl Waiting {
+    /// As an answer of the API tells of it. `None`: nobody will hear it any more.
+    pub(crate) fn of(message: &Message) -> Option<Self> {
+        let state = match message.state.as_str() {
+            "held" => MessageState::Held,
+            "waiting" => MessageState::Waiting,
+            "on_its_way" => MessageState::OnItsWay,
+            "delivered" => MessageState::Delivered,
+            _ => return None,
+        };
+        let from = match message.from.as_str() {
+            word @ ("person" | "dispatch") => json!(word),
+            task => json!({"task": task}),
+        };
+        Some(Self {
+            message: message.id,
+            from,
+            text: message.text.clone(),
+            state,
+            run: message.run,
+        })
+    }
 }
 
 /// A permission that an agent waits for.

@@ -293,6 +293,9 @@ fn on_a_terminal_only_the_bottom_is_drawn_again() {
     seat.press("\u{3}");
     seat.press("and more\r");
     seat.until("> and more");
+    world
+        .follow(&["events", "-f", "--task", &only(&world)])
+        .until("message 1 delivered");
     world.open_gate();
     seat.until("I hear you.");
     seat.until("type to go on");

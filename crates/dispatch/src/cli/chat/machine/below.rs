@@ -99,7 +99,8 @@ impl Chat {
 
     fn queue_lines(&self) -> Vec<Line> {
         let dim = Some(Colour::Dim);
-        let waiting = self.waiting().map(|one| {
+        let waiting = self.waiting();
+        let waiting = waiting.iter().map(|one| {
             let head = format!("{}: ", self.waits_as(one));
             Line::new("  ", &head, dim).and(&one_line(&one.text), None)
         });

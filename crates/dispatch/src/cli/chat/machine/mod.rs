@@ -609,6 +609,7 @@ impl Chat {
     fn queue(&mut self) {
         let lines: Vec<Line> = self
             .waiting()
+            .iter()
             .flat_map(|one| self.waiting_lines(one))
             .collect();
         if lines.is_empty() {
@@ -618,11 +619,15 @@ impl Chat {
         }
     }
 
-    /// Messages that the agent has not heard.
-    fn waiting(&self) -> impl Iterator<Item = &Waiting> {
-        let messages = self.seen().map_or(&[][..], |task| &task.messages);
-        let waits = |one: &&Waiting| one.state != MessageState::Delivered;
-        messages.iter().filter(waits)
+    /// Messages that the agent has not heard, by what is newer: the last answer or the last event.
+    fn waiting(&self) -> Vec<Waiting> {
+        let answered = self.task.as_ref().filter(|task| task.seq > self.view.seq);
+        let mut messages: Vec<Waiting> = match answered {
+            Some(task) => task.messages.iter().filter_map(Waiting::of).collect(),
+            None => self.seen().map_or(Vec::new(), |task| task.messages.clone()),
+        };
+        messages.retain(|one| one.state != MessageState::Delivered);
+        messages
     }
 
     /// In full.
