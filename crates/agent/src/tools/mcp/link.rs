@@ -44,7 +44,7 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(300);
 const GRACE: Duration = Duration::from_millis(300);
 /// Of what it said on its standard error.
 const WORDS_BYTES: usize = 1_000;
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Link {

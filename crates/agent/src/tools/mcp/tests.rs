@@ -155,35 +155,37 @@ async fn call(started: &Started, name: &str, input: &str) -> Result<String, Stri
 }
 
 fn script(line: &str) -> Value {
-    json!({"command": ["sh", "-c", line], "start_ms": 2000})
+    json!({"command": ["sh", "-c", line], "start_ms": 15_000})
 }
 
 #[tokio::test]
 async fn a_server_over_http_is_used() {
     let yard = Yard::new();
-    let table = json!({"url": shop().await, "headers": {"x-token": {"from": "CARGO_PKG_NAME"}},
-        "call_ms": 200});
-    let started = yard.start(json!({"shop": table})).await;
+    let table = json!({"url": shop().await, "headers": {"x-token": {"from": "CARGO_PKG_NAME"}}});
+    let mut late = table.clone();
+    late["call_ms"] = json!(200);
+    late["tools"] = json!(["hang"]);
+    let started = yard.start(json!({"shop": table, "late": late})).await;
     assert_eq!(started.notices, [""; 0]);
     assert_eq!(
         names(&started.tools),
-        ["shop__fail", "shop__hang", "shop__look"]
+        ["late__hang", "shop__fail", "shop__hang", "shop__look"]
     );
     let safe: Vec<bool> = started.tools.iter().map(|t| t.tool.safe).collect();
-    assert_eq!(safe, [false, false, true]);
+    assert_eq!(safe, [false, false, false, true]);
     let told = call(&started, "shop__look", r#"{"what": "shoes"}"#).await;
     assert_eq!(told.unwrap(), r#"{"what":"shoes"} Some("dispatch-agent")"#);
     let (failed, odd, late) = tokio::join!(
         call(&started, "shop__fail", ""),
         call(&started, "shop__look", "[1]"),
-        call(&started, "shop__hang", "{}"),
+        call(&started, "late__hang", "{}"),
     );
     assert_eq!(failed.unwrap_err(), "error: sold out");
     assert!(odd.unwrap_err().contains("the arguments do not fit"));
     let late = late.unwrap_err();
     assert_eq!(
         late,
-        "error: ask MCP server shop: it took longer than 200ms"
+        "error: ask MCP server late: it took longer than 200ms"
     );
     super::end(&started.servers).await;
     let gone = call(&started, "shop__look", "{}").await.unwrap_err();
@@ -358,13 +360,14 @@ async fn an_address_that_is_no_server_is_named_and_left_out() {
         ("/html", "it answered 200 OK and no message"),
         ("/closed", "who are you?"),
         ("/moved", "it answered 302 Found and no message"),
-        ("/hangs", "it was not ready after 500ms"),
+        ("/hangs", "it was not ready after 300ms"),
         ("/long", "length limit exceeded"),
         ("/line", ""),
         ("/odd", ""),
     ] {
         let url = format!("{}{path}", site.url);
-        let why = yard.why(json!({"url": url, "start_ms": 500})).await;
+        let limit = if path == "/hangs" { 300 } else { 15_000 };
+        let why = yard.why(json!({"url": url, "start_ms": limit})).await;
         assert!(why.contains(part), "{path}: {why}");
     }
     let asked = site.visits().len();
