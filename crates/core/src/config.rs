@@ -1334,6 +1334,68 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_named_and_never_written_not_in_an_error_either() {
+        let keyed = |key: &str| format!("[keys.main]\nprovider = \"anthropic\"\nkey = {key}\n");
+        assert_eq!(problems(&keyed("{ from = \"K\" }")), [""; 0]);
+        let written = problems(&keyed("\"sk-ant-api03-secret\"")).join("\n");
+        assert!(
+            written.contains("keys.main.key: a key is taken { from"),
+            "{written}"
+        );
+        assert!(!written.contains("sk-ant"), "{written}");
+        for (table, says) in [
+            (
+                "key = { file = \"relative\" }",
+                "relative is not an absolute path",
+            ),
+            ("key = { from = \"A=B\" }", "is no name of a variable"),
+            ("key = { command = [] }", "the command has no program"),
+            ("kye = { from = \"K\" }", "kye"),
+            ("auth = \"bearer\"", "names no key"),
+            (
+                "key = { from = \"K\" }\nheaders = { Authorization = \"x\" }",
+                "the key's own",
+            ),
+            (
+                "key = { from = \"K\" }\nmodels = [{ match = \"q*\", path = \"x\" }]",
+                "begin with a slash",
+            ),
+        ] {
+            let got = problems(&format!("[keys.main]\nprovider = \"anthropic\"\n{table}\n"));
+            assert!(got.join("\n").contains(says), "{table}: {got:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_of_our_own_agent_is_of_no_other() {
+        for (text, says) in [
+            (
+                "[agents.native]\nprogram = \"x\"\n",
+                "agents.native.program: our own agent has none",
+            ),
+            ("[agents.native]\nargs = [\"x\"]\n", "agents.native.args"),
+            (
+                "[agents.native]\nchain = [{ key = \"gone\", model = \"m\" }]\n",
+                "agents.native.chain: key gone is not configured",
+            ),
+            (
+                "[agents.codex]\nrules = [{ group = \"edit\", pattern = \"*\", action = \"deny\" }]\n",
+                "codex has no use for it",
+            ),
+            ("[agents.native.groups]\nfly = \"allow\"\n", "fly"),
+            ("[native.groups]\nshell = \"maybe\"\n", "maybe"),
+            ("[native]\nsteps = 3\n", "steps"),
+        ] {
+            let got = problems(text).join("\n");
+            assert!(got.contains(says), "{text}: {got}");
+        }
+        let own: AgentName = "native".parse().unwrap();
+        let config = Config::defaults();
+        assert_eq!(config.agents[&own].program, OWN_PROGRAM);
+        assert_eq!(config.agents[&own].permissions, Permissions::Ask);
+    }
+
+    #[test]
     fn what_stands_behind_the_colon() {
         let extra = "[agents.codex.files]\n\".codex/lemma.config.toml\" = { file = \"/p\" }\n";
         let layer = Layer {
