@@ -90,6 +90,20 @@ pub enum BadServer {
 }
 
 impl ServerTable {
+    /// One that is started by this argv, as a table that says nothing else.
+    #[must_use]
+    pub fn program(command: Vec<String>) -> Self {
+        Self {
+            command,
+            env: BTreeMap::new(),
+            url: None,
+            headers: BTreeMap::new(),
+            tools: None,
+            start_ms: START_MS,
+            call_ms: CALL_MS,
+        }
+    }
+
     /// How to reach it; every fault of the table is one of [`BadServer`].
     ///
     /// # Errors

@@ -94,7 +94,9 @@ pub(crate) fn plan(
         tools: None,
         native: None,
     });
-    let takes = profile.env.iter().filter_map(|(name, value)| match value {
+    let profile = settings.config.agent_for(&spec.agent, &spec.terms.chain);
+    let takes = profile.iter().flat_map(|profile| &profile.env);
+    let takes = takes.filter_map(|(name, value)| match value {
         EnvValue::Taken { .. } => value.key(&spec.agent, name),
         EnvValue::Literal(_) => None,
     });

@@ -232,8 +232,13 @@ impl DriverKind {
     #[must_use]
     pub fn knocks(self) -> bool {
         match self {
-            Self::Plain | Self::Claude | Self::Codex | Self::Acp | Self::CodexApp => true,
-            Self::Coderabbit | Self::Native => false,
+            Self::Plain
+            | Self::Claude
+            | Self::Codex
+            | Self::Acp
+            | Self::CodexApp
+            | Self::Native => true,
+            Self::Coderabbit => false,
         }
     }
 

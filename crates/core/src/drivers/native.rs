@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Ask, Driver, Opening, Request, Step, Tail,
+    Ask, Driver, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
     pieces::Pieces,
     text::{
         TODO_ITEMS_MAX, asked_text, asked_tool, bounded, kept_text, notice, session_ok, tool_text,
@@ -14,12 +14,14 @@ use super::{
 use crate::{
     Millis,
     ask::Permissions,
+    grant::Tool,
     job::Stdin,
     native::{
         Block, Chunk, Fault, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
         TurnEnd, VERSION, Window,
     },
     rules::Group,
+    servers::{Given, ServerTable},
     update::{LastWord, Said, Todo, TodoState, Update, Usage, Voice},
 };
 
@@ -27,6 +29,9 @@ const SUBCOMMAND: &str = "agent";
 const TODO_BYTES_MAX: usize = 256;
 /// What is said of a key, a model or a wait.
 const WHY_BYTES_MAX: usize = 1024;
+
+/// A `wait` of our own lasts for an hour at most.
+const OUR_CALL_MS: u64 = 2 * 3_600_000;
 
 const DENIED: &str = "Nothing that needs a permission is allowed in this task. Do what can be done \
     without it; where nothing can, end your turn and say what you need.";
@@ -60,12 +65,20 @@ impl Driver for Native {
             // What it should go on with may be gone.
             let forgot = ask.resume.is_some() && setup.resume.is_empty();
             let prompt = if forgot { ask.whole } else { ask.prompt };
-            let words = Words {
+            let mut words = Words {
                 prompt: Some(prompt.to_owned()),
                 cwd: ask.cwd.into(),
                 version: VERSION,
                 ..setup.clone()
             };
+            if let (Some(tools), Ok(name)) = (ask.tools, TOOLS_NAME.parse()) {
+                words.servers.insert(name, at_our_door(tools));
+                // The grant is the permission.
+                for tool in Tool::ALL {
+                    let name = format!("{TOOLS_NAME}__{}", tool.word());
+                    words.rules.allow_always(Group::Mcp, &name);
+                }
+            }
             line(&Order::Open(Box::new(words)))
         });
         Opening {
@@ -136,6 +149,17 @@ impl Driver for Native {
             session: self.session.take(),
             usage: self.usage.take(),
         }
+    }
+}
+
+/// Our own tools are an MCP server to it, like anybody's.
+fn at_our_door(tools: Tools<'_>) -> ServerTable {
+    let env = tools.env.iter();
+    let env = env.map(|(name, value)| (name.clone(), Given::Text(value.clone())));
+    ServerTable {
+        env: env.collect(),
+        call_ms: OUR_CALL_MS,
+        ..ServerTable::program(tools.argv.to_vec())
     }
 }
 
@@ -430,7 +454,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{models::Choice, rules::Rules};
+    use crate::{
+        models::Choice,
+        rules::{Action, Grade, Rules},
+    };
 
     fn setup(resume: Vec<std::path::PathBuf>) -> Words {
         let choice = Choice {
@@ -463,6 +490,14 @@ mod tests {
     }
 
     fn opened(setup: &Words, resume: Option<&str>) -> (Native, Opening) {
+        opened_with(setup, resume, None)
+    }
+
+    fn opened_with(
+        setup: &Words,
+        resume: Option<&str>,
+        tools: Option<Tools<'_>>,
+    ) -> (Native, Opening) {
         let mut driver = Native::default();
         let opening = driver.open(&Ask {
             prompt: "go on; $(x)",
@@ -477,7 +512,7 @@ mod tests {
             review: None,
             unfenced: false,
             permissions: Permissions::Ask,
-            tools: None,
+            tools,
             model: None,
             profile: None,
             native: Some(setup),
@@ -489,6 +524,29 @@ mod tests {
         let text = String::from_utf8(opening.first.clone().unwrap()).unwrap();
         assert_eq!(text.matches('\n').count(), 1, "{text}");
         serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn our_own_tools_are_a_server_that_nobody_is_asked_about() {
+        let argv = ["/bin/dispatch", "mcp", "--run"].map(str::to_owned);
+        let env = [("DISPATCH_DOOR".to_owned(), "/run/e.sock".to_owned())];
+        let tools = Tools {
+            argv: &argv,
+            env: &env,
+        };
+        let (_, opening) = opened_with(&setup(Vec::new()), None, Some(tools));
+        let open = &first(&opening)["open"];
+        let server = &open["servers"]["dispatch"];
+        assert_eq!(server["command"], json!(argv));
+        assert_eq!(server["env"], json!({"DISPATCH_DOOR": "/run/e.sock"}));
+        let mut asks = Rules::graded(&[(Group::Mcp, Grade::Ask)].into(), &[], true);
+        assert_eq!(asks.decide(Group::Mcp, "dispatch__wait"), Action::Ask);
+        let mut words = setup(Vec::new());
+        words.rules = asks.clone();
+        let (_, opening) = opened_with(&words, None, Some(tools));
+        asks = serde_json::from_value(first(&opening)["open"]["rules"].clone()).unwrap();
+        assert_eq!(asks.decide(Group::Mcp, "dispatch__wait"), Action::Allow);
+        assert_eq!(asks.decide(Group::Mcp, "others__wait"), Action::Ask);
     }
 
     #[test]

@@ -493,3 +493,19 @@ async fn codex_leads_from_a_cage_without_a_network() {
     led(&world, &lead, "\"tool\":\"wait\"");
     has_led(&world, &lead, &log);
 }
+
+/// The same with our own agent, whose tools are the very same server.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_agent_leads_from_a_cage_without_a_network() {
+    let script = TestWorld::new();
+    let (url, log) = model(&script, &json!(steps(""))).await;
+    let key = key_file(&script);
+    let world = TestWorld::with_config(&format!(
+        "{GRANT}{PATIENT}[keys.main]\nprovider = \"anthropic\"\nbase_url = \"{url}\"\n\
+         key = {{ file = {key:?} }}\n[agents.native]\npool = \"default\"\npermissions = \"allow\"\n\
+         chain = [{{ key = \"main\", model = \"any\" }}]\n"
+    ));
+    let lead = start(&world, "native");
+    led(&world, &lead, "\"name\":\"dispatch__wait\"");
+    has_led(&world, &lead, &log);
+}
