@@ -70,8 +70,13 @@ async fn permit(
     tool: &Granted,
 ) -> Result<Result<(), String>, Halt> {
     let input: Value = serde_json::from_str(&call.input).unwrap_or_default();
-    let subject = tool.subject(&input, &turn.agent.place);
-    match turn.agent.rules.decide(tool.group(), &subject) {
+    let subjects = tool.subjects(&input, &turn.agent.place);
+    // Of several the strictest counts: one that may be touched lets no other one through.
+    let rules = &turn.agent.rules;
+    let decided = subjects.iter().map(|one| rules.decide(tool.group(), one));
+    let strictest = decided.max();
+    let strictest = strictest.unwrap_or_else(|| rules.decide(tool.group(), ""));
+    match strictest {
         Action::Allow => return Ok(Ok(())),
         Action::Deny => {
             let group = tool.group();
@@ -81,12 +86,13 @@ async fn permit(
         Action::Ask => {}
     }
     let id = turn.agent.log.conversation.next_question();
+    turn.agent.inbox.asks(id);
     turn.put(Chunk::Asked {
         id,
         call: call.id.clone(),
         tool: tool.name().to_owned(),
         group: tool.group(),
-        subject: subject.clone(),
+        subject: subjects.join(" "),
         input: call.input.clone(),
     })
     .await?;
@@ -99,7 +105,9 @@ async fn permit(
     })
     .await?;
     if allowed && always {
-        turn.agent.rules.allow_always(tool.group(), &subject);
+        for subject in &subjects {
+            turn.agent.rules.allow_always(tool.group(), subject);
+        }
     }
     let denied = match why.as_str() {
         "" => "this was not permitted".to_owned(),

@@ -36,6 +36,8 @@ pub(crate) struct Inbox {
     signal: Option<Signal>,
     waiting: VecDeque<Message>,
     permits: BTreeMap<u64, Permit>,
+    /// What a person is asked now.
+    asked: Option<u64>,
     /// What could not be read, for the record.
     problems: Vec<String>,
     /// Taken back before it was told.
@@ -59,6 +61,7 @@ impl Inbox {
             signal: None,
             waiting: VecDeque::new(),
             permits: BTreeMap::new(),
+            asked: None,
             problems: Vec::new(),
             unsaid: Vec::new(),
             stopped: false,
@@ -117,8 +120,10 @@ impl Inbox {
                 why,
             }) => {
                 let permit = Permit { allow, always, why };
-                // The first answer counts.
-                self.permits.entry(id).or_insert(permit);
+                // The first answer counts, and none to what nobody has been asked yet.
+                if self.asked == Some(id) {
+                    self.permits.entry(id).or_insert(permit);
+                }
             }
             Ok(Order::Stop {}) => self.stopped = true,
             Ok(Order::Open(_)) => self.problems.push("it was opened before".into()),
@@ -145,6 +150,11 @@ impl Inbox {
         let all = self.waiting.drain(..).collect();
         self.count.send_replace(0);
         all
+    }
+
+    /// From here on an answer to this one is taken.
+    pub(crate) fn asks(&mut self, id: u64) {
+        self.asked = Some(id);
     }
 
     pub(crate) fn permit(&mut self, id: u64) -> Option<Permit> {
@@ -219,6 +229,16 @@ mod tests {
              {\"dance\":{}}\nnot json\n{\"stop\":{}}",
         )
         .await;
+        assert_eq!(inbox.permit(1), None, "nobody was asked");
+        inbox.asks(1);
+        for allow in [true, false] {
+            inbox.take(Ok(Order::Answer {
+                id: 1,
+                allow,
+                always: false,
+                why: String::new(),
+            }));
+        }
         assert!(inbox.permit(1).unwrap().allow);
         assert_eq!(inbox.permit(1), None);
         assert!(inbox.stopped());

@@ -54,7 +54,25 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
+/// Commands of a model run as the same user. Without this they could open our own input and output by
+/// `/proc`: answer what a person is asked, and write into the record.
+#[cfg(target_os = "linux")]
+fn shut_proc() -> io::Result<()> {
+    let behavior = rustix::process::DumpableBehavior::NotDumpable;
+    Ok(rustix::process::set_dumpable_behavior(behavior)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn shut_proc() -> io::Result<()> {
+    Ok(())
+}
+
 fn native() -> ExitCode {
+    if let Err(error) = shut_proc() {
+        return match writeln!(io::stderr().lock(), "agent: close /proc: {error}") {
+            Ok(()) | Err(_) => ExitCode::from(2),
+        };
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

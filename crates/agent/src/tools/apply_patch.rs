@@ -28,7 +28,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Edit,
     safe: false,
     schema: schema::<Input>,
-    subject,
+    subjects,
     run: |run| Box::pin(run_patch(run)),
 };
 
@@ -39,8 +39,8 @@ struct Input {
     patch: String,
 }
 
-/// All files it would touch, in one line.
-fn subject(input: &serde_json::Value, place: &Place) -> String {
+/// All files it would touch.
+fn subjects(input: &serde_json::Value, place: &Place) -> Vec<String> {
     let changes = patch::parse(text_of(input, "patch")).unwrap_or_default();
     let mut paths: Vec<String> = Vec::new();
     for change in &changes {
@@ -56,7 +56,7 @@ fn subject(input: &serde_json::Value, place: &Place) -> String {
         );
     }
     paths.dedup();
-    paths.join(" ")
+    paths
 }
 
 /// What a file is to be: `None`, not there.
@@ -238,6 +238,6 @@ mod tests {
         let bench = Bench::new();
         let input =
             input("*** Add File: x/../a\n+x\n*** Update File: b\n*** Move to: c\n@@\n-x\n+y");
-        assert_eq!(super::subject(&input, &bench.place), "a b c");
+        assert_eq!(super::subjects(&input, &bench.place), ["x/../a", "b", "c"]);
     }
 }

@@ -26,7 +26,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Edit,
     safe: false,
     schema: schema::<Input>,
-    subject: |input, place| place.subject(text_of(input, "path")),
+    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
     run: |run| Box::pin(edit(run)),
 };
 

@@ -55,10 +55,10 @@ impl Granted {
     }
 
     /// What a call would touch. Of a server's tool we know no more than its name.
-    pub(crate) fn subject(&self, input: &Value, place: &Place) -> String {
+    pub(crate) fn subjects(&self, input: &Value, place: &Place) -> Vec<String> {
         match self {
-            Self::Own(tool) => (tool.subject)(input, place),
-            Self::Served(served) => served.tool.name.clone(),
+            Self::Own(tool) => (tool.subjects)(input, place),
+            Self::Served(served) => vec![served.tool.name.clone()],
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::KeyUsage,
     safe: true,
     schema: schema::<Input>,
-    subject: |input, _| input["key_id"].as_str().unwrap_or("*").to_owned(),
+    subjects: |input, _| vec![input["key_id"].as_str().unwrap_or("*").to_owned()],
     run: |run| Box::pin(usage(run)),
 };
 

@@ -92,7 +92,7 @@ pub(crate) struct Tool {
     pub(crate) safe: bool,
     pub(crate) schema: fn() -> Value,
     /// What a call would touch, for rules and for whoever is asked.
-    pub(crate) subject: fn(&Value, &Place) -> String,
+    pub(crate) subjects: fn(&Value, &Place) -> Vec<String>,
     pub(crate) run: fn(Run) -> Running,
 }
 

@@ -137,19 +137,11 @@ impl Place {
         if shown.is_empty() { ".".into() } else { shown }
     }
 
-    /// What a rule is asked about: the path as it would be found, without asking the disk.
+    /// What a rule is asked about: the very path that is opened. One that cannot be found is refused
+    /// there, whatever the rule says.
     pub(super) fn subject(&self, path: &str) -> String {
-        let mut plain = PathBuf::new();
-        for part in self.root.join(path).components() {
-            match part {
-                Component::ParentDir => {
-                    plain.pop();
-                }
-                Component::CurDir => {}
-                part => plain.push(part),
-            }
-        }
-        let real = real(&plain).unwrap_or(plain);
+        let whole = self.root.join(path);
+        let real = real(&whole).unwrap_or(whole);
         self.shown(&real)
     }
 
@@ -180,23 +172,15 @@ pub(super) fn hash(content: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// The path with all links followed, as far as it is there.
+/// The path with all links followed, as far as it is there. Behind what is not there nothing goes up
+/// again: where that leads is for the kernel to say, and it can say it only of what is there.
 fn real(path: &Path) -> io::Result<PathBuf> {
     let mut missing = Vec::new();
     let mut there = path;
     loop {
         match there.canonicalize() {
-            Ok(found) => {
-                let mut real = found;
-                for part in missing.iter().rev() {
-                    match part {
-                        Component::ParentDir => {
-                            real.pop();
-                        }
-                        Component::CurDir => {}
-                        part => real.push(part),
-                    }
-                }
+            Ok(mut real) => {
+                real.extend(missing.iter().rev());
                 return Ok(real);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -208,7 +192,13 @@ fn real(path: &Path) -> io::Result<PathBuf> {
                 else {
                     return Err(error);
                 };
-                missing.push(last);
+                match last {
+                    Component::Normal(name) => missing.push(name),
+                    Component::CurDir => {}
+                    Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                        return Err(error);
+                    }
+                }
                 there = above;
             }
             Err(error) => return Err(error),
@@ -261,6 +251,8 @@ mod tests {
             "/etc/passwd",
             "out/x",
             "new/../../x",
+            "nope/../out",
+            "nope/../out/x",
             "nowhere",
             "nowhere/x",
         ] {

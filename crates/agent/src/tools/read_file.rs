@@ -34,7 +34,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Read,
     safe: true,
     schema: schema::<Input>,
-    subject: |input, place| place.subject(text_of(input, "path")),
+    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
     run: |run| Box::pin(read(run)),
 };
 

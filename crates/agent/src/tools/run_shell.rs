@@ -29,7 +29,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Shell,
     safe: false,
     schema: schema::<Input>,
-    subject: |input, _| text_of(input, "command").to_owned(),
+    subjects: |input, _| vec![text_of(input, "command").to_owned()],
     run: |run| Box::pin(run_command(run)),
 };
 

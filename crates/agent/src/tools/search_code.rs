@@ -41,7 +41,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::SearchCode,
     safe: true,
     schema: schema::<Input>,
-    subject: |input, place| place.subject(text_of(input, "path")),
+    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
     run: |run| Box::pin(search(run)),
 };
 

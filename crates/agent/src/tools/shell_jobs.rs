@@ -30,9 +30,12 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Shell,
     safe: false,
     schema: schema::<Input>,
-    subject: |input, _| {
-        let (action, job) = (text_of(input, "action"), text_of(input, "job"));
-        format!("{action} {job}").trim_end().to_owned()
+    subjects: |input, _| {
+        let subject = {
+            let (action, job) = (text_of(input, "action"), text_of(input, "job"));
+            format!("{action} {job}").trim_end().to_owned()
+        };
+        vec![subject]
     },
     run: |run| Box::pin(act(run)),
 };

@@ -22,7 +22,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Todo,
     safe: false,
     schema: schema::<Input>,
-    subject: |_, _| String::new(),
+    subjects: |_, _| vec![String::new()],
     run: |run| Box::pin(set(run)),
 };
 

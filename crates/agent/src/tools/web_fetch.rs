@@ -28,7 +28,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::WebFetch,
     safe: true,
     schema: schema::<Input>,
-    subject: |input, _| subject(text_of(input, "url")),
+    subjects: |input, _| vec![subject(text_of(input, "url"))],
     run: |run| Box::pin(fetch(run)),
 };
 

@@ -30,7 +30,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::WebSearch,
     safe: true,
     schema: schema::<Input>,
-    subject: |input, _| text_of(input, "query").to_owned(),
+    subjects: |input, _| vec![text_of(input, "query").to_owned()],
     run: |run| Box::pin(search(run)),
 };
 

@@ -25,7 +25,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::YoutubeTranscribe,
     safe: true,
     schema: schema::<Input>,
-    subject: |input, _| subject(text_of(input, "url")),
+    subjects: |input, _| vec![subject(text_of(input, "url"))],
     run: |run| Box::pin(transcribe(run)),
 };
 

@@ -236,6 +236,28 @@ async fn the_key_goes_to_its_provider_and_is_nowhere_in_the_cage() {
     );
 }
 
+/// What a model runs is of the same user and sees the same `/proc`.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_speaks_for_the_agent_or_for_whoever_answers_it() {
+    let world = TestWorld::new();
+    let forge = "for p in /proc/[0-9]*; do [ $p = /proc/$$ ] || for fd in 0 1; do \
+                 (echo forged > $p/fd/$fd) 2>> $TMPDIR/refused; done; done; \
+                 grep -c denied $TMPDIR/refused; echo tried";
+    let steps = json!([{"tool": "shell", "command": forge}, {"text": "Seen.", "repeat": true}]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let args = ["--model", "m", "--expects", "either", "Speak for it"];
+    let id = begun(&world, &args);
+    assert_eq!(ended(&world, &id)["state"], "completed");
+    let seen = results(&world, &id);
+    assert!(seen.contains("tried"), "{seen}");
+    let record = world.dispatch(&["logs", &id]).exits(0).out;
+    for line in record.lines() {
+        assert!(line.starts_with("{\"n\":"), "{line}");
+    }
+    assert!(!record.contains("no order"), "{record}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_is_answered_once_or_for_the_whole_task() {
     let world = TestWorld::new();

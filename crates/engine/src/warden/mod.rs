@@ -121,6 +121,7 @@ fn keep(args: &[OsString]) -> io::Result<()> {
     };
     let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let group = group.ok_or_else(|| io::Error::other("the program has no process number"))?;
+    let_go_of_its_pipes()?;
     tell(&mut keeper, "running")?;
     let listen = move || obey(&mut orders, group);
     std::thread::Builder::new()
@@ -128,6 +129,15 @@ fn keep(args: &[OsString]) -> io::Result<()> {
         .stack_size(64 << 10)
         .spawn(listen)?;
     attend(&mut keeper, group, contained)
+}
+
+/// The program's input and output are its own: what it runs could open them here, by `/proc`, where the
+/// program itself can close that way (as our own agent does).
+fn let_go_of_its_pipes() -> io::Result<()> {
+    let (nothing, nobody) = rustix::pipe::pipe()?;
+    rustix::stdio::dup2_stdin(nothing)?;
+    rustix::stdio::dup2_stdout(nobody)?;
+    Ok(())
 }
 
 #[cfg(target_os = "linux")]
