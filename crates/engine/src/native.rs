@@ -61,7 +61,12 @@ pub(crate) fn setup(
         Some(_) | None => format!("{}-{n}", task.id),
     };
     let fenced = task.spec.placement.wrap != Wrap::Host;
-    let rules = task.spec.terms.rules.as_deref().cloned();
+    let own = config.rules(profile, fenced);
+    // Those that the task was made with hold for a later agent, too.
+    let rules = match task.spec.terms.rules.as_deref() {
+        Some(made_with) => made_with.intersect(&own),
+        None => own,
+    };
     let limits = config.limits.lowered(&task.spec.limits);
     Ok(Some(Opening {
         version: VERSION,
@@ -74,7 +79,7 @@ pub(crate) fn setup(
         chain: asked,
         keys,
         tools: profile.tools.clone(),
-        rules: rules.unwrap_or_else(|| config.rules(profile, fenced)),
+        rules,
         reach: Reach::from(&task.spec.placement.network),
         web: config.web.clone(),
         servers: servers::chosen(&config.mcp, profile.mcp.as_deref())

@@ -241,9 +241,9 @@ impl State {
                 task.spec.pool = pool.clone();
                 let terms = &mut task.spec.terms;
                 terms.model.clone_from(model);
-                // Those of the agent before; what the next one has comes with it, or from its table.
+                // That of the agent before; what the next one has comes with it, or from its table. The
+                // rules stay: what they take away, nobody's next agent has.
                 terms.chain.clear();
-                terms.rules = None;
                 terms.profile.clone_from(profile);
                 terms.command.clone_from(command);
                 if let Some(permissions) = permissions {
