@@ -1,17 +1,11 @@
 //! Bytes as lower-case hexadecimal digits, and back.
 //! Must not take what it would not write itself: two spellings of one key would be two keys.
 
-use std::fmt::Write as _;
-
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            // A String takes whatever is written to it.
-            write!(text, "{byte:02x}").ok();
-            text
-        })
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    let digits = digits.filter_map(|digit| char::from_digit(digit.into(), 16));
+    digits.collect()
 }
 
 #[must_use]

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Far more than any test needs, and less than anybody waits.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
 /// A task's directory, whose runs come one after the other.
 #[derive(Debug)]

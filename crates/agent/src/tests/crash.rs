@@ -4,8 +4,9 @@ use std::{fs, time::Duration};
 
 use dispatch_core::native::{Block, Chunk, Line, TurnEnd};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
-use super::bed::{Bed, end, is_running, results};
+use super::bed::{Bed, LIMIT, end, is_running, results};
 use crate::provider::{Provider, Reply, say};
 
 fn shell(command: &str) -> Value {
@@ -152,9 +153,12 @@ async fn a_command_that_was_running_is_told_as_interrupted() {
     let mut bed = Bed::new(&[("k", "anthropic", &provider)]);
     let mut live = bed.start(Some("Go."));
     live.until(is_running).await;
-    while bed.read("log").is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let written = async {
+        while bed.read("log").is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, written).await.expect("it has no effect");
     live.kill();
     let lines = bed.run(None).await;
     assert_eq!(end(&lines), TurnEnd::Done);

@@ -111,7 +111,24 @@ impl Place {
 
     /// A path of the workspace, its links followed; what is missing must be below something there.
     pub(super) fn inside(&self, path: &str) -> Result<PathBuf, Wrong> {
-        let real = real(&self.root.join(path)).map_err(|error| failed("find", path, &error))?;
+        let real = self.find(path)?;
+        self.ours(real, path)
+    }
+
+    /// The same, or one of the files that hold what was too long.
+    pub(super) fn readable(&self, path: &str) -> Result<PathBuf, Wrong> {
+        let real = self.find(path)?;
+        if self.spill.holds(&real) {
+            return Ok(real);
+        }
+        self.ours(real, path)
+    }
+
+    fn find(&self, path: &str) -> Result<PathBuf, Wrong> {
+        real(&self.root.join(path)).map_err(|error| failed("find", path, &error))
+    }
+
+    fn ours(&self, real: PathBuf, path: &str) -> Result<PathBuf, Wrong> {
         if real.starts_with(&self.root) {
             return Ok(real);
         }
@@ -119,15 +136,6 @@ impl Place {
             "{path} is outside the workspace {}",
             self.root.display()
         )))
-    }
-
-    /// The same, or one of the files that hold what was too long.
-    pub(super) fn readable(&self, path: &str) -> Result<PathBuf, Wrong> {
-        let spilled = real(&self.root.join(path)).ok();
-        match spilled {
-            Some(real) if self.spill.holds(&real) => Ok(real),
-            _ => self.inside(path),
-        }
     }
 
     /// As a person writes it, for rules, headers and messages.

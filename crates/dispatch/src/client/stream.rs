@@ -3,6 +3,7 @@
 
 use axum::body::Body;
 use http_body_util::BodyExt;
+use tokio::time::{Instant, sleep_until};
 
 use super::ClientError;
 use crate::api::event::Frame;
@@ -90,6 +91,23 @@ impl Events {
             if self.frames.buffer.len() > FRAME_BYTES_MAX {
                 return Err(ClientError::Lost("an event is too long".into()));
             }
+        }
+    }
+
+    /// The same, or `None` at this moment, if one is named: also where there is always something to hear.
+    pub(crate) async fn next_before(
+        &mut self,
+        at: Option<Instant>,
+    ) -> Option<Result<Option<Heard>, ClientError>> {
+        let due = async {
+            match at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            heard = self.next() => Some(heard),
+            () = due => None,
         }
     }
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::{
     sync::mpsc::Sender,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 
 use crate::{
     api::task::Task,
     cli::error::CliError,
-    client::{Client, ClientError, Events, Heard, start},
+    client::{Client, ClientError, Heard, start},
     settings::Settings,
 };
 
@@ -76,14 +76,14 @@ impl Feed {
         // The task itself is asked for when there is something to hear, so also now.
         let mut stale = Some(Instant::now());
         loop {
-            match step(&mut events, stale).await {
-                Step::Look => {
+            match events.next_before(stale).await {
+                None => {
                     stale = None;
                     if let Err(error) = self.look(&client).await? {
                         return Ok(error.to_string());
                     }
                 }
-                Step::Heard(Ok(Some(heard))) => {
+                Some(Ok(Some(heard))) => {
                     // What it waits for may be a key that we have.
                     if matches!(&heard, Heard::Event(event) if event.kind == "waits")
                         && let Err(error) = start::provide(&client, &self.settings).await
@@ -94,8 +94,8 @@ impl Feed {
                         stale.get_or_insert_with(|| Instant::now() + GATHER);
                     }
                 }
-                Step::Heard(Ok(None)) => return Ok("it ended".to_owned()),
-                Step::Heard(Err(error)) => return Ok(error.to_string()),
+                Some(Ok(None)) => return Ok("it ended".to_owned()),
+                Some(Err(error)) => return Ok(error.to_string()),
             }
         }
     }
@@ -135,22 +135,4 @@ impl Feed {
 /// The agent may have asked for a task.
 fn is_result(update: &serde_json::Value) -> bool {
     update.get("tool_result").is_some()
-}
-
-enum Step {
-    Heard(Result<Option<Heard>, ClientError>),
-    Look,
-}
-
-async fn step(events: &mut Events, at: Option<Instant>) -> Step {
-    let due = async {
-        match at {
-            Some(at) => sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        heard = events.next() => Step::Heard(heard),
-        () = due => Step::Look,
-    }
 }

@@ -6,14 +6,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::{
     sync::mpsc::Sender,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 
 use super::model::Stale;
 use crate::{
     api::task::Task,
     cli::error::CliError,
-    client::{Client, ClientError, Events, Heard, start},
+    client::{Client, ClientError, Heard, start},
     settings::Settings,
 };
 
@@ -93,12 +93,12 @@ async fn session(
     };
     let mut asks = Asks::default();
     loop {
-        match step(&mut events, asks.at).await {
-            Step::Ask => match ask(&client, std::mem::take(&mut asks), news).await? {
+        match events.next_before(asks.at).await {
+            None => match ask(&client, std::mem::take(&mut asks), news).await? {
                 Ok(()) => {}
                 Err(error) => return Ok(error.to_string()),
             },
-            Step::Heard(Ok(Some(heard))) => {
+            Some(Ok(Some(heard))) => {
                 // What is older is in the list already.
                 if let Heard::Event(event) = &heard
                     && event.seq > seq
@@ -107,27 +107,9 @@ async fn session(
                 }
                 tell(news, News::Heard(heard)).await?;
             }
-            Step::Heard(Ok(None)) => return Ok("the engine ended".to_owned()),
-            Step::Heard(Err(error)) => return Ok(error.to_string()),
+            Some(Ok(None)) => return Ok("the engine ended".to_owned()),
+            Some(Err(error)) => return Ok(error.to_string()),
         }
-    }
-}
-
-enum Step {
-    Heard(Result<Option<Heard>, ClientError>),
-    Ask,
-}
-
-async fn step(events: &mut Events, at: Option<Instant>) -> Step {
-    let due = async {
-        match at {
-            Some(at) => sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        heard = events.next() => Step::Heard(heard),
-        () = due => Step::Ask,
     }
 }
 
