@@ -143,9 +143,9 @@ impl Agent {
     /// Its exit code, when it and its output are at their ends.
     fn end(mut self) -> Option<i32> {
         drop(self.stdin.take());
-        let status = self.child.wait().unwrap();
+        // Waited for last: until then the id that the keeper kills is this process and no other one.
         self.keeper.take().unwrap().join().unwrap();
-        status.code()
+        self.child.wait().unwrap().code()
     }
 }
 
