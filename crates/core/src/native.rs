@@ -406,6 +406,17 @@ pub struct TurnLimits {
     pub ask_wait_ms: u64,
 }
 
+/// A definition of an agent, as a model is told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub slug: String,
+    pub description: String,
+    /// It works for whoever summons it; else it stands for itself.
+    pub subagent: bool,
+    /// A repository's, and not the person's own.
+    pub of_repository: bool,
+}
+
 /// The first line it hears: all it is to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
