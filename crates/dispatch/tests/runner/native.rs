@@ -524,6 +524,35 @@ async fn an_agent_that_was_killed_goes_on_where_it_was() {
     assert_eq!(model.asked().len(), 3);
 }
 
+/// Also not one that is led by the same engine, asks with the same key and works on the same repository.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_14_an_agent_that_dies_takes_no_other_along() {
+    let world = TestWorld::new();
+    let dies = json!([{"tool": "shell", "command": "echo be''gun; sleep 600"}]);
+    let lives = json!([
+        {"tool": "shell", "command": "echo be''gun; until [ -e go ]; do sleep 0.02; done"},
+        {"tool": "write", "path": "a.txt", "content": "one"},
+        {"text": "Done.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", dies), ("next", lives)]).await;
+    configure(&world, &(model.key("main") + &model.key("next")));
+    let [dead, alive] = ["main/m", "next/m"].map(|model| {
+        let id = begun(&world, &["--model", model, "Wait for it"]);
+        world.follow(&["logs", "-f", &id]).until("begun");
+        id
+    });
+    kill_process(agent(&world, &dead), Signal::KILL).unwrap();
+    assert_eq!(ended(&world, &dead)["state"], "failed");
+    let workspace = world.show(&alive)["workspace"].clone();
+    fs::write(PathBuf::from(workspace.as_str().unwrap()).join("go"), "").unwrap();
+    let task = ended(&world, &alive);
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(
+        (task["runs"].as_array().unwrap().len(), world.engines()),
+        (1, 1)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_was_killed_is_followed_by_one_that_goes_on() {
     let world = TestWorld::new();
