@@ -182,6 +182,26 @@ async fn row_13_exactly_one_result_per_call_over_responses() {
     exactly_one_result_per_call("openai").await;
 }
 
+/// Gateways that speak Anthropic's format say that the turn is over where they mean calls.
+#[tokio::test]
+async fn calls_of_an_answer_that_says_it_is_done_are_run() {
+    let answer = say::anthropic("", &[("a", "run_shell", shell("echo x >> log"))]);
+    assert!(answer.contains(":\"tool_use\"},\"usage"), "{answer}");
+    let provider = Provider::start(vec![
+        Reply::Events(answer.replace(":\"tool_use\"},\"usage", ":\"end_turn\"},\"usage")),
+        Reply::Events(say::anthropic("Done.", &[])),
+    ])
+    .await;
+    let mut bed = Bed::new(&[("k", "anthropic", &provider)]);
+    let lines = bed.run(Some("Go.")).await;
+    assert_eq!(
+        (end(&lines), bed.read("log")),
+        (TurnEnd::Done, "x\n".into())
+    );
+    assert_eq!(texts(&lines), ["Done."]);
+    assert!(!results(&lines)[&("1.1".into(), "a".into())].contains("was not run"));
+}
+
 /// Those that only look do not wait for each other.
 #[tokio::test]
 async fn calls_that_only_look_run_beside_each_other() {
