@@ -16,7 +16,7 @@ use dispatch_core::{
     native::{Chunk, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
     rules::Rules,
     servers::{BadServer, ServerTable},
-    web::BadWeb,
+    web::{BadWeb, Reach},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    around,
     clock::Clock,
     inbox::Inbox,
     keys::Keys,
@@ -84,6 +85,7 @@ pub(crate) struct Settings {
     pub(crate) tables: BTreeMap<KeyName, KeyTable>,
     pub(crate) limits: TurnLimits,
     pub(crate) live: bool,
+    reach: Reach,
 }
 
 /// MCP servers: their tables until they are started, and what is to be ended.
@@ -213,18 +215,36 @@ impl Agent {
                 tables: opening.keys,
                 limits: opening.limits,
                 live: opening.live,
+                reach: opening.reach,
             },
         };
         agent.check()?;
-        agent.tell_tools();
+        agent.tell_system();
         Ok(agent)
     }
 
-    /// What a model is told of the tools there are: its prompt begins with that.
-    fn tell_tools(&mut self) {
-        let identity = self.settings.identity.as_deref();
-        self.system = system::prompt(identity, self.place.root(), &self.tools);
+    /// What a model is told of itself and of the tools there are: its prompt begins with that.
+    fn tell_system(&mut self) {
+        self.system = system::prompt(&system::Parts {
+            identity: self.settings.identity.as_deref(),
+            tools: &self.tools,
+            around: self.log.conversation.around.as_deref().unwrap_or_default(),
+        });
         self.specs = self.tools.iter().map(Granted::spec).collect();
+    }
+
+    /// Looks where it works, once for the whole conversation: what is found there may change, and the
+    /// beginning of a prompt may not.
+    async fn look_around(&mut self) -> Result<(), RecordError> {
+        if self.log.conversation.around.is_none() {
+            let (root, reach) = (self.place.root().to_owned(), self.settings.reach);
+            let now = self.clock.now();
+            let text = around::look(root, reach, now).await;
+            let step = self.log.conversation.step();
+            self.log.put(step, Chunk::Around { text }).await?;
+        }
+        self.tell_system();
+        Ok(())
     }
 
     /// Starts the servers of MCP, and waits until it is known what they have to offer.
@@ -250,7 +270,7 @@ impl Agent {
         }
         let tools = started.tools.into_iter().map(Granted::Served);
         self.tools.extend(tools);
-        self.tell_tools();
+        self.tell_system();
         Ok(())
     }
 
@@ -286,6 +306,7 @@ impl Agent {
         };
         let step = self.log.conversation.step();
         self.log.put(step, hello).await?;
+        self.look_around().await?;
         self.start_servers().await?;
         let mut said: Vec<Message> = prompt
             .map(|text| Message { id: 0, text })

@@ -151,6 +151,8 @@ pub(crate) struct Conversation {
     pub(crate) outs: Outs,
     /// What the last answer with each key told of its limits.
     pub(crate) told: BTreeMap<KeyName, Told>,
+    /// Where it works, as the prompt tells it.
+    pub(crate) around: Option<String>,
     /// The tools of MCP servers, in the order in which the model was told of them.
     pub(crate) served: Vec<(ServerName, Vec<ServedTool>)>,
     pub(crate) todos: Vec<Todo>,
@@ -235,6 +237,10 @@ impl Conversation {
             }
             Chunk::Served { server, tools } => {
                 self.served.push((server.clone(), tools.clone()));
+            }
+            // What a prompt began with, it begins with for ever.
+            Chunk::Around { text } => {
+                self.around.get_or_insert_with(|| text.clone());
             }
             Chunk::Hello { .. }
             | Chunk::Unsaid { .. }

@@ -285,6 +285,10 @@ pub enum Chunk {
         version: u32,
         session: String,
     },
+    /// Where it works, as its prompt tells it in all runs of the conversation.
+    Around {
+        text: String,
+    },
     /// A turn begins with these.
     Turn {
         said: Vec<Message>,

@@ -181,7 +181,7 @@ impl Native {
             Chunk::Usage { tokens, cost_usd } => self.spent(&tokens, cost_usd),
             Chunk::Plan { todos } => said(plan(&todos)),
             Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
-            Chunk::Served { .. } => Vec::new(),
+            Chunk::Around { .. } | Chunk::Served { .. } => Vec::new(),
             Chunk::Asked {
                 id,
                 tool,
