@@ -32,10 +32,11 @@ pub(crate) use error::ModelError;
 pub(crate) use limits::reset as resets_at;
 
 use dispatch_core::{
-    models::{Endpoint, Think, Wire},
+    models::{Endpoint, Wire},
     native::{Block, StepEnd, Tokens},
 };
 use serde_json::Value;
+    task::Effort,
 
 use body::Segment;
 use sse::Event;
@@ -53,7 +54,7 @@ pub(crate) struct ToolSpec {
 pub(crate) struct Question<'a> {
     pub(crate) endpoint: &'a Endpoint,
     /// None: nothing is said of it.
-    pub(crate) effort: Option<Think>,
+    pub(crate) effort: Option<Effort>,
     pub(crate) system: &'a str,
     pub(crate) tools: &'a [ToolSpec],
     /// The same for all questions of one conversation.
