@@ -13,7 +13,7 @@ use std::{
 use dispatch_core::{
     id::{KeyName, ServerName},
     models::{Choice, Endpoint, KeySource, KeyTable},
-    native::{Chunk, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
+    native::{Chunk, Handed, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
     rules::Rules,
     servers::{BadServer, ServerTable},
     web::{BadWeb, Reach},
@@ -26,6 +26,7 @@ use tokio::{
 use crate::{
     around,
     clock::Clock,
+    files::{self, Sorted},
     inbox::Inbox,
     keys::Keys,
     log::{Log, ResumeError, resume},
@@ -86,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) limits: TurnLimits,
     pub(crate) live: bool,
     reach: Reach,
+    /// What was handed over, until it is looked at.
+    files: Vec<Handed>,
 }
 
 /// MCP servers: their tables until they are started, and what is to be ended.
@@ -216,6 +219,7 @@ impl Agent {
                 limits: opening.limits,
                 live: opening.live,
                 reach: opening.reach,
+                files: opening.files,
             },
         };
         agent.check()?;
@@ -308,10 +312,10 @@ impl Agent {
         self.log.put(step, hello).await?;
         self.look_around().await?;
         self.start_servers().await?;
-        let mut said: Vec<Message> = prompt
-            .map(|text| Message { id: 0, text })
-            .into_iter()
-            .collect();
+        let mut said: Vec<Message> = match prompt {
+            Some(text) => vec![self.prompt(text).await?],
+            None => Vec::new(),
+        };
         let mut last = TurnEnd::Done;
         loop {
             said.extend(self.inbox.messages());
@@ -335,6 +339,25 @@ impl Agent {
             TurnEnd::Done | TurnEnd::Stopped => ExitCode::SUCCESS,
             TurnEnd::Failed { .. } | TurnEnd::Limit { .. } => ExitCode::FAILURE,
         })
+    }
+
+    /// The first words, and the files that came with them or that no earlier run has told.
+    async fn prompt(&mut self, text: String) -> Result<Message, RecordError> {
+        let mut new = std::mem::take(&mut self.settings.files);
+        new.retain(|file| !self.log.conversation.handed.contains(&file.path));
+        let Sorted { files, unshown } = files::sort(new).await;
+        let mut text = text;
+        if !unshown.is_empty() {
+            let told = unshown.join(", ");
+            text.push_str(&format!(
+                "\n\n[Of what is attached you are not shown these, and can only read them as \
+                 files: {told}.]"
+            ));
+            let told = format!("of what is attached the model reads these as files only: {told}");
+            let step = self.log.conversation.step();
+            self.log.put(step, Chunk::Notice { text: told }).await?;
+        }
+        Ok(Message { id: 0, text, files })
     }
 
     /// A turn begins; or one goes on that an earlier process did not end, and then what is said now

@@ -401,9 +401,9 @@ mod tests {
             .chain(&native(), None, Some(&"a".parse().unwrap()))
             .unwrap();
         assert_eq!(one[0].effort, Some(Effort::Low));
-        let loud = thinking(one, Some(Effort::High));
+        let loud = thinking(one.clone(), Some(Effort::High));
         assert_eq!(loud[0].effort, Some(Effort::High));
-        let off = thinking(one.clone(), Some(Effort::Off));
+        let off = thinking(one, Some(Effort::Off));
         assert_eq!(off[0].effort, Some(Effort::Off));
     }
 

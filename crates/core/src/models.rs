@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
+    attach::MediaKind,
     id::{KeyName, ModelName},
     rules::fits,
     task::Effort,
@@ -150,6 +151,9 @@ pub struct ModelRow {
     pub effort: BTreeMap<Effort, Map<String, Value>>,
     #[serde(default)]
     pub max_output_tokens: Option<u32>,
+    /// What the model takes besides text. None: all there is in its wire format.
+    #[serde(default)]
+    pub media: Option<Vec<MediaKind>>,
     #[serde(default)]
     pub price: Option<Price>,
     /// Merged into every request.
@@ -266,6 +270,16 @@ pub enum BadKey {
     UsagePointer { key: KeyName, pointer: String },
     #[error("use key {key}: a price is a number that is not below zero")]
     Price { key: KeyName },
+}
+
+impl ModelRow {
+    /// Whether the model takes what is of this kind.
+    #[must_use]
+    pub fn takes(&self, kind: MediaKind) -> bool {
+        self.media
+            .as_ref()
+            .is_none_or(|media| media.contains(&kind))
+    }
 }
 
 impl KeyTable {

@@ -106,7 +106,7 @@ async fn earlier_steps_are_the_same_bytes_in_every_later_request() {
                 blocks,
                 cut: false,
             });
-            let more = (step == 3).then(|| "Be quick.".to_owned());
+            let more = (step == 3).then(|| "Be quick.".into());
             entries.push(Entry::Results {
                 results,
                 said: more,

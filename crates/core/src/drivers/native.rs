@@ -111,6 +111,7 @@ impl Driver for Native {
         let message = Message {
             id: self.given,
             text: text.to_owned(),
+            files: Vec::new(),
         };
         Some(line(&Order::Say(message)))
     }
@@ -476,6 +477,7 @@ mod tests {
             spill: "/h/results".into(),
             resume,
             prompt: None,
+            files: Vec::new(),
             system: None,
             chain: vec![choice],
             keys: std::collections::BTreeMap::new(),
