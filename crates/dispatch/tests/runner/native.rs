@@ -672,7 +672,7 @@ async fn a_picture_that_is_attached_is_shown_to_the_model() {
     };
     let shot = ("image/png".to_owned(), hashes[0].to_owned());
     let spec = ("application/pdf".to_owned(), hashes[2].to_owned());
-    assert_eq!(seen(&asked[0]), [shot.clone()]);
+    assert_eq!(seen(&asked[0]), std::slice::from_ref(&shot));
     assert_eq!(seen(&asked[1]), [shot, spec]);
     let told = asked[0]["prompt"].as_str().unwrap();
     assert!(told.contains("notes.txt (unsupported-type)"), "{told}");
