@@ -10,9 +10,10 @@ use toml::{Table, Value};
 use crate::{
     config::list,
     id::{AgentName, KeyName, ModelName},
-    models::{Choice, Think},
+    models::Choice,
     native::Listed,
     prompt::untrusted,
+    task::Effort,
     toolset,
 };
 
@@ -127,16 +128,23 @@ struct ModelTable {
     effort: Option<String>,
 }
 
+fn effort_of(word: &str) -> Option<Effort> {
+    Effort::ALL.into_iter().find(|effort| effort.word() == word)
+}
+
 impl WrittenModel {
     fn choice(self) -> Result<Choice, String> {
         let text = |error: crate::id::BadId| error.to_string();
         match self {
             Self::Table(table) => {
-                let effort = table.effort.map(|word| word.parse::<Think>());
+                let effort = table.effort.map(|word| {
+                    let known = effort_of(&word);
+                    known.ok_or_else(|| format!("{word:?} is not how hard to think"))
+                });
                 Ok(Choice {
                     key: table.key_id.parse().map_err(text)?,
                     model: table.model_id.parse().map_err(text)?,
-                    effort: effort.transpose().map_err(text)?,
+                    effort: effort.transpose()?,
                 })
             }
             Self::Text(word) => {
@@ -147,7 +155,7 @@ impl WrittenModel {
                 // A model's own name may have a colon.
                 let effort = rest
                     .rsplit_once(':')
-                    .and_then(|(model, effort)| Some((model, effort.parse::<Think>().ok()?)));
+                    .and_then(|(model, effort)| Some((model, effort_of(effort)?)));
                 let (model, effort) = match effort {
                     Some((model, effort)) => (model, Some(effort)),
                     None => (rest, None),
@@ -188,7 +196,7 @@ pub enum Shape {
 pub fn parse(slug: &Slug, scope: Scope, shape: Shape, text: &str) -> Result<Definition, String> {
     let written = match shape {
         Shape::Toml => {
-            let table: Table = text.parse().map_err(told)?;
+            let table: Table = text.parse().map_err(|error| told(&error))?;
             written(table)?
         }
         Shape::Markdown => {
@@ -205,12 +213,12 @@ pub fn parse(slug: &Slug, scope: Scope, shape: Shape, text: &str) -> Result<Defi
     checked(slug, scope, written)
 }
 
-fn told(error: toml::de::Error) -> String {
+fn told(error: &toml::de::Error) -> String {
     error.message().trim_end().to_owned()
 }
 
 fn written(table: Table) -> Result<Written, String> {
-    Value::Table(table).try_into().map_err(told)
+    Value::Table(table).try_into().map_err(|error| told(&error))
 }
 
 fn one_line(what: &str, text: &str, chars_max: usize) -> Result<String, String> {
@@ -374,12 +382,9 @@ pub struct Catalogue {
 impl Catalogue {
     /// Of two files with one name in one folder neither counts.
     pub fn add(&mut self, slug: Slug, found: Result<Definition, String>) {
-        if self.known.contains_key(&slug) {
-            let twice = format!("there are two files for {slug}; remove one");
-            self.known.insert(slug, Err(twice));
-        } else {
-            self.known.insert(slug, found);
-        }
+        let twice = Err(format!("there are two files for {slug}; remove one"));
+        let known = self.known.entry(slug);
+        known.and_modify(|known| *known = twice).or_insert(found);
     }
 
     /// The nearer one counts.

@@ -30,7 +30,7 @@ fn both_shapes_say_the_same() {
     let other = parse(&slug("explorer"), Scope::Person, Shape::Toml, TOML).unwrap();
     assert_eq!(one, other);
     assert_eq!(one.role.instructions, "Look first.\n\n- Then say.");
-    assert_eq!(one.models[0].effort, Some("high".parse().unwrap()));
+    assert_eq!(one.models[0].effort, Some(Effort::High));
     assert_eq!(
         (one.models[1].model.as_str(), one.models[1].effort),
         ("qwen3:8b", None)
