@@ -71,15 +71,15 @@ async fn permit(
 ) -> Result<Result<(), String>, Halt> {
     let input: Value = serde_json::from_str(&call.input).unwrap_or_default();
     let subjects = tool.subjects(&input, &turn.agent.place);
+    let group = tool.group(&input);
     // Of several the strictest counts: one that may be touched lets no other one through.
     let rules = &turn.agent.rules;
-    let decided = subjects.iter().map(|one| rules.decide(tool.group(), one));
+    let decided = subjects.iter().map(|one| rules.decide(group, one));
     let strictest = decided.max();
-    let strictest = strictest.unwrap_or_else(|| rules.decide(tool.group(), ""));
+    let strictest = strictest.unwrap_or_else(|| rules.decide(group, ""));
     match strictest {
         Action::Allow => return Ok(Ok(())),
         Action::Deny => {
-            let group = tool.group();
             let why = format!("this is not permitted: a rule for {group} denies it");
             return Ok(Err(why));
         }
@@ -91,7 +91,7 @@ async fn permit(
         id,
         call: call.id.clone(),
         tool: tool.name().to_owned(),
-        group: tool.group(),
+        group,
         subject: subjects.join(" "),
         input: call.input.clone(),
     })
@@ -106,7 +106,7 @@ async fn permit(
     .await?;
     if allowed && always {
         for subject in &subjects {
-            turn.agent.rules.allow_always(tool.group(), subject);
+            turn.agent.rules.allow_always(group, subject);
         }
     }
     let denied = match why.as_str() {

@@ -290,7 +290,8 @@ fn front_matter(text: &str) -> Result<(Table, String), String> {
             let Value::Array(items) = slot else {
                 return Err(wrong("an item of what is no list"));
             };
-            items.push(Value::String(scalar(item).map_err(|what| wrong(&what))?));
+            let item = scalar(uncommented(item.trim()));
+            items.push(Value::String(item.map_err(|what| wrong(&what))?));
             continue;
         }
         if line.starts_with([' ', '\t']) {
@@ -298,7 +299,7 @@ fn front_matter(text: &str) -> Result<(Table, String), String> {
         }
         let pair = trimmed.split_once(':');
         let (key, value) = pair.ok_or_else(|| wrong("it is no `key: value`"))?;
-        let (key, value) = (key.trim().to_owned(), value.trim());
+        let (key, value) = (key.trim().to_owned(), uncommented(value.trim()));
         if table.contains_key(&key) || open.as_deref() == Some(key.as_str()) {
             return Err(wrong(&format!("{key} is there twice")));
         }
@@ -313,6 +314,20 @@ fn front_matter(text: &str) -> Result<(Table, String), String> {
     Err(format!(
         "its front matter has no end: a second line {FENCE}"
     ))
+}
+
+/// Without a word for the reader behind it.
+fn uncommented(text: &str) -> &str {
+    if text.starts_with('#') {
+        return "";
+    }
+    let quote = text.chars().next().filter(|c| matches!(c, '"' | '\''));
+    let closed = quote.and_then(|quote| text[1..].find(quote));
+    let from = closed.map_or(0, |at| at + 2);
+    match text[from..].find(" #") {
+        Some(at) => text[..from + at].trim_end(),
+        None => text,
+    }
 }
 
 fn inline(value: &str) -> Result<Value, String> {

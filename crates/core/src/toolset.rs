@@ -13,6 +13,8 @@ use crate::{
 
 /// Between a server's name and its tool's.
 pub const BETWEEN: &str = "__";
+/// The tools at our own door: whether a task has them, its grant says.
+pub const OURS: &str = "dispatch__*";
 /// Entries of one list.
 pub const LIST_MAX: usize = 200;
 /// Of one entry.
@@ -120,6 +122,16 @@ pub fn list<T: AsRef<str>>(entries: &[T]) -> Result<BTreeSet<String>, BadTools> 
 pub struct Toolset(Vec<Vec<String>>);
 
 impl Toolset {
+    /// What an agent's table names. What comes with a grant is not its to name.
+    #[must_use]
+    pub fn of_agent(names: Option<&[String]>) -> Self {
+        let Some(names) = names else {
+            return Self::default();
+        };
+        let ours = [OURS.to_owned()];
+        Self::default().and(names.iter().cloned().chain(ours))
+    }
+
     #[must_use]
     pub fn is_all(&self) -> bool {
         self.0.is_empty()

@@ -1,7 +1,7 @@
 //! What a model may call: our own tools, and those of MCP servers behind them.
 //! Must not change in the middle of a conversation.
 
-use dispatch_core::{rules::Group, web::WebTable};
+use dispatch_core::{rules::Group, toolset, web::WebTable};
 use serde_json::Value;
 
 use super::{Place, Run, Running, TOOLS, Tool, mcp};
@@ -39,8 +39,12 @@ impl Granted {
         }
     }
 
-    pub(crate) fn group(&self) -> Group {
+    /// Of this call: one tool has two.
+    pub(crate) fn group(&self, input: &Value) -> Group {
         match self {
+            Self::Own(tool) if tool.group == Group::Summon && input["top_level"] == true => {
+                Group::UserAgent
+            }
             Self::Own(tool) => tool.group,
             Self::Served(_) => Group::Mcp,
         }
@@ -112,13 +116,7 @@ pub(crate) fn granted(names: Option<&[String]>, web: &WebTable) -> Result<Vec<Gr
             "use tool {name}: it is not known; there are {there}, and SERVER__TOOL of MCP servers"
         ));
     }
-    let asked = |name: &str| names.iter().any(|asked| asked == name);
-    let comes = |tool: &&&Tool| match tool.name {
-        "read_file_slice" => asked("read_file") || asked(tool.name),
-        "shell_jobs" => asked("run_shell") || asked(tool.name),
-        "todo" => true,
-        name => asked(name),
-    };
+    let comes = |tool: &&&Tool| toolset::names(names, tool.name);
     Ok(own(TOOLS.iter().filter(comes).copied().collect()))
 }
 

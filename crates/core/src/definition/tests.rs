@@ -2,8 +2,8 @@
 
 use super::*;
 
-const MARKDOWN: &str = "---\nname: The Explorer\ndescription: \"Finds: things\"\n# a word\n\
-    skills: [rust, tests]\ntools:\n  - read\n  - search_code\n\
+const MARKDOWN: &str = "---\nname: The Explorer\ndescription: \"Finds: things\" # and \"more\"\n# a word\n\
+    skills: [rust, tests]  # two\ntools: # a list\n  - read # one\n  - search_code\n\
     models: [main/claude-x:high, own/qwen3:8b]\ncwd: crates/core\nis_subagent: true\n---\n\n\
     Look first.\n\n- Then say.\n";
 const TOML: &str = "name = \"The Explorer\"\ndescription = \"Finds: things\"\n\
