@@ -607,7 +607,7 @@ async fn a_picture_that_is_attached_is_shown_to_the_model() {
     let png = file("shot.dat", b"\x89PNG\r\n\x1a\n and its lines");
     let pdf = file("spec.pdf", b"%PDF-1.7 and its pages");
     let text = file("notes.txt", b"only words");
-    let args = ["--expect", "report", "--model", "main/m", "--attach", &png];
+    let args = ["--expects", "report", "--model", "main/m", "--attach", &png];
     let id = begun(&world, &[&args[..], &["--attach", &text, "Look"]].concat());
     ended(&world, &id);
     let said = world.dispatch_with(
