@@ -2,6 +2,8 @@
 //! this process wrote them or an earlier one.
 //! Must not read or write anything, and must not change an entry once there is one after it.
 
+mod stretch;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -161,6 +163,11 @@ struct Question {
 pub(crate) struct Conversation {
     /// Whole and unchangeable: shared with whoever sends them.
     entries: Arc<Vec<Entry>>,
+    /// The step of each of them; those of a summary have none.
+    steps: Vec<StepId>,
+    pub(crate) weight: Weight,
+    /// What the turn began with.
+    begun_with: String,
     open: Option<Step>,
     step: StepId,
     in_turn: bool,
@@ -182,6 +189,8 @@ pub(crate) struct Conversation {
     pub(crate) spent: Spent,
 }
 
+pub(crate) use stretch::{Weight, Whole, bytes_of_tokens};
+
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Spent {
     pub(crate) steps: u32,
@@ -191,6 +200,7 @@ pub(crate) struct Spent {
 
 impl Conversation {
     pub(crate) fn apply(&mut self, step: StepId, chunk: &Chunk) {
+        self.weight.apply(chunk);
         match chunk {
             Chunk::Turn { said } => {
                 self.hand_over(said);
@@ -198,7 +208,9 @@ impl Conversation {
                 self.step = step;
                 self.in_turn = true;
                 self.spent = Spent::default();
-                self.push(Entry::Said(joined(said)));
+                let said = joined(said);
+                self.begun_with.clone_from(&said.text);
+                self.push(Entry::Said(said));
             }
             Chunk::Step { model, wire } => self.begin_step(step, model, *wire),
             Chunk::Block(block) => self.with_open(|open| open.blocks.push(block.clone())),
@@ -224,6 +236,15 @@ impl Conversation {
                 self.with_open(|open| open.said.push(joined(said)));
             }
             Chunk::Usage { tokens, cost_usd } => self.spent.add(tokens, *cost_usd),
+            Chunk::Compacted {
+                from,
+                text,
+                tokens,
+                cost_usd,
+            } => {
+                self.spent.add(tokens, *cost_usd);
+                self.shorten(*from, text);
+            }
             Chunk::Plan { todos } => self.todos.clone_from(todos),
             Chunk::Asked {
                 id, group, subject, ..
@@ -308,6 +329,7 @@ impl Conversation {
 
     fn push(&mut self, entry: Entry) {
         Arc::make_mut(&mut self.entries).push(entry);
+        self.steps.push(self.step);
     }
 
     pub(crate) fn entries(&self) -> Arc<Vec<Entry>> {
@@ -357,6 +379,18 @@ impl Conversation {
         self.open
             .as_ref()
             .is_some_and(|open| open.running.contains(call))
+    }
+
+    /// Whether a model is shown any file in it.
+    pub(crate) fn shows_files(&self) -> bool {
+        let shows = |said: &Said| said.files.iter().any(|file| file.shown.is_some());
+        self.entries.iter().any(|entry| match entry {
+            Entry::Said(said)
+            | Entry::Results {
+                said: Some(said), ..
+            } => shows(said),
+            Entry::Answer { .. } | Entry::Results { said: None, .. } => false,
+        })
     }
 
     /// All text of the step that is or was last.

@@ -350,6 +350,16 @@ pub enum Chunk {
         output: String,
         failed: bool,
     },
+    /// All before `from` is told as this text from here on. What was said stays in the record.
+    Compacted {
+        /// A step or the beginning of a turn, so that no call is without its result.
+        from: StepId,
+        text: String,
+        /// What it took to write it.
+        tokens: Tokens,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cost_usd: Option<f64>,
+    },
     Plan {
         todos: Vec<Todo>,
     },

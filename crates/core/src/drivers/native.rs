@@ -180,6 +180,20 @@ impl Native {
                 failed,
             }),
             Chunk::Usage { tokens, cost_usd } => self.spent(&tokens, cost_usd),
+            Chunk::Compacted {
+                text,
+                tokens,
+                cost_usd,
+                ..
+            } => {
+                let mut steps = self.spent(&tokens, cost_usd);
+                let told = format!(
+                    "the conversation was compacted: what came before is a text of {} bytes now",
+                    text.len()
+                );
+                steps.push(Step::Said(notice(&told)));
+                steps
+            }
             Chunk::Plan { todos } => said(plan(&todos)),
             Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
             Chunk::Around { .. } | Chunk::Served { .. } => Vec::new(),
