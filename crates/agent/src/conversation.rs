@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -16,7 +17,7 @@ use dispatch_core::{
 
 use crate::{
     keys::{Outs, Told},
-    model::{Entry, Origin, ToolResult},
+    model::{Entry, Origin, Said, ToolResult},
 };
 
 /// What a model is told of a call whose end nobody has seen.
@@ -44,7 +45,7 @@ struct Step {
     end: Option<StepEnd>,
     running: BTreeSet<String>,
     results: BTreeMap<String, ToolResult>,
-    said: Vec<String>,
+    said: Vec<Said>,
 }
 
 impl Step {
@@ -73,6 +74,15 @@ impl Step {
             }),
             Block::Text { .. } | Block::Thinking { .. } | Block::Other { .. } => None,
         })
+    }
+
+    /// An answer that holds calls waits for their results, whatever it says: some gateways call every
+    /// end the same.
+    fn meant(&self, end: &StepEnd) -> StepEnd {
+        match end {
+            StepEnd::Done if self.calls().next().is_some() => StepEnd::Calls,
+            end => end.clone(),
+        }
     }
 
     fn result(&self, call: &str) -> ToolResult {
@@ -107,15 +117,15 @@ impl Step {
         let mut said = self.said.clone();
         if results.is_empty() {
             match self.end {
-                None | Some(StepEnd::Cut { .. }) => said.insert(0, BROKE_OFF.to_owned()),
-                Some(StepEnd::Full) => said.insert(0, TOO_LONG.to_owned()),
+                None | Some(StepEnd::Cut { .. }) => said.insert(0, BROKE_OFF.into()),
+                Some(StepEnd::Full) => said.insert(0, TOO_LONG.into()),
                 Some(StepEnd::Done | StepEnd::Calls | StepEnd::Refused) => {}
             }
         }
-        let said = (!said.is_empty()).then(|| said.join(BETWEEN));
+        let said = (!said.is_empty()).then(|| at_once(said));
         match (results.is_empty(), said) {
             (true, None) => {}
-            (true, Some(text)) => entries.push(Entry::Said(text)),
+            (true, Some(said)) => entries.push(Entry::Said(said)),
             (false, said) => entries.push(Entry::Results { results, said }),
         }
         entries
@@ -125,9 +135,19 @@ impl Step {
 /// Between two messages that are told at once.
 const BETWEEN: &str = "\n\n---\n\n";
 
-pub(crate) fn joined(said: &[Message]) -> String {
-    let texts: Vec<&str> = said.iter().map(|message| message.text.as_str()).collect();
-    texts.join(BETWEEN)
+fn joined(said: &[Message]) -> Said {
+    let each = said.iter().map(|message| Said {
+        text: message.text.clone(),
+        files: message.files.clone(),
+    });
+    at_once(each.collect())
+}
+
+fn at_once(said: Vec<Said>) -> Said {
+    let texts: Vec<&str> = said.iter().map(|said| said.text.as_str()).collect();
+    let text = texts.join(BETWEEN);
+    let files = said.into_iter().flat_map(|said| said.files).collect();
+    Said { text, files }
 }
 
 /// A question for permission, as long as nobody has answered it.
@@ -151,9 +171,13 @@ pub(crate) struct Conversation {
     pub(crate) outs: Outs,
     /// What the last answer with each key told of its limits.
     pub(crate) told: BTreeMap<KeyName, Told>,
+    /// Where it works, as the prompt tells it.
+    pub(crate) around: Option<String>,
     /// The tools of MCP servers, in the order in which the model was told of them.
     pub(crate) served: Vec<(ServerName, Vec<ServedTool>)>,
     pub(crate) todos: Vec<Todo>,
+    /// Files that came with what was said.
+    pub(crate) handed: BTreeSet<PathBuf>,
     /// Of the turn that is or was last.
     pub(crate) spent: Spent,
 }
@@ -169,6 +193,7 @@ impl Conversation {
     pub(crate) fn apply(&mut self, step: StepId, chunk: &Chunk) {
         match chunk {
             Chunk::Turn { said } => {
+                self.hand_over(said);
                 self.close();
                 self.step = step;
                 self.in_turn = true;
@@ -177,7 +202,7 @@ impl Conversation {
             }
             Chunk::Step { model, wire } => self.begin_step(step, model, *wire),
             Chunk::Block(block) => self.with_open(|open| open.blocks.push(block.clone())),
-            Chunk::StepEnded(end) => self.with_open(|open| open.end = Some(end.clone())),
+            Chunk::StepEnded(end) => self.with_open(|open| open.end = Some(open.meant(end))),
             Chunk::Running { call } => self.with_open(|open| {
                 open.running.insert(call.clone());
             }),
@@ -194,7 +219,10 @@ impl Conversation {
                 // The first one is the one: what a model was told does not change.
                 open.results.entry(call.clone()).or_insert(result);
             }),
-            Chunk::Said { said } => self.with_open(|open| open.said.push(joined(said))),
+            Chunk::Said { said } => {
+                self.hand_over(said);
+                self.with_open(|open| open.said.push(joined(said)));
+            }
             Chunk::Usage { tokens, cost_usd } => self.spent.add(tokens, *cost_usd),
             Chunk::Plan { todos } => self.todos.clone_from(todos),
             Chunk::Asked {
@@ -236,6 +264,10 @@ impl Conversation {
             Chunk::Served { server, tools } => {
                 self.served.push((server.clone(), tools.clone()));
             }
+            // What a prompt began with, it begins with for ever.
+            Chunk::Around { text } => {
+                self.around.get_or_insert_with(|| text.clone());
+            }
             Chunk::Hello { .. }
             | Chunk::Unsaid { .. }
             | Chunk::Refused { .. }
@@ -244,6 +276,11 @@ impl Conversation {
             | Chunk::Notice { .. }
             | Chunk::Live(_) => {}
         }
+    }
+
+    fn hand_over(&mut self, said: &[Message]) {
+        let files = said.iter().flat_map(|message| &message.files);
+        self.handed.extend(files.map(|file| file.path.clone()));
     }
 
     fn begin_step(&mut self, step: StepId, model: &Choice, wire: Wire) {

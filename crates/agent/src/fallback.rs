@@ -270,7 +270,7 @@ mod tests {
 
     /// The table of the acceptance list: kind of failure to what is done, with and without another.
     #[test]
-    fn every_kind_of_failure_has_its_next() {
+    fn row_6_every_kind_of_failure_has_its_next() {
         use Fault::{
             Auth, BadRequest, ContextTooLong, Exhausted, Key, Network, Overloaded, Protocol,
             RateLimited, Refused, Timeout,

@@ -6,14 +6,17 @@
 //! * `record` what it says, durable; `inbox` what it hears; `conversation` the fold of the
 //!   record; `log` both together
 //! * `model` ask a model; `keys` with which key; `fallback` what comes after a failure
-//! * `net` the ways out; `tools` what a model may do; `system` what it is told of itself
+//! * `net` the ways out; `tools` what a model may do; `system` what it is told of itself, `around`
+//!   of where it works; `files` what it is handed
 //! * `script` follow a script: the words of the demo's agent
 
 mod agent;
+mod around;
 mod calls;
 mod clock;
 mod conversation;
 mod fallback;
+mod files;
 mod inbox;
 mod keys;
 mod log;

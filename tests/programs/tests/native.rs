@@ -6,6 +6,8 @@
     reason = "in a test, what is not as expected shall panic"
 )]
 
+#[path = "native/interleavings.rs"]
+mod interleavings;
 mod world;
 
 use std::{
@@ -414,7 +416,7 @@ fn tools_of_a_server_are_used_and_nothing_of_it_is_left() {
 }
 
 #[test]
-fn a_server_that_dies_takes_nobody_along() {
+fn row_14_a_server_that_dies_takes_nobody_along() {
     let call = |tool: &str| json!({"tool": format!("s__{tool}"), "args": {"text": "x"}});
     let model = Model::start(&json!([
         call("echo"), call("die"), call("echo"), {"text": "Finished.", "repeat": true},
@@ -465,6 +467,50 @@ fn a_stop_ends_a_call_of_a_server_and_the_server() {
     assert!(told(&lines)[0].contains("stopped by whoever watches"));
     let own = format!("{SERVER}\0hang\0only-of-this-test");
     assert!(!runs(own.as_bytes()));
+}
+
+/// A line without an end is as much as many lines.
+#[test]
+fn row_9_memory_is_bounded_whatever_commands_print() {
+    const AGENTS: usize = 6;
+    const KILOBYTES_MAX: u64 = 64 << 10;
+    let shell = |command: &str| json!({"tool": "shell", "command": command});
+    let script = json!([
+        shell("yes abcdefghijklmnopqrstuvwxyz | head -c 100000000"),
+        shell("head -c 100000000 /dev/zero | tr '\\0' x"),
+        shell("grep VmHWM /proc/$PPID/status"),
+        {"text": "Finished.", "repeat": true},
+    ]);
+    let models: Vec<Model> = (0..AGENTS).map(|_| Model::start(&script)).collect();
+    let mut tasks: Vec<(Task, Agent)> = Vec::new();
+    for model in &models {
+        let mut task = Task::new(model, PROVIDERS[2]);
+        task.opening["live"] = json!(true);
+        let agent = task.start(Some("Print."));
+        tasks.push((task, agent));
+    }
+    let mut peaks = Vec::new();
+    for (task, agent) in tasks {
+        assert_eq!(agent.end(), Some(0));
+        let told = told(&task.lines());
+        let [_, _, status] = &told[..] else {
+            panic!("{told:?}");
+        };
+        let kilobytes = status
+            .split("VmHWM:")
+            .nth(1)
+            .unwrap()
+            .trim_start_matches("\\t");
+        let kilobytes: u64 = kilobytes
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        peaks.push(kilobytes);
+    }
+    println!("{AGENTS} agents, 200 MB printed in each: at most {peaks:?} kB");
+    assert!(peaks.iter().all(|peak| *peak < KILOBYTES_MAX), "{peaks:?}");
 }
 
 #[test]

@@ -2,15 +2,20 @@
 //! what nobody here knows included; two kinds of marks tell the provider what to keep in its cache.
 //! Must not send what the API refuses: a block of text without text.
 
-use dispatch_core::native::{Block, Raw, StepEnd, Tokens};
+use dispatch_core::{
+    attach::{Media, MediaKind},
+    native::{Block, Raw, StepEnd, Tokens},
+};
 use serde_json::{Value, json};
 
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    entry::{Entry, Origin, ToolResult},
+    entry::{Entry, Origin, Said, ToolResult},
     fields::Fields,
     head,
+    ids::CallIds,
+    media::Part,
     sse::Event,
 };
 
@@ -42,9 +47,10 @@ fn tool(tool: &ToolSpec) -> Value {
 pub(super) fn segment(
     origin: &Origin,
     entry: &Entry,
+    parts: &[Part],
 ) -> Result<Option<Segment>, serde_json::Error> {
     match entry {
-        Entry::Said(text) => user(&[said(text)?]).map(Some),
+        Entry::Said(told) => user(&said(told, parts)?).map(Some),
         Entry::Results {
             results,
             said: more,
@@ -53,8 +59,8 @@ pub(super) fn segment(
             for result in results {
                 blocks.push(result_block(result)?);
             }
-            if let Some(text) = more {
-                blocks.push(said(text)?);
+            if let Some(told) = more {
+                blocks.extend(said(told, parts)?);
             }
             user(&blocks).map(Some)
         }
@@ -85,13 +91,37 @@ fn user(blocks: &[String]) -> Result<Segment, serde_json::Error> {
     })
 }
 
-fn said(text: &str) -> Result<String, serde_json::Error> {
-    let text = if text.trim().is_empty() {
-        "(nothing)"
-    } else {
-        text
+/// What came with it before the words that are about it, which a mark can be put into.
+fn said(told: &Said, parts: &[Part]) -> Result<Vec<String>, serde_json::Error> {
+    let mut blocks = Vec::with_capacity(parts.len() + 1);
+    for part in parts {
+        blocks.push(match part {
+            Part::Words(text) => text_block(text)?,
+            Part::File { media, data, .. } => file_block(*media, data),
+        });
+    }
+    let text = match told.text.trim() {
+        "" => "(nothing)",
+        _ => &told.text,
     };
+    blocks.push(text_block(text)?);
+    Ok(blocks)
+}
+
+fn text_block(text: &str) -> Result<String, serde_json::Error> {
     serde_json::to_string(&json!({"type": "text", "text": text}))
+}
+
+/// Nothing in it needs to be escaped.
+fn file_block(media: Media, data: &str) -> String {
+    let kind = match media.kind() {
+        MediaKind::Image => "image",
+        MediaKind::Pdf => "document",
+    };
+    let media = media.word();
+    format!(
+        r#"{{"type":"{kind}","source":{{"type":"base64","media_type":"{media}","data":"{data}"}}}}"#
+    )
 }
 
 fn result_block(result: &ToolResult) -> Result<String, serde_json::Error> {
@@ -142,8 +172,9 @@ struct Open {
     input: String,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Decoder {
+    ids: CallIds,
     open: Vec<Open>,
     blocks: usize,
     tokens: Tokens,
@@ -191,6 +222,16 @@ fn end(reason: &str) -> StepEnd {
 }
 
 impl Decoder {
+    pub(super) fn new(ids: CallIds) -> Self {
+        Self {
+            ids,
+            open: Vec::new(),
+            blocks: 0,
+            tokens: Tokens::default(),
+            end: None,
+        }
+    }
+
     fn start(&mut self, text: &str, data: &Value) -> Result<Vec<Heard>, ModelError> {
         #[derive(serde::Deserialize)]
         struct Start {
@@ -255,7 +296,7 @@ impl Decoder {
             return Err(ModelError::protocol("the end of a block that is not open"));
         };
         let open = self.open.remove(at);
-        Ok(vec![Heard::Closed(block(open)?)])
+        Ok(vec![Heard::Closed(block(open, &mut self.ids)?)])
     }
 
     /// What is told twice is a sum so far, and what is left out is as it was.
@@ -298,7 +339,7 @@ impl Open {
     }
 }
 
-fn block(mut open: Open) -> Result<Block, ModelError> {
+fn block(mut open: Open, ids: &mut CallIds) -> Result<Block, ModelError> {
     for (name, text) in std::mem::take(&mut open.grown) {
         open.fields.set_text(&name, &text)?;
     }
@@ -312,6 +353,13 @@ fn block(mut open: Open) -> Result<Block, ModelError> {
         } else {
             let instead = serde_json::to_string(&input_object(&input))?;
             open.fields.set("input", &instead)?;
+        }
+    }
+    if kind == "tool_use" {
+        let came = open.fields.text("id").unwrap_or_default();
+        let id = ids.name(&came);
+        if id != came {
+            open.fields.set_text("id", &id)?;
         }
     }
     let raw: Raw = open.fields.raw()?;

@@ -243,7 +243,7 @@ mod tests {
 
     /// The table of the acceptance list: status by provider, to what it is.
     #[test]
-    fn errors_have_a_kind() {
+    fn row_6_errors_have_a_kind() {
         use Fault::{
             Auth, BadRequest, ContextTooLong, Exhausted, Overloaded, RateLimited, Timeout,
         };

@@ -2,15 +2,20 @@
 //! model thought comes back encrypted and goes back as it came.
 //! Must not send an item the API would look up in a store: thinking without its content.
 
-use dispatch_core::native::{Block, Raw, StepEnd, Tokens};
+use dispatch_core::{
+    attach::MediaKind,
+    native::{Block, Raw, StepEnd, Tokens},
+};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    entry::{Entry, Origin},
+    entry::{Entry, Origin, Said},
     fields::Fields,
     head,
+    ids::CallIds,
+    media::Part,
     sse::Event,
 };
 
@@ -44,10 +49,11 @@ fn tool(tool: &ToolSpec) -> Value {
 pub(super) fn segment(
     origin: &Origin,
     entry: &Entry,
+    parts: &[Part],
 ) -> Result<Option<Segment>, serde_json::Error> {
     let mut items = Vec::new();
     match entry {
-        Entry::Said(text) => items.push(said(text)?),
+        Entry::Said(told) => items.push(said(told, parts)?),
         Entry::Results {
             results,
             said: more,
@@ -59,8 +65,8 @@ pub(super) fn segment(
                     "output": result.output,
                 }))?);
             }
-            if let Some(text) = more {
-                items.push(said(text)?);
+            if let Some(told) = more {
+                items.push(said(told, parts)?);
             }
         }
         Entry::Answer {
@@ -81,12 +87,21 @@ pub(super) fn segment(
     Ok((!items.is_empty()).then(|| Segment::plain(items.join(","))))
 }
 
-fn said(text: &str) -> Result<String, serde_json::Error> {
-    serde_json::to_string(&json!({
-        "type": "message",
-        "role": "user",
-        "content": [{"type": "input_text", "text": text}],
-    }))
+fn said(told: &Said, parts: &[Part]) -> Result<String, serde_json::Error> {
+    let words = |text: &str| json!({"type": "input_text", "text": text});
+    let part = |part: &Part| match part {
+        Part::Words(text) => words(text),
+        Part::File { media, name, data } => {
+            let url = format!("data:{};base64,{data}", media.word());
+            match media.kind() {
+                MediaKind::Image => json!({"type": "input_image", "image_url": url}),
+                MediaKind::Pdf => json!({"type": "input_file", "filename": name, "file_data": url}),
+            }
+        }
+    };
+    let mut content: Vec<Value> = parts.iter().map(part).collect();
+    content.push(words(&told.text));
+    serde_json::to_string(&json!({"type": "message", "role": "user", "content": content}))
 }
 
 /// The API refuses thinking that nothing follows, and an answer that broke off may end in some.
@@ -122,8 +137,9 @@ fn whole_thought(raw: &Raw) -> Option<String> {
     (has("encrypted_content") || has("content")).then(|| raw.text().to_owned())
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Decoder {
+    ids: CallIds,
     calls: bool,
     tokens: Tokens,
     end: Option<StepEnd>,
@@ -155,7 +171,7 @@ impl Decode for Decoder {
             }
             "response.output_item.done" => {
                 let done: Done<'_> = serde_json::from_str(&event.data)?;
-                let block = block(done.item.get())?;
+                let block = block(done.item.get(), &mut self.ids)?;
                 self.calls |= matches!(block, Block::Call { .. });
                 Ok(vec![Heard::Closed(block)])
             }
@@ -196,6 +212,15 @@ fn delta(event: &Event) -> Result<String, ModelError> {
 }
 
 impl Decoder {
+    pub(super) fn new(ids: CallIds) -> Self {
+        Self {
+            ids,
+            calls: false,
+            tokens: Tokens::default(),
+            end: None,
+        }
+    }
+
     fn ended(&mut self, response: &Value) {
         let usage = &response["usage"];
         let count = |place: &str| usage.pointer(place).and_then(Value::as_u64).unwrap_or(0);
@@ -218,10 +243,12 @@ impl Decoder {
     }
 }
 
-fn block(text: &str) -> Result<Block, ModelError> {
+fn block(text: &str, ids: &mut CallIds) -> Result<Block, ModelError> {
     let item: Value = serde_json::from_str(text)?;
+    if item["type"] == "function_call" {
+        return call(text, ids);
+    }
     let raw = Raw::parse(text.to_owned())?;
-    let string = |name: &str| item[name].as_str().unwrap_or_default().to_owned();
     Ok(match item["type"].as_str().unwrap_or_default() {
         "message" => Block::Text {
             text: joined(&item["content"], &["text", "refusal"], ""),
@@ -235,13 +262,25 @@ fn block(text: &str) -> Result<Block, ModelError> {
             };
             Block::Thinking { text, raw }
         }
-        "function_call" => Block::Call {
-            id: string("call_id"),
-            name: string("name"),
-            input: string("arguments"),
-            raw,
-        },
         _ => Block::Other { raw },
+    })
+}
+
+fn call(text: &str, ids: &mut CallIds) -> Result<Block, ModelError> {
+    let mut fields = Fields::parse(text)?;
+    let came = fields.text("call_id").unwrap_or_default();
+    let id = ids.name(&came);
+    let raw = if id == came {
+        Raw::parse(text.to_owned())?
+    } else {
+        fields.set_text("call_id", &id)?;
+        fields.raw()?
+    };
+    Ok(Block::Call {
+        id,
+        name: fields.text("name").unwrap_or_default(),
+        input: fields.text("arguments").unwrap_or_default(),
+        raw,
     })
 }
 

@@ -112,6 +112,7 @@ impl Driver for Native {
         let message = Message {
             id: self.given,
             text: text.to_owned(),
+            files: Vec::new(),
         };
         Some(line(&Order::Say(message)))
     }
@@ -193,7 +194,7 @@ impl Native {
             Chunk::Usage { tokens, cost_usd } => self.spent(&tokens, cost_usd),
             Chunk::Plan { todos } => said(plan(&todos)),
             Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
-            Chunk::Served { .. } => Vec::new(),
+            Chunk::Around { .. } | Chunk::Served { .. } => Vec::new(),
             Chunk::Asked {
                 id,
                 tool,
@@ -512,6 +513,7 @@ mod tests {
             spill: "/h/results".into(),
             resume,
             prompt: None,
+            files: Vec::new(),
             system: None,
             chain: vec![choice],
             keys: std::collections::BTreeMap::new(),

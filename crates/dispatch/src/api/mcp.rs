@@ -67,7 +67,7 @@ pub(crate) struct DispatchInput {
     /// The model, as the agent's program calls it.
     #[serde(default)]
     pub(crate) model: Option<String>,
-    /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it.
+    /// How hard to think: none, minimal, low, medium, high, xhigh or max, as far as the agent takes it.
     #[serde(default)]
     #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,

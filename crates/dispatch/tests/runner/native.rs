@@ -609,6 +609,35 @@ async fn an_agent_that_was_killed_goes_on_where_it_was() {
     assert_eq!(model.asked().len(), 3);
 }
 
+/// Also not one that is led by the same engine, asks with the same key and works on the same repository.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_14_an_agent_that_dies_takes_no_other_along() {
+    let world = TestWorld::new();
+    let dies = json!([{"tool": "shell", "command": "echo be''gun; sleep 600"}]);
+    let lives = json!([
+        {"tool": "shell", "command": "echo be''gun; until [ -e go ]; do sleep 0.02; done"},
+        {"tool": "write", "path": "a.txt", "content": "one"},
+        {"text": "Done.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", dies), ("next", lives)]).await;
+    configure(&world, &(model.key("main") + &model.key("next")));
+    let [dead, alive] = ["main/m", "next/m"].map(|model| {
+        let id = begun(&world, &["--model", model, "Wait for it"]);
+        world.follow(&["logs", "-f", &id]).until("begun");
+        id
+    });
+    kill_process(agent(&world, &dead), Signal::KILL).unwrap();
+    assert_eq!(ended(&world, &dead)["state"], "failed");
+    let workspace = world.show(&alive)["workspace"].clone();
+    fs::write(PathBuf::from(workspace.as_str().unwrap()).join("go"), "").unwrap();
+    let task = ended(&world, &alive);
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(
+        (task["runs"].as_array().unwrap().len(), world.engines()),
+        (1, 1)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_was_killed_is_followed_by_one_that_goes_on() {
     let world = TestWorld::new();
@@ -675,6 +704,54 @@ async fn what_is_not_there_is_said_before_anything_starts() {
         .says(&["the key is refused", "invalid x-api-key"]);
     // One key, one try, and once more because it may have been renewed.
     assert!(model.asked().len() <= 2, "{:?}", model.asked());
+}
+
+/// From a person's flag to what the model sees, and again in the run of the next message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_that_is_attached_is_shown_to_the_model() {
+    let world = TestWorld::new();
+    let says = json!([{"text": "I see it.", "repeat": true}]);
+    let model = Model::new(&world, &[("main", says)]).await;
+    configure(&world, &model.key("main"));
+    let file = |name: &str, bytes: &[u8]| {
+        let path = world.path(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let png = file("shot.dat", b"\x89PNG\r\n\x1a\n and its lines");
+    let pdf = file("spec.pdf", b"%PDF-1.7 and its pages");
+    let text = file("notes.txt", b"only words");
+    let args = ["--expect", "report", "--model", "main/m", "--attach", &png];
+    let id = begun(&world, &[&args[..], &["--attach", &text, "Look"]].concat());
+    ended(&world, &id);
+    let said = world.dispatch_with(
+        &[("MAIN_KEY", KEY)],
+        &["say", &id, "--attach", &pdf, "And at this"],
+    );
+    said.exits(0);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let asked = model.asked();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    let hashes: Vec<&str> = task["attachments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| file["sha256"].as_str().unwrap())
+        .collect();
+    let seen = |asked: &Value| -> Vec<(String, String)> {
+        let media = asked["media"].as_array().unwrap().iter();
+        let word = |part: &Value, name: &str| part[name].as_str().unwrap().to_owned();
+        media
+            .map(|part| (word(part, "type"), word(part, "sha256")))
+            .collect()
+    };
+    let shot = ("image/png".to_owned(), hashes[0].to_owned());
+    let spec = ("application/pdf".to_owned(), hashes[2].to_owned());
+    assert_eq!(seen(&asked[0]), std::slice::from_ref(&shot));
+    assert_eq!(seen(&asked[1]), [shot, spec]);
+    let told = asked[0]["prompt"].as_str().unwrap();
+    assert!(told.contains("notes.txt (unsupported-type)"), "{told}");
 }
 
 /// The agent has a placeholder only, so whoever holds the key reads it again where it comes from.
