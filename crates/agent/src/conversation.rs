@@ -291,6 +291,7 @@ impl Conversation {
             }
             Chunk::Hello { .. }
             | Chunk::Unsaid { .. }
+            | Chunk::Refused { .. }
             | Chunk::Waiting { .. }
             | Chunk::ModelChanged { .. }
             | Chunk::Notice { .. }
