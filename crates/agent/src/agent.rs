@@ -13,10 +13,10 @@ use std::{
 use dispatch_core::{
     id::{KeyName, ServerName},
     models::{Choice, Endpoint, KeySource, KeyTable},
-    native::{Chunk, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
+    native::{Chunk, Handed, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
     rules::Rules,
     servers::{BadServer, ServerTable},
-    web::BadWeb,
+    web::{BadWeb, Reach},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -24,7 +24,9 @@ use tokio::{
 };
 
 use crate::{
+    around,
     clock::Clock,
+    files::{self, Sorted},
     inbox::Inbox,
     keys::Keys,
     log::{Log, ResumeError, resume},
@@ -84,6 +86,9 @@ pub(crate) struct Settings {
     pub(crate) tables: BTreeMap<KeyName, KeyTable>,
     pub(crate) limits: TurnLimits,
     pub(crate) live: bool,
+    reach: Reach,
+    /// What was handed over, until it is looked at.
+    files: Vec<Handed>,
 }
 
 /// MCP servers: their tables until they are started, and what is to be ended.
@@ -213,18 +218,37 @@ impl Agent {
                 tables: opening.keys,
                 limits: opening.limits,
                 live: opening.live,
+                reach: opening.reach,
+                files: opening.files,
             },
         };
         agent.check()?;
-        agent.tell_tools();
+        agent.tell_system();
         Ok(agent)
     }
 
-    /// What a model is told of the tools there are: its prompt begins with that.
-    fn tell_tools(&mut self) {
-        let identity = self.settings.identity.as_deref();
-        self.system = system::prompt(identity, self.place.root(), &self.tools);
+    /// What a model is told of itself and of the tools there are: its prompt begins with that.
+    fn tell_system(&mut self) {
+        self.system = system::prompt(&system::Parts {
+            identity: self.settings.identity.as_deref(),
+            tools: &self.tools,
+            around: self.log.conversation.around.as_deref().unwrap_or_default(),
+        });
         self.specs = self.tools.iter().map(Granted::spec).collect();
+    }
+
+    /// Looks where it works, once for the whole conversation: what is found there may change, and the
+    /// beginning of a prompt may not.
+    async fn look_around(&mut self) -> Result<(), RecordError> {
+        if self.log.conversation.around.is_none() {
+            let (root, reach) = (self.place.root().to_owned(), self.settings.reach);
+            let now = self.clock.now();
+            let text = around::look(root, reach, now).await;
+            let step = self.log.conversation.step();
+            self.log.put(step, Chunk::Around { text }).await?;
+        }
+        self.tell_system();
+        Ok(())
     }
 
     /// Starts the servers of MCP, and waits until it is known what they have to offer.
@@ -250,7 +274,7 @@ impl Agent {
         }
         let tools = started.tools.into_iter().map(Granted::Served);
         self.tools.extend(tools);
-        self.tell_tools();
+        self.tell_system();
         Ok(())
     }
 
@@ -286,11 +310,13 @@ impl Agent {
         };
         let step = self.log.conversation.step();
         self.log.put(step, hello).await?;
+        self.inbox.tells(self.log.aside());
+        self.look_around().await?;
         self.start_servers().await?;
-        let mut said: Vec<Message> = prompt
-            .map(|text| Message { id: 0, text })
-            .into_iter()
-            .collect();
+        let mut said: Vec<Message> = match prompt {
+            Some(text) => vec![self.prompt(text).await?],
+            None => Vec::new(),
+        };
         let mut last = TurnEnd::Done;
         loop {
             said.extend(self.inbox.messages());
@@ -314,6 +340,25 @@ impl Agent {
             TurnEnd::Done | TurnEnd::Stopped => ExitCode::SUCCESS,
             TurnEnd::Failed { .. } | TurnEnd::Limit { .. } => ExitCode::FAILURE,
         })
+    }
+
+    /// The first words, and the files that came with them or that no earlier run has told.
+    async fn prompt(&mut self, text: String) -> Result<Message, RecordError> {
+        let mut new = std::mem::take(&mut self.settings.files);
+        new.retain(|file| !self.log.conversation.handed.contains(&file.path));
+        let Sorted { files, unshown } = files::sort(new).await;
+        let mut text = text;
+        if !unshown.is_empty() {
+            let told = unshown.join(", ");
+            text.push_str(&format!(
+                "\n\n[Of what is attached you are not shown these, and can only read them as \
+                 files: {told}.]"
+            ));
+            let told = format!("of what is attached the model reads these as files only: {told}");
+            let step = self.log.conversation.step();
+            self.log.put(step, Chunk::Notice { text: told }).await?;
+        }
+        Ok(Message { id: 0, text, files })
     }
 
     /// A turn begins; or one goes on that an earlier process did not end, and then what is said now
@@ -350,8 +395,8 @@ impl Agent {
     /// What the inbox has to tell.
     pub(crate) async fn note(&mut self) -> Result<(), RecordError> {
         let step = self.log.conversation.step();
-        for id in self.inbox.unsaid() {
-            self.log.put(step, Chunk::Unsaid { id }).await?;
+        for chunk in self.inbox.untold() {
+            self.log.put(step, chunk).await?;
         }
         for text in self.inbox.problems() {
             self.log.put(step, Chunk::Notice { text }).await?;

@@ -2,8 +2,11 @@
 //! this process wrote them or an earlier one.
 //! Must not read or write anything, and must not change an entry once there is one after it.
 
+mod stretch;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -16,7 +19,7 @@ use dispatch_core::{
 
 use crate::{
     keys::{Outs, Told},
-    model::{Entry, Origin, ToolResult},
+    model::{Entry, Origin, Said, ToolResult},
 };
 
 /// What a model is told of a call whose end nobody has seen.
@@ -44,7 +47,7 @@ struct Step {
     end: Option<StepEnd>,
     running: BTreeSet<String>,
     results: BTreeMap<String, ToolResult>,
-    said: Vec<String>,
+    said: Vec<Said>,
 }
 
 impl Step {
@@ -116,15 +119,15 @@ impl Step {
         let mut said = self.said.clone();
         if results.is_empty() {
             match self.end {
-                None | Some(StepEnd::Cut { .. }) => said.insert(0, BROKE_OFF.to_owned()),
-                Some(StepEnd::Full) => said.insert(0, TOO_LONG.to_owned()),
+                None | Some(StepEnd::Cut { .. }) => said.insert(0, BROKE_OFF.into()),
+                Some(StepEnd::Full) => said.insert(0, TOO_LONG.into()),
                 Some(StepEnd::Done | StepEnd::Calls | StepEnd::Refused) => {}
             }
         }
-        let said = (!said.is_empty()).then(|| said.join(BETWEEN));
+        let said = (!said.is_empty()).then(|| at_once(said));
         match (results.is_empty(), said) {
             (true, None) => {}
-            (true, Some(text)) => entries.push(Entry::Said(text)),
+            (true, Some(said)) => entries.push(Entry::Said(said)),
             (false, said) => entries.push(Entry::Results { results, said }),
         }
         entries
@@ -134,9 +137,19 @@ impl Step {
 /// Between two messages that are told at once.
 const BETWEEN: &str = "\n\n---\n\n";
 
-pub(crate) fn joined(said: &[Message]) -> String {
-    let texts: Vec<&str> = said.iter().map(|message| message.text.as_str()).collect();
-    texts.join(BETWEEN)
+fn joined(said: &[Message]) -> Said {
+    let each = said.iter().map(|message| Said {
+        text: message.text.clone(),
+        files: message.files.clone(),
+    });
+    at_once(each.collect())
+}
+
+fn at_once(said: Vec<Said>) -> Said {
+    let texts: Vec<&str> = said.iter().map(|said| said.text.as_str()).collect();
+    let text = texts.join(BETWEEN);
+    let files = said.into_iter().flat_map(|said| said.files).collect();
+    Said { text, files }
 }
 
 /// A question for permission, as long as nobody has answered it.
@@ -150,6 +163,11 @@ struct Question {
 pub(crate) struct Conversation {
     /// Whole and unchangeable: shared with whoever sends them.
     entries: Arc<Vec<Entry>>,
+    /// The step of each of them; those of a summary have none.
+    steps: Vec<StepId>,
+    pub(crate) weight: Weight,
+    /// What the turn began with.
+    begun_with: String,
     open: Option<Step>,
     step: StepId,
     in_turn: bool,
@@ -160,12 +178,18 @@ pub(crate) struct Conversation {
     pub(crate) outs: Outs,
     /// What the last answer with each key told of its limits.
     pub(crate) told: BTreeMap<KeyName, Told>,
+    /// Where it works, as the prompt tells it.
+    pub(crate) around: Option<String>,
     /// The tools of MCP servers, in the order in which the model was told of them.
     pub(crate) served: Vec<(ServerName, Vec<ServedTool>)>,
     pub(crate) todos: Vec<Todo>,
+    /// Files that came with what was said.
+    pub(crate) handed: BTreeSet<PathBuf>,
     /// Of the turn that is or was last.
     pub(crate) spent: Spent,
 }
+
+pub(crate) use stretch::{Weight, Whole, bytes_of_tokens};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Spent {
@@ -176,13 +200,17 @@ pub(crate) struct Spent {
 
 impl Conversation {
     pub(crate) fn apply(&mut self, step: StepId, chunk: &Chunk) {
+        self.weight.apply(chunk);
         match chunk {
             Chunk::Turn { said } => {
+                self.hand_over(said);
                 self.close();
                 self.step = step;
                 self.in_turn = true;
                 self.spent = Spent::default();
-                self.push(Entry::Said(joined(said)));
+                let said = joined(said);
+                self.begun_with.clone_from(&said.text);
+                self.push(Entry::Said(said));
             }
             Chunk::Step { model, wire } => self.begin_step(step, model, *wire),
             Chunk::Block(block) => self.with_open(|open| open.blocks.push(block.clone())),
@@ -203,8 +231,20 @@ impl Conversation {
                 // The first one is the one: what a model was told does not change.
                 open.results.entry(call.clone()).or_insert(result);
             }),
-            Chunk::Said { said } => self.with_open(|open| open.said.push(joined(said))),
+            Chunk::Said { said } => {
+                self.hand_over(said);
+                self.with_open(|open| open.said.push(joined(said)));
+            }
             Chunk::Usage { tokens, cost_usd } => self.spent.add(tokens, *cost_usd),
+            Chunk::Compacted {
+                from,
+                text,
+                tokens,
+                cost_usd,
+            } => {
+                self.spent.add(tokens, *cost_usd);
+                self.shorten(*from, text);
+            }
             Chunk::Plan { todos } => self.todos.clone_from(todos),
             Chunk::Asked {
                 id,
@@ -251,13 +291,23 @@ impl Conversation {
             Chunk::Served { server, tools } => {
                 self.served.push((server.clone(), tools.clone()));
             }
+            // What a prompt began with, it begins with for ever.
+            Chunk::Around { text } => {
+                self.around.get_or_insert_with(|| text.clone());
+            }
             Chunk::Hello { .. }
             | Chunk::Unsaid { .. }
+            | Chunk::Refused { .. }
             | Chunk::Waiting { .. }
             | Chunk::ModelChanged { .. }
             | Chunk::Notice { .. }
             | Chunk::Live(_) => {}
         }
+    }
+
+    fn hand_over(&mut self, said: &[Message]) {
+        let files = said.iter().flat_map(|message| &message.files);
+        self.handed.extend(files.map(|file| file.path.clone()));
     }
 
     fn begin_step(&mut self, step: StepId, model: &Choice, wire: Wire) {
@@ -286,6 +336,7 @@ impl Conversation {
 
     fn push(&mut self, entry: Entry) {
         Arc::make_mut(&mut self.entries).push(entry);
+        self.steps.push(self.step);
     }
 
     pub(crate) fn entries(&self) -> Arc<Vec<Entry>> {
@@ -335,6 +386,18 @@ impl Conversation {
         self.open
             .as_ref()
             .is_some_and(|open| open.running.contains(call))
+    }
+
+    /// Whether a model is shown any file in it.
+    pub(crate) fn shows_files(&self) -> bool {
+        let shows = |said: &Said| said.files.iter().any(|file| file.shown.is_some());
+        self.entries.iter().any(|entry| match entry {
+            Entry::Said(said)
+            | Entry::Results {
+                said: Some(said), ..
+            } => shows(said),
+            Entry::Answer { .. } | Entry::Results { said: None, .. } => false,
+        })
     }
 
     /// All text of the step that is or was last.

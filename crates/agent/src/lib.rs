@@ -2,18 +2,23 @@
 //! Must not know the engine: what it hears and says are lines of [`dispatch_core::native`].
 //!
 //! * `agent` from its opening to its last word; `turn` one answer; `step` one question
-//!   to a model; `setback` when that fails; `calls` what the answer asks for
+//!   to a model; `setback` when that fails, `compact` when it is too long; `calls` what the answer
+//!   asks for
 //! * `record` what it says, durable; `inbox` what it hears; `conversation` the fold of the
 //!   record; `log` both together
 //! * `model` ask a model; `keys` with which key; `fallback` what comes after a failure
-//! * `net` the ways out; `tools` what a model may do; `system` what it is told of itself
+//! * `net` the ways out; `tools` what a model may do; `system` what it is told of itself, `around`
+//!   of where it works; `files` what it is handed
 //! * `script` follow a script: the words of the demo's agent
 
 mod agent;
+mod around;
 mod calls;
 mod clock;
+mod compact;
 mod conversation;
 mod fallback;
+mod files;
 mod inbox;
 mod keys;
 mod log;

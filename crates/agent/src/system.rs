@@ -1,8 +1,7 @@
 //! The system prompt: who it is, what it may use, and how. The same bytes for the whole of a
 //! conversation, because every provider's cache begins with it.
-//! Must not name a tool that is not granted, and must not hold what may change: no date, no state.
-
-use std::path::Path;
+//! Must not name a tool that is not granted, and must not hold what may change: what was found where
+//! it works comes from the record.
 
 use crate::tools::Granted;
 
@@ -19,21 +18,39 @@ const TODO: &str = "For work of three steps or more keep a list with the todo to
                     list each time, with exactly one item in progress, and mark an item as \
                     completed as soon as it is. For small work leave it.";
 
-pub(crate) fn prompt(own: Option<&str>, cwd: &Path, tools: &[Granted]) -> String {
-    let mut parts = vec![own.unwrap_or(IDENTITY).trim().to_owned()];
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parts<'a> {
+    /// Instead of our own.
+    pub(crate) identity: Option<&'a str>,
+    pub(crate) tools: &'a [Granted],
+    /// Of where it works, as the record has it.
+    pub(crate) around: &'a str,
+}
+
+pub(crate) fn prompt(parts: &Parts<'_>) -> String {
+    let Parts {
+        identity,
+        tools,
+        around,
+    } = *parts;
+    let has = |name: &str| tools.iter().any(|tool| tool.name() == name);
+    let mut paragraphs = vec![identity.unwrap_or(IDENTITY).trim().to_owned()];
     if !tools.is_empty() {
         let lines: Vec<String> = tools
             .iter()
             .map(|tool| format!("- {}: {}", tool.name(), tool.line()))
             .collect();
-        parts.push(format!("Your tools:\n{}", lines.join("\n")));
+        paragraphs.push(format!("Your tools:\n{}", lines.join("\n")));
     }
-    parts.push(CONDUCT.to_owned());
-    if tools.iter().any(|tool| tool.name() == "todo") {
-        parts.push(TODO.to_owned());
+    paragraphs.push(CONDUCT.to_owned());
+    if has("todo") {
+        paragraphs.push(TODO.to_owned());
     }
-    parts.push(format!("Working directory: {}", cwd.display()));
-    parts.join("\n\n")
+    // What others wrote comes last, behind all words of ours.
+    if !around.is_empty() {
+        paragraphs.push(around.to_owned());
+    }
+    paragraphs.join("\n\n")
 }
 
 #[cfg(test)]
@@ -45,20 +62,30 @@ mod tests {
 
     #[test]
     fn only_what_is_granted_is_named_and_the_bytes_stay() {
-        let cwd = Path::new("/w");
-        let few = granted(Some(&["read_file".to_owned()]), &WebTable::default()).unwrap();
-        let text = prompt(None, cwd, &few);
-        for tool in TOOLS {
-            let named = few.iter().any(|each| each.name() == tool.name);
-            assert_eq!(
-                text.contains(&format!("- {}:", tool.name)),
-                named,
-                "{tool:?}"
-            );
+        for names in [&["read_file"][..], &["todo", "run_shell"]] {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let few = granted(Some(&names), &WebTable::default()).unwrap();
+            let parts = Parts {
+                identity: None,
+                tools: &few,
+                around: "Working directory: /w",
+            };
+            let text = prompt(&parts);
+            let is_granted = |tool: &str| few.iter().any(|each| each.name() == tool);
+            for tool in TOOLS {
+                let named = text.contains(&format!("- {}:", tool.name));
+                assert_eq!(named, is_granted(tool.name), "{tool:?}");
+            }
+            let guided = text.contains("exactly one item in progress");
+            assert_eq!(guided, is_granted("todo"));
+            assert!(text.ends_with("\n\nWorking directory: /w"), "{text}");
+            assert_eq!(text, prompt(&parts));
         }
-        assert!(text.contains("exactly one item in progress"));
-        assert_eq!(text, prompt(None, cwd, &few));
-        let own = prompt(Some("You are Ada."), cwd, &[]);
+        let own = prompt(&Parts {
+            identity: Some("You are Ada."),
+            tools: &[],
+            around: "",
+        });
         assert!(
             own.starts_with("You are Ada.\n\n") && !own.contains("todo"),
             "{own}"

@@ -1,5 +1,5 @@
 //! Files that a person hands over with a task or a message: what they are called, how many there may
-//! be, which agents can read them.
+//! be, which agents can read them, and which of them a model of our own agent is shown as they are.
 //! Must not read or write one, and must not hold a content: the engine keeps it, the log its hash.
 
 use std::fmt;
@@ -137,6 +137,133 @@ pub fn takes(driver: DriverKind) -> bool {
     }
 }
 
+/// Kinds of files that models can be shown as they are, and not only as something to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Media {
+    #[serde(rename = "image/png")]
+    Png,
+    #[serde(rename = "image/jpeg")]
+    Jpeg,
+    #[serde(rename = "image/webp")]
+    Webp,
+    #[serde(rename = "image/gif")]
+    Gif,
+    #[serde(rename = "application/pdf")]
+    Pdf,
+}
+
+/// What models differ in taking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MediaKind {
+    Image,
+    Pdf,
+}
+
+/// So much of a file tells what it is.
+pub const MAGIC_BYTES: usize = 12;
+/// What is shown with one message, as providers take it.
+pub const SHOWN_MAX: usize = 20;
+pub const SHOWN_BYTES_MAX: u64 = 32 << 20;
+const IMAGE_BYTES_MAX: u64 = 5 << 20;
+const PDF_BYTES_MAX: u64 = 32 << 20;
+
+impl Media {
+    /// By its first bytes; what it is called is only what somebody calls it.
+    #[must_use]
+    pub fn of(first: &[u8]) -> Option<Self> {
+        match first {
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
+            [0xff, 0xd8, 0xff, ..] => Some(Self::Jpeg),
+            [
+                b'R',
+                b'I',
+                b'F',
+                b'F',
+                _,
+                _,
+                _,
+                _,
+                b'W',
+                b'E',
+                b'B',
+                b'P',
+                ..,
+            ] => Some(Self::Webp),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
+            [b'%', b'P', b'D', b'F', b'-', ..] => Some(Self::Pdf),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+            Self::Gif => "image/gif",
+            Self::Pdf => "application/pdf",
+        }
+    }
+
+    #[must_use]
+    pub fn kind(self) -> MediaKind {
+        match self {
+            Self::Png | Self::Jpeg | Self::Webp | Self::Gif => MediaKind::Image,
+            Self::Pdf => MediaKind::Pdf,
+        }
+    }
+}
+
+/// Why a model is not shown a file as it is. It can still read it where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unshown {
+    #[error("unsupported-type")]
+    Type,
+    #[error("empty")]
+    Empty,
+    #[error("image-too-large: {bytes} bytes of {IMAGE_BYTES_MAX} at most")]
+    Image { bytes: u64 },
+    #[error("pdf-too-large: {bytes} bytes of {PDF_BYTES_MAX} at most")]
+    Pdf { bytes: u64 },
+    #[error("too-many: {SHOWN_MAX} at most with one message")]
+    Count,
+    #[error("total-too-large: {SHOWN_BYTES_MAX} bytes at most with one message")]
+    Total,
+}
+
+/// Which of the files of one message are shown: sizes and first bytes in, one verdict each out.
+#[must_use]
+pub fn shown(files: &[(u64, Option<Media>)]) -> Vec<Result<Media, Unshown>> {
+    let (mut count, mut sum) = (0, 0);
+    let judge = |&(bytes, media): &(u64, Option<Media>)| {
+        let media = alone(bytes, media)?;
+        if count >= SHOWN_MAX {
+            return Err(Unshown::Count);
+        }
+        if bytes > SHOWN_BYTES_MAX - sum {
+            return Err(Unshown::Total);
+        }
+        count += 1;
+        sum += bytes;
+        Ok(media)
+    };
+    files.iter().map(judge).collect()
+}
+
+fn alone(bytes: u64, media: Option<Media>) -> Result<Media, Unshown> {
+    if bytes == 0 {
+        return Err(Unshown::Empty);
+    }
+    let media = media.ok_or(Unshown::Type)?;
+    match media.kind() {
+        MediaKind::Image if bytes > IMAGE_BYTES_MAX => Err(Unshown::Image { bytes }),
+        MediaKind::Pdf if bytes > PDF_BYTES_MAX => Err(Unshown::Pdf { bytes }),
+        MediaKind::Image | MediaKind::Pdf => Ok(media),
+    }
+}
+
 /// Why files cannot be handed over. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAttachment {
@@ -189,6 +316,62 @@ pub fn allowed(
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn a_file_is_what_its_first_bytes_say() {
+        for (first, media) in [
+            (&b"\x89PNG\r\n\x1a\n...."[..], Some(Media::Png)),
+            (b"\xff\xd8\xff\xe0", Some(Media::Jpeg)),
+            (b"RIFF1234WEBP", Some(Media::Webp)),
+            (b"RIFF1234WAVE", None),
+            (b"GIF89a", Some(Media::Gif)),
+            (b"GIF87a", Some(Media::Gif)),
+            (b"%PDF-1.7", Some(Media::Pdf)),
+            (b"<svg", None),
+            (b"\x89PN", None),
+            (b"", None),
+        ] {
+            assert_eq!(Media::of(first), media, "{first:?}");
+            assert!(first.len() <= MAGIC_BYTES);
+            if let Some(media) = media {
+                assert_eq!(serde_json::to_value(media).unwrap(), media.word());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_bounded_and_each_reason_has_its_name() {
+        let png = Some(Media::Png);
+        let pdf = Some(Media::Pdf);
+        const MIB: u64 = 1 << 20;
+        let told = |files: &[(u64, Option<Media>)]| {
+            let told = |verdict: Result<Media, Unshown>| match verdict {
+                Ok(media) => media.word().to_owned(),
+                Err(why) => why.to_string().split(':').next().unwrap_or("").to_owned(),
+            };
+            let told: Vec<String> = shown(files).into_iter().map(told).collect();
+            told.join(" ")
+        };
+        let many = [
+            (5 * MIB, png),
+            (5 * MIB + 1, png),
+            (0, png),
+            (1, None),
+            (32 * MIB + 1, pdf),
+        ];
+        assert_eq!(
+            told(&many),
+            "image/png image-too-large empty unsupported-type pdf-too-large"
+        );
+        // One that does not fit leaves room for a smaller one.
+        assert_eq!(
+            told(&[(30 * MIB, pdf), (3 * MIB, png), (2 * MIB, png), (1, png)]),
+            "application/pdf total-too-large image/png total-too-large"
+        );
+        let verdicts = shown(&[(1, png); SHOWN_MAX + 1]);
+        assert!(verdicts[..SHOWN_MAX].iter().all(Result::is_ok));
+        assert_eq!(verdicts[SHOWN_MAX], Err(Unshown::Count));
+    }
 
     #[test]
     fn a_name_is_plain_whatever_a_file_is_called() {

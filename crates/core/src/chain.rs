@@ -12,7 +12,7 @@ use crate::{
     drivers::DriverKind,
     gate::MicroUsd,
     id::{AgentName, KeyName, ModelName},
-    models::{Auth, BadKey, Choice, KeySource, KeyTable, Think},
+    models::{Auth, BadKey, Choice, KeySource, KeyTable},
     native::TurnLimits,
     rules::{Grade, Group, Rules, fits},
     sidecar::Upstream,
@@ -101,7 +101,7 @@ pub fn variable(key: &KeyName) -> String {
 #[must_use]
 pub fn thinking(mut chain: Vec<Choice>, effort: Option<Effort>) -> Vec<Choice> {
     for choice in &mut chain {
-        choice.effort = effort.map(Think::At).or(choice.effort);
+        choice.effort = effort.or(choice.effort);
     }
     chain
 }
@@ -306,6 +306,16 @@ impl From<&KeySource> for Source {
     }
 }
 
+impl From<&Source> for KeySource {
+    fn from(source: &Source) -> Self {
+        match source {
+            Source::Variable(name) => Self::From(name.clone()),
+            Source::File(path) => Self::File(path.clone()),
+            Source::Command(argv) => Self::Command(argv.clone()),
+        }
+    }
+}
+
 /// A key's table as the agent gets it: the broker's address, and the variable that stands for the
 /// key. `None`: nothing serves this key.
 #[must_use]
@@ -400,9 +410,11 @@ mod tests {
         let one = config
             .chain(&native(), None, Some(&"a".parse().unwrap()))
             .unwrap();
-        assert_eq!(one[0].effort, Some(Think::At(Effort::Low)));
-        let loud = thinking(one, Some(Effort::High));
-        assert_eq!(loud[0].effort, Some(Think::At(Effort::High)));
+        assert_eq!(one[0].effort, Some(Effort::Low));
+        let loud = thinking(one.clone(), Some(Effort::High));
+        assert_eq!(loud[0].effort, Some(Effort::High));
+        let off = thinking(one, Some(Effort::Off));
+        assert_eq!(off[0].effort, Some(Effort::Off));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! Must not hold a secret, and must not guess: what a table does not say, its provider's row says,
 //! and a model that no row knows is asked for as it is.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    id::{BadId, KeyName, ModelName},
+    attach::MediaKind,
+    id::{KeyName, ModelName},
     rules::fits,
     task::Effort,
 };
@@ -121,59 +122,6 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// How hard a model is to think, `none` included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Think {
-    Off,
-    At(Effort),
-}
-
-impl Think {
-    pub fn all() -> impl Iterator<Item = Self> {
-        std::iter::once(Self::Off).chain(Effort::ALL.map(Self::At))
-    }
-
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Off => "none",
-            Self::At(effort) => effort.word(),
-        }
-    }
-}
-
-impl fmt::Display for Think {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-impl FromStr for Think {
-    type Err = BadId;
-
-    fn from_str(text: &str) -> Result<Self, BadId> {
-        Self::all().find(|think| think.word() == text).ok_or(BadId {
-            what: "how hard to think",
-            text: text.to_owned(),
-            rule: "none, minimal, low, medium, high, xhigh or max",
-        })
-    }
-}
-
-impl TryFrom<String> for Think {
-    type Error = BadId;
-    fn try_from(text: String) -> Result<Self, BadId> {
-        text.parse()
-    }
-}
-
-impl From<Think> for String {
-    fn from(think: Think) -> Self {
-        think.word().to_owned()
-    }
-}
-
 /// US dollars for a million tokens. What is not said costs as much as `input`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -200,9 +148,15 @@ pub struct ModelRow {
     pub path: Option<String>,
     /// For a level of thinking, what is merged into the request; empty: nothing.
     #[serde(default)]
-    pub effort: BTreeMap<Think, Map<String, Value>>,
+    pub effort: BTreeMap<Effort, Map<String, Value>>,
     #[serde(default)]
     pub max_output_tokens: Option<u32>,
+    /// All that a request and its answer may have. None: only the provider knows.
+    #[serde(default)]
+    pub context_tokens: Option<u64>,
+    /// What the model takes besides text. None: all there is in its wire format.
+    #[serde(default)]
+    pub media: Option<Vec<MediaKind>>,
     #[serde(default)]
     pub price: Option<Price>,
     /// Merged into every request.
@@ -319,6 +273,16 @@ pub enum BadKey {
     UsagePointer { key: KeyName, pointer: String },
     #[error("use key {key}: a price is a number that is not below zero")]
     Price { key: KeyName },
+}
+
+impl ModelRow {
+    /// Whether the model takes what is of this kind.
+    #[must_use]
+    pub fn takes(&self, kind: MediaKind) -> bool {
+        self.media
+            .as_ref()
+            .is_none_or(|media| media.contains(&kind))
+    }
 }
 
 impl KeyTable {
@@ -464,7 +428,7 @@ pub struct Choice {
     pub model: ModelName,
     /// None: nothing is said of it, and the model does as it does by itself.
     #[serde(default)]
-    pub effort: Option<Think>,
+    pub effort: Option<Effort>,
 }
 
 impl fmt::Display for Choice {
@@ -542,13 +506,5 @@ mod tests {
         });
         let local = endpoint(&local, "qwen2.5-coder:32b").unwrap();
         assert_eq!((local.auth, local.source), (Auth::None, None));
-    }
-
-    #[test]
-    fn how_hard_to_think_has_seven_words() {
-        for think in Think::all() {
-            assert_eq!(think.word().parse(), Ok(think));
-        }
-        assert!("hard".parse::<Think>().is_err());
     }
 }

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     Millis,
+    attach::Media,
     id::{KeyName, ServerName},
     models::{Choice, KeyTable, Wire},
     rules::{Group, Rules, Subject},
@@ -117,6 +118,21 @@ pub struct Message {
     /// Given by whoever sent it; 0 is the prompt.
     pub id: u64,
     pub text: String,
+    /// What was handed over with it. Never its bytes: they are read again for each request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<Handed>,
+}
+
+/// A file that was handed over, where the agent can read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed {
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// In hexadecimal.
+    pub sha256: String,
+    /// As what a model is shown it. None: it was not looked at yet, or is only told of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown: Option<Media>,
 }
 
 /// Tokens of one step. What a provider does not tell is 0.
@@ -285,6 +301,10 @@ pub enum Chunk {
         version: u32,
         session: String,
     },
+    /// Where it works, as its prompt tells it in all runs of the conversation.
+    Around {
+        text: String,
+    },
     /// A turn begins with these.
     Turn {
         said: Vec<Message>,
@@ -296,6 +316,11 @@ pub enum Chunk {
     /// A message was taken back before the model had it.
     Unsaid {
         id: u64,
+    },
+    /// A message is not taken, and the model will never have it from here.
+    Refused {
+        id: u64,
+        why: String,
     },
     /// The model is asked. Again, with nothing closed in between: this one is the one.
     Step {
@@ -329,6 +354,16 @@ pub enum Chunk {
         call: String,
         output: String,
         failed: bool,
+    },
+    /// All before `from` is told as this text from here on. What was said stays in the record.
+    Compacted {
+        /// A step or the beginning of a turn, so that no call is without its result.
+        from: StepId,
+        text: String,
+        /// What it took to write it.
+        tokens: Tokens,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cost_usd: Option<f64>,
     },
     Plan {
         todos: Vec<Todo>,
@@ -426,6 +461,9 @@ pub struct Opening {
     /// None: only go on.
     #[serde(default)]
     pub prompt: Option<String>,
+    /// All that was handed over until now; those that the record knows were told before.
+    #[serde(default)]
+    pub files: Vec<Handed>,
     /// Instead of our own identity.
     #[serde(default)]
     pub system: Option<String>,
@@ -501,6 +539,7 @@ mod tests {
         let message = Message {
             id: 3,
             text: "hi".into(),
+            files: Vec::new(),
         };
         assert_eq!(say, Order::Say(message));
         let stop: Order = serde_json::from_str(r#"{"stop":{}}"#).unwrap();

@@ -261,6 +261,9 @@ impl Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effort {
+    /// Not at all.
+    #[serde(rename = "none")]
+    Off,
     Minimal,
     Low,
     Medium,
@@ -270,7 +273,8 @@ pub enum Effort {
 }
 
 impl Effort {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
+        Self::Off,
         Self::Minimal,
         Self::Low,
         Self::Medium,
@@ -283,6 +287,7 @@ impl Effort {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
+            Self::Off => "none",
             Self::Minimal => "minimal",
             Self::Low => "low",
             Self::Medium => "medium",
@@ -573,6 +578,15 @@ impl TaskSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_hard_to_think_has_one_word_each() {
+        for effort in Effort::ALL {
+            assert_eq!(serde_json::to_value(effort).unwrap(), effort.word());
+            let read: Effort = serde_json::from_value(effort.word().into()).unwrap();
+            assert_eq!(read, effort);
+        }
+    }
 
     /// The first was found by the fuzz target `names`.
     #[test]

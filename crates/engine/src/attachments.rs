@@ -14,6 +14,7 @@ use dispatch_core::{
     attach::{self, Attached, Attachment, FileName},
     id::TaskId,
     message::MessageId,
+    native::Handed,
     prompt::ToldFile,
     state::{State, Task},
 };
@@ -63,6 +64,20 @@ pub(crate) fn told(data: &Path, task: &Task, n: u32) -> Vec<ToldFile> {
             new,
         };
         attached.files.iter().map(told)
+    });
+    files.collect()
+}
+
+/// The same for our own agent, which shows some of them to its model.
+pub(crate) fn handed(data: &Path, task: &Task, n: u32) -> Vec<Handed> {
+    let files = task.attached_for(n).flat_map(|(attached, _)| {
+        let handed = move |file: &Attachment| Handed {
+            path: path(data, task.id, attached, &file.name),
+            bytes: file.bytes,
+            sha256: file.sha256.clone(),
+            shown: None,
+        };
+        attached.files.iter().map(handed)
     });
     files.collect()
 }

@@ -18,6 +18,7 @@ use dispatch_core::{
 };
 
 use crate::{
+    attachments,
     fence::{self, Fences},
     jobdir::JobDir,
     run::Ctx,
@@ -75,6 +76,7 @@ pub(crate) fn setup(
         spill: ctx.trees.home(task).join(RESULTS),
         resume,
         prompt: None,
+        files: attachments::handed(&ctx.settings.data, task, n),
         system: profile.system_prompt.clone(),
         chain: asked,
         keys,

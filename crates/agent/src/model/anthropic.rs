@@ -2,16 +2,20 @@
 //! what nobody here knows included; two kinds of marks tell the provider what to keep in its cache.
 //! Must not send what the API refuses: a block of text without text.
 
-use dispatch_core::native::{Block, Raw, StepEnd, Tokens};
+use dispatch_core::{
+    attach::{Media, MediaKind},
+    native::{Block, Raw, StepEnd, Tokens},
+};
 use serde_json::{Value, json};
 
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    entry::{Entry, Origin, ToolResult},
+    entry::{Entry, Origin, Said, ToolResult},
     fields::Fields,
     head,
     ids::CallIds,
+    media::Part,
     sse::Event,
 };
 
@@ -43,9 +47,10 @@ fn tool(tool: &ToolSpec) -> Value {
 pub(super) fn segment(
     origin: &Origin,
     entry: &Entry,
+    parts: &[Part],
 ) -> Result<Option<Segment>, serde_json::Error> {
     match entry {
-        Entry::Said(text) => user(&[said(text)?]).map(Some),
+        Entry::Said(told) => user(&said(told, parts)?).map(Some),
         Entry::Results {
             results,
             said: more,
@@ -54,8 +59,8 @@ pub(super) fn segment(
             for result in results {
                 blocks.push(result_block(result)?);
             }
-            if let Some(text) = more {
-                blocks.push(said(text)?);
+            if let Some(told) = more {
+                blocks.extend(said(told, parts)?);
             }
             user(&blocks).map(Some)
         }
@@ -86,13 +91,37 @@ fn user(blocks: &[String]) -> Result<Segment, serde_json::Error> {
     })
 }
 
-fn said(text: &str) -> Result<String, serde_json::Error> {
-    let text = if text.trim().is_empty() {
-        "(nothing)"
-    } else {
-        text
+/// What came with it before the words that are about it, which a mark can be put into.
+fn said(told: &Said, parts: &[Part]) -> Result<Vec<String>, serde_json::Error> {
+    let mut blocks = Vec::with_capacity(parts.len() + 1);
+    for part in parts {
+        blocks.push(match part {
+            Part::Words(text) => text_block(text)?,
+            Part::File { media, data, .. } => file_block(*media, data),
+        });
+    }
+    let text = match told.text.trim() {
+        "" => "(nothing)",
+        _ => &told.text,
     };
+    blocks.push(text_block(text)?);
+    Ok(blocks)
+}
+
+fn text_block(text: &str) -> Result<String, serde_json::Error> {
     serde_json::to_string(&json!({"type": "text", "text": text}))
+}
+
+/// Nothing in it needs to be escaped.
+fn file_block(media: Media, data: &str) -> String {
+    let kind = match media.kind() {
+        MediaKind::Image => "image",
+        MediaKind::Pdf => "document",
+    };
+    let media = media.word();
+    format!(
+        r#"{{"type":"{kind}","source":{{"type":"base64","media_type":"{media}","data":"{data}"}}}}"#
+    )
 }
 
 fn result_block(result: &ToolResult) -> Result<String, serde_json::Error> {

@@ -5,15 +5,19 @@
 
 use std::collections::BTreeMap;
 
-use dispatch_core::native::{Block, Raw, StepEnd, Tokens};
+use dispatch_core::{
+    attach::MediaKind,
+    native::{Block, Raw, StepEnd, Tokens},
+};
 use serde_json::{Map, Value, json};
 
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    entry::{Entry, Origin},
+    entry::{Entry, Origin, Said},
     head,
     ids::CallIds,
+    media::Part,
     sse::Event,
 };
 
@@ -57,18 +61,19 @@ fn tool(tool: &ToolSpec) -> Value {
 pub(super) fn segment(
     origin: &Origin,
     entry: &Entry,
+    parts: &[Part],
 ) -> Result<Option<Segment>, serde_json::Error> {
     let mut messages = Vec::new();
     match entry {
-        Entry::Said(text) => messages.push(json!({"role": "user", "content": text})),
-        Entry::Results { results, said } => {
+        Entry::Said(told) => messages.push(said(told, parts)),
+        Entry::Results {
+            results,
+            said: more,
+        } => {
             messages.extend(results.iter().map(|result| {
                 json!({"role": "tool", "tool_call_id": result.call, "content": result.output})
             }));
-            messages.extend(
-                said.iter()
-                    .map(|text| json!({"role": "user", "content": text})),
-            );
+            messages.extend(more.iter().map(|told| said(told, parts)));
         }
         Entry::Answer {
             origin: own,
@@ -79,6 +84,29 @@ pub(super) fn segment(
     let texts: Result<Vec<String>, _> = messages.iter().map(serde_json::to_string).collect();
     let texts = texts?;
     Ok((!texts.is_empty()).then(|| Segment::plain(texts.join(","))))
+}
+
+/// A text alone is no list: some servers know nothing else.
+fn said(told: &Said, parts: &[Part]) -> Value {
+    if parts.is_empty() {
+        return json!({"role": "user", "content": told.text});
+    }
+    let words = |text: &str| json!({"type": "text", "text": text});
+    let part = |part: &Part| match part {
+        Part::Words(text) => words(text),
+        Part::File { media, name, data } => {
+            let url = format!("data:{};base64,{data}", media.word());
+            match media.kind() {
+                MediaKind::Image => json!({"type": "image_url", "image_url": {"url": url}}),
+                MediaKind::Pdf => {
+                    json!({"type": "file", "file": {"filename": name, "file_data": url}})
+                }
+            }
+        }
+    };
+    let mut content: Vec<Value> = parts.iter().map(part).collect();
+    content.push(words(&told.text));
+    json!({"role": "user", "content": content})
 }
 
 fn answer(own: bool, blocks: &[Block]) -> Result<Option<Value>, serde_json::Error> {

@@ -8,6 +8,7 @@ use std::{
 
 use dispatch_core::{
     Millis,
+    attach::MediaKind,
     models::{Auth, Endpoint, Wire},
     native::{Fault, Window},
     secret::Secret,
@@ -25,7 +26,7 @@ use super::{
     body::{Pieces, Segment},
     decoder, frame,
     http::Http,
-    limits, segment, sse,
+    limits, media, segment, sse,
 };
 use crate::net::{self, Connector, NetError};
 
@@ -58,11 +59,14 @@ impl Default for Timers {
 #[derive(Debug)]
 struct Written {
     origin: Origin,
+    /// What its model takes besides text.
+    media: Option<Vec<MediaKind>>,
     segments: Vec<Option<Segment>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Client {
+    connector: Connector,
     http: Http,
     timers: Timers,
     written: Option<Written>,
@@ -71,10 +75,21 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(connector: Connector, timers: Timers) -> Self {
         Self {
-            http: Http::new(connector, timers.head),
+            http: Http::new(connector.clone(), timers.head),
+            connector,
             timers,
             written: None,
         }
+    }
+
+    /// One with a connection of its own, for another conversation.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(self.connector.clone(), self.timers)
+    }
+
+    /// The entries are not those of the call before any more.
+    pub(crate) fn forget(&mut self) {
+        self.written = None;
     }
 
     /// Asks. The entries are those of the call before, and more.
@@ -86,7 +101,7 @@ impl Client {
         made_ids: String,
     ) -> Result<Answer<'_>, ModelError> {
         let endpoint = question.endpoint;
-        let body = self.body(question, entries)?;
+        let body = self.body(question, entries).await?;
         let uri: Uri = endpoint.url.parse().map_err(|_| {
             ModelError::new(
                 Fault::BadRequest,
@@ -124,18 +139,26 @@ impl Client {
         })
     }
 
-    fn body(&mut self, question: &Question<'_>, entries: &[Entry]) -> Result<Pieces, ModelError> {
+    async fn body(
+        &mut self,
+        question: &Question<'_>,
+        entries: &[Entry],
+    ) -> Result<Pieces, ModelError> {
         let origin = Origin::of(question.endpoint);
+        let row = &question.endpoint.row;
         let written = match &mut self.written {
-            Some(written) if written.origin == origin => written,
+            Some(written) if written.origin == origin && written.media == row.media => written,
             other => other.insert(Written {
                 origin,
+                media: row.media.clone(),
                 segments: Vec::new(),
             }),
         };
         written.segments.truncate(entries.len());
         for entry in &entries[written.segments.len()..] {
-            written.segments.push(segment(&written.origin, entry)?);
+            let parts = media::parts(entry.files(), row).await;
+            let segment = segment(&written.origin, entry, &parts)?;
+            written.segments.push(segment);
         }
         let segments: Vec<Segment> = written.segments.iter().flatten().cloned().collect();
         let (head, tail) = frame(question)?;

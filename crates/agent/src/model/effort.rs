@@ -3,13 +3,13 @@
 //! was asked for where the format has a word for it: a provider's refusal is clearer than a guess.
 
 use dispatch_core::{
-    models::{Endpoint, Think, Wire},
+    models::{Endpoint, Wire},
     task::Effort,
 };
 use serde_json::{Map, Value, json};
 
 /// The endpoint's own row, else the format's.
-pub(super) fn fragment(endpoint: &Endpoint, think: Option<Think>) -> Map<String, Value> {
+pub(super) fn fragment(endpoint: &Endpoint, think: Option<Effort>) -> Map<String, Value> {
     let of = |think| match endpoint.row.effort.get(&think) {
         Some(own) => own.clone(),
         None => usual(endpoint.wire, think),
@@ -19,20 +19,20 @@ pub(super) fn fragment(endpoint: &Endpoint, think: Option<Think>) -> Map<String,
     merged
 }
 
-fn usual(wire: Wire, think: Think) -> Map<String, Value> {
+fn usual(wire: Wire, think: Effort) -> Map<String, Value> {
     let value = match (wire, think) {
-        (Wire::Anthropic, Think::Off) => json!({"thinking": {"type": "disabled"}}),
-        (Wire::Anthropic, Think::At(effort)) => json!({
+        (Wire::Anthropic, Effort::Off) => json!({"thinking": {"type": "disabled"}}),
+        (Wire::Anthropic, effort) => json!({
             "thinking": {"type": "adaptive"},
             "output_config": {"effort": at_least_low(effort)},
         }),
-        (Wire::Responses, Think::Off) => json!({"reasoning": {"effort": "none"}}),
-        (Wire::Responses, Think::At(effort)) => {
+        (Wire::Responses, Effort::Off) => json!({"reasoning": {"effort": "none"}}),
+        (Wire::Responses, effort) => {
             json!({"reasoning": {"effort": at_most_xhigh(effort), "summary": "auto"}})
         }
         // Servers that do not think refuse the word `none`.
-        (Wire::Chat, Think::Off) => json!({}),
-        (Wire::Chat, Think::At(effort)) => json!({"reasoning_effort": one_of_three(effort)}),
+        (Wire::Chat, Effort::Off) => json!({}),
+        (Wire::Chat, effort) => json!({"reasoning_effort": one_of_three(effort)}),
     };
     match value {
         Value::Object(members) => members,
@@ -56,7 +56,7 @@ fn at_most_xhigh(effort: Effort) -> &'static str {
 
 fn one_of_three(effort: Effort) -> &'static str {
     match effort {
-        Effort::Minimal | Effort::Low => "low",
+        Effort::Off | Effort::Minimal | Effort::Low => "low",
         Effort::Medium => "medium",
         Effort::High | Effort::Xhigh | Effort::Max => "high",
     }
@@ -80,9 +80,9 @@ mod tests {
     fn every_level_has_its_words_in_every_format() {
         let mut lines = Vec::new();
         for wire in Wire::ALL {
-            for think in Think::all() {
+            for think in Effort::ALL {
                 let words = Value::Object(usual(wire, think));
-                lines.push(format!("{} {think} {words}", wire.word()));
+                lines.push(format!("{} {} {words}", wire.word(), think.word()));
             }
         }
         let expected = r#"anthropic none {"thinking":{"type":"disabled"}}
@@ -118,11 +118,11 @@ chat max {"reasoning_effort":"high"}"#;
         }));
         let of = |think| Value::Object(fragment(&endpoint, Some(think)));
         assert_eq!(
-            of(Think::At(Effort::High)),
+            of(Effort::High),
             json!({"thinking": {"type": "enabled", "budget_tokens": 10_000}, "temperature": 0.5})
         );
-        assert_eq!(of(Think::Off), json!({"temperature": 0.5}));
-        let usual = of(Think::At(Effort::Low));
+        assert_eq!(of(Effort::Off), json!({"temperature": 0.5}));
+        let usual = of(Effort::Low);
         assert_eq!(usual["output_config"]["effort"], "low");
         // What nobody asked for is not said: not every model takes it.
         let unsaid = Value::Object(fragment(&endpoint, None));

@@ -6,7 +6,7 @@
 use dispatch_core::{
     id::KeyName,
     models::{Endpoint, Wire},
-    native::Block,
+    native::{Block, Handed},
 };
 
 /// Where an answer came from. Only there are its blocks understood as they are; anywhere else its
@@ -33,9 +33,25 @@ pub(crate) struct ToolResult {
     pub(crate) failed: bool,
 }
 
+/// What somebody said, and what came with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) text: String,
+    pub(crate) files: Vec<Handed>,
+}
+
+impl From<&str> for Said {
+    fn from(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            files: Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    Said(String),
+    Said(Said),
     Answer {
         origin: Origin,
         blocks: Vec<Block>,
@@ -46,6 +62,19 @@ pub(crate) enum Entry {
     Results {
         results: Vec<ToolResult>,
         /// What somebody said meanwhile.
-        said: Option<String>,
+        said: Option<Said>,
     },
+}
+
+impl Entry {
+    /// What came with what was said in it.
+    pub(super) fn files(&self) -> &[Handed] {
+        match self {
+            Self::Said(said)
+            | Self::Results {
+                said: Some(said), ..
+            } => &said.files,
+            Self::Answer { .. } | Self::Results { said: None, .. } => &[],
+        }
+    }
 }

@@ -55,7 +55,7 @@ fn sent_back(from: Wire, to: Wire, blocks: &[Block], cut: bool) -> String {
         blocks: blocks.to_vec(),
         cut,
     };
-    match segment(&origin(to), &answer).unwrap() {
+    match segment(&origin(to), &answer, &[]).unwrap() {
         Some(segment) => String::from_utf8(segment.bytes.to_vec()).unwrap(),
         None => "nothing".into(),
     }

@@ -4,7 +4,8 @@
 //! Must not retry, must not choose another model, must not run anything.
 //!
 //! * [`sse`] events out of bytes; [`fields`] JSON kept as it was written
-//! * [`entry`] a conversation as it is sent; [`body`] a request without a copy of it
+//! * [`entry`] a conversation as it is sent; [`body`] a request without a copy of it; [`media`] the
+//!   files that are shown in it
 //! * [`anthropic`], [`responses`], [`chat`] the wire formats; [`effort`] how hard to think in each
 //! * [`ids`] names of calls; [`error`] what went wrong; [`limits`] what the headers say
 //! * [`http`] the connection that is kept; [`client`] all of it together
@@ -22,24 +23,27 @@ mod golden;
 mod http;
 mod ids;
 mod limits;
+mod media;
 mod responses;
 pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use client::{Client, Timers, now};
-pub(crate) use entry::{Entry, Origin, ToolResult};
+pub(crate) use entry::{Entry, Origin, Said, ToolResult};
 pub(crate) use error::ModelError;
 pub(crate) use limits::reset as resets_at;
 
 use dispatch_core::{
-    models::{Endpoint, Think, Wire},
+    models::{Endpoint, Wire},
     native::{Block, StepEnd, Tokens},
+    task::Effort,
 };
 use serde_json::Value;
 
 use body::Segment;
 use ids::CallIds;
+use media::Part;
 use sse::Event;
 
 /// A tool as a model is told of it.
@@ -55,7 +59,7 @@ pub(crate) struct ToolSpec {
 pub(crate) struct Question<'a> {
     pub(crate) endpoint: &'a Endpoint,
     /// None: nothing is said of it.
-    pub(crate) effort: Option<Think>,
+    pub(crate) effort: Option<Effort>,
     pub(crate) system: &'a str,
     pub(crate) tools: &'a [ToolSpec],
     /// The same for all questions of one conversation.
@@ -89,12 +93,17 @@ fn decoder(wire: Wire, made_ids: String) -> Box<dyn Decode> {
     }
 }
 
-/// One entry of a conversation, in the words of an endpoint; `None`: it has none for it.
-fn segment(origin: &Origin, entry: &Entry) -> Result<Option<Segment>, serde_json::Error> {
+/// One entry of a conversation, in the words of an endpoint; `None`: it has none for it. `parts` are
+/// the files of what was said in it.
+fn segment(
+    origin: &Origin,
+    entry: &Entry,
+    parts: &[Part],
+) -> Result<Option<Segment>, serde_json::Error> {
     match origin.wire {
-        Wire::Anthropic => anthropic::segment(origin, entry),
-        Wire::Responses => responses::segment(origin, entry),
-        Wire::Chat => chat::segment(origin, entry),
+        Wire::Anthropic => anthropic::segment(origin, entry, parts),
+        Wire::Responses => responses::segment(origin, entry, parts),
+        Wire::Chat => chat::segment(origin, entry, parts),
     }
 }
 

@@ -2,16 +2,20 @@
 //! model thought comes back encrypted and goes back as it came.
 //! Must not send an item the API would look up in a store: thinking without its content.
 
-use dispatch_core::native::{Block, Raw, StepEnd, Tokens};
+use dispatch_core::{
+    attach::MediaKind,
+    native::{Block, Raw, StepEnd, Tokens},
+};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
     Decode, Heard, ModelError, Question, ToolSpec,
     body::Segment,
-    entry::{Entry, Origin},
+    entry::{Entry, Origin, Said},
     fields::Fields,
     head,
     ids::CallIds,
+    media::Part,
     sse::Event,
 };
 
@@ -45,10 +49,11 @@ fn tool(tool: &ToolSpec) -> Value {
 pub(super) fn segment(
     origin: &Origin,
     entry: &Entry,
+    parts: &[Part],
 ) -> Result<Option<Segment>, serde_json::Error> {
     let mut items = Vec::new();
     match entry {
-        Entry::Said(text) => items.push(said(text)?),
+        Entry::Said(told) => items.push(said(told, parts)?),
         Entry::Results {
             results,
             said: more,
@@ -60,8 +65,8 @@ pub(super) fn segment(
                     "output": result.output,
                 }))?);
             }
-            if let Some(text) = more {
-                items.push(said(text)?);
+            if let Some(told) = more {
+                items.push(said(told, parts)?);
             }
         }
         Entry::Answer {
@@ -82,12 +87,21 @@ pub(super) fn segment(
     Ok((!items.is_empty()).then(|| Segment::plain(items.join(","))))
 }
 
-fn said(text: &str) -> Result<String, serde_json::Error> {
-    serde_json::to_string(&json!({
-        "type": "message",
-        "role": "user",
-        "content": [{"type": "input_text", "text": text}],
-    }))
+fn said(told: &Said, parts: &[Part]) -> Result<String, serde_json::Error> {
+    let words = |text: &str| json!({"type": "input_text", "text": text});
+    let part = |part: &Part| match part {
+        Part::Words(text) => words(text),
+        Part::File { media, name, data } => {
+            let url = format!("data:{};base64,{data}", media.word());
+            match media.kind() {
+                MediaKind::Image => json!({"type": "input_image", "image_url": url}),
+                MediaKind::Pdf => json!({"type": "input_file", "filename": name, "file_data": url}),
+            }
+        }
+    };
+    let mut content: Vec<Value> = parts.iter().map(part).collect();
+    content.push(words(&told.text));
+    serde_json::to_string(&json!({"type": "message", "role": "user", "content": content}))
 }
 
 /// The API refuses thinking that nothing follows, and an answer that broke off may end in some.

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use dispatch_core::{
-    models::{Endpoint, KeyTable, Think},
+    models::{Endpoint, KeyTable},
     native::{Block, Fault, StepEnd},
     secret::Secret,
+    task::Effort,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -46,7 +47,7 @@ async fn ask(
     let tools = tools();
     let question = Question {
         endpoint,
-        effort: Some(Think::Off),
+        effort: Some(Effort::Off),
         system: "You work.",
         tools: &tools,
         session: "s1",
@@ -105,7 +106,7 @@ async fn earlier_steps_are_the_same_bytes_in_every_later_request() {
                 blocks,
                 cut: false,
             });
-            let more = (step == 3).then(|| "Be quick.".to_owned());
+            let more = (step == 3).then(|| "Be quick.".into());
             entries.push(Entry::Results {
                 results,
                 said: more,

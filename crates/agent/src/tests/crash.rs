@@ -241,6 +241,47 @@ async fn row_10_cache_stability() {
     }
 }
 
+/// What the prompt says of the place stays as it was when the conversation began, whatever became of
+/// the file it was read from, and whichever of its first lines the record had kept.
+#[tokio::test]
+async fn row_10_the_prompt_of_a_place_that_changes_stays() {
+    for kind in ["anthropic", "openai", "compatible"] {
+        let provider = Provider::start(script(kind)).await;
+        let mut bed = Bed::new(&[("k", kind, &provider)]);
+        fs::write(bed.work("AGENTS.md"), "Use tabs.").unwrap();
+        let mut live = bed.start(Some("Go."));
+        live.until(|chunk| matches!(chunk, Chunk::Around { .. }))
+            .await;
+        live.kill();
+        fs::write(bed.work("AGENTS.md"), "Use four blanks.").unwrap();
+        fs::write(bed.work("CLAUDE.md"), "Be brief.").unwrap();
+        bed.run(Some("Go.")).await;
+        fs::remove_file(bed.work("AGENTS.md")).unwrap();
+        bed.run(Some("And then?")).await;
+        let asked = provider.asked();
+        assert!(asked.len() >= 4, "{kind}");
+        let before: Vec<&str> = asked.iter().map(|asked| begin(&asked.text)).collect();
+        assert!(before[0].contains("| Use tabs."), "{kind}: {}", before[0]);
+        assert!(before[0].contains("Platform: "), "{kind}: {}", before[0]);
+        for other in &before {
+            assert_eq!(*other, before[0], "{kind}");
+        }
+    }
+}
+
+/// All of a request before what was said and answered.
+fn begin(text: &str) -> &str {
+    let (before, _) = text.rsplit_once("Go.").unwrap();
+    let list = ["\"messages\":[", "\"input\":["];
+    let at = list.iter().find_map(|mark| before.find(mark)).unwrap();
+    let system = before[at..].find("\"role\":\"system\"");
+    // The Chat format has its system prompt in the list.
+    let end = system.map_or(at, |from| {
+        at + from + before[at + from..].find("\"}").unwrap()
+    });
+    &text[..end]
+}
+
 /// All of the conversation in a request but for what ends the list, without the marks.
 fn conversation(text: &str) -> String {
     let list = ["\"messages\":[", "\"input\":["];

@@ -67,7 +67,7 @@ pub(crate) struct DispatchInput {
     /// The model, as the agent's program calls it.
     #[serde(default)]
     pub(crate) model: Option<String>,
-    /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it.
+    /// How hard to think: none, minimal, low, medium, high, xhigh or max, as far as the agent takes it.
     #[serde(default)]
     #[schemars(with = "Option<shapes::Effort>")]
     pub(crate) effort: Option<Effort>,
@@ -365,8 +365,8 @@ pub(crate) struct SayInput {
 pub(crate) struct SayOutput {
     /// The number of the message.
     pub(crate) message: u32,
-    /// delivered (in the running agent's input), queued (it comes with a run) or held (kept until a
-    /// person says something).
+    /// delivered (in the running agent's input), on_its_way (the running agent takes it up at its next
+    /// step), queued (it comes with a run) or held (kept until a person says something).
     pub(crate) how: String,
     pub(crate) task: Handle,
 }

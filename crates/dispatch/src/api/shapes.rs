@@ -29,18 +29,6 @@ pub(crate) enum Taken {
 #[derive(JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Effort {
-    Minimal,
-    Low,
-    Medium,
-    High,
-    Xhigh,
-    Max,
-}
-
-/// How hard our own agent's models are to think.
-#[derive(JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Think {
     None,
     Minimal,
     Low,
@@ -58,7 +46,7 @@ pub(crate) struct Choice {
     model: String,
     /// Null: as the model does by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    effort: Option<Think>,
+    effort: Option<Effort>,
 }
 
 /// The same of a task.
@@ -68,7 +56,7 @@ pub(crate) struct ChainEntry {
     key: String,
     model: String,
     /// Null: as the model does by itself.
-    effort: Option<Think>,
+    effort: Option<Effort>,
 }
 
 /// Who goes first where tasks wait for the same pool.

@@ -24,7 +24,7 @@ pub(super) struct Tune {
     /// The model from the next run on, as the agent's program calls it
     #[arg(long, value_name = "NAME")]
     pub(super) model: Option<String>,
-    /// How hard to think from the next run on: minimal, low, medium, high, xhigh or max
+    /// How hard to think from the next run on: none, minimal, low, medium, high, xhigh or max
     #[arg(long, value_name = "LEVEL", value_parser = effort)]
     pub(super) effort: Option<Effort>,
 }

@@ -137,7 +137,7 @@ pub(crate) struct Args {
     /// A file that the agent is given to read (may be given several times)
     #[arg(long, value_name = "FILE")]
     attach: Vec<PathBuf>,
-    /// How hard to think: minimal, low, medium, high, xhigh or max, as far as the agent takes it
+    /// How hard to think: none, minimal, low, medium, high, xhigh or max, as far as the agent takes it
     #[arg(long, value_name = "LEVEL", value_parser = effort)]
     effort: Option<Effort>,
     /// What becomes of the agent's permission requests, instead of what its table says

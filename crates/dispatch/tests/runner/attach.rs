@@ -313,7 +313,7 @@ fn what_comes_with_a_message_is_for_a_run_that_has_not_begun() {
     let agents = world.dispatch(&["say", &id, "--effort", "huge", "x"]);
     agents
         .exits(2)
-        .says(&["minimal, low, medium, high, xhigh, max"]);
+        .says(&["none, minimal, low, medium, high, xhigh, max"]);
     world.open_gate();
     world.open_gate();
     let task = world.dispatch(&["wait", &id, "--json"]).exits(0).json();

@@ -233,7 +233,7 @@ fn what_cannot_be_made_is_refused_and_nothing_is_queued() {
         (&["--var", "a=1", "--var", "a=2"], &["given twice"]),
         (
             &["--effort", "huge"],
-            &["minimal, low, medium, high, xhigh, max"],
+            &["none, minimal, low, medium, high, xhigh, max"],
         ),
         (
             &["--effort", "high"],

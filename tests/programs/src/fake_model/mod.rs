@@ -4,6 +4,7 @@
 
 mod ask;
 mod log;
+mod media;
 mod reply;
 mod script;
 mod server;

@@ -5,6 +5,7 @@
 use super::{
     ask::{Ask, Protocol, Side},
     log::Log,
+    media,
     reply::Reply,
     script::{Action, Answer, Break, Failure, Script},
     tools, wire,
@@ -227,6 +228,7 @@ impl Server {
         record["tools"] = json!(names);
         record["prompt"] = json!(ask.prompt);
         record["earlier"] = json!(ask.earlier);
+        record["media"] = json!(media::of(&body));
         // As the two protocols say it whose agents are asked to think harder or less.
         let effort = [
             &body["reasoning"]["effort"],

@@ -89,7 +89,7 @@ pub(crate) struct Args {
     /// The model, as the agent's program calls it; of a task from your next message on
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// How hard to think: minimal, low, medium, high, xhigh or max; of a task from your next message on
+    /// How hard to think: none, minimal, low, medium, high, xhigh or max; of a task from your next message on
     #[arg(long, value_name = "LEVEL", value_parser = effort)]
     effort: Option<Effort>,
     /// A placement of the configuration: cage (the default), container, host (no fence), your own
