@@ -112,6 +112,10 @@ pub(crate) enum Command {
         message: MessageId,
         reply: Reply<()>,
     },
+    Compact {
+        task: TaskId,
+        reply: Reply<()>,
+    },
     Permit {
         who: Who,
         task: TaskId,

@@ -132,6 +132,10 @@ impl Actor {
                 let withdrawn = self.unsay(task, message);
                 self.reply_later(reply, withdrawn);
             }
+            Command::Compact { task, reply } => {
+                let asked = self.compact(task);
+                self.reply_later(reply, asked);
+            }
             Command::Permit {
                 who,
                 task,
