@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) limits: TurnLimits,
     pub(crate) live: bool,
     reach: Reach,
+    /// How often a person has wanted the conversation shorter.
+    pub(crate) compact: u32,
     /// What was handed over, until it is looked at.
     files: Vec<Handed>,
 }
@@ -219,6 +221,7 @@ impl Agent {
                 limits: opening.limits,
                 live: opening.live,
                 reach: opening.reach,
+                compact: opening.compact,
                 files: opening.files,
             },
         };

@@ -364,6 +364,13 @@ pub enum Chunk {
         tokens: Tokens,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cost_usd: Option<f64>,
+        /// The wish of a person that is met with it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wish: Option<u32>,
+    },
+    /// A person wanted it shorter, and it could not be.
+    NotCompacted {
+        wish: u32,
     },
     Plan {
         todos: Vec<Todo>,
@@ -461,6 +468,9 @@ pub struct Opening {
     /// None: only go on.
     #[serde(default)]
     pub prompt: Option<String>,
+    /// How often a person has wanted the conversation to become shorter; what the record knows was met.
+    #[serde(default)]
+    pub compact: u32,
     /// All that was handed over until now; those that the record knows were told before.
     #[serde(default)]
     pub files: Vec<Handed>,

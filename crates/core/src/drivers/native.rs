@@ -208,6 +208,9 @@ impl Native {
             }
             Chunk::Plan { todos } => said(plan(&todos)),
             Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
+            Chunk::NotCompacted { .. } => said(notice(
+                "the conversation was not compacted: there is not enough of it, or no summary",
+            )),
             Chunk::Around { .. } | Chunk::Served { .. } => Vec::new(),
             Chunk::Asked {
                 id,
@@ -527,6 +530,7 @@ mod tests {
             spill: "/h/results".into(),
             resume,
             prompt: None,
+            compact: 0,
             files: Vec::new(),
             system: None,
             chain: vec![choice],
