@@ -91,6 +91,8 @@ pub(crate) struct Settings {
     pub(crate) limits: TurnLimits,
     pub(crate) live: bool,
     reach: Reach,
+    /// How often a person has wanted the conversation shorter.
+    pub(crate) compact: u32,
     /// What was handed over, until it is looked at.
     files: Vec<Handed>,
 }
@@ -114,7 +116,7 @@ pub(crate) struct Agent {
     names: Option<Vec<String>>,
     within: Toolset,
     servers: Servers,
-    pub(crate) rules: Rules,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) client: Client,
     pub(crate) keys: Keys,
     pub(crate) inbox: Inbox,
@@ -200,7 +202,7 @@ impl Agent {
         })?;
         let mut rules = opening.rules;
         for (group, subject) in conversation.allowed() {
-            rules.allow_always(*group, subject);
+            rules.allow_always(*group, subject.clone());
         }
         let around = mcp::Around {
             connector: connector.clone(),
@@ -220,7 +222,7 @@ impl Agent {
                 around,
                 there: Vec::new(),
             },
-            rules,
+            rules: Arc::new(rules),
             client: Client::new(connector, Timers::default()),
             keys: Keys::default(),
             inbox,
@@ -237,6 +239,7 @@ impl Agent {
                 limits: opening.limits,
                 live: opening.live,
                 reach: opening.reach,
+                compact: opening.compact,
                 files: opening.files,
             },
         };
@@ -332,6 +335,7 @@ impl Agent {
         };
         let step = self.log.conversation.step();
         self.log.put(step, hello).await?;
+        self.inbox.tells(self.log.aside());
         self.look_around().await?;
         self.start_servers().await?;
         for fault in self.settings.kin.iter().flat_map(|kin| &kin.faults) {
@@ -420,8 +424,8 @@ impl Agent {
     /// What the inbox has to tell.
     pub(crate) async fn note(&mut self) -> Result<(), RecordError> {
         let step = self.log.conversation.step();
-        for id in self.inbox.unsaid() {
-            self.log.put(step, Chunk::Unsaid { id }).await?;
+        for chunk in self.inbox.untold() {
+            self.log.put(step, chunk).await?;
         }
         for text in self.inbox.problems() {
             self.log.put(step, Chunk::Notice { text }).await?;

@@ -5,6 +5,10 @@
 use std::{
     io::{self, PipeWriter, Stdout, Write},
     os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -15,6 +19,11 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Lines on their way. What lasts waits for room, what is only shown is dropped instead.
 const QUEUE_LINES: usize = 256;
+/// Of what is only for the eye, in one process: an eighth of what a run may print where nobody says
+/// otherwise, so that looking on never ends one. What lasts is told in full whatever was shown.
+const SHOWN_BYTES_MAX: u64 = 32 << 20;
+/// Of that, for what commands print: they must not take it from the model's words.
+const PRINTED_BYTES_MAX: u64 = 8 << 20;
 /// How often a full pipe is looked at: often at first, as a keeper needs well under a millisecond,
 /// and seldom when its disk is full.
 const LOOK_FIRST: Duration = Duration::from_micros(50);
@@ -42,11 +51,53 @@ struct Write1 {
     done: Option<oneshot::Sender<io::Result<()>>>,
 }
 
-/// One for the process: numbers the lines, in the order in which they are written.
-#[derive(Debug)]
+impl Write1 {
+    /// Nobody waits for it.
+    fn aside(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            taken: false,
+            done: None,
+        }
+    }
+}
+
+/// The way to it. The lines are numbered in the order in which they are written, whoever says them.
+#[derive(Clone, Debug)]
 pub(crate) struct Record {
-    n: u64,
     queue: mpsc::Sender<Write1>,
+    budget: Arc<Budget>,
+}
+
+/// What may still be shown, in bytes.
+#[derive(Debug)]
+struct Budget {
+    all: AtomicU64,
+    printed: AtomicU64,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self {
+            all: AtomicU64::new(SHOWN_BYTES_MAX),
+            printed: AtomicU64::new(PRINTED_BYTES_MAX),
+        }
+    }
+
+    fn take(&self, live: &Live, bytes: usize) -> bool {
+        match live {
+            // What is on a screen is taken back, whatever is left.
+            Live::Void => true,
+            Live::Output { .. } => spend(&self.printed, bytes) && spend(&self.all, bytes),
+            Live::Text(_) | Live::Thinking(_) => spend(&self.all, bytes),
+        }
+    }
+}
+
+fn spend(left: &AtomicU64, bytes: usize) -> bool {
+    let less = |left: u64| left.checked_sub(bytes as u64);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+        .is_ok()
 }
 
 impl Record {
@@ -57,25 +108,26 @@ impl Record {
             .name("record".into())
             .stack_size(256 << 10)
             .spawn(move || write_all(sink, lines))?;
-        Ok(Self { n: 0, queue })
+        let budget = Arc::new(Budget::new());
+        Ok(Self { queue, budget })
     }
 
     /// Written and flushed when this comes back.
-    pub(crate) async fn put(&mut self, step: StepId, chunk: &Chunk) -> Result<(), RecordError> {
+    pub(crate) async fn put(&self, step: StepId, chunk: &Chunk) -> Result<(), RecordError> {
         self.send(step, chunk, false).await
     }
 
     /// Also taken by whoever reads our output. On a full disk that is when there is room again.
     pub(crate) async fn put_and_wait(
-        &mut self,
+        &self,
         step: StepId,
         chunk: &Chunk,
     ) -> Result<(), RecordError> {
         self.send(step, chunk, true).await
     }
 
-    async fn send(&mut self, step: StepId, chunk: &Chunk, taken: bool) -> Result<(), RecordError> {
-        let bytes = self.line(step, chunk)?;
+    async fn send(&self, step: StepId, chunk: &Chunk, taken: bool) -> Result<(), RecordError> {
+        let bytes = line(step, chunk)?;
         let (done, written) = oneshot::channel();
         let write = Write1 {
             bytes,
@@ -92,38 +144,58 @@ impl Record {
             .map_err(RecordError::Write)
     }
 
-    /// For the eye. Nobody waits for it, and nothing is lost with it.
-    pub(crate) fn show(&mut self, step: StepId, live: Live) -> Result<(), RecordError> {
-        let Ok(place) = self.queue.clone().try_reserve_owned() else {
+    /// For the eye, as long as there is room and budget. Nobody waits for it, and nothing is lost with
+    /// it.
+    pub(crate) fn show(&self, step: StepId, live: Live) -> Result<(), RecordError> {
+        let Ok(place) = self.queue.try_reserve() else {
             return Ok(());
         };
-        let bytes = self.line(step, &Chunk::Live(live))?;
-        place.send(Write1 {
-            bytes,
-            taken: false,
-            done: None,
-        });
+        let chunk = Chunk::Live(live);
+        let bytes = line(step, &chunk)?;
+        if let Chunk::Live(live) = &chunk
+            && self.budget.take(live, bytes.len())
+        {
+            place.send(Write1::aside(bytes));
+        }
         Ok(())
     }
 
-    fn line(&mut self, step: StepId, chunk: &Chunk) -> Result<Vec<u8>, RecordError> {
-        #[derive(serde::Serialize)]
-        struct Borrowed<'a> {
-            n: u64,
-            step: StepId,
-            chunk: &'a Chunk,
-        }
-        self.n += 1;
-        let n = self.n;
-        let mut bytes = serde_json::to_vec(&Borrowed { n, step, chunk })?;
-        bytes.push(b'\n');
-        Ok(bytes)
+    /// Without waiting for it: `false` when there is no room now. What the conversation is made of must
+    /// not go this way.
+    pub(crate) fn put_aside(&self, step: StepId, chunk: &Chunk) -> Result<bool, RecordError> {
+        let Ok(place) = self.queue.try_reserve() else {
+            return Ok(false);
+        };
+        place.send(Write1::aside(line(step, chunk)?));
+        Ok(true)
     }
 }
 
+/// All of a line but its number.
+fn line(step: StepId, chunk: &Chunk) -> Result<Vec<u8>, RecordError> {
+    #[derive(serde::Serialize)]
+    struct Borrowed<'a> {
+        step: StepId,
+        chunk: &'a Chunk,
+    }
+    let mut bytes = serde_json::to_vec(&Borrowed { step, chunk })?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Puts the number before the other members.
+fn numbered(n: u64, rest: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{{\"n\":{n},").into_bytes();
+    bytes.extend_from_slice(rest.strip_prefix(b"{").unwrap_or(rest));
+    bytes
+}
+
 fn write_all(mut sink: impl Sink, mut lines: mpsc::Receiver<Write1>) {
+    let mut n = 0;
     while let Some(line) = lines.blocking_recv() {
-        let mut written = sink.write_all(&line.bytes).and_then(|()| sink.flush());
+        n += 1;
+        let bytes = numbered(n, &line.bytes);
+        let mut written = sink.write_all(&bytes).and_then(|()| sink.flush());
         if line.taken && written.is_ok() {
             written = wait_until_taken(sink.as_fd());
         }
@@ -178,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn lines_are_numbered_and_whole() {
         let (reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         let step = StepId { turn: 1, step: 2 };
         for text in ["a", "b\nc"] {
             record.put(step, &notice(text)).await.unwrap();
@@ -198,7 +270,7 @@ mod tests {
     #[tokio::test]
     async fn an_intent_waits_until_it_was_taken() {
         let (mut reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         let chunk = notice("intent");
         let put = record.put_and_wait(StepId::default(), &chunk);
         tokio::pin!(put);
@@ -213,7 +285,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_is_gone_is_an_error_not_a_wait() {
         let (reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         let chunk = notice("intent");
         let leaves = async {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -229,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_only_shown_never_waits() {
         let (reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         for _ in 0..20 * QUEUE_LINES {
             let text = Live::Text("x".repeat(4096));
             record.show(StepId::default(), text).unwrap();
@@ -237,5 +309,50 @@ mod tests {
         drop(record);
         let lines = BufReader::new(reader).lines().count();
         assert!(lines < 2 * QUEUE_LINES, "{lines}");
+    }
+
+    /// However much is shown, what lasts has room.
+    #[tokio::test]
+    async fn what_is_only_shown_has_an_end() {
+        let (reader, writer) = pipe().unwrap();
+        let record = Record::start(writer).unwrap();
+        let counted = thread::spawn(move || {
+            let (mut printed, mut text, mut lasting) = (0, 0, 0);
+            for line in BufReader::new(reader).lines() {
+                let line = line.unwrap();
+                match serde_json::from_str::<Line>(&line).unwrap().chunk {
+                    Chunk::Live(Live::Output { .. }) => printed += line.len() as u64,
+                    Chunk::Live(_) => text += line.len() as u64,
+                    _ => lasting += 1,
+                }
+            }
+            (printed, text, lasting)
+        });
+        let printed = Live::Output {
+            call: "c".into(),
+            text: "x".repeat(64 << 10),
+        };
+        let text = Live::Text("x".repeat(64 << 10));
+        for _ in 0..6 {
+            for live in [&printed, &text] {
+                for _ in 0..QUEUE_LINES / 2 {
+                    record.show(StepId::default(), live.clone()).unwrap();
+                }
+                // All that was let through is out when this is.
+                record.put(StepId::default(), &notice("n")).await.unwrap();
+            }
+        }
+        drop(record);
+        let (printed, text, lasting) = counted.join().unwrap();
+        let numbers = 2 * 12 * 6 * QUEUE_LINES as u64;
+        assert!(
+            printed > 7 << 20 && printed <= PRINTED_BYTES_MAX + numbers,
+            "{printed}"
+        );
+        assert!(
+            text > 20 << 20 && printed + text <= SHOWN_BYTES_MAX + numbers,
+            "{text}"
+        );
+        assert_eq!(lasting, 12);
     }
 }

@@ -106,6 +106,24 @@ async fn a_message_can_be_taken_back_before_it_is_told() {
     assert!(told.contains(&2));
 }
 
+/// Whatever it does meanwhile: whoever asks for it back is told at once.
+#[tokio::test]
+async fn a_message_can_be_taken_back_in_the_middle_of_an_answer() {
+    let provider = Provider::start(vec![Reply::Stalls(String::new())]).await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    let mut live = bed.start(Some("Go."));
+    provider.until_asked(1).await;
+    live.say(1, "More.");
+    live.order(&json!({"unsay": {"id": 1}}));
+    live.until(|chunk| matches!(chunk, Chunk::Unsaid { id: 1 }))
+        .await;
+    live.order(&json!({"stop": {}}));
+    let lines = live.end().await;
+    assert_eq!(said(&lines), [(true, vec![0])]);
+    let numbers: Vec<u64> = lines.iter().map(|line| line.n).collect();
+    assert_eq!(numbers, (1..=lines.len() as u64).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_permission_is_asked_answered_and_remembered() {
     let call = |id| Reply::Events(say::chat("", &[(id, "run_shell", shell("echo x >> log"))]));
@@ -149,6 +167,53 @@ async fn a_permission_is_asked_answered_and_remembered() {
     let lines = bed.run(Some("Again.")).await;
     assert!(!lines.iter().any(|line| asked(&line.chunk)));
     assert_eq!(bed.read("log"), "x\nx\nx\n");
+}
+
+/// A patch of two files is asked about once, and its answer holds for each of them from then on, in
+/// another process too.
+#[tokio::test]
+async fn always_is_for_each_of_several_files() {
+    let patch = |name: &str| {
+        let patch = format!(
+            "*** Begin Patch\n*** Add File: a{name}\n+x\n*** Add File: b{name}\n+x\n\
+             *** Delete File: a{name}\n*** End Patch"
+        );
+        Reply::Events(say::chat(
+            "",
+            &[("a", "apply_patch", json!({"patch": patch}))],
+        ))
+    };
+    let write = json!({"path": "b1", "content": "y"});
+    let provider = Provider::start(vec![
+        patch("1"),
+        Reply::Events(say::chat("Done.", &[])),
+        Reply::Events(say::chat("", &[("a", "read_file", json!({"path": "b1"}))])),
+        Reply::Events(say::chat("", &[("a", "write_file", write)])),
+        patch("2"),
+        Reply::Events(say::chat("Done.", &[])),
+    ])
+    .await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    bed.opening["rules"] = json!({"layers": [{"otherwise": "allow", "rules": [
+        {"group": "edit", "pattern": "*", "action": "ask"}]}]});
+    let asked = |chunk: &Chunk| matches!(chunk, Chunk::Asked { .. });
+    let mut live = bed.start(Some("Go."));
+    let Chunk::Asked { id, subject, .. } = live.until(asked).await else {
+        unreachable!();
+    };
+    assert_eq!(subject, "a1 b1");
+    live.order(&json!({"answer": {"id": id, "allow": true, "always": true}}));
+    live.close();
+    live.end().await;
+    let lines = bed.run(Some("Again.")).await;
+    // The file it knows is not asked about; two that it does not know are, and nobody is there.
+    assert_eq!(bed.read("b1"), "y");
+    assert_eq!(bed.read("b2"), "");
+    let asks = lines.iter().filter_map(|line| match &line.chunk {
+        Chunk::Asked { subject, .. } => Some(subject.as_str()),
+        _ => None,
+    });
+    assert_eq!(asks.collect::<Vec<_>>(), ["a2 b2"]);
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! What a model may do: one file a tool, one row a tool in [`TOOLS`]. Each has its name, its help, a
-//! schema made of a type, the group of permissions it belongs to, and what it does.
+//! schema made of a type, the group of permissions it belongs to, and how a call of it is planned.
 //! Must not decide whether a call is allowed, and must not tell anybody but the model of a mistake
 //! that the model made.
 
@@ -20,11 +20,14 @@ mod odd_files;
 mod open;
 mod patch;
 mod place;
+mod plan;
 mod rank;
 mod read_file;
 mod read_file_slice;
 mod read_tab;
 mod retrieve;
+#[cfg(test)]
+mod rules_tests;
 mod run_shell;
 mod search_code;
 mod send_to_tab;
@@ -49,6 +52,7 @@ mod youtube_transcribe;
 pub(crate) use granted::{Granted, find, granted, list};
 pub(crate) use key_usage::Seen;
 pub(crate) use place::{Place, Sign};
+pub(crate) use plan::{Given, Judge, Planned};
 pub(crate) use spill::Spill;
 pub(crate) use web::Outside;
 
@@ -56,7 +60,6 @@ use std::{fmt, pin::Pin, sync::Arc};
 
 use dispatch_core::rules::Group;
 use schemars::{JsonSchema, generate::SchemaSettings};
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 /// What went wrong with a call, for the model: it can do better, or do something else.
@@ -76,18 +79,8 @@ pub(crate) type Running = Pin<Box<dyn Future<Output = Result<String, Wrong>> + S
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) call: String,
-    pub(crate) input: String,
     pub(crate) place: Arc<Place>,
     pub(crate) seen: Arc<Seen>,
-}
-
-impl Run {
-    fn parse<T: DeserializeOwned>(&self) -> Result<T, Wrong> {
-        let input = self.input.trim();
-        let input = if input.is_empty() { "{}" } else { input };
-        serde_json::from_str(input)
-            .map_err(|error| Wrong(format!("the arguments do not fit: {error}")))
-    }
 }
 
 pub(crate) struct Tool {
@@ -100,9 +93,7 @@ pub(crate) struct Tool {
     /// Changes nothing: may run beside others of its kind, and again after a crash.
     pub(crate) safe: bool,
     pub(crate) schema: fn() -> Value,
-    /// What a call would touch, for rules and for whoever is asked.
-    pub(crate) subjects: fn(&Value, &Place) -> Vec<String>,
-    pub(crate) run: fn(Run) -> Running,
+    pub(crate) plan: fn(&Given) -> Result<Planned, Wrong>,
 }
 
 impl fmt::Debug for Tool {
@@ -192,11 +183,6 @@ fn either_or_null(members: &mut Map<String, Value>) {
     }
 }
 
-/// A member of the arguments that is a text, for [`Tool::subject`].
-fn text_of<'a>(input: &'a Value, name: &str) -> &'a str {
-    input[name].as_str().unwrap_or_default()
-}
-
 /// Work on files, off the threads that must not wait.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Wrong> + Send + 'static,
@@ -209,7 +195,22 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use dispatch_core::toolset;
+
     use super::*;
+
+    /// Lists of tools are read by core, which does not know them.
+    #[test]
+    fn core_knows_every_tool_by_its_name() {
+        let known = toolset::NAMES.iter().flat_map(|(_, names)| names.iter());
+        let known: Vec<&str> = known.copied().collect();
+        for tool in TOOLS {
+            assert!(known.contains(&tool.name), "{tool:?}");
+        }
+        for name in known.iter().filter(|name| **name != "lsp") {
+            assert!(TOOLS.iter().any(|tool| tool.name == *name), "{name}");
+        }
+    }
 
     #[test]
     fn every_tool_has_a_name_a_help_and_a_schema_that_providers_take() {

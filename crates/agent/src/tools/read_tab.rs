@@ -5,13 +5,13 @@ use dispatch_core::{
     grant::Tool as At,
     native::{Block, Chunk, Line},
     prompt::untrusted,
-    rules::Group,
+    rules::{Group, Subject},
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Run, Tool, Wrong, kin::text, schema, text_of};
+use super::{Given, Planned, Run, Tool, Wrong, kin::text, schema};
 
 /// Of its log, from the end.
 const LOG_BYTES: u64 = 64 << 10;
@@ -25,8 +25,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::ReadTab,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, _| vec![text_of(input, "tab_id").to_owned()],
-    run: |run| Box::pin(read(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -36,8 +35,13 @@ struct Input {
     tab_id: String,
 }
 
-async fn read(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let subjects = vec![Subject::name(input.tab_id.trim())];
+    Ok(Planned::new(subjects, |run| read(run, input)))
+}
+
+async fn read(run: Run, input: Input) -> Result<String, Wrong> {
     let way = run.place.way()?;
     let found = way.find(&input.tab_id).await?;
     let state = text(&found, "state")?;

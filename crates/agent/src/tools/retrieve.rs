@@ -1,14 +1,14 @@
 //! `retrieve`: what an agent that was summoned came to, waited for where it still works.
 //! Must not tell of one that is not this one's: the door says whose it is.
 
-use dispatch_core::rules::Group;
+use dispatch_core::rules::{Group, Subject};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Run, Tool, Wrong,
+    Given, Planned, Run, Tool, Wrong,
     kin::{Waited, text, wait},
-    schema, text_of,
+    schema,
 };
 
 pub(super) const TOOL: Tool = Tool {
@@ -16,11 +16,11 @@ pub(super) const TOOL: Tool = Tool {
     line: "wait for an agent that was summoned",
     help: "Waits until an agent that you summoned has ended its turn, and answers with its last words. \
            One that ended before is told again. Commands of run_shell are for shell_jobs.",
-    group: Group::Summon,
+    // Whoever was allowed to summon it may hear what came of it.
+    group: Group::Read,
     safe: false,
     schema: schema::<Input>,
-    subjects: |input, _| vec![text_of(input, "agent_id").to_owned()],
-    run: |run| Box::pin(retrieve(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -30,8 +30,13 @@ struct Input {
     agent_id: String,
 }
 
-async fn retrieve(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let subjects = vec![Subject::name(input.agent_id.trim())];
+    Ok(Planned::new(subjects, |run| retrieve(run, input)))
+}
+
+async fn retrieve(run: Run, input: Input) -> Result<String, Wrong> {
     let way = run.place.way()?;
     let found = way.find(&input.agent_id).await?;
     let task = text(&found, "id")?;

@@ -1,12 +1,15 @@
 //! `send_to_tab`: a word to another agent of the same family, which hears it as this one's.
 //! Must not reach anybody else: the door says who that is.
 
-use dispatch_core::{grant::Tool as At, rules::Group};
+use dispatch_core::{
+    grant::Tool as At,
+    rules::{Group, Subject},
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Run, Tool, Wrong, kin::text, schema, text_of};
+use super::{Given, Planned, Run, Tool, Wrong, kin::text, schema};
 
 pub(super) const TOOL: Tool = Tool {
     name: "send_to_tab",
@@ -16,8 +19,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::SendToTab,
     safe: false,
     schema: schema::<Input>,
-    subjects: |input, _| vec![text_of(input, "tab_id").to_owned()],
-    run: |run| Box::pin(send(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -29,8 +31,13 @@ struct Input {
     message: String,
 }
 
-async fn send(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let subjects = vec![Subject::name(input.tab_id.trim())];
+    Ok(Planned::new(subjects, |run| send(run, input)))
+}
+
+async fn send(run: Run, input: Input) -> Result<String, Wrong> {
     if input.message.trim().is_empty() {
         return Err(Wrong::new("the message is empty"));
     }

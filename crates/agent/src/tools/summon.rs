@@ -1,15 +1,18 @@
 //! `summon`: another agent does a piece of the work, by one of the definitions that there are.
 //! Must not keep a person's word waiting: one that is waited for goes on by itself then.
 
-use dispatch_core::{grant::Tool as At, rules::Group};
+use dispatch_core::{
+    grant::Tool as At,
+    rules::{Group, Subject},
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Run, Tool, Wrong,
+    Given, Planned, Run, Tool, Wrong,
     kin::{Waited, text, wait},
-    schema, text_of,
+    schema,
 };
 
 pub(super) const TOOL: Tool = Tool {
@@ -23,8 +26,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Summon,
     safe: false,
     schema: schema::<Input>,
-    subjects: |input, _| vec![text_of(input, "agent").to_owned()],
-    run: |run| Box::pin(summon(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -48,8 +50,17 @@ struct Input {
     top_level: bool,
 }
 
-async fn summon(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let subjects = vec![Subject::name(input.agent.as_str())];
+    let group = match input.top_level {
+        true => Group::UserAgent,
+        false => Group::Summon,
+    };
+    Ok(Planned::new(subjects, |run| summon(run, input)).in_group(group))
+}
+
+async fn summon(run: Run, input: Input) -> Result<String, Wrong> {
     let way = run.place.way()?;
     let asked = json!({
         "task": input.task,

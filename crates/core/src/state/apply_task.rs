@@ -46,6 +46,7 @@ impl State {
                 asks_count: 0,
                 attached: Vec::new(),
                 attached_dropped: false,
+                compacts: 0,
                 tuning: Tuning::default(),
                 wakes: 0,
                 foreign_runs: 0,
@@ -192,7 +193,9 @@ impl State {
                 }
             }
             Kind::MessageCancelled { message } => {
-                let found = task.message_mut(*message).filter(|found| found.waits());
+                // What a run's agent has given back stays with that run: a replay says it again.
+                let open = |found: &&mut Message| found.fate == Fate::Waiting;
+                let found = task.message_mut(*message).filter(open);
                 found.ok_or_else(|| refused(*message))?.fate = Fate::Cancelled;
                 task.attached
                     .retain(|attached| attached.message != Some(*message));
@@ -219,6 +222,7 @@ impl State {
                     }
                 }
             }
+            Kind::CompactAsked => task.compacts = task.compacts.saturating_add(1),
             Kind::AgentSet {
                 agent,
                 pool,

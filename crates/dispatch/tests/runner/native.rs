@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,6 +26,7 @@ pub(super) const KEY: &str = "sk-ant-api03-the-real-key-0123456789abcdef";
 pub(super) struct Model {
     url: String,
     heads: Arc<Mutex<Vec<String>>>,
+    came: Arc<Notify>,
     log: PathBuf,
 }
 
@@ -43,8 +45,14 @@ impl Model {
         let heads = Arc::default();
         let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", door.local_addr().unwrap());
-        tokio::spawn(note(door, address, Arc::clone(&heads)));
-        Self { url, heads, log }
+        let came = Arc::default();
+        tokio::spawn(note(door, address, Arc::clone(&heads), Arc::clone(&came)));
+        Self {
+            url,
+            heads,
+            came,
+            log,
+        }
     }
 
     /// A key's table, which asks this script.
@@ -55,6 +63,17 @@ impl Model {
             self.url,
             name.to_uppercase()
         )
+    }
+
+    /// Until something with these words was asked.
+    async fn until_asked(&self, words: &str) {
+        loop {
+            let came = self.came.notified();
+            if self.seen().contains(words) {
+                return;
+            }
+            came.await;
+        }
     }
 
     fn seen(&self) -> String {
@@ -72,9 +91,14 @@ impl Model {
 }
 
 /// Hands every connection on, and keeps what is asked there.
-async fn note(door: TcpListener, to: std::net::SocketAddr, heads: Arc<Mutex<Vec<String>>>) {
+async fn note(
+    door: TcpListener,
+    to: std::net::SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    came: Arc<Notify>,
+) {
     while let Ok((mut client, _)) = door.accept().await {
-        let heads = Arc::clone(&heads);
+        let (heads, came) = (Arc::clone(&heads), Arc::clone(&came));
         tokio::spawn(async move {
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
@@ -103,6 +127,7 @@ async fn note(door: TcpListener, to: std::net::SocketAddr, heads: Arc<Mutex<Vec<
                 while let Ok(n @ 1..) = from_client.read(&mut bytes).await {
                     let text = String::from_utf8_lossy(&bytes[..n]).into_owned();
                     heads.lock().unwrap().push(text);
+                    came.notify_one();
                     if to_server.write_all(&bytes[..n]).await.is_err() {
                         return;
                     }
@@ -359,7 +384,7 @@ async fn what_is_said_in_the_middle_is_heard_at_the_next_step() {
     world
         .dispatch_with(&[("MAIN_KEY", KEY)], &say)
         .exits(0)
-        .says(&["delivered"]);
+        .says(&["on its way"]);
     let task = ended(&world, &id);
     assert_eq!(task["state"], "completed", "{task}");
     assert_eq!(task["runs"].as_array().unwrap().len(), 1);
@@ -369,6 +394,57 @@ async fn what_is_said_in_the_middle_is_heard_at_the_next_step() {
             .to_string()
             .contains("write that you heard"),
         "{second}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_its_way_can_be_had_back_until_the_model_has_it() {
+    let world = TestWorld::new();
+    let steps = json!([{"hang": true}, {"text": "As you say.", "repeat": true}]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(
+        &world,
+        &["--model", "m", "--expects", "either", "Wait for it"],
+    );
+    model.until_asked("Wait for it").await;
+    let say = |text: &str| {
+        let say = ["say", &id, text];
+        world.dispatch_with(&[("MAIN_KEY", KEY)], &say).exits(0)
+    };
+    say("a word too many").says(&["message 1: on its way"]);
+    say("a good word").says(&["message 2: on its way"]);
+    let states = || {
+        let task = world.show(&id);
+        let messages = task["messages"].as_array().unwrap().clone();
+        messages
+            .iter()
+            .map(|message| message["state"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(states(), ["on_its_way", "on_its_way"]);
+    let unsay = |n: &str| world.dispatch(&["unsay", &id, n]);
+    unsay("1").exits(0).says(&["message 1: taken back"]);
+    assert_eq!(states(), ["cancelled", "on_its_way"]);
+    unsay("1")
+        .exits(2)
+        .says(&["message 1 is cancelled already"]);
+
+    // What it had not heard when it was stopped is for the next run, and then it is heard.
+    world.dispatch(&["stop", &id]).exits(0);
+    ended(&world, &id);
+    assert_eq!(states(), ["cancelled", "waiting"]);
+    say("go on");
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(states(), ["cancelled", "delivered", "delivered"]);
+    unsay("2")
+        .exits(2)
+        .says(&["message 2 is delivered already"]);
+    let seen = model.seen();
+    assert!(
+        seen.contains("a good word") && !seen.contains("a word too many"),
+        "{seen}"
     );
 }
 
@@ -645,7 +721,7 @@ async fn a_picture_that_is_attached_is_shown_to_the_model() {
     let png = file("shot.dat", b"\x89PNG\r\n\x1a\n and its lines");
     let pdf = file("spec.pdf", b"%PDF-1.7 and its pages");
     let text = file("notes.txt", b"only words");
-    let args = ["--expect", "report", "--model", "main/m", "--attach", &png];
+    let args = ["--expects", "report", "--model", "main/m", "--attach", &png];
     let id = begun(&world, &[&args[..], &["--attach", &text, "Look"]].concat());
     ended(&world, &id);
     let said = world.dispatch_with(
@@ -723,4 +799,47 @@ async fn a_key_that_was_renewed_is_taken_up_behind_the_fence() {
     assert_eq!((model.asked().len() - before, times), (2, 2));
     let shown = world.dispatch(&["events", "--json"]).exits(0).out;
     assert!(!shown.contains("-key-0123456789"), "{shown}");
+}
+
+/// A person's word, through the public door, to what the model is asked in the next run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_compacted_before_its_next_turn_when_a_person_says_so() {
+    let world = TestWorld::new();
+    let count = "for n in $(seq 1 900); do echo line $n; done";
+    let says = json!([
+        {"tool": "shell", "command": count},
+        {"text": "I counted."},
+        {"text": "## Goal\nCount further."},
+        {"text": "As you say.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", says)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(
+        &world,
+        &["--expects", "report", "--model", "main/m", "Count"],
+    );
+    ended(&world, &id);
+    let compact = world.dispatch(&["compact", &id]).exits(0);
+    compact.says(&["before its next turn its conversation becomes shorter"]);
+    assert_eq!(model.asked().len(), 2, "nothing is asked for it alone");
+    let said = world.dispatch_with(&[("MAIN_KEY", KEY)], &["say", &id, "Go on"]);
+    said.exits(0);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let asked = model.asked();
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    let earlier = asked[3]["earlier"].as_str().unwrap();
+    assert!(earlier.contains("| Count further."), "{earlier}");
+    assert!(!earlier.contains("line 899"), "{earlier}");
+    let told = world.dispatch(&["events", "--json", "--task", &id]);
+    told.exits(0).says(&["the conversation was compacted"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_keeps_its_conversation_by_itself_is_not_told_to_compact_it() {
+    let world = TestWorld::new();
+    let done = world.dispatch(&["run", "--json", "--no-checks", "say hello"]);
+    let id = done.json()["id"].as_str().unwrap().to_owned();
+    let refused = world.dispatch(&["compact", &id]).exits(2);
+    refused.says(&["keeps its conversation by itself"]);
 }

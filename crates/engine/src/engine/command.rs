@@ -112,6 +112,15 @@ pub(crate) enum Command {
         message: MessageId,
         reply: Reply<()>,
     },
+    /// From a run: the messages that its agent is asked to give back.
+    Recalls {
+        run: RunId,
+        reply: Reply<Vec<MessageId>>,
+    },
+    Compact {
+        task: TaskId,
+        reply: Reply<()>,
+    },
     Permit {
         who: Who,
         task: TaskId,
