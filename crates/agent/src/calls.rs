@@ -68,7 +68,7 @@ async fn ready(turn: &mut Turn<'_>, call: Call) -> Result<Option<Ready>, Halt> {
             return Ok(None);
         }
     };
-    if let Err(why) = permit(turn, &call, &tool, &planned.subjects).await? {
+    if let Err(why) = permit(turn, &call, &tool, &planned).await? {
         turn.answer(&call, format!("error: {why}"), true).await?;
         return Ok(None);
     }
@@ -84,12 +84,13 @@ async fn permit(
     turn: &mut Turn<'_>,
     call: &Call,
     tool: &Granted,
-    subjects: &[Subject],
+    planned: &Planned,
 ) -> Result<Result<(), String>, Halt> {
-    match turn.agent.rules.decide_all(tool.group(), subjects) {
+    let group = planned.group.unwrap_or_else(|| tool.group());
+    let subjects = &planned.subjects;
+    match turn.agent.rules.decide_all(group, subjects) {
         Action::Allow => return Ok(Ok(())),
         Action::Deny => {
-            let group = tool.group();
             let why = format!("this is not permitted: a rule for {group} denies it");
             return Ok(Err(why));
         }
@@ -101,9 +102,9 @@ async fn permit(
         id,
         call: call.id.clone(),
         tool: tool.name().to_owned(),
-        group: tool.group(),
+        group,
         subject: shown(subjects),
-        subjects: subjects.to_vec(),
+        subjects: subjects.clone(),
         input: call.input.clone(),
     })
     .await?;
@@ -118,7 +119,7 @@ async fn permit(
     if allowed && always {
         let rules = Arc::make_mut(&mut turn.agent.rules);
         for subject in subjects {
-            rules.allow_always(tool.group(), subject.clone());
+            rules.allow_always(group, subject.clone());
         }
     }
     let denied = match why.as_str() {

@@ -120,13 +120,13 @@ fn steps(waits: &str) -> Vec<Value> {
 }
 
 /// The agent of a task's run, as it would speak to us itself.
-struct Voice<'a> {
+pub(super) struct Voice<'a> {
     world: &'a TestWorld,
     token: String,
 }
 
 impl<'a> Voice<'a> {
-    fn of(world: &'a TestWorld, lead: &str, n: u32) -> Self {
+    pub(super) fn of(world: &'a TestWorld, lead: &str, n: u32) -> Self {
         let dir = world.home().join(format!("data/doors/{lead}-{n}"));
         let token = fs::read_to_string(dir.join("token")).unwrap();
         Self { world, token }
@@ -138,7 +138,7 @@ impl<'a> Voice<'a> {
     }
 
     #[track_caller]
-    fn posts(&self, path: &str, body: &Value) -> Answer {
+    pub(super) fn posts(&self, path: &str, body: &Value) -> Answer {
         let socket = self.world.home().join("run/agents");
         let socket = fs::File::open(socket).unwrap();
         let path_of = format!("/proc/self/fd/{}/engine.sock", socket.as_raw_fd());
@@ -508,6 +508,7 @@ async fn our_own_agent_leads_from_a_cage_without_a_network() {
          chain = [{{ key = \"main\", model = \"any\" }}]\n"
     ));
     let lead = start(&world, "native");
-    led(&world, &lead, "\"name\":\"dispatch__wait\"");
+    // A call, and not the list of what it was told of.
+    led(&world, &lead, "\"name\":\"dispatch__wait\",\"input\"");
     has_led(&world, &lead, &log);
 }
