@@ -119,7 +119,7 @@ impl Turn<'_> {
         };
         let stopped = *end == TurnEnd::Stopped;
         if stopped || matches!(end, TurnEnd::Limit { .. }) {
-            self.agent.place.end().await;
+            self.agent.end_all().await;
         }
         match self.close_open(stopped).await {
             Ok(()) => halt,

@@ -21,6 +21,14 @@ fn runs(mark: &str) -> bool {
         .any(|line| String::from_utf8_lossy(&line).contains(mark))
 }
 
+/// An MCP server that offers a tool and answers no call of it, and goes on when its input ends and
+/// when it is asked to end.
+const DEAF: &str = r#"trap '' TERM; read l
+echo '{"jsonrpc":"2.0","id":0,"result":{"protocolVersion":"2025-06-18","capabilities":{"tools":{}},"serverInfo":{"name":"deaf","version":"1"}}}'
+read l; read l
+echo '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"t","inputSchema":{"type":"object"}}]}}'
+while :; do sleep 86440; done"#;
+
 #[tokio::test]
 async fn row_4_a_stop_is_prompt_and_complete() {
     let command = "trap '' TERM; sleep 86440 & sleep 86440; sleep 86440";
@@ -33,7 +41,8 @@ async fn row_4_a_stop_is_prompt_and_complete() {
     type Until = fn(&Chunk) -> bool;
     let call = |input: Value| say::chat("", &[("a", "run_shell", input)]);
     let background = json!({"command": command, "background": true});
-    let cases: [(&str, Reply, Until, &str); 7] = [
+    let deaf = json!({"deaf": {"command": ["sh", "-c", DEAF]}});
+    let cases: [(&str, Reply, Until, &str); 9] = [
         (
             "a model that does not answer",
             Reply::Hangs,
@@ -66,7 +75,25 @@ async fn row_4_a_stop_is_prompt_and_complete() {
         ),
         (
             "commands by themselves",
-            Reply::Events(call(background)),
+            Reply::Events(call(background.clone())),
+            is_result,
+            "allow",
+        ),
+        (
+            "a tool of a server",
+            Reply::Events(say::chat("", &[("a", "deaf__t", json!({}))])),
+            is_running,
+            "allow",
+        ),
+        (
+            "a tool of a server beside a command",
+            Reply::Events(say::chat(
+                "",
+                &[
+                    ("a", "run_shell", background.clone()),
+                    ("b", "deaf__t", json!({})),
+                ],
+            )),
             is_result,
             "allow",
         ),
@@ -92,6 +119,8 @@ async fn row_4_a_stop_is_prompt_and_complete() {
         let provider = Provider::start(replies).await;
         let mut bed = Bed::new(&[("k", "compatible", &provider)]);
         bed.opening["rules"] = json!({"layers": [{"otherwise": otherwise}]});
+        // Whatever else it does, it has the server to end.
+        bed.opening["servers"] = deaf.clone();
         let mut live = bed.start(Some("Go."));
         live.until(until).await;
         provider.until_asked(1).await;
