@@ -17,6 +17,10 @@ use crate::{
     turn::{Halt, Turn, limit},
 };
 
+/// What a model is told of a call that a person's word came before.
+const SPOKEN_TO: &str =
+    "somebody has said something first; make this call again if it is still wanted";
+
 /// A call that may begin.
 struct Ready {
     call: Call,
@@ -95,6 +99,10 @@ async fn permit(
         }
         Action::Ask => {}
     }
+    // The model hears it first: it may not want this any more.
+    if is_spoken_to(turn) {
+        return Ok(Err(SPOKEN_TO.to_owned()));
+    }
     let id = turn.agent.log.conversation.next_question();
     turn.agent.inbox.asks(id);
     turn.put(Chunk::Asked {
@@ -136,8 +144,8 @@ fn shown(subjects: &[Subject]) -> String {
 
 /// Whatever happens there is an answer: nobody's is a denial.
 async fn wait_for(turn: &mut Turn<'_>, id: u64) -> Result<(bool, bool, String), Halt> {
-    let wait = Duration::from_millis(turn.agent.settings.limits.ask_wait_ms);
-    let until = At::now() + wait;
+    let limit = Duration::from_millis(turn.agent.settings.limits.ask_wait_ms);
+    let until = At::now() + limit;
     loop {
         if let Some(permit) = turn.agent.inbox.permit(id) {
             return Ok((permit.allow, permit.always, permit.why));
@@ -145,16 +153,23 @@ async fn wait_for(turn: &mut Turn<'_>, id: u64) -> Result<(bool, bool, String), 
         if turn.agent.inbox.stopped() {
             return Err(Halt::End(TurnEnd::Stopped));
         }
-        if turn.agent.inbox.closed() {
-            return Ok((false, false, "nobody is there to ask".to_owned()));
+        let denied = |why: &str| Ok((false, false, why.to_owned()));
+        if is_spoken_to(turn) {
+            return denied(SPOKEN_TO);
         }
+        if turn.agent.inbox.closed() {
+            return denied("nobody is there to ask");
+        }
+        let deadline = turn.deadline;
         tokio::select! {
-            () = turn.agent.inbox.hear() => {}
-            () = tokio::time::sleep_until(until) => {
-                return Ok((false, false, "nobody answered in time".to_owned()));
-            }
+            heard = wait(deadline, turn.agent.inbox.hear()) => heard?,
+            () = tokio::time::sleep_until(until) => return denied("nobody answered in time"),
         }
     }
+}
+
+fn is_spoken_to(turn: &Turn<'_>) -> bool {
+    *turn.agent.inbox.count().borrow() > 0
 }
 
 async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt> {
@@ -247,10 +262,7 @@ async fn next(agent: &mut Agent, running: &mut JoinSet<Result<String, tools::Wro
     }
 }
 
-async fn wait(
-    deadline: Option<At>,
-    next: impl Future<Output = Happened>,
-) -> Result<Happened, Halt> {
+async fn wait<T>(deadline: Option<At>, next: impl Future<Output = T>) -> Result<T, Halt> {
     let Some(at) = deadline else {
         return Ok(next.await);
     };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dispatch_core::native::{Chunk, TurnEnd};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, end, results};
+use super::bed::{Bed, DEAF, end, results};
 use crate::{
     clock::Clock,
     provider::{Provider, Reply, say},
@@ -20,14 +20,6 @@ fn runs(mark: &str) -> bool {
     all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
         .any(|line| String::from_utf8_lossy(&line).contains(mark))
 }
-
-/// An MCP server that offers a tool and answers no call of it, and goes on when its input ends and
-/// when it is asked to end.
-const DEAF: &str = r#"trap '' TERM; read l
-echo '{"jsonrpc":"2.0","id":0,"result":{"protocolVersion":"2025-06-18","capabilities":{"tools":{}},"serverInfo":{"name":"deaf","version":"1"}}}'
-read l; read l
-echo '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"t","inputSchema":{"type":"object"}}]}}'
-while :; do sleep 86440; done"#;
 
 #[tokio::test]
 async fn row_4_a_stop_is_prompt_and_complete() {
