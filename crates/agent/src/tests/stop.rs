@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dispatch_core::native::{Chunk, TurnEnd};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, DEAF, end, results};
+use super::bed::{Bed, deaf, end, results};
 use crate::{
     clock::Clock,
     provider::{Provider, Reply, say},
@@ -33,7 +33,6 @@ async fn row_4_a_stop_is_prompt_and_complete() {
     type Until = fn(&Chunk) -> bool;
     let call = |input: Value| say::chat("", &[("a", "run_shell", input)]);
     let background = json!({"command": command, "background": true});
-    let deaf = json!({"deaf": {"command": ["sh", "-c", DEAF]}});
     let cases: [(&str, Reply, Until, &str); 9] = [
         (
             "a model that does not answer",
@@ -112,7 +111,7 @@ async fn row_4_a_stop_is_prompt_and_complete() {
         let mut bed = Bed::new(&[("k", "compatible", &provider)]);
         bed.opening["rules"] = json!({"layers": [{"otherwise": otherwise}]});
         // Whatever else it does, it has the server to end.
-        bed.opening["servers"] = deaf.clone();
+        bed.opening["servers"] = deaf("86440");
         let mut live = bed.start(Some("Go."));
         live.until(until).await;
         provider.until_asked(1).await;

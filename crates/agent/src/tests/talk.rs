@@ -4,7 +4,7 @@
 use dispatch_core::native::{Chunk, Line, TurnEnd};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, DEAF, end, is_running, results, texts};
+use super::bed::{Bed, deaf, end, is_running, results, texts};
 use crate::{
     provider::{Provider, Reply, say},
     random::Random,
@@ -267,7 +267,7 @@ async fn a_word_does_not_wait_for_a_server() {
     ])
     .await;
     let mut bed = Bed::new(&[("k", "compatible", &provider)]);
-    bed.opening["servers"] = json!({"deaf": {"command": ["sh", "-c", DEAF]}});
+    bed.opening["servers"] = deaf("86431");
     let mut live = bed.start(Some("Go."));
     live.until(is_running).await;
     live.say(7, "Do something else.");
