@@ -99,10 +99,39 @@ async fn permit(
         }
         Action::Ask => {}
     }
+    let known = turn.agent.log.conversation.answer_to(&call.id, subjects);
+    if let Some(answered) = known.cloned() {
+        return Ok(outcome(answered.allowed, &answered.why));
+    }
     // The model hears it first: it may not want this any more.
     if is_spoken_to(turn) {
         return Ok(Err(SPOKEN_TO.to_owned()));
     }
+    let (allowed, always, why) = ask(turn, call, tool, subjects).await?;
+    if allowed && always {
+        let rules = Arc::make_mut(&mut turn.agent.rules);
+        for subject in subjects {
+            rules.allow_always(tool.group(), subject.clone());
+        }
+    }
+    Ok(outcome(allowed, &why))
+}
+
+fn outcome(allowed: bool, why: &str) -> Result<(), String> {
+    match why {
+        _ if allowed => Ok(()),
+        "" => Err("this was not permitted".to_owned()),
+        why => Err(format!("this was not permitted: {why}")),
+    }
+}
+
+/// The question and its answer, both in the record.
+async fn ask(
+    turn: &mut Turn<'_>,
+    call: &Call,
+    tool: &Granted,
+    subjects: &[Subject],
+) -> Result<(bool, bool, String), Halt> {
     let id = turn.agent.log.conversation.next_question();
     turn.agent.inbox.asks(id);
     turn.put(Chunk::Asked {
@@ -116,24 +145,15 @@ async fn permit(
     })
     .await?;
     let (allowed, always, why) = wait_for(turn, id).await?;
+    let told = why.clone();
     turn.put(Chunk::Answered {
         id,
         allowed,
         always,
-        why: why.clone(),
+        why: told,
     })
     .await?;
-    if allowed && always {
-        let rules = Arc::make_mut(&mut turn.agent.rules);
-        for subject in subjects {
-            rules.allow_always(tool.group(), subject.clone());
-        }
-    }
-    let denied = match why.as_str() {
-        "" => "this was not permitted".to_owned(),
-        why => format!("this was not permitted: {why}"),
-    };
-    Ok(if allowed { Ok(()) } else { Err(denied) })
+    Ok((allowed, always, why))
 }
 
 /// As a person reads them.
