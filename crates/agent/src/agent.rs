@@ -363,12 +363,16 @@ impl Agent {
                 break;
             }
         }
-        mcp::end(&self.servers.there).await;
-        self.place.end().await;
+        self.end_all().await;
         Ok(match last {
             TurnEnd::Done | TurnEnd::Stopped => ExitCode::SUCCESS,
             TurnEnd::Failed { .. } | TurnEnd::Limit { .. } => ExitCode::FAILURE,
         })
+    }
+
+    /// All commands and servers, beside each other: each of both has a limit below a second.
+    pub(crate) async fn end_all(&self) {
+        tokio::join!(self.place.end(), mcp::end(&self.servers.there));
     }
 
     /// The first words, and the files that came with them or that no earlier run has told.
