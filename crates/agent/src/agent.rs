@@ -313,6 +313,7 @@ impl Agent {
         };
         let step = self.log.conversation.step();
         self.log.put(step, hello).await?;
+        self.inbox.tells(self.log.aside());
         self.look_around().await?;
         self.start_servers().await?;
         let mut said: Vec<Message> = match prompt {
@@ -397,8 +398,8 @@ impl Agent {
     /// What the inbox has to tell.
     pub(crate) async fn note(&mut self) -> Result<(), RecordError> {
         let step = self.log.conversation.step();
-        for id in self.inbox.unsaid() {
-            self.log.put(step, Chunk::Unsaid { id }).await?;
+        for chunk in self.inbox.untold() {
+            self.log.put(step, chunk).await?;
         }
         for text in self.inbox.problems() {
             self.log.put(step, Chunk::Notice { text }).await?;

@@ -78,6 +78,15 @@ impl Step {
         })
     }
 
+    /// An answer that holds calls waits for their results, whatever it says: some gateways call every
+    /// end the same.
+    fn meant(&self, end: &StepEnd) -> StepEnd {
+        match end {
+            StepEnd::Done if self.calls().next().is_some() => StepEnd::Calls,
+            end => end.clone(),
+        }
+    }
+
     fn result(&self, call: &str) -> ToolResult {
         let known = self.results.get(call).cloned();
         known.unwrap_or_else(|| ToolResult {
@@ -207,7 +216,7 @@ impl Conversation {
             }
             Chunk::Step { model, wire } => self.begin_step(step, model, *wire),
             Chunk::Block(block) => self.with_open(|open| open.blocks.push(block.clone())),
-            Chunk::StepEnded(end) => self.with_open(|open| open.end = Some(end.clone())),
+            Chunk::StepEnded(end) => self.with_open(|open| open.end = Some(open.meant(end))),
             Chunk::Running { call } => self.with_open(|open| {
                 open.running.insert(call.clone());
             }),
@@ -287,6 +296,7 @@ impl Conversation {
             }
             Chunk::Hello { .. }
             | Chunk::Unsaid { .. }
+            | Chunk::Refused { .. }
             | Chunk::Waiting { .. }
             | Chunk::ModelChanged { .. }
             | Chunk::Notice { .. }

@@ -63,6 +63,8 @@ pub(crate) struct Chain {
     at: usize,
     /// Failures since the last answer, here.
     failures: u32,
+    /// Its key was renewed since the last answer, here.
+    renewed: bool,
     /// What has been waited in this turn.
     waited_ms: Millis,
     waits: Waits,
@@ -91,6 +93,7 @@ impl Chain {
             choices,
             at,
             failures: 0,
+            renewed: false,
             waited_ms: 0,
             waits,
         })
@@ -106,12 +109,18 @@ impl Chain {
 
     pub(crate) fn hop(&mut self, to: usize) {
         self.at = to.min(self.choices.len() - 1);
-        self.failures = 0;
+        self.answered();
     }
 
     /// It answered.
     pub(crate) fn answered(&mut self) {
-        self.failures = 0;
+        (self.failures, self.renewed) = (0, false);
+    }
+
+    /// Whether a key that is said to be renewed is worth another request: once, because whoever says
+    /// so may be wrong.
+    pub(crate) fn renewed(&mut self) -> bool {
+        !std::mem::replace(&mut self.renewed, true)
     }
 
     /// The first that comes after this one and is as it should be.
@@ -266,7 +275,7 @@ mod tests {
 
     /// The table of the acceptance list: kind of failure to what is done, with and without another.
     #[test]
-    fn every_kind_of_failure_has_its_next() {
+    fn row_6_every_kind_of_failure_has_its_next() {
         use Fault::{
             Auth, BadRequest, ContextTooLong, Exhausted, Key, Network, Overloaded, Protocol,
             RateLimited, Refused, Timeout,

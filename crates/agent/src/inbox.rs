@@ -9,16 +9,18 @@ use std::{
     thread,
 };
 
-use dispatch_core::native::{Message, Order};
+use dispatch_core::native::{Chunk, Message, Order, StepId};
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
 };
 
+use crate::record::Record;
+
 /// One order. The first one holds a prompt and all settings.
 const LINE_BYTES_MAX: u64 = 32 << 20;
 const ORDERS_MAX: usize = 64;
-/// Messages that wait. One more is told to be refused, and its sender never hears that it was told.
+/// Messages that wait. One more is refused, by its id.
 const WAITING_MAX: usize = 256;
 
 /// An answer to a question for permission.
@@ -40,8 +42,10 @@ pub(crate) struct Inbox {
     asked: Option<u64>,
     /// What could not be read, for the record.
     problems: Vec<String>,
-    /// Taken back before it was told.
-    unsaid: Vec<u64>,
+    /// What became of messages that are not told, for the record.
+    untold: VecDeque<Chunk>,
+    /// Says so at once where it can; else whoever has the record asks for it.
+    record: Option<Record>,
     stopped: bool,
     closed: bool,
     /// How many wait, for tools that make room when somebody speaks.
@@ -63,7 +67,8 @@ impl Inbox {
             permits: BTreeMap::new(),
             asked: None,
             problems: Vec::new(),
-            unsaid: Vec::new(),
+            untold: VecDeque::new(),
+            record: None,
             stopped: false,
             closed: false,
             count: watch::channel(0).0,
@@ -73,6 +78,11 @@ impl Inbox {
     /// A signal is an order to stop, too.
     pub(crate) fn listen_to(&mut self, signal: Signal) {
         self.signal = Some(signal);
+    }
+
+    /// What is taken back is told of at once, whatever goes on.
+    pub(crate) fn tells(&mut self, record: Record) {
+        self.record = Some(record);
     }
 
     /// The first order, before there is anything else.
@@ -102,15 +112,15 @@ impl Inbox {
     fn take(&mut self, order: Result<Order, String>) {
         match order {
             Ok(Order::Say(message)) if self.waiting.len() >= WAITING_MAX => {
-                let problem = format!("message {} is refused: too many wait", message.id);
-                self.problems.push(problem);
+                let (id, why) = (message.id, format!("{WAITING_MAX} messages wait"));
+                self.untold.push_back(Chunk::Refused { id, why });
             }
             Ok(Order::Say(message)) => self.waiting.push_back(message),
             Ok(Order::Unsay { id }) => {
                 let before = self.waiting.len();
                 self.waiting.retain(|message| message.id != id);
                 if self.waiting.len() < before {
-                    self.unsaid.push(id);
+                    self.untold.push_back(Chunk::Unsaid { id });
                 }
             }
             Ok(Order::Answer {
@@ -130,6 +140,20 @@ impl Inbox {
             Err(problem) => self.problems.push(problem),
         }
         self.count.send_replace(self.waiting.len());
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        let Some(record) = &self.record else {
+            return;
+        };
+        while let Some(chunk) = self.untold.front() {
+            // What cannot be written now is asked for at the next line that must be.
+            let Ok(true) = record.put_aside(StepId::default(), chunk) else {
+                return;
+            };
+            self.untold.pop_front();
+        }
     }
 
     pub(crate) fn stopped(&self) -> bool {
@@ -161,8 +185,8 @@ impl Inbox {
         self.permits.remove(&id)
     }
 
-    pub(crate) fn unsaid(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.unsaid)
+    pub(crate) fn untold(&mut self) -> VecDeque<Chunk> {
+        std::mem::take(&mut self.untold)
     }
 
     pub(crate) fn problems(&mut self) -> Vec<String> {
@@ -215,7 +239,7 @@ mod tests {
         .await;
         let count = inbox.count();
         assert_eq!(*count.borrow(), 2);
-        assert_eq!(inbox.unsaid(), [2]);
+        assert_eq!(inbox.untold(), [Chunk::Unsaid { id: 2 }]);
         let ids: Vec<u64> = inbox.messages().iter().map(|message| message.id).collect();
         assert_eq!(ids, [1, 3]);
         assert_eq!(*count.borrow(), 0);
@@ -251,7 +275,16 @@ mod tests {
             .map(|id| format!("{{\"say\":{{\"id\":{id},\"text\":\"x\"}}}}\n"))
             .collect();
         let mut inbox = heard(&all).await;
-        assert_eq!(inbox.problems().len(), 300 - WAITING_MAX);
+        let refused: Vec<u64> = inbox
+            .untold()
+            .into_iter()
+            .filter_map(|chunk| match chunk {
+                Chunk::Refused { id, .. } => Some(id),
+                _ => None,
+            })
+            .collect();
+        let too_many: Vec<u64> = (WAITING_MAX as u64..300).collect();
+        assert_eq!(refused, too_many);
         assert_eq!(inbox.messages().len(), WAITING_MAX);
     }
 }

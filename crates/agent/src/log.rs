@@ -66,6 +66,11 @@ impl Log {
         Ok(())
     }
 
+    /// For lines that no conversation is made of.
+    pub(crate) fn aside(&self) -> Record {
+        self.record.clone()
+    }
+
     pub(crate) fn show(&mut self, live: Live) -> Result<(), RecordError> {
         self.record.show(self.conversation.step(), live)
     }

@@ -42,10 +42,9 @@ struct Write1 {
     done: Option<oneshot::Sender<io::Result<()>>>,
 }
 
-/// One for the process: numbers the lines, in the order in which they are written.
-#[derive(Debug)]
+/// The way to it. The lines are numbered in the order in which they are written, whoever says them.
+#[derive(Clone, Debug)]
 pub(crate) struct Record {
-    n: u64,
     queue: mpsc::Sender<Write1>,
 }
 
@@ -57,25 +56,25 @@ impl Record {
             .name("record".into())
             .stack_size(256 << 10)
             .spawn(move || write_all(sink, lines))?;
-        Ok(Self { n: 0, queue })
+        Ok(Self { queue })
     }
 
     /// Written and flushed when this comes back.
-    pub(crate) async fn put(&mut self, step: StepId, chunk: &Chunk) -> Result<(), RecordError> {
+    pub(crate) async fn put(&self, step: StepId, chunk: &Chunk) -> Result<(), RecordError> {
         self.send(step, chunk, false).await
     }
 
     /// Also taken by whoever reads our output. On a full disk that is when there is room again.
     pub(crate) async fn put_and_wait(
-        &mut self,
+        &self,
         step: StepId,
         chunk: &Chunk,
     ) -> Result<(), RecordError> {
         self.send(step, chunk, true).await
     }
 
-    async fn send(&mut self, step: StepId, chunk: &Chunk, taken: bool) -> Result<(), RecordError> {
-        let bytes = self.line(step, chunk)?;
+    async fn send(&self, step: StepId, chunk: &Chunk, taken: bool) -> Result<(), RecordError> {
+        let bytes = line(step, chunk)?;
         let (done, written) = oneshot::channel();
         let write = Write1 {
             bytes,
@@ -93,37 +92,51 @@ impl Record {
     }
 
     /// For the eye. Nobody waits for it, and nothing is lost with it.
-    pub(crate) fn show(&mut self, step: StepId, live: Live) -> Result<(), RecordError> {
-        let Ok(place) = self.queue.clone().try_reserve_owned() else {
-            return Ok(());
-        };
-        let bytes = self.line(step, &Chunk::Live(live))?;
-        place.send(Write1 {
-            bytes,
-            taken: false,
-            done: None,
-        });
+    pub(crate) fn show(&self, step: StepId, live: Live) -> Result<(), RecordError> {
+        self.put_aside(step, &Chunk::Live(live))?;
         Ok(())
     }
 
-    fn line(&mut self, step: StepId, chunk: &Chunk) -> Result<Vec<u8>, RecordError> {
-        #[derive(serde::Serialize)]
-        struct Borrowed<'a> {
-            n: u64,
-            step: StepId,
-            chunk: &'a Chunk,
-        }
-        self.n += 1;
-        let n = self.n;
-        let mut bytes = serde_json::to_vec(&Borrowed { n, step, chunk })?;
-        bytes.push(b'\n');
-        Ok(bytes)
+    /// Without waiting for it: `false` when there is no room now. What the conversation is made of must
+    /// not go this way.
+    pub(crate) fn put_aside(&self, step: StepId, chunk: &Chunk) -> Result<bool, RecordError> {
+        let Ok(place) = self.queue.try_reserve() else {
+            return Ok(false);
+        };
+        place.send(Write1 {
+            bytes: line(step, chunk)?,
+            taken: false,
+            done: None,
+        });
+        Ok(true)
     }
 }
 
+/// All of a line but its number.
+fn line(step: StepId, chunk: &Chunk) -> Result<Vec<u8>, RecordError> {
+    #[derive(serde::Serialize)]
+    struct Borrowed<'a> {
+        step: StepId,
+        chunk: &'a Chunk,
+    }
+    let mut bytes = serde_json::to_vec(&Borrowed { step, chunk })?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Puts the number before the other members.
+fn numbered(n: u64, rest: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{{\"n\":{n},").into_bytes();
+    bytes.extend_from_slice(rest.strip_prefix(b"{").unwrap_or(rest));
+    bytes
+}
+
 fn write_all(mut sink: impl Sink, mut lines: mpsc::Receiver<Write1>) {
+    let mut n = 0;
     while let Some(line) = lines.blocking_recv() {
-        let mut written = sink.write_all(&line.bytes).and_then(|()| sink.flush());
+        n += 1;
+        let bytes = numbered(n, &line.bytes);
+        let mut written = sink.write_all(&bytes).and_then(|()| sink.flush());
         if line.taken && written.is_ok() {
             written = wait_until_taken(sink.as_fd());
         }
@@ -178,7 +191,7 @@ mod tests {
     #[tokio::test]
     async fn lines_are_numbered_and_whole() {
         let (reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         let step = StepId { turn: 1, step: 2 };
         for text in ["a", "b\nc"] {
             record.put(step, &notice(text)).await.unwrap();
@@ -198,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn an_intent_waits_until_it_was_taken() {
         let (mut reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         let chunk = notice("intent");
         let put = record.put_and_wait(StepId::default(), &chunk);
         tokio::pin!(put);
@@ -213,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_is_gone_is_an_error_not_a_wait() {
         let (reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         let chunk = notice("intent");
         let leaves = async {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -229,7 +242,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_only_shown_never_waits() {
         let (reader, writer) = pipe().unwrap();
-        let mut record = Record::start(writer).unwrap();
+        let record = Record::start(writer).unwrap();
         for _ in 0..20 * QUEUE_LINES {
             let text = Live::Text("x".repeat(4096));
             record.show(StepId::default(), text).unwrap();

@@ -28,7 +28,8 @@ impl Turn<'_> {
         key: Option<&Secret>,
     ) -> Result<(), Halt> {
         let now = self.agent.clock.now();
-        if error.fault == Fault::Auth && self.key_changed(endpoint, key).await? {
+        let renewed = error.renewed && self.chain.renewed();
+        if error.fault == Fault::Auth && (renewed || self.key_changed(endpoint, key).await?) {
             return Ok(());
         }
         let why = error.to_string();

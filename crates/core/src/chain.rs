@@ -306,6 +306,16 @@ impl From<&KeySource> for Source {
     }
 }
 
+impl From<&Source> for KeySource {
+    fn from(source: &Source) -> Self {
+        match source {
+            Source::Variable(name) => Self::From(name.clone()),
+            Source::File(path) => Self::File(path.clone()),
+            Source::Command(argv) => Self::Command(argv.clone()),
+        }
+    }
+}
+
 /// A key's table as the agent gets it: the broker's address, and the variable that stands for the
 /// key. `None`: nothing serves this key.
 #[must_use]

@@ -317,6 +317,11 @@ pub enum Chunk {
     Unsaid {
         id: u64,
     },
+    /// A message is not taken, and the model will never have it from here.
+    Refused {
+        id: u64,
+        why: String,
+    },
     /// The model is asked. Again, with nothing closed in between: this one is the one.
     Step {
         model: Choice,

@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::network::{AllowList, HostName, is_public};
+use crate::{
+    models::KeySource,
+    network::{AllowList, HostName, is_public},
+};
 
 /// Where the proxy listens inside a network of the job's own. Below the ports that a system gives
 /// out by itself, so nothing in there can have them before us.
@@ -16,6 +19,8 @@ pub const BROKER_PORT: u16 = 18129;
 /// Names of the sockets in the directory that is bound into the fence.
 pub const PROXY_SOCKET: &str = "proxy.sock";
 pub const BROKER_SOCKET: &str = "broker.sock";
+/// A header of an answer whose key was refused: there is another one now, so it is worth asking again.
+pub const RENEWED_HEADER: &str = "dispatch-key-renewed";
 /// What the agent's table writes where the broker's address belongs, in `args`.
 pub const BROKER_URL: &str = "{broker_url}";
 
@@ -49,6 +54,10 @@ pub struct Broker {
     /// Upstream wants no key, so there is no such variable: the placeholder goes out, and nothing in.
     #[serde(default)]
     pub keyless: bool,
+    /// Where the key is read again when upstream has refused it: it may have been renewed there.
+    /// Never a variable, which stays what it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<KeySource>,
 }
 
 /// The one origin that the real key is sent to, and the path that every request's begins with.
@@ -222,6 +231,7 @@ mod tests {
                 key: "KEY".into(),
                 upstream: "https://a.test/v1".parse().unwrap(),
                 keyless: false,
+                again: Some(KeySource::File("/keys/a".into())),
             }],
         };
         let text = serde_json::to_string(&plan).unwrap();

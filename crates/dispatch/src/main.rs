@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     match args.get(1).and_then(|word| word.to_str()) {
         Some("job") => dispatch_engine::keeper::main(&args[2..]),
         Some("warden") => dispatch_engine::warden::main(&args[2..]),
-        Some("sidecar") => dispatch_sidecar::main(&args[2..]),
+        Some("sidecar") => dispatch_sidecar::main(&args[2..], secrets::again),
         Some("agent") => dispatch_agent::main(&args[2..]),
         _ => panic::catch_unwind(|| cli::main(args)).unwrap_or(ExitCode::from(cli::exit::BUG)),
     }

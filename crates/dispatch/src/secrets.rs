@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dispatch_core::{config::Source, secret::Secret};
+use dispatch_core::{causes::chain, config::Source, models::KeySource, secret::Secret};
 use rustix::fs::{Mode, OFlags};
 
 /// The longest value, of a file or a command.
@@ -120,6 +120,13 @@ pub(crate) fn take(
         Err(error) if optional && error.is_absence() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// One that was refused may have been renewed where it comes from. A variable's value has not.
+pub(crate) fn again(key: &str, from: &KeySource) -> Result<Secret, String> {
+    let taken = take(key, &Source::from(from), false, |_| None);
+    let none = || format!("read {key} again: {from} is what it was");
+    taken.map_err(|error| chain(&error))?.ok_or_else(none)
 }
 
 /// Of a file that is ours and that nobody else can read.

@@ -28,6 +28,19 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 const TEXTS_MAX: usize = 2000;
 /// Without it a job would inherit whatever locale, or none, and CLIs print mojibake.
 const LANG_DEFAULT: &str = "C.UTF-8";
+/// Where password stores and their agents find what is the person's own.
+const PROGRAM_VARIABLES: [&str; 10] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "GNUPGHOME",
+    "SSH_AUTH_SOCK",
+];
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What clients of container engines need to find their engine. No proxies: those may hold a
@@ -247,6 +260,12 @@ impl Settings {
         self.env.absolute("HOME")
     }
 
+    /// What a program that a secret is read from needs of the person's environment.
+    fn program_env(&self) -> BTreeMap<String, String> {
+        let set = |name: &&str| Some(((*name).to_owned(), self.env.text(name)?.to_owned()));
+        PROGRAM_VARIABLES.iter().filter_map(set).collect()
+    }
+
     /// The variables that every job gets.
     pub(crate) fn job_env(&self) -> BTreeMap<String, String> {
         let chosen = |name: &str, default: &str| self.env.text(name).unwrap_or(default).to_owned();
@@ -281,6 +300,7 @@ impl Settings {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             git: self.find("git").unwrap_or_else(|| PathBuf::from("git")),
             job_env: self.job_env(),
+            program_env: self.program_env(),
             keeper: Keeper::own(),
             bwrap: self.find("bwrap"),
             runtimes: self.runtimes(),

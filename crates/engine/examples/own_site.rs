@@ -95,6 +95,7 @@ async fn run() -> Result<(), Failure> {
         version: "example".into(),
         git: "git".into(),
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
+        program_env: BTreeMap::new(),
         keeper: Keeper::own(),
         bwrap: None,
         runtimes: Runtimes::default(),

@@ -79,6 +79,8 @@ pub struct Settings {
     pub git: PathBuf,
     /// What every job gets: PATH, LANG, the toolchains' variables.
     pub job_env: BTreeMap<String, String>,
+    /// What a program that a key is read from finds, outside of every fence.
+    pub program_env: BTreeMap<String, String>,
     pub keeper: Keeper,
     /// Where bubblewrap lies; without it a cage is Landlock and seccomp.
     pub bwrap: Option<PathBuf>,

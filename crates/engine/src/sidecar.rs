@@ -13,11 +13,12 @@ use std::{
 
 use dispatch_core::{
     cage::Relay,
-    config::AgentProfile,
+    config::{AgentProfile, EnvValue, Source},
     event::{Kind, Subject},
     id::RunId,
     job::{Exit, ExitReport, Invocation, JobId, Offset, Order, Output, Part, Stdin},
     limits::{JobLimits, Limits},
+    models::KeySource,
     outcome::Stop,
     redact::Redactor,
     sidecar::{At, BROKER_PORT, BROKER_SOCKET, Broker, PROXY_PORT, PROXY_SOCKET, Plan, Word},
@@ -206,7 +207,12 @@ pub(crate) fn invocation(
             key: table.key.clone(),
             upstream: table.upstream.clone(),
             keyless: table.keyless,
+            again: again(profile, &table.key),
         });
+    }
+    if brokers.iter().any(runs_a_program) {
+        let wanted = settings.program_env.iter();
+        env.extend(wanted.map(|(name, value)| (name.clone(), value.clone())));
     }
     let plan = Plan {
         at,
@@ -232,6 +238,21 @@ pub(crate) fn invocation(
         limits: limits(&settings.config.limits),
         ..Invocation::default()
     })
+}
+
+/// Where a key can be read again. A variable's value is known, and stays what it was.
+fn again(profile: &AgentProfile, variable: &str) -> Option<KeySource> {
+    match profile.env.get(variable)? {
+        EnvValue::Taken { source, .. } => match source {
+            Source::File(_) | Source::Command(_) => Some(source.into()),
+            Source::Variable(_) => None,
+        },
+        EnvValue::Literal(_) => None,
+    }
+}
+
+fn runs_a_program(broker: &Broker) -> bool {
+    matches!(broker.again, Some(KeySource::Command(_)))
 }
 
 fn limits(all: &Limits) -> JobLimits {

@@ -246,6 +246,8 @@ pub struct Spoken {
 pub enum Heard {
     /// It is in the agent's input.
     Delivered,
+    /// The running agent is given it, tells when it has heard it, and until then it can be had back.
+    OnItsWay,
     /// It comes with the next run's first words; that run is queued, or follows this one's end.
     Queued,
     /// It is kept, and nothing starts for it until a person says something.
@@ -257,6 +259,7 @@ impl Heard {
     pub fn word(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
+            Self::OnItsWay => "on_its_way",
             Self::Queued => "queued",
             Self::Held => "held",
         }

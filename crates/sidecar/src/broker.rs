@@ -18,7 +18,7 @@ use bytes::Bytes;
 use dispatch_core::{
     causes::chain,
     secret::Secret,
-    sidecar::{Upstream, has_dot_segment},
+    sidecar::{RENEWED_HEADER, Upstream, has_dot_segment},
 };
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{
@@ -41,6 +41,7 @@ use tokio::{
 };
 
 use crate::{
+    held::{Held, Look},
     masking::{Masking, mask},
     refusals::Refusals,
 };
@@ -57,6 +58,7 @@ const SILENCE: Duration = Duration::from_secs(15 * 60);
 const POOL_IDLE: Duration = Duration::from_secs(60);
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const RENEWED: HeaderName = HeaderName::from_static(RENEWED_HEADER);
 /// Of one connection, and so not to be handed on (RFC 9110, 7.6.1).
 const HOPS: [HeaderName; 8] = [
     CONNECTION,
@@ -74,31 +76,12 @@ type Sent = UnsyncBoxBody<Bytes, Failure>;
 
 /// One placeholder, and what it stands for.
 pub(crate) struct Row {
-    upstream: Upstream,
+    pub(crate) upstream: Upstream,
     /// `None`: upstream wants none.
-    key: Option<Secret>,
-    placeholder: String,
-}
-
-impl Row {
-    pub(crate) fn new(
-        upstream: Upstream,
-        key: Option<Secret>,
-        placeholder: String,
-    ) -> Result<Self, String> {
-        let good = |key: &Secret| {
-            let mut value = key.expose().bytes();
-            !key.expose().is_empty() && value.all(|b| b.is_ascii_graphic())
-        };
-        if !key.as_ref().is_none_or(good) {
-            return Err("use the key: it holds what no header can carry, or nothing".into());
-        }
-        Ok(Self {
-            upstream,
-            key,
-            placeholder,
-        })
-    }
+    pub(crate) key: Option<Held>,
+    pub(crate) placeholder: String,
+    /// What the agent calls the key.
+    pub(crate) name: String,
 }
 
 pub(crate) struct Broker {
@@ -209,12 +192,18 @@ impl Broker {
             return Err(self.refused("CONNECT", "the broker forwards requests only"));
         }
         let path = self.path(&head.uri)?;
-        let Some(row) = self.put_key_in(&mut head.headers) else {
-            return Err(self.refused(
+        let nobodys = || {
+            self.refused(
                 "a request to the model",
                 "it has no placeholder, or another one",
-            ));
+            )
         };
+        let row = self.whose(&head.headers).ok_or_else(nobodys)?;
+        let key = match &row.key {
+            Some(held) => Some(held.key().await),
+            None => None,
+        };
+        put_in(&mut head.headers, key.as_ref()).ok_or_else(nobodys)?;
         let uri = uri(&row.upstream, &path)?;
         drop_hops(&mut head.headers);
         head.headers.remove(HOST);
@@ -232,10 +221,31 @@ impl Broker {
             )
         };
         let answered = timeout(SILENCE, self.client.request(asked)).await;
-        let answer = answered
+        let mut answer = answered
             .map_err(|_| gateway("no answer in time".into()))?
             .map_err(|error| gateway(chain(&error)))?;
-        shown(row.key.as_ref(), answer, place)
+        answer.headers_mut().remove(RENEWED);
+        if answer.status() == StatusCode::UNAUTHORIZED && self.renewed(row, key.as_ref()).await {
+            let word = HeaderValue::from_static("1");
+            answer.headers_mut().insert(RENEWED, word);
+        }
+        shown(key.as_ref(), answer, place)
+    }
+
+    /// Whether there is another key than the one that was refused.
+    async fn renewed(&self, row: &Row, refused: Option<&Secret>) -> bool {
+        let (Some(held), Some(refused)) = (&row.key, refused) else {
+            return false;
+        };
+        match held.look(refused).await {
+            Look::Renewed => true,
+            Look::Same => false,
+            Look::Lost(why) => {
+                let what = format!("{}, which its upstream refuses, read again", row.name);
+                self.refusals.refuse(&what, &why);
+                false
+            }
+        }
     }
 
     /// What was asked for; of whom, says the placeholder.
@@ -254,9 +264,9 @@ impl Broker {
         refuse(status, format!("dispatch's broker refused this: {why}"))
     }
 
-    /// In the one or two places where a key belongs; anywhere else a placeholder stays one. `None`: it
-    /// is nobody's, or of two keys at once.
-    fn put_key_in(&self, headers: &mut HeaderMap) -> Option<&Row> {
+    /// Whose placeholder is in the one or two places where a key belongs. `None`: it is nobody's, or
+    /// of two keys at once.
+    fn whose(&self, headers: &HeaderMap) -> Option<&Row> {
         let mut used: Option<&Row> = None;
         for name in [AUTHORIZATION, API_KEY] {
             let mut values = headers.get_all(&name).iter();
@@ -264,29 +274,12 @@ impl Broker {
                 return None;
             };
             let Some(value) = value else { continue };
-            let bytes = value.as_bytes();
-            let (scheme, token) = if name == AUTHORIZATION {
-                match bytes.split_at_checked(BEARER.len()) {
-                    Some((scheme, token)) if scheme.eq_ignore_ascii_case(BEARER) => (BEARER, token),
-                    // Another scheme is none of ours, and none of upstream's either.
-                    _ => return None,
-                }
-            } else {
-                (&b""[..], bytes)
-            };
+            let (_, token) = split(&name, value.as_bytes())?;
             let row = self.row(token)?;
             if used.is_some_and(|other| !std::ptr::eq(other, row)) {
                 return None;
             }
             used = Some(row);
-            let Some(key) = &row.key else {
-                headers.remove(&name);
-                continue;
-            };
-            let real = [scheme, key.expose().as_bytes()].concat();
-            let mut real = HeaderValue::from_bytes(&real).ok()?;
-            real.set_sensitive(true);
-            headers.insert(name, real);
         }
         used
     }
@@ -300,6 +293,37 @@ impl Broker {
             }
         })
     }
+}
+
+/// A value's scheme and what follows. Another scheme is none of ours, and none of upstream's either.
+fn split<'a>(name: &HeaderName, value: &'a [u8]) -> Option<(&'static [u8], &'a [u8])> {
+    if *name != AUTHORIZATION {
+        return Some((b"", value));
+    }
+    let (scheme, token) = value.split_at_checked(BEARER.len())?;
+    scheme
+        .eq_ignore_ascii_case(BEARER)
+        .then_some((BEARER, token))
+}
+
+/// The key where its placeholder is, or nothing where upstream wants none. Anywhere else a placeholder
+/// stays one.
+fn put_in(headers: &mut HeaderMap, key: Option<&Secret>) -> Option<()> {
+    for name in [AUTHORIZATION, API_KEY] {
+        let Some(value) = headers.get(&name) else {
+            continue;
+        };
+        let Some(key) = key else {
+            headers.remove(&name);
+            continue;
+        };
+        let (scheme, _) = split(&name, value.as_bytes())?;
+        let real = [scheme, key.expose().as_bytes()].concat();
+        let mut real = HeaderValue::from_bytes(&real).ok()?;
+        real.set_sensitive(true);
+        headers.insert(name, real);
+    }
+    Some(())
 }
 
 /// Upstream's origin and path before what was asked for; where it was asked of does not matter.
@@ -428,7 +452,10 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
+    use dispatch_core::models::KeySource;
+
     use super::*;
+    use crate::held::Origin;
 
     const KEY: &str = "sk-real-0123456789abcdef";
     const PLACEHOLDER: &str = "dispatch-placeholder-0123";
@@ -441,9 +468,17 @@ mod tests {
 
     fn broker(url: &str) -> Arc<Broker> {
         let refusals = Arc::new(Refusals::new(std::io::sink()));
-        let upstream = url.parse().unwrap();
-        let row = Row::new(upstream, Some(KEY.into()), PLACEHOLDER.into()).unwrap();
+        let row = row(url, Some(KEY), PLACEHOLDER, None);
         Arc::new(Broker::new(vec![row], refusals).unwrap())
+    }
+
+    fn row(url: &str, key: Option<&str>, placeholder: &str, origin: Option<Origin>) -> Row {
+        Row {
+            upstream: url.parse().unwrap(),
+            key: key.map(|key| Held::new(key.into(), origin).unwrap()),
+            placeholder: placeholder.into(),
+            name: "MODEL_KEY".into(),
+        }
     }
 
     /// A client's end of a connection to the broker.
@@ -515,17 +550,9 @@ mod tests {
     async fn each_placeholder_has_its_own_upstream_and_one_without_a_key_hears_none() {
         let (keyed, keyed_url) = upstream().await;
         let (open, open_url) = upstream().await;
-        let row = |url: &str, key: Option<&str>, placeholder: &str| {
-            Row::new(
-                url.parse().unwrap(),
-                key.map(Secret::from),
-                placeholder.into(),
-            )
-            .unwrap()
-        };
         let rows = vec![
-            row(&keyed_url, Some(KEY), "placeholder-a"),
-            row(&open_url, None, "placeholder-b"),
+            row(&keyed_url, Some(KEY), "placeholder-a", None),
+            row(&open_url, None, "placeholder-b", None),
         ];
         let refusals = Arc::new(Refusals::new(std::io::sink()));
         let broker = Arc::new(Broker::new(rows, refusals).unwrap());
@@ -662,11 +689,47 @@ mod tests {
         assert!(answer.contains("onnection refused"), "{answer}");
     }
 
+    #[tokio::test]
+    async fn a_key_that_was_renewed_is_taken_up_and_whoever_was_refused_is_told() {
+        const NEWER: &str = "sk-newer-0123456789abcdef";
+        let (listener, url) = upstream().await;
+        let origin = Origin {
+            name: "MODEL_KEY".into(),
+            from: KeySource::File("/keys/model".into()),
+            take: |_, _| Ok(NEWER.into()),
+        };
+        let refusals = Arc::new(Refusals::new(std::io::sink()));
+        let rows = vec![row(&url, Some(KEY), PLACEHOLDER, Some(origin))];
+        let broker = Arc::new(Broker::new(rows, refusals).unwrap());
+        // What upstream says of renewals is not believed.
+        let refused = "401 Unauthorized\r\nDispatch-Key-Renewed: 1";
+        let cases = [
+            (KEY, refused, true),
+            (NEWER, refused, false),
+            (NEWER, "200 OK\r\nDispatch-Key-Renewed: 1", false),
+        ];
+        for (key, says, renewed) in cases {
+            let mut client = connect(&broker);
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: {PLACEHOLDER}\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut stream, head) = accept(&listener).await;
+            assert!(head.contains(&format!("x-api-key: {key}\r\n")), "{head}");
+            let answer = format!(
+                "HTTP/1.1 {says}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{key}",
+                key.len()
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let head = read_until(&mut client, "\r\n\r\n").await;
+            assert_eq!(head.contains(RENEWED_HEADER), renewed, "{head}");
+            let masked = "*".repeat(key.len());
+            assert_eq!(read_until(&mut client, &masked).await, masked);
+        }
+    }
+
     #[test]
     fn a_key_that_no_header_can_carry_is_told_at_once() {
         for key in ["", "two\nlines", "a b", "ключ"] {
-            let upstream = "http://127.0.0.1:1".parse().unwrap();
-            assert!(Row::new(upstream, Some(key.into()), PLACEHOLDER.into()).is_err());
+            assert!(Held::new(key.into(), None).is_err());
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Must not know runs, tasks or agents, and must not write the real key anywhere but upstream.
 
 mod broker;
+mod held;
 mod masking;
 mod proxy;
 mod refusals;
@@ -38,9 +39,12 @@ use tokio::{
 
 use crate::{
     broker::{Broker, Row},
+    held::{Held, Origin},
     proxy::Proxy,
     refusals::Refusals,
 };
+
+pub use crate::held::Take;
 
 /// At once, of each door.
 const CONNECTIONS_MAX: usize = 256;
@@ -48,10 +52,11 @@ const CONNECTIONS_MAX: usize = 256;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 const PLACEHOLDER_BYTES: usize = 24;
 
-/// The sidecar's `main`: the arguments behind `dispatch sidecar`.
+/// The sidecar's `main`: the arguments behind `dispatch sidecar`. `take` reads a key where it comes
+/// from, when upstream has refused the one that we were given.
 #[must_use]
-pub fn main(args: &[OsString]) -> ExitCode {
-    match run(args) {
+pub fn main(args: &[OsString], take: Take) -> ExitCode {
+    match run(args, take) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The engine reads it from here.
@@ -62,7 +67,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn run(args: &[OsString]) -> Result<(), String> {
+fn run(args: &[OsString], take: Take) -> Result<(), String> {
     let [plan] = args else {
         return Err("start: its one argument is a plan; it is started by the engine".into());
     };
@@ -79,13 +84,13 @@ fn run(args: &[OsString]) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("start the runtime: {error}"))?;
-    let served = runtime.block_on(serve(plan, keys));
+    let served = runtime.block_on(serve(plan, keys, take));
     // A name that is being looked up must not hold the end back.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(plan: Plan, mut keys: BTreeMap<String, Secret>) -> Result<(), String> {
+async fn serve(plan: Plan, mut keys: BTreeMap<String, Secret>, take: Take) -> Result<(), String> {
     // Before the first word, so that whoever hears it can end us.
     let mut term =
         signal(SignalKind::terminate()).map_err(|error| format!("listen for signals: {error}"))?;
@@ -108,8 +113,15 @@ async fn serve(plan: Plan, mut keys: BTreeMap<String, Secret>) -> Result<(), Str
         let mut placeholders = BTreeMap::new();
         for table in plan.brokers {
             let placeholder = placeholder()?;
+            let name = table.key.clone();
+            let origin = table.again.map(|from| Origin { name, from, take });
             let key = keys.remove(&table.key);
-            rows.push(Row::new(table.upstream, key, placeholder.clone())?);
+            rows.push(Row {
+                upstream: table.upstream,
+                key: key.map(|key| Held::new(key, origin)).transpose()?,
+                placeholder: placeholder.clone(),
+                name: table.key.clone(),
+            });
             placeholders.insert(table.key, placeholder);
         }
         let broker = Broker::new(rows, Arc::clone(&refusals))?;

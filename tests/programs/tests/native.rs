@@ -6,12 +6,15 @@
     reason = "in a test, what is not as expected shall panic"
 )]
 
+#[path = "native/interleavings.rs"]
+mod interleavings;
 mod world;
 
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     thread::{self, JoinHandle},
@@ -414,7 +417,7 @@ fn tools_of_a_server_are_used_and_nothing_of_it_is_left() {
 }
 
 #[test]
-fn a_server_that_dies_takes_nobody_along() {
+fn row_14_a_server_that_dies_takes_nobody_along() {
     let call = |tool: &str| json!({"tool": format!("s__{tool}"), "args": {"text": "x"}});
     let model = Model::start(&json!([
         call("echo"), call("die"), call("echo"), {"text": "Finished.", "repeat": true},
@@ -441,7 +444,7 @@ fn a_server_that_dies_takes_nobody_along() {
 }
 
 #[test]
-fn a_stop_ends_a_call_of_a_server_and_the_server() {
+fn row_4_a_stop_ends_a_call_of_a_server_and_the_server() {
     let model = Model::start(&json!([{"tool": "s__hang", "args": {"text": "../begun"}}]));
     let mut task = Task::new(&model, PROVIDERS[1]);
     let begun = task.dir.path().join("begun");
@@ -465,6 +468,71 @@ fn a_stop_ends_a_call_of_a_server_and_the_server() {
     assert!(told(&lines)[0].contains("stopped by whoever watches"));
     let own = format!("{SERVER}\0hang\0only-of-this-test");
     assert!(!runs(own.as_bytes()));
+}
+
+#[test]
+fn row_4_a_stop_ends_a_search_that_nobody_answers() {
+    let model = Model::start(&json!([{"tool": "web_search", "args": {"query": "x"}}]));
+    let engine = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut task = Task::new(&model, PROVIDERS[0]);
+    task.opening["reach"] = json!("everything");
+    let url = format!("http://{}", engine.local_addr().unwrap());
+    task.opening["web"] = json!({"search": {"shape": "searxng", "url": url}});
+    let agent = task.start(Some("Go."));
+    let (mut asking, _) = engine.accept().unwrap();
+    asking.read_exact(&mut [0]).unwrap();
+    let asked = Instant::now();
+    agent.signal(Signal::TERM);
+    let code = agent.end();
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let lines = task.lines();
+    assert_eq!((code, end(&lines)), (Some(0), Some(TurnEnd::Stopped)));
+    assert!(told(&lines)[0].contains("stopped by whoever watches"));
+}
+
+/// A line without an end is as much as many lines.
+#[test]
+fn row_9_memory_is_bounded_whatever_commands_print() {
+    const AGENTS: usize = 6;
+    const KILOBYTES_MAX: u64 = 64 << 10;
+    let shell = |command: &str| json!({"tool": "shell", "command": command});
+    let script = json!([
+        shell("yes abcdefghijklmnopqrstuvwxyz | head -c 100000000"),
+        shell("head -c 100000000 /dev/zero | tr '\\0' x"),
+        shell("grep VmHWM /proc/$PPID/status"),
+        {"text": "Finished.", "repeat": true},
+    ]);
+    let models: Vec<Model> = (0..AGENTS).map(|_| Model::start(&script)).collect();
+    let mut tasks: Vec<(Task, Agent)> = Vec::new();
+    for model in &models {
+        let mut task = Task::new(model, PROVIDERS[2]);
+        task.opening["live"] = json!(true);
+        let agent = task.start(Some("Print."));
+        tasks.push((task, agent));
+    }
+    let mut peaks = Vec::new();
+    for (task, agent) in tasks {
+        assert_eq!(agent.end(), Some(0));
+        let told = told(&task.lines());
+        let [_, _, status] = &told[..] else {
+            panic!("{told:?}");
+        };
+        let kilobytes = status
+            .split("VmHWM:")
+            .nth(1)
+            .unwrap()
+            .trim_start_matches("\\t");
+        let kilobytes: u64 = kilobytes
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        peaks.push(kilobytes);
+    }
+    println!("{AGENTS} agents, 200 MB printed in each: at most {peaks:?} kB");
+    assert!(peaks.iter().all(|peak| *peak < KILOBYTES_MAX), "{peaks:?}");
 }
 
 #[test]

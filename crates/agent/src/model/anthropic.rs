@@ -14,6 +14,7 @@ use super::{
     entry::{Entry, Origin, Said, ToolResult},
     fields::Fields,
     head,
+    ids::CallIds,
     media::Part,
     sse::Event,
 };
@@ -171,8 +172,9 @@ struct Open {
     input: String,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Decoder {
+    ids: CallIds,
     open: Vec<Open>,
     blocks: usize,
     tokens: Tokens,
@@ -220,6 +222,16 @@ fn end(reason: &str) -> StepEnd {
 }
 
 impl Decoder {
+    pub(super) fn new(ids: CallIds) -> Self {
+        Self {
+            ids,
+            open: Vec::new(),
+            blocks: 0,
+            tokens: Tokens::default(),
+            end: None,
+        }
+    }
+
     fn start(&mut self, text: &str, data: &Value) -> Result<Vec<Heard>, ModelError> {
         #[derive(serde::Deserialize)]
         struct Start {
@@ -284,7 +296,7 @@ impl Decoder {
             return Err(ModelError::protocol("the end of a block that is not open"));
         };
         let open = self.open.remove(at);
-        Ok(vec![Heard::Closed(block(open)?)])
+        Ok(vec![Heard::Closed(block(open, &mut self.ids)?)])
     }
 
     /// What is told twice is a sum so far, and what is left out is as it was.
@@ -327,7 +339,7 @@ impl Open {
     }
 }
 
-fn block(mut open: Open) -> Result<Block, ModelError> {
+fn block(mut open: Open, ids: &mut CallIds) -> Result<Block, ModelError> {
     for (name, text) in std::mem::take(&mut open.grown) {
         open.fields.set_text(&name, &text)?;
     }
@@ -341,6 +353,13 @@ fn block(mut open: Open) -> Result<Block, ModelError> {
         } else {
             let instead = serde_json::to_string(&input_object(&input))?;
             open.fields.set("input", &instead)?;
+        }
+    }
+    if kind == "tool_use" {
+        let came = open.fields.text("id").unwrap_or_default();
+        let id = ids.name(&came);
+        if id != came {
+            open.fields.set_text("id", &id)?;
         }
     }
     let raw: Raw = open.fields.raw()?;

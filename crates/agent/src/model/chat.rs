@@ -16,6 +16,7 @@ use super::{
     body::Segment,
     entry::{Entry, Origin, Said},
     head,
+    ids::CallIds,
     media::Part,
     sse::Event,
 };
@@ -186,8 +187,7 @@ enum Growing {
 
 #[derive(Debug)]
 pub(super) struct Decoder {
-    /// The beginning of ids for calls that come without one.
-    made_ids: String,
+    ids: CallIds,
     growing: Option<Growing>,
     text: String,
     calls: BTreeMap<u64, Map<String, Value>>,
@@ -198,9 +198,9 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    pub(super) fn new(made_ids: String) -> Self {
+    pub(super) fn new(ids: CallIds) -> Self {
         Self {
-            made_ids,
+            ids,
             growing: None,
             text: String::new(),
             calls: BTreeMap::new(),
@@ -290,16 +290,12 @@ impl Decoder {
 
     fn closed_calls(&mut self) -> Result<Vec<Heard>, ModelError> {
         let mut heard = Vec::new();
-        let mut ids: Vec<String> = Vec::new();
-        for (index, mut call) in std::mem::take(&mut self.calls) {
-            let known = call.get("id").and_then(Value::as_str).unwrap_or_default();
-            let mut id = known.to_owned();
-            // Each result goes to one call, so each call has a name of its own.
-            if id.is_empty() || ids.contains(&id) {
-                id = format!("{}_{index}", self.made_ids);
+        for mut call in std::mem::take(&mut self.calls).into_values() {
+            let came = call.get("id").and_then(Value::as_str).unwrap_or_default();
+            let id = self.ids.name(came);
+            if id != came {
                 call.insert("id".into(), json!(id));
             }
-            ids.push(id.clone());
             call.entry("type").or_insert_with(|| json!("function"));
             let function = call.get("function").cloned().unwrap_or_default();
             let input = match &function["arguments"] {

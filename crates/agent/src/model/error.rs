@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use dispatch_core::{Millis, native::Fault};
+use dispatch_core::{Millis, native::Fault, sidecar::RENEWED_HEADER};
 use hyper::{HeaderMap, StatusCode};
 use serde_json::Value;
 
@@ -22,6 +22,8 @@ pub(crate) struct ModelError {
     pub(crate) retry_at: Option<Millis>,
     /// A part of the answer had come. Asking again would be a second answer.
     pub(crate) begun: bool,
+    /// Whoever holds the key has another one now.
+    pub(crate) renewed: bool,
 }
 
 impl fmt::Display for ModelError {
@@ -60,6 +62,7 @@ impl ModelError {
             message: short(&message.into()),
             retry_at: None,
             begun: false,
+            renewed: false,
         }
     }
 
@@ -87,6 +90,7 @@ impl ModelError {
         }
         error.status = Some(status.as_u16());
         error.retry_at = limits::retry_at(headers, now);
+        error.renewed = headers.contains_key(RENEWED_HEADER);
         error
     }
 
@@ -239,7 +243,7 @@ mod tests {
 
     /// The table of the acceptance list: status by provider, to what it is.
     #[test]
-    fn errors_have_a_kind() {
+    fn row_6_errors_have_a_kind() {
         use Fault::{
             Auth, BadRequest, ContextTooLong, Exhausted, Overloaded, RateLimited, Timeout,
         };

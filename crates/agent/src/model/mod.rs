@@ -7,7 +7,7 @@
 //! * [`entry`] a conversation as it is sent; [`body`] a request without a copy of it; [`media`] the
 //!   files that are shown in it
 //! * [`anthropic`], [`responses`], [`chat`] the wire formats; [`effort`] how hard to think in each
-//! * [`error`] what went wrong; [`limits`] what the headers say
+//! * [`ids`] names of calls; [`error`] what went wrong; [`limits`] what the headers say
 //! * [`http`] the connection that is kept; [`client`] all of it together
 
 mod anthropic;
@@ -21,6 +21,7 @@ mod fields;
 #[cfg(test)]
 mod golden;
 mod http;
+mod ids;
 mod limits;
 mod media;
 mod responses;
@@ -41,6 +42,7 @@ use dispatch_core::{
 use serde_json::Value;
 
 use body::Segment;
+use ids::CallIds;
 use media::Part;
 use sse::Event;
 
@@ -83,10 +85,11 @@ trait Decode: Send + std::fmt::Debug {
 }
 
 fn decoder(wire: Wire, made_ids: String) -> Box<dyn Decode> {
+    let ids = CallIds::new(made_ids);
     match wire {
-        Wire::Anthropic => Box::<anthropic::Decoder>::default(),
-        Wire::Responses => Box::<responses::Decoder>::default(),
-        Wire::Chat => Box::new(chat::Decoder::new(made_ids)),
+        Wire::Anthropic => Box::new(anthropic::Decoder::new(ids)),
+        Wire::Responses => Box::new(responses::Decoder::new(ids)),
+        Wire::Chat => Box::new(chat::Decoder::new(ids)),
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     entry::{Entry, Origin, Said},
     fields::Fields,
     head,
+    ids::CallIds,
     media::Part,
     sse::Event,
 };
@@ -136,8 +137,9 @@ fn whole_thought(raw: &Raw) -> Option<String> {
     (has("encrypted_content") || has("content")).then(|| raw.text().to_owned())
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Decoder {
+    ids: CallIds,
     calls: bool,
     tokens: Tokens,
     end: Option<StepEnd>,
@@ -169,7 +171,7 @@ impl Decode for Decoder {
             }
             "response.output_item.done" => {
                 let done: Done<'_> = serde_json::from_str(&event.data)?;
-                let block = block(done.item.get())?;
+                let block = block(done.item.get(), &mut self.ids)?;
                 self.calls |= matches!(block, Block::Call { .. });
                 Ok(vec![Heard::Closed(block)])
             }
@@ -210,6 +212,15 @@ fn delta(event: &Event) -> Result<String, ModelError> {
 }
 
 impl Decoder {
+    pub(super) fn new(ids: CallIds) -> Self {
+        Self {
+            ids,
+            calls: false,
+            tokens: Tokens::default(),
+            end: None,
+        }
+    }
+
     fn ended(&mut self, response: &Value) {
         let usage = &response["usage"];
         let count = |place: &str| usage.pointer(place).and_then(Value::as_u64).unwrap_or(0);
@@ -232,10 +243,12 @@ impl Decoder {
     }
 }
 
-fn block(text: &str) -> Result<Block, ModelError> {
+fn block(text: &str, ids: &mut CallIds) -> Result<Block, ModelError> {
     let item: Value = serde_json::from_str(text)?;
+    if item["type"] == "function_call" {
+        return call(text, ids);
+    }
     let raw = Raw::parse(text.to_owned())?;
-    let string = |name: &str| item[name].as_str().unwrap_or_default().to_owned();
     Ok(match item["type"].as_str().unwrap_or_default() {
         "message" => Block::Text {
             text: joined(&item["content"], &["text", "refusal"], ""),
@@ -249,13 +262,25 @@ fn block(text: &str) -> Result<Block, ModelError> {
             };
             Block::Thinking { text, raw }
         }
-        "function_call" => Block::Call {
-            id: string("call_id"),
-            name: string("name"),
-            input: string("arguments"),
-            raw,
-        },
         _ => Block::Other { raw },
+    })
+}
+
+fn call(text: &str, ids: &mut CallIds) -> Result<Block, ModelError> {
+    let mut fields = Fields::parse(text)?;
+    let came = fields.text("call_id").unwrap_or_default();
+    let id = ids.name(&came);
+    let raw = if id == came {
+        Raw::parse(text.to_owned())?
+    } else {
+        fields.set_text("call_id", &id)?;
+        fields.raw()?
+    };
+    Ok(Block::Call {
+        id,
+        name: fields.text("name").unwrap_or_default(),
+        input: fields.text("arguments").unwrap_or_default(),
+        raw,
     })
 }
 

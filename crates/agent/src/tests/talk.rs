@@ -106,6 +106,24 @@ async fn a_message_can_be_taken_back_before_it_is_told() {
     assert!(told.contains(&2));
 }
 
+/// Whatever it does meanwhile: whoever asks for it back is told at once.
+#[tokio::test]
+async fn a_message_can_be_taken_back_in_the_middle_of_an_answer() {
+    let provider = Provider::start(vec![Reply::Stalls(String::new())]).await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    let mut live = bed.start(Some("Go."));
+    provider.until_asked(1).await;
+    live.say(1, "More.");
+    live.order(&json!({"unsay": {"id": 1}}));
+    live.until(|chunk| matches!(chunk, Chunk::Unsaid { id: 1 }))
+        .await;
+    live.order(&json!({"stop": {}}));
+    let lines = live.end().await;
+    assert_eq!(said(&lines), [(true, vec![0])]);
+    let numbers: Vec<u64> = lines.iter().map(|line| line.n).collect();
+    assert_eq!(numbers, (1..=lines.len() as u64).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_permission_is_asked_answered_and_remembered() {
     let call = |id| Reply::Events(say::chat("", &[(id, "run_shell", shell("echo x >> log"))]));

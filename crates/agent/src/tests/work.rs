@@ -1,6 +1,6 @@
 //! Turns without trouble: tools run, results go back, limits hold.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use dispatch_core::native::{Chunk, TurnEnd};
 use serde_json::{Value, json};
@@ -72,9 +72,8 @@ async fn a_task_is_done_with_every_wire_format() {
 }
 
 /// Many calls in one step, some that only look and some that do not, some with the same name as
-/// another, one that nobody knows: one result each, told in the order of the calls.
-#[tokio::test]
-async fn row_13_exactly_one_result_per_call() {
+/// another or with none, one that nobody knows: one result each, told in the order of the calls.
+async fn exactly_one_result_per_call(kind: &str) {
     let mut calls: Vec<(String, &str, Value)> = Vec::new();
     for n in 0..120 {
         let (name, input) = match n % 4 {
@@ -83,45 +82,124 @@ async fn row_13_exactly_one_result_per_call() {
             2 => ("list_files", json!({})),
             _ => ("fly", json!({})),
         };
-        // Some servers give the same id twice.
-        calls.push((format!("id{}", n - n % 2), name, input));
+        // Some servers give the same id twice, and some give none.
+        let id = match n % 10 {
+            8 | 9 => String::new(),
+            _ => format!("id{}", n - n % 2),
+        };
+        calls.push((id, name, input));
     }
     let calls: Vec<(&str, &str, Value)> = calls
         .iter()
         .map(|(id, name, input)| (id.as_str(), *name, input.clone()))
         .collect();
     let provider = Provider::start(vec![
-        Reply::Events(say::chat("", &calls)),
-        Reply::Events(say::chat("Done.", &[])),
+        Reply::Events(say::any(kind, "", &calls)),
+        Reply::Events(say::any(kind, "Done.", &[])),
     ])
     .await;
-    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    let mut bed = Bed::new(&[("k", kind, &provider)]);
     for n in 0..3 {
         fs::write(bed.work(&format!("f{n}")), format!("content {n}")).unwrap();
     }
     let lines = bed.run(Some("Go.")).await;
+    assert_eq!(end(&lines), TurnEnd::Done);
     assert_eq!(results(&lines).len(), 120);
     let order: Vec<String> = (0..120)
         .filter(|n| n % 4 == 1)
         .map(|n| format!("{n}\n"))
         .collect();
     assert_eq!(bed.read("log"), order.concat());
-    let body = provider.asked()[1].json();
-    let messages = body["messages"].as_array().unwrap();
-    let asked = messages[2]["tool_calls"].as_array().unwrap();
-    let told: Vec<&Value> = messages[3..]
-        .iter()
-        .map(|message| &message["tool_call_id"])
-        .collect();
-    assert_eq!(
-        told,
-        asked.iter().map(|call| &call["id"]).collect::<Vec<_>>()
+    let (asked, told) = pairs(kind, &provider.asked()[1].json());
+    let ids: Vec<&String> = told.iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, asked.iter().collect::<Vec<_>>());
+    assert_eq!(asked.iter().collect::<BTreeSet<_>>().len(), 120);
+    assert!(
+        asked.contains(&"id0".to_owned()),
+        "a good name stays: {asked:?}"
     );
-    let unknown = messages[6]["content"].as_str().unwrap();
+    let unknown = &told[3].1;
     assert!(
         unknown.starts_with("error: there is no tool \"fly\"; there are read_file,"),
         "{unknown}"
     );
+}
+
+/// What a request says was called, and each result with the id it is for.
+fn pairs(kind: &str, body: &Value) -> (Vec<String>, Vec<(String, String)>) {
+    let of = |list: &Value, kind: &str, id: &str| -> Vec<Value> {
+        let items = list.as_array().unwrap().iter();
+        let known = items.filter(|item| item["type"] == kind && item[id].is_string());
+        known.cloned().collect()
+    };
+    let text = |item: &Value, name: &str| item[name].as_str().unwrap().to_owned();
+    let (calls, results, id, result, output) = match kind {
+        "anthropic" => (
+            of(&body["messages"][1]["content"], "tool_use", "id"),
+            of(
+                &body["messages"][2]["content"],
+                "tool_result",
+                "tool_use_id",
+            ),
+            "id",
+            "tool_use_id",
+            "content",
+        ),
+        "openai" => (
+            of(&body["input"], "function_call", "call_id"),
+            of(&body["input"], "function_call_output", "call_id"),
+            "call_id",
+            "call_id",
+            "output",
+        ),
+        _ => (
+            of(&body["messages"][2]["tool_calls"], "function", "id"),
+            body["messages"].as_array().unwrap()[3..].to_vec(),
+            "id",
+            "tool_call_id",
+            "content",
+        ),
+    };
+    let asked = calls.iter().map(|call| text(call, id)).collect();
+    let told = results
+        .iter()
+        .map(|item| (text(item, result), text(item, output)));
+    (asked, told.collect())
+}
+
+#[tokio::test]
+async fn row_13_exactly_one_result_per_call_over_chat() {
+    exactly_one_result_per_call("compatible").await;
+}
+
+#[tokio::test]
+async fn row_13_exactly_one_result_per_call_over_anthropic() {
+    exactly_one_result_per_call("anthropic").await;
+}
+
+#[tokio::test]
+async fn row_13_exactly_one_result_per_call_over_responses() {
+    exactly_one_result_per_call("openai").await;
+}
+
+/// Gateways that speak Anthropic's format say that the turn is over where they mean calls.
+#[tokio::test]
+async fn calls_of_an_answer_that_says_it_is_done_are_run() {
+    let answer = say::anthropic("", &[("a", "run_shell", shell("echo x >> log"))]);
+    assert!(answer.contains(":\"tool_use\"},\"usage"), "{answer}");
+    let provider = Provider::start(vec![
+        Reply::Events(answer.replace(":\"tool_use\"},\"usage", ":\"end_turn\"},\"usage")),
+        Reply::Events(say::anthropic("Done.", &[])),
+    ])
+    .await;
+    let mut bed = Bed::new(&[("k", "anthropic", &provider)]);
+    let lines = bed.run(Some("Go.")).await;
+    assert_eq!(
+        (end(&lines), bed.read("log")),
+        (TurnEnd::Done, "x\n".into())
+    );
+    assert_eq!(texts(&lines), ["Done."]);
+    assert!(!results(&lines)[&("1.1".into(), "a".into())].contains("was not run"));
 }
 
 /// Those that only look do not wait for each other.

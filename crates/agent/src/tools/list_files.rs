@@ -4,11 +4,14 @@
 use std::path::Path;
 
 use dispatch_core::rules::Group;
-use ignore::{WalkBuilder, overrides::OverrideBuilder};
+use ignore::overrides::OverrideBuilder;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Place, Run, Tool, Wrong, blocking, schema, text_of};
+use super::{
+    Place, Run, Tool, Wrong, blocking, schema, text_of,
+    tree::{self, LeftOut},
+};
 
 const ENTRIES_MAX: usize = 2_000;
 /// Looked at; a tree with more is cut.
@@ -56,7 +59,8 @@ fn entries(place: &Place, input: &Input) -> Result<String, Wrong> {
     let mut names = Vec::new();
     let mut visited = 0;
     let mut unreadable = 0;
-    for entry in walk(&dir, input)? {
+    let (walk, left_out) = walk(place, &dir, input)?;
+    for entry in walk {
         visited += 1;
         if visited > VISITED_MAX {
             break;
@@ -76,7 +80,7 @@ fn entries(place: &Place, input: &Input) -> Result<String, Wrong> {
         names.push(format!("{}{slash}", path.display()));
     }
     names.sort_unstable();
-    Ok(text(&shown, names, visited, unreadable))
+    Ok(text(&shown, names, visited, unreadable) + left_out.told().trim_end())
 }
 
 fn text(shown: &str, mut names: Vec<String>, visited: usize, unreadable: usize) -> String {
@@ -101,18 +105,8 @@ fn text(shown: &str, mut names: Vec<String>, visited: usize, unreadable: usize) 
     text
 }
 
-fn walk(dir: &Path, input: &Input) -> Result<ignore::Walk, Wrong> {
-    let mut walk = WalkBuilder::new(dir);
-    walk.hidden(false)
-        .follow_links(false)
-        .require_git(false)
-        .git_global(false)
-        .ignore(!input.all)
-        .git_ignore(!input.all)
-        .git_exclude(!input.all)
-        .parents(!input.all);
-    let all = input.all;
-    walk.filter_entry(move |entry| all || entry.file_name() != ".git");
+fn walk(place: &Place, dir: &Path, input: &Input) -> Result<(ignore::Walk, LeftOut), Wrong> {
+    let (mut walk, left_out) = tree::walk(place, dir, input.all)?;
     match &input.glob {
         None => {
             walk.max_depth(Some(1));
@@ -124,7 +118,7 @@ fn walk(dir: &Path, input: &Input) -> Result<ignore::Walk, Wrong> {
             walk.overrides(only.build().map_err(bad)?);
         }
     }
-    Ok(walk.build())
+    Ok((walk.build(), left_out))
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ mod key_usage;
 mod line_kind;
 mod list_files;
 pub(crate) mod mcp;
+#[cfg(test)]
+mod odd_files;
+mod open;
 mod patch;
 mod place;
 mod rank;
@@ -29,6 +32,7 @@ mod spill;
 #[cfg(test)]
 mod testing;
 mod todo;
+mod tree;
 mod web;
 mod web_fetch;
 mod web_search;

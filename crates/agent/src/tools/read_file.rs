@@ -2,7 +2,6 @@
 //! Must not show bytes that are no text, and must not hold more than the page.
 
 use std::{
-    fs::File,
     hash::{DefaultHasher, Hasher},
     io::{self, BufRead, BufReader},
     path::Path,
@@ -12,7 +11,7 @@ use dispatch_core::rules::Group;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Place, Run, Tool, Wrong, blocking, place::failed, schema, text_of};
+use super::{Place, Run, Tool, Wrong, blocking, open::open, place::failed, schema, text_of};
 
 const LINES_USUAL: usize = 500;
 const LINES_MAX: usize = 5_000;
@@ -100,10 +99,8 @@ struct Page {
 
 impl Page {
     fn read(path: &Path, first: usize, limit: usize) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
+        let file = open(path)?;
+        let size = file.metadata()?.len();
         let mut input = BufReader::with_capacity(64 << 10, file);
         let mut hasher = DefaultHasher::new();
         let mut page = Self {
@@ -122,7 +119,7 @@ impl Page {
             }
             if page.bytes < HEAD_BYTES as u64 && buffer.contains(&0) {
                 page.binary = true;
-                page.bytes = path.metadata()?.len();
+                page.bytes = size;
                 return Ok(page);
             }
             if page.bytes >= FILE_BYTES_MAX {
@@ -234,7 +231,7 @@ mod tests {
             "error: b is no text: 6 bytes of something else"
         );
         assert_eq!(wrong("x").await, "error: read x: it is not there");
-        assert_eq!(wrong(".").await, "error: read .: it is no file");
+        assert_eq!(wrong(".").await, "error: read .: it is a directory");
         assert!(wrong("../x").await.contains("outside the workspace"));
         let latin = bench.told("read_file", json!({"path": "latin"})).await;
         assert!(latin.contains('\u{fffd}'), "{latin}");

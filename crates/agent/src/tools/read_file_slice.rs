@@ -2,7 +2,6 @@
 //! Must not hold more than the part, however long the line is.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader},
     path::Path,
 };
@@ -11,7 +10,7 @@ use dispatch_core::rules::Group;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Place, Run, Tool, Wrong, blocking, place::failed, schema, text_of};
+use super::{Place, Run, Tool, Wrong, blocking, open::open, place::failed, schema, text_of};
 
 const CHARS_USUAL: usize = 5_000;
 /// More would only be spilled again.
@@ -84,7 +83,7 @@ enum Found {
 }
 
 fn find(path: &Path, line: usize, offset: usize, length: usize) -> io::Result<Found> {
-    let mut input = BufReader::with_capacity(64 << 10, File::open(path)?);
+    let mut input = BufReader::with_capacity(64 << 10, open(path)?);
     let mut lines = 0;
     let mut fresh = true;
     while lines + 1 < line {

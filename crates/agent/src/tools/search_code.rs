@@ -2,7 +2,7 @@
 //! they seem to be about it, with the lines around. What the repository ignores is left out.
 //! Must not hold the contents of what it searches: files are ranked first, and the best read again.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use dispatch_core::rules::Group;
 use grep_regex::{RegexMatcher, RegexMatcherBuilder};
@@ -14,10 +14,11 @@ use super::{
     Place, Run, Tool, Wrong, blocking,
     line_kind::{Kind, Language},
     place::failed,
-    rank::{LIMIT, Ranked, Search},
+    rank::{Found, LIMIT, Ranked, Search},
     schema,
     snippet::snippet,
     text_of,
+    tree::{self, LeftOut},
 };
 
 const FILES_USUAL: usize = 20;
@@ -120,15 +121,14 @@ fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
         matcher: &matcher,
         takes: Only::takes(input.only),
         query: input.query.to_lowercase(),
+        until: Instant::now() + LIMIT,
     };
-    let found = search.rank(&walk(&root, input)?);
+    let (walk, left_out) = walk(place, &root, input)?;
+    let found = search.rank(&walk);
+    let notes = notes(&found) + &left_out.told();
     if found.files.is_empty() {
-        let cut = if found.cut {
-            " in the time there was"
-        } else {
-            ""
-        };
-        return Ok(format!("nothing found{cut}"));
+        let text = format!("nothing found\n{notes}");
+        return Ok(text.trim_end().to_owned());
     }
     let limit = input
         .result_limit
@@ -146,13 +146,23 @@ fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
     if more > 0 {
         text.push_str(&format!("[{more} more files match]\n"));
     }
+    Ok(text + &notes)
+}
+
+/// What was not searched.
+fn notes(found: &Found) -> String {
+    let mut text = String::new();
     if found.cut {
+        let limit = LIMIT.as_secs();
+        text.push_str(&format!("[not all was searched in {limit} s]\n"));
+    }
+    if found.unfinished > 0 {
+        let count = found.unfinished;
         text.push_str(&format!(
-            "[not all was searched in {} s]\n",
-            LIMIT.as_secs()
+            "[{count} files were not searched to their end: a line of theirs is too long]\n"
         ));
     }
-    Ok(text)
+    text
 }
 
 fn matcher(input: &Input) -> Result<(RegexMatcher, bool), Wrong> {
@@ -173,13 +183,8 @@ fn matcher(input: &Input) -> Result<(RegexMatcher, bool), Wrong> {
     Ok((matcher, true))
 }
 
-fn walk(root: &Path, input: &Input) -> Result<WalkBuilder, Wrong> {
-    let mut walk = WalkBuilder::new(root);
-    walk.hidden(false)
-        .follow_links(false)
-        .require_git(false)
-        .git_global(false)
-        .filter_entry(|entry| entry.file_name() != ".git");
+fn walk(place: &Place, root: &Path, input: &Input) -> Result<(WalkBuilder, LeftOut), Wrong> {
+    let (mut walk, left_out) = tree::walk(place, root, false)?;
     let mut rules = OverrideBuilder::new(root);
     let list = |text: &Option<String>| -> Vec<String> {
         let items = text.iter().flat_map(|text| text.split(','));
@@ -199,7 +204,7 @@ fn walk(root: &Path, input: &Input) -> Result<WalkBuilder, Wrong> {
             .map_err(|error| bad(&pattern, error))?;
     }
     walk.overrides(rules.build().map_err(|error| bad("this", error))?);
-    Ok(walk)
+    Ok((walk, left_out))
 }
 
 fn shown(

@@ -7,6 +7,7 @@ use grep_searcher::{Searcher, Sink, SinkContext, SinkContextKind, SinkMatch};
 
 use super::{
     line_kind::Language,
+    open::open,
     rank::{Search, searcher},
 };
 
@@ -29,7 +30,10 @@ pub(super) fn snippet(
         after: 0,
         context,
     };
-    searcher(context).search_path(search.matcher, path, &mut snippet)?;
+    let read = search.look_through(&mut searcher(context), open(path)?, &mut snippet);
+    if read.is_err() && snippet.text.is_empty() {
+        read?;
+    }
     if snippet.cut {
         snippet.text.push_str("  ...\n");
     }

@@ -67,6 +67,14 @@ impl Bench {
         fs::write(path, content).unwrap();
     }
 
+    /// A pipe with a name, which nobody ever writes to: opened to be read it keeps one waiting.
+    pub(crate) fn pipe(&self, name: &str) {
+        let made = std::process::Command::new("mkfifo")
+            .arg(self.path(name))
+            .status();
+        assert!(made.unwrap().success(), "{name}");
+    }
+
     pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
     }

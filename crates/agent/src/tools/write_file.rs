@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
@@ -16,6 +16,7 @@ use similar::TextDiff;
 
 use super::{
     Place, Run, Tool, Wrong, blocking,
+    open::open,
     place::{failed, hash},
     schema, text_of,
 };
@@ -84,19 +85,18 @@ fn check_known(
 
 /// `None`: there is no such file.
 pub(super) fn content(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(found) if !found.is_file() => Err(io::Error::other("it is no file")),
-        Ok(found) if found.len() > FILE_BYTES_MAX => {
-            let bytes = found.len();
-            Err(io::Error::other(format!(
-                "it has {bytes} bytes, which is too much to change here"
-            )))
-        }
-        Ok(_) => fs::read(path).map(Some),
+    let file = match open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let mut bytes = Vec::new();
+    let read = (&file).take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if read as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "it has more than {FILE_BYTES_MAX} bytes, which is too much to change here"
+        )));
     }
+    Ok(Some(bytes))
 }
 
 /// All at once: whoever reads it sees the old or the new content, whatever happens to us.

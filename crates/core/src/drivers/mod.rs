@@ -135,9 +135,26 @@ pub enum Step {
     Withdrawn {
         id: String,
     },
+    /// What became of the message that was said to it as the `nth`, counted from 1: of an agent that
+    /// [takes back](Driver::takes_back).
+    Message {
+        nth: usize,
+        hearing: Hearing,
+    },
     CloseInput,
     /// It has said its last word. The supervisor closes the input and sees that it leaves.
     Done,
+}
+
+/// What an agent tells of a message that was said to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// Its model has it.
+    Heard,
+    /// It was taken back in time.
+    Unsaid,
+    /// It has no room for it.
+    Refused,
 }
 
 /// How to speak to one kind of agent. Owns protocol state, touches nothing, deterministic.
@@ -152,6 +169,15 @@ pub trait Driver: Send + fmt::Debug {
     /// A message for a running agent; `None`: it cannot be spoken to now. On re-attachment it is said
     /// again after the same line of output.
     fn say(&mut self, text: &str) -> Option<Vec<u8>>;
+    /// Whether it tells what becomes of each message, and gives back what its model has not heard.
+    fn takes_back(&self) -> bool {
+        false
+    }
+    /// Asks for the `nth` message back, counted from 1. Needs nothing of the driver's state but what
+    /// was said. `None`: what it was given it keeps.
+    fn unsay(&self, _nth: usize) -> Option<Vec<u8>> {
+        None
+    }
     /// How many of the messages that were said to it, the last ones, it has not taken up so far.
     fn unheard(&self) -> usize {
         0
@@ -231,6 +257,12 @@ impl DriverKind {
     /// Whether it can be told to make its conversation shorter.
     #[must_use]
     pub fn compacts(self) -> bool {
+        self == Self::Native
+    }
+
+    /// Whether a message that a running one was given can be had back before its model hears it.
+    #[must_use]
+    pub fn takes_back(self) -> bool {
         self == Self::Native
     }
 
@@ -371,6 +403,24 @@ mod tests {
             "env": [{"name": "DISPATCH_DOOR", "value": "/run/e.sock"}],
         });
         assert_eq!(sent["params"]["mcpServers"], json!([server]));
+    }
+
+    #[test]
+    fn who_takes_back_says_so_before_and_while_it_runs() {
+        for kind in [
+            DriverKind::Plain,
+            DriverKind::Claude,
+            DriverKind::Codex,
+            DriverKind::Acp,
+            DriverKind::Coderabbit,
+            DriverKind::CodexApp,
+            DriverKind::Native,
+        ] {
+            let (_, mut driver) = opened(kind, None);
+            assert_eq!(driver.takes_back(), kind.takes_back(), "{kind:?}");
+            driver.say("x");
+            assert_eq!(driver.unsay(1).is_some(), kind.takes_back(), "{kind:?}");
+        }
     }
 
     /// Nothing of it where there is no grant.

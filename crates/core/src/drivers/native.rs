@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Ask, Driver, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
+    Ask, Driver, Hearing, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
     pieces::Pieces,
     text::{
         TODO_ITEMS_MAX, asked_text, asked_tool, bounded, kept_text, notice, session_ok, tool_text,
@@ -48,9 +48,10 @@ pub(super) struct Native {
     pieces: Pieces,
     /// Of the turn that has ended; nothing while one goes on.
     last: Option<LastWord>,
-    /// Messages given to it, numbered from 1, and those that it has told its model.
+    /// Messages given to it, numbered from 1, and those that it has told its model, given back or
+    /// refused.
     given: u64,
-    heard: BTreeSet<u64>,
+    settled: BTreeSet<u64>,
     /// Its input is closed.
     left: bool,
     /// Windows of its provider that have nothing left, so that each is told once.
@@ -116,8 +117,19 @@ impl Driver for Native {
         Some(line(&Order::Say(message)))
     }
 
+    fn takes_back(&self) -> bool {
+        true
+    }
+
+    fn unsay(&self, nth: usize) -> Option<Vec<u8>> {
+        let id = u64::try_from(nth)
+            .ok()
+            .filter(|id| (1..=self.given).contains(id))?;
+        Some(line(&Order::Unsay { id }))
+    }
+
     fn unheard(&self) -> usize {
-        let unheard = (1..=self.given).filter(|id| !self.heard.contains(id));
+        let unheard = (1..=self.given).filter(|id| !self.settled.contains(id));
         unheard.count()
     }
 
@@ -235,7 +247,9 @@ impl Native {
                 self.pieces.cut();
                 Vec::new()
             }
-            Chunk::StepEnded(_) | Chunk::Running { .. } | Chunk::Unsaid { .. } => Vec::new(),
+            Chunk::Unsaid { id } => self.without(id, Hearing::Unsaid),
+            Chunk::Refused { id, why } => self.refused(id, &why),
+            Chunk::StepEnded(_) | Chunk::Running { .. } => Vec::new(),
         }
     }
 
@@ -249,12 +263,34 @@ impl Native {
 
     /// What is told to the model now, it has heard. A turn that had ended before goes on.
     fn told(&mut self, messages: &[Message]) -> Vec<Step> {
-        let ours = messages.iter().map(|message| message.id);
-        let given = self.given;
-        self.heard
-            .extend(ours.filter(|id| (1..=given).contains(id)));
         self.last = None;
-        Vec::new()
+        let ids = messages.iter().map(|message| message.id);
+        ids.filter_map(|id| self.settle(id, Hearing::Heard))
+            .collect()
+    }
+
+    /// Each is settled once, and what is none of ours never.
+    fn settle(&mut self, id: u64, hearing: Hearing) -> Option<Step> {
+        let ours = (1..=self.given).contains(&id) && self.settled.insert(id);
+        let nth = usize::try_from(id).ok().filter(|_| ours)?;
+        Some(Step::Message { nth, hearing })
+    }
+
+    /// Without it. Where it was all that another turn would have been for, there is none.
+    fn without(&mut self, id: u64, hearing: Hearing) -> Vec<Step> {
+        let mut steps: Vec<Step> = self.settle(id, hearing).into_iter().collect();
+        if self.last.is_some() && !self.left && self.unheard() == 0 {
+            self.left = true;
+            steps.push(Step::Done);
+        }
+        steps
+    }
+
+    fn refused(&mut self, id: u64, why: &str) -> Vec<Step> {
+        let mut steps = self.without(id, Hearing::Refused);
+        let text = format!("a message is not taken now, and waits for the next run: {why}");
+        steps.insert(0, Step::Said(notice(&brief(&text))));
+        steps
     }
 
     fn block(&mut self, block: Block) -> Vec<Step> {
@@ -611,6 +647,32 @@ mod tests {
         assert!(heard(&mut driver, &done).contains(&Step::Done));
         assert_eq!((driver.unheard(), driver.listens()), (0, false));
         assert_eq!(driver.close().last, LastWord::Done);
+    }
+
+    #[test]
+    fn what_is_given_back_or_refused_is_not_waited_for() {
+        let (mut driver, _) = opened(&setup(Vec::new()), None);
+        for text in ["one", "two", "three"] {
+            driver.say(text);
+        }
+        let order: Value = serde_json::from_slice(&driver.unsay(2).unwrap()).unwrap();
+        assert_eq!(order, json!({"unsay": {"id": 2}}));
+        assert_eq!((driver.unsay(0), driver.unsay(4)), (None, None));
+        let message = |nth, hearing| Step::Message { nth, hearing };
+        let one = json!({"said": {"said": [{"id": 1, "text": "one"}]}});
+        assert_eq!(heard(&mut driver, &one), [message(1, Hearing::Heard)]);
+        let refused = json!({"refused": {"id": 3, "why": "256 messages wait"}});
+        assert_eq!(
+            heard(&mut driver, &refused)[1],
+            message(3, Hearing::Refused)
+        );
+        let done = json!({"turn_ended": {"end": "done", "text": "x"}});
+        assert!(!heard(&mut driver, &done).contains(&Step::Done));
+        // It was all that another turn would have been for.
+        let unsaid = json!({"unsaid": {"id": 2}});
+        let steps = heard(&mut driver, &unsaid);
+        assert_eq!(steps, [message(2, Hearing::Unsaid), Step::Done]);
+        assert_eq!((driver.unheard(), heard(&mut driver, &unsaid)), (0, vec![]));
     }
 
     #[test]

@@ -193,7 +193,9 @@ impl State {
                 }
             }
             Kind::MessageCancelled { message } => {
-                let found = task.message_mut(*message).filter(|found| found.waits());
+                // What a run's agent has given back stays with that run: a replay says it again.
+                let open = |found: &&mut Message| found.fate == Fate::Waiting;
+                let found = task.message_mut(*message).filter(open);
                 found.ok_or_else(|| refused(*message))?.fate = Fate::Cancelled;
                 task.attached
                     .retain(|attached| attached.message != Some(*message));

@@ -365,8 +365,8 @@ pub(crate) struct SayInput {
 pub(crate) struct SayOutput {
     /// The number of the message.
     pub(crate) message: u32,
-    /// delivered (in the running agent's input), queued (it comes with a run) or held (kept until a
-    /// person says something).
+    /// delivered (in the running agent's input), on_its_way (the running agent takes it up at its next
+    /// step), queued (it comes with a run) or held (kept until a person says something).
     pub(crate) how: String,
     pub(crate) task: Handle,
 }

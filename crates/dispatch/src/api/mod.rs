@@ -56,7 +56,7 @@ pub(crate) struct Restored {
     pub(crate) workspace: PathBuf,
 }
 
-/// What became of a message so far: `delivered`, `queued` or `held`.
+/// What became of a message so far: `delivered`, `on_its_way`, `queued` or `held`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Spoken {
     pub(crate) message: u32,

@@ -84,6 +84,7 @@ pub(super) fn spoken_line(spoken: &Spoken) -> String {
     );
     let what = match spoken.how.as_str() {
         "delivered" => "delivered to the running agent".to_owned(),
+        "on_its_way" => "on its way: the running agent takes it up at its next step".to_owned(),
         "queued" if open => format!("comes with run {n}"),
         "queued" => format!("comes with the next run, after run {n}"),
         _ => "held, until a person says something".to_owned(),
@@ -91,7 +92,7 @@ pub(super) fn spoken_line(spoken: &Spoken) -> String {
     format!("{short} message {message}: {what}")
 }
 
-/// Take a message back that no run has yet.
+/// Take a message back that no agent has heard yet.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  dispatch unsay 3f 2")]
 pub(crate) struct UnsayArgs {

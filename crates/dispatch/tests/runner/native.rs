@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,10 +22,11 @@ use super::world::{TestWorld, children, pid_of};
 
 pub(super) const KEY: &str = "sk-ant-api03-the-real-key-0123456789abcdef";
 
-/// Whom an agent asks: scripts by name, and the heads of all requests.
+/// Whom an agent asks: scripts by name, and what came through the door.
 pub(super) struct Model {
     url: String,
     heads: Arc<Mutex<Vec<String>>>,
+    came: Arc<Notify>,
     log: PathBuf,
 }
 
@@ -43,8 +45,14 @@ impl Model {
         let heads = Arc::default();
         let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", door.local_addr().unwrap());
-        tokio::spawn(note(door, address, Arc::clone(&heads)));
-        Self { url, heads, log }
+        let came = Arc::default();
+        tokio::spawn(note(door, address, Arc::clone(&heads), Arc::clone(&came)));
+        Self {
+            url,
+            heads,
+            came,
+            log,
+        }
     }
 
     /// A key's table, which asks this script.
@@ -55,6 +63,17 @@ impl Model {
             self.url,
             name.to_uppercase()
         )
+    }
+
+    /// Until something with these words was asked.
+    async fn until_asked(&self, words: &str) {
+        loop {
+            let came = self.came.notified();
+            if self.seen().contains(words) {
+                return;
+            }
+            came.await;
+        }
     }
 
     fn seen(&self) -> String {
@@ -71,10 +90,15 @@ impl Model {
     }
 }
 
-/// Hands every connection on, and keeps the head of what comes first.
-async fn note(door: TcpListener, to: std::net::SocketAddr, heads: Arc<Mutex<Vec<String>>>) {
+/// Hands every connection on, and keeps what is asked there.
+async fn note(
+    door: TcpListener,
+    to: std::net::SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    came: Arc<Notify>,
+) {
     while let Ok((mut client, _)) = door.accept().await {
-        let heads = Arc::clone(&heads);
+        let (heads, came) = (Arc::clone(&heads), Arc::clone(&came));
         tokio::spawn(async move {
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
@@ -97,10 +121,20 @@ async fn note(door: TcpListener, to: std::net::SocketAddr, heads: Arc<Mutex<Vec<
                 copy(&mut from_server, &mut to_client).await.ok();
                 to_client.shutdown().await.ok();
             };
+            // What follows on the same connection is kept as well.
+            let on = async {
+                let mut bytes = vec![0; 64 << 10];
+                while let Ok(n @ 1..) = from_client.read(&mut bytes).await {
+                    let text = String::from_utf8_lossy(&bytes[..n]).into_owned();
+                    heads.lock().unwrap().push(text);
+                    came.notify_one();
+                    if to_server.write_all(&bytes[..n]).await.is_err() {
+                        return;
+                    }
+                }
+            };
             // One side may end before the other, as connections do.
-            tokio::join!(back, async {
-                copy(&mut from_client, &mut to_server).await.ok();
-            });
+            tokio::join!(back, on);
         });
     }
 }
@@ -350,7 +384,7 @@ async fn what_is_said_in_the_middle_is_heard_at_the_next_step() {
     world
         .dispatch_with(&[("MAIN_KEY", KEY)], &say)
         .exits(0)
-        .says(&["delivered"]);
+        .says(&["on its way"]);
     let task = ended(&world, &id);
     assert_eq!(task["state"], "completed", "{task}");
     assert_eq!(task["runs"].as_array().unwrap().len(), 1);
@@ -360,6 +394,57 @@ async fn what_is_said_in_the_middle_is_heard_at_the_next_step() {
             .to_string()
             .contains("write that you heard"),
         "{second}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_its_way_can_be_had_back_until_the_model_has_it() {
+    let world = TestWorld::new();
+    let steps = json!([{"hang": true}, {"text": "As you say.", "repeat": true}]);
+    let model = Model::new(&world, &[("main", steps)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(
+        &world,
+        &["--model", "m", "--expects", "either", "Wait for it"],
+    );
+    model.until_asked("Wait for it").await;
+    let say = |text: &str| {
+        let say = ["say", &id, text];
+        world.dispatch_with(&[("MAIN_KEY", KEY)], &say).exits(0)
+    };
+    say("a word too many").says(&["message 1: on its way"]);
+    say("a good word").says(&["message 2: on its way"]);
+    let states = || {
+        let task = world.show(&id);
+        let messages = task["messages"].as_array().unwrap().clone();
+        messages
+            .iter()
+            .map(|message| message["state"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(states(), ["on_its_way", "on_its_way"]);
+    let unsay = |n: &str| world.dispatch(&["unsay", &id, n]);
+    unsay("1").exits(0).says(&["message 1: taken back"]);
+    assert_eq!(states(), ["cancelled", "on_its_way"]);
+    unsay("1")
+        .exits(2)
+        .says(&["message 1 is cancelled already"]);
+
+    // What it had not heard when it was stopped is for the next run, and then it is heard.
+    world.dispatch(&["stop", &id]).exits(0);
+    ended(&world, &id);
+    assert_eq!(states(), ["cancelled", "waiting"]);
+    say("go on");
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(states(), ["cancelled", "delivered", "delivered"]);
+    unsay("2")
+        .exits(2)
+        .says(&["message 2 is delivered already"]);
+    let seen = model.seen();
+    assert!(
+        seen.contains("a good word") && !seen.contains("a word too many"),
+        "{seen}"
     );
 }
 
@@ -524,6 +609,35 @@ async fn an_agent_that_was_killed_goes_on_where_it_was() {
     assert_eq!(model.asked().len(), 3);
 }
 
+/// Also not one that is led by the same engine, asks with the same key and works on the same repository.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_14_an_agent_that_dies_takes_no_other_along() {
+    let world = TestWorld::new();
+    let dies = json!([{"tool": "shell", "command": "echo be''gun; sleep 600"}]);
+    let lives = json!([
+        {"tool": "shell", "command": "echo be''gun; until [ -e go ]; do sleep 0.02; done"},
+        {"tool": "write", "path": "a.txt", "content": "one"},
+        {"text": "Done.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", dies), ("next", lives)]).await;
+    configure(&world, &(model.key("main") + &model.key("next")));
+    let [dead, alive] = ["main/m", "next/m"].map(|model| {
+        let id = begun(&world, &["--model", model, "Wait for it"]);
+        world.follow(&["logs", "-f", &id]).until("begun");
+        id
+    });
+    kill_process(agent(&world, &dead), Signal::KILL).unwrap();
+    assert_eq!(ended(&world, &dead)["state"], "failed");
+    let workspace = world.show(&alive)["workspace"].clone();
+    fs::write(PathBuf::from(workspace.as_str().unwrap()).join("go"), "").unwrap();
+    let task = ended(&world, &alive);
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(
+        (task["runs"].as_array().unwrap().len(), world.engines()),
+        (1, 1)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_was_killed_is_followed_by_one_that_goes_on() {
     let world = TestWorld::new();
@@ -681,4 +795,51 @@ async fn an_agent_that_keeps_its_conversation_by_itself_is_not_told_to_compact_i
     let id = done.json()["id"].as_str().unwrap().to_owned();
     let refused = world.dispatch(&["compact", &id]).exits(2);
     refused.says(&["keeps its conversation by itself"]);
+}
+
+/// The agent has a placeholder only, so whoever holds the key reads it again where it comes from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_renewed_is_taken_up_behind_the_fence() {
+    const NEWER: &str = "sk-ant-api03-the-newer-key-0123456789abcdef";
+    let world = TestWorld::new();
+    let refused = json!({"status": 401, "message": "invalid x-api-key"});
+    let mut refused_for_good = refused.clone();
+    refused_for_good["repeat"] = json!(true);
+    let renewed = json!([refused, {"text": "Done.", "repeat": true}]);
+    let scripts = [("main", renewed), ("next", json!([refused_for_good]))];
+    let model = Model::new(&world, &scripts).await;
+    let (asked, keys) = (world.path("asked"), world.path("keys"));
+    fs::write(&keys, format!("{KEY}\n{NEWER}\n")).unwrap();
+    // Each time it is asked it says the next key, and then the last one again.
+    let program = format!(
+        "echo >> {0}; n=$(wc -l < {0}); [ $n -gt 2 ] && n=2; sed -n ${{n}}p {1}",
+        asked.display(),
+        keys.display()
+    );
+    let from = |key: &str| format!("key = {{ from = \"{}_KEY\" }}", key.to_uppercase());
+    let command = format!("key = {{ command = [\"sh\", \"-c\", '''{program}'''] }}");
+    let tables = ["main", "next"].map(|key| model.key(key).replace(&from(key), &command));
+    configure(&world, &tables.concat());
+    let run = |key: &str| {
+        fs::write(&asked, "").unwrap();
+        let model = format!("{key}/m");
+        let args = ["--model", &model, "--expects", "either", "Do it"];
+        let id = begun(&world, &args);
+        let task = ended(&world, &id);
+        (task, fs::read_to_string(&asked).unwrap().lines().count())
+    };
+    let (task, times) = run("main");
+    assert_eq!(task["state"], "completed", "{task}");
+    assert_eq!(times, 2);
+    let seen = model.seen();
+    let at = |key| seen.find(&format!("x-api-key: {key}"));
+    assert!(at(KEY).is_some() && at(KEY) < at(NEWER), "{seen}");
+
+    // Another that is refused as well is one request more, and no third look.
+    let before = model.asked().len();
+    let (task, times) = run("next");
+    assert_eq!(task["state"], "failed", "{task}");
+    assert_eq!((model.asked().len() - before, times), (2, 2));
+    let shown = world.dispatch(&["events", "--json"]).exits(0).out;
+    assert!(!shown.contains("-key-0123456789"), "{shown}");
 }

@@ -50,7 +50,7 @@ use crate::{
     view::VerbError,
 };
 
-use self::{sayers::Sayer, waits::Waiter};
+use self::{messages::Recall, sayers::Sayer, waits::Waiter};
 
 const BATCH_MAX: usize = 512;
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -84,6 +84,8 @@ struct Actor {
     bells: HashMap<RunId, Arc<Notify>>,
     /// Who waits to hear what became of a message.
     sayers: Vec<Sayer>,
+    /// Who waits for a message that an agent is asked to give back.
+    recalls: Vec<Recall>,
     /// Who waits for the end of tasks.
     waiters: Vec<Waiter>,
     /// Tasks that may have something to hear of what they asked for.
@@ -140,6 +142,7 @@ impl Actor {
             orders: HashMap::new(),
             bells: HashMap::new(),
             sayers: Vec::new(),
+            recalls: Vec::new(),
             waiters: Vec::new(),
             owing: BTreeSet::new(),
             purses: HashMap::new(),
@@ -228,6 +231,7 @@ impl Actor {
             let before = self.state.seq();
             self.decide();
             self.answer_sayers();
+            self.answer_recalls();
             let decided = self.state.seq() != before;
             // What a decision has ended may be what somebody waits for.
             if decided && !(self.waiters.is_empty() && self.owing.is_empty()) {

@@ -116,6 +116,11 @@ pub(crate) enum Command {
         task: TaskId,
         reply: Reply<()>,
     },
+    /// From a run: the messages that its agent is asked to give back.
+    Recalls {
+        run: RunId,
+        reply: Reply<Vec<MessageId>>,
+    },
     Permit {
         who: Who,
         task: TaskId,

@@ -2,7 +2,7 @@
 //! what takes long, and tells the actor.
 //! Must not change anything itself: the actor may refuse, and then nothing has changed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use dispatch_core::{
     ask::{AskId, By},
@@ -21,6 +21,9 @@ use crate::{
     attachments::{self, Kept, NewFile},
     view::{Force, Given, Spoken, VerbError, Who},
 };
+
+/// For an agent that is asked for a message; it hears that whatever it does.
+const GIVEN_BACK: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Queues a task. Durable when it returns.
@@ -242,18 +245,28 @@ impl Engine {
         }
     }
 
-    /// Withdraws a message that no run has taken yet.
+    /// Withdraws a message that no agent has heard yet.
     ///
     /// # Errors
-    /// When there is none, or it is delivered or on its way.
+    /// When there is none, or it is delivered, or on its way to an agent that does not give it back.
     pub async fn unsay(&self, task: TaskId, message: MessageId) -> Result<(), VerbError> {
         self.may(Deed::Other("unsay")).await?;
-        self.ask(|reply| Command::Unsay {
+        let withdrawn = self.ask(|reply| Command::Unsay {
             task,
             message,
             reply,
-        })
-        .await
+        });
+        match tokio::time::timeout(GIVEN_BACK, withdrawn).await {
+            Ok(withdrawn) => withdrawn,
+            Err(_) => Err(VerbError::Nothing {
+                verb: "unsay to",
+                task,
+                hint: format!(
+                    "message {message} is with the agent, which is asked for it and has not \
+                     answered yet; `dispatch show` tells what becomes of it"
+                ),
+            }),
+        }
     }
 
     /// Has the conversation of its agent made shorter, before its next turn.

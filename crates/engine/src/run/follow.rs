@@ -6,12 +6,16 @@ mod asks;
 mod outbox;
 mod talk;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use dispatch_core::{
     Millis,
     ask::{AskId, By, OPEN_MAX},
-    drivers::{Driver, Request, Step},
+    drivers::{Driver, Hearing, Request, Step},
     event::{Kind, Subject},
     gate::Budget,
     job::{Offset, Order, Part},
@@ -46,6 +50,12 @@ struct Ear {
     on_their_way: VecDeque<(u64, Message)>,
     /// The keeper did not confirm them.
     unsure: Vec<MessageId>,
+    /// What became of messages, of an agent that tells.
+    fates: BTreeMap<MessageId, Hearing>,
+    /// Said, and nothing of it is in the log.
+    unsettled: BTreeSet<MessageId>,
+    /// Asked for.
+    recalled: BTreeSet<MessageId>,
     /// How much it has asked, and the number of the task's last ask.
     asked: usize,
     asks_count: u32,
@@ -125,6 +135,9 @@ impl Walk {
             said: Vec::new(),
             on_their_way: self.on_their_way(),
             unsure: Vec::new(),
+            fates: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
+            recalled: BTreeSet::new(),
             asked: 0,
             asks_count: self.job.task.asks_count,
             asks: Vec::new(),
@@ -156,6 +169,7 @@ impl Walk {
                 () = bell.notified(), if ear.live => {
                     self.look_at_asks(site, driver, &mut ear).await?;
                     self.speak(site, driver, &mut ear).await?;
+                    self.recall(site, driver, &mut ear).await?;
                     continue;
                 }
                 () = clock.wait(ear.next_deadline()), if ear.live => {
@@ -232,7 +246,7 @@ impl Walk {
                 let rest: Vec<Line> = ear.lines.finish().into_iter().collect();
                 self.hear(site, driver, &mut ear, rest).await?;
                 ear.speech.caught_up();
-                self.settle_messages(site, &ear, driver.unheard()).await?;
+                self.settle_messages(site, &ear, driver).await?;
                 let mut said = driver.close();
                 said.usage = said.usage.or(ear.usage);
                 let known = self.run().is_some_and(|run| run.report.is_some());
@@ -298,6 +312,11 @@ impl Walk {
                         let told: Vec<Kind> = facts.drain(..).flatten().collect();
                         self.record(Subject::Run(self.job.run), told).await?;
                         self.withdraw(ear, &id).await?;
+                    }
+                    Step::Message { nth, hearing } => {
+                        let told: Vec<Kind> = facts.drain(..).flatten().collect();
+                        self.record(Subject::Run(self.job.run), told).await?;
+                        self.settle(ear, nth, hearing).await?;
                     }
                     Step::CloseInput => self.close_input(site, ear).await,
                     Step::Done => {

@@ -739,6 +739,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         version: "bench".into(),
         git: "git".into(),
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
+        program_env: BTreeMap::new(),
         keeper: Keeper::program(dispatch.to_owned()),
         bwrap: None,
         runtimes: Runtimes::default(),

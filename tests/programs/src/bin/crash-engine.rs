@@ -161,6 +161,7 @@ async fn main() -> Result<()> {
         version: "test".into(),
         git: "git".into(),
         job_env: BTreeMap::from([("PATH".into(), std::env::var("PATH")?)]),
+        program_env: BTreeMap::new(),
         keeper,
         bwrap: None,
         runtimes: Runtimes::default(),

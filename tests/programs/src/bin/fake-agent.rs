@@ -28,7 +28,11 @@ fn main() -> ExitCode {
     match args.first().and_then(|arg| arg.to_str()) {
         Some("job") => return dispatch_engine::keeper::main(&args[1..]),
         Some("warden") => return dispatch_engine::warden::main(&args[1..]),
-        Some("sidecar") => return dispatch_sidecar::main(&args[1..]),
+        Some("sidecar") => {
+            return dispatch_sidecar::main(&args[1..], |_, from| {
+                Err(format!("{from} is not read here"))
+            });
+        }
         Some("--grandchild") => return grandchild(&args[1..]),
         _ => {}
     }

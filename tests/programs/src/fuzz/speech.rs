@@ -368,6 +368,7 @@ fn line_holds(line: &str, steps: &[Step]) -> Result<(), String> {
                 one_line_of_json(&request.deny)?;
             }
             Step::Withdrawn { id } => weight += id.len(),
+            Step::Message { nth, .. } => holds(*nth > 0, || "a message without a number".into())?,
             Step::Spent(_) | Step::CloseInput | Step::Done => {}
         }
     }
@@ -405,6 +406,7 @@ fn word(step: &Step) -> &'static str {
         Step::Send(_) => "send",
         Step::Ask(_) => "ask",
         Step::Withdrawn { .. } => "withdrawn",
+        Step::Message { .. } => "message",
         Step::CloseInput => "close",
         Step::Done => "done",
     }

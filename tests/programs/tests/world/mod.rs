@@ -120,6 +120,7 @@ impl World {
             version: "test".into(),
             git: "git".into(),
             job_env: BTreeMap::from([("PATH".into(), path), ("LANG".into(), "C.UTF-8".into())]),
+            program_env: BTreeMap::new(),
             keeper: Keeper::program(AGENT.into()),
             bwrap: None,
             runtimes: Runtimes::default(),

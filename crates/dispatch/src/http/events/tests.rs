@@ -467,7 +467,7 @@ async fn all_see(views: &mut [watch::Receiver<View>], open: &BTreeMap<RunId, Str
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_drop_and_rejoin_end_with_the_view_of_the_log() {
+async fn row_12_clients_that_drop_and_rejoin_end_with_the_view_of_the_log() {
     let stage = Stage::new();
     let mut serving = stage.serve().await;
     let (tell, phase) = watch::channel(Phase::default());

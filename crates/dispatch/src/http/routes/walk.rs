@@ -192,7 +192,7 @@ fn bearer(token: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_comes_to_a_handler_that_should_not() {
+async fn row_11_nothing_comes_to_a_handler_that_should_not() {
     let stage = Stage::new().await;
     let all = stage.token(&Scope::ALL);
     let revoked = stage.token(&Scope::ALL);

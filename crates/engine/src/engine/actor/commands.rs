@@ -128,9 +128,10 @@ impl Actor {
                 task,
                 message,
                 reply,
-            } => {
-                let withdrawn = self.unsay(task, message);
-                self.reply_later(reply, withdrawn);
+            } => self.unsay(task, message, reply),
+            Command::Recalls { run, reply } => {
+                let recalled = self.recalled(run);
+                self.reply_later(reply, Ok(recalled));
             }
             Command::Compact { task, reply } => {
                 let asked = self.compact(task);

@@ -5,17 +5,35 @@ use dispatch_core::{
     attach,
     event::{Kind, Subject},
     id::{RunId, TaskId},
-    message::{Message, MessageId, SETTLED_MAX, Sender},
+    message::{Fate, Message, MessageId, SETTLED_MAX, Sender},
     run::{RunCause, RunState},
+    state::Task,
     task::Tuning,
 };
 
 use super::{Actor, secrets::names_no_secret};
 use crate::{
     attachments::Kept,
-    engine::{Secrets, takes_files},
+    engine::{Secrets, command::Reply, takes_files},
     view::VerbError,
 };
+
+/// Messages that their agents are asked for, of all tasks.
+const RECALLS_MAX: usize = 256;
+
+/// Who waits for a message that an agent is asked to give back. Not in the log: what the agent answers
+/// is, and whoever has heard nothing asks again.
+pub(super) struct Recall {
+    task: TaskId,
+    message: MessageId,
+    reply: Reply<()>,
+}
+
+enum Withdrawn {
+    Done,
+    /// Its agent has it, and is asked for it.
+    Asked,
+}
 
 impl Actor {
     pub(super) fn say(
@@ -47,7 +65,8 @@ impl Actor {
             let hint = "it was put away; bring it back with `dispatch undo` first";
             return Err(nothing(hint.to_owned()));
         }
-        let waiting = found.waiting().count();
+        let unheard = |message: &&Message| message.fate == Fate::Waiting;
+        let waiting = found.messages.iter().filter(unheard).count();
         if waiting >= limits.messages_max {
             return Err(nothing(format!(
                 "{waiting} messages wait for it already (limits.messages_max); \
@@ -151,7 +170,62 @@ impl Actor {
         self.put(Subject::Task(id), Kind::Noted { text });
     }
 
-    pub(super) fn unsay(&mut self, task: TaskId, message: MessageId) -> Result<(), VerbError> {
+    /// Withdraws it, or asks the agent that has it for it: then the answer comes when that has told.
+    pub(super) fn unsay(&mut self, task: TaskId, message: MessageId, reply: Reply<()>) {
+        match self.withdraw(task, message) {
+            Ok(Withdrawn::Done) => self.reply_later(reply, Ok(())),
+            Ok(Withdrawn::Asked) => {
+                self.recalls.push(Recall {
+                    task,
+                    message,
+                    reply,
+                });
+                self.ring(task);
+            }
+            Err(error) => self.reply_later(reply, Err(error)),
+        }
+    }
+
+    /// What the agent of this run is asked to give back.
+    pub(super) fn recalled(&self, run: RunId) -> Vec<MessageId> {
+        let theirs = self.recalls.iter().filter(|recall| recall.task == run.task);
+        theirs.map(|recall| recall.message).collect()
+    }
+
+    /// Answers those who wait for a message that has come to its end, one way or the other.
+    pub(super) fn answer_recalls(&mut self) {
+        for recall in std::mem::take(&mut self.recalls) {
+            let task = self.state.task(recall.task);
+            let message = task.and_then(|task| task.message(recall.message));
+            let goes_on = message.is_some_and(|known| known.fate == Fate::Waiting);
+            let with_agent = goes_on && message.is_some_and(|known| known.taken.is_some());
+            if with_agent && !recall.reply.is_closed() {
+                self.recalls.push(recall);
+                continue;
+            }
+            let (task, id) = (recall.task, recall.message);
+            let answer = match message.map(|known| known.fate) {
+                Some(Fate::Cancelled) => Ok(()),
+                // Its run has ended without having told of it.
+                Some(Fate::Waiting) if !with_agent => self.withdraw(task, id).map(|_| ()),
+                Some(_) | None => Err(VerbError::Nothing {
+                    verb: "unsay to",
+                    task,
+                    hint: format!("message {id} is delivered already"),
+                }),
+            };
+            self.reply_later(recall.reply, answer);
+        }
+    }
+
+    /// Whether the task's agent tells what becomes of each message, and gives it back.
+    pub(super) fn takes_back(&self, task: &Task) -> bool {
+        let agents = &self.ctx.settings.config.agents;
+        let profile = agents.get(&task.spec.agent);
+        profile.is_some_and(|profile| profile.driver.takes_back())
+    }
+
+    fn withdraw(&mut self, task: TaskId, message: MessageId) -> Result<Withdrawn, VerbError> {
         let found = self
             .state
             .task(task)
@@ -174,6 +248,15 @@ impl Actor {
                 "message {message} tells how tasks have ended that it asked for"
             )));
         }
+        let given = known.taken.is_some_and(|taken| taken.out_offset.is_some());
+        if given && known.fate == Fate::Waiting && self.takes_back(found) {
+            return match self.recalls.len() < RECALLS_MAX {
+                true => Ok(Withdrawn::Asked),
+                false => Err(nothing(format!(
+                    "{RECALLS_MAX} others are asked for already; try again"
+                ))),
+            };
+        }
         if !known.waits() {
             let word = match known.word() {
                 "on_its_way" => "on its way to the agent",
@@ -183,7 +266,7 @@ impl Actor {
         }
         self.put(Subject::Task(task), Kind::MessageCancelled { message });
         self.call_off(task);
-        Ok(())
+        Ok(Withdrawn::Done)
     }
 
     /// The conversation of its agent becomes shorter before its next turn, which is the next run's: it is

@@ -97,6 +97,9 @@ impl Actor {
             }
             Fate::Waiting if !task.last_run().is_some_and(listens) => Some(Heard::Queued),
             Fate::Waiting if message.taken.is_none() && sayer.deaf => Some(Heard::Queued),
+            Fate::Waiting if message.taken.is_some() && self.takes_back(task) => {
+                Some(Heard::OnItsWay)
+            }
             Fate::Waiting => None,
         }
     }

@@ -24,6 +24,13 @@ const ORDER_AGAIN_MAX: Duration = Duration::from_secs(30);
 /// What may wait to be given to a keeper, which itself keeps as much for an agent that does not read.
 pub(super) const OUTBOX_BYTES_MAX: usize = 32 << 20;
 
+/// and those that ask for a message back from here.
+const RECALL_ORDERS: u64 = 3 << 32;
+
+pub(super) fn recall_order(message: MessageId) -> u64 {
+    RECALL_ORDERS + u64::from(message.0)
+}
+
 pub(super) fn message_order(message: MessageId) -> u64 {
     MESSAGE_ORDERS + u64::from(message.0)
 }

@@ -4,14 +4,17 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use dispatch_core::{
-    drivers::Driver,
+    drivers::{Driver, Hearing},
     event::{Kind, Subject},
     job::{Order, Part},
     message::{Delivery, Fate, Message, MessageId},
     outcome::Outcome,
 };
 
-use super::{Ear, outbox::message_order};
+use super::{
+    Ear,
+    outbox::{message_order, recall_order},
+};
 use crate::{
     engine::Command,
     run::{Cut, Stopped, Walk},
@@ -79,6 +82,9 @@ impl Walk {
         message: Message,
     ) -> Result<(), Cut> {
         ear.said.push(message.id);
+        if message.fate == Fate::Waiting {
+            ear.unsettled.insert(message.id);
+        }
         let Some(bytes) = driver.say(message.saying().text()) else {
             ear.unsure.push(message.id);
             return Ok(());
@@ -88,7 +94,8 @@ impl Walk {
             bytes,
         };
         let given = site.order(&self.id(Part::Agent), &order).await;
-        if message.fate != Fate::Waiting {
+        // Who takes back tells what becomes of it.
+        if message.fate != Fate::Waiting || driver.takes_back() {
             return Ok(());
         }
         match given {
@@ -101,10 +108,84 @@ impl Walk {
         }
     }
 
+    /// Asks the agent for what somebody wants to have back.
+    pub(super) async fn recall(
+        &self,
+        site: &Arc<dyn Site>,
+        driver: &mut dyn Driver,
+        ear: &mut Ear,
+    ) -> Result<(), Cut> {
+        let run = self.job.run;
+        let wanted = self.ask(|reply| Command::Recalls { run, reply }).await?;
+        for message in wanted.unwrap_or_default() {
+            match ear.fates.get(&message) {
+                None => {}
+                // It has not got it, and this run says it no more.
+                Some(Hearing::Refused) if ear.unsettled.remove(&message) => {
+                    self.tell_unsaid(message).await?;
+                    continue;
+                }
+                Some(_) => continue,
+            }
+            let said = ear.said.iter().position(|known| *known == message);
+            let order = said.and_then(|index| driver.unsay(index + 1));
+            if let Some(bytes) = order
+                && ear.recalled.insert(message)
+            {
+                self.say(site, ear, recall_order(message), bytes).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the agent tells of a message: in the log once, however often it is heard.
+    pub(super) async fn settle(
+        &self,
+        ear: &mut Ear,
+        nth: usize,
+        hearing: Hearing,
+    ) -> Result<(), Cut> {
+        let index = nth.checked_sub(1);
+        let Some(message) = index.and_then(|index| ear.said.get(index)).copied() else {
+            return Ok(());
+        };
+        ear.fates.insert(message, hearing);
+        if !ear.unsettled.remove(&message) {
+            return Ok(());
+        }
+        match hearing {
+            Hearing::Heard => self.tell_delivered(message).await,
+            Hearing::Unsaid => self.tell_unsaid(message).await,
+            // It waits again when this run has ended: a replay says it to this one again.
+            Hearing::Refused => {
+                ear.unsettled.insert(message);
+                Ok(())
+            }
+        }
+    }
+
+    async fn tell_unsaid(&self, message: MessageId) -> Result<(), Cut> {
+        let task = Subject::Task(self.job.run.task);
+        self.record(task, vec![Kind::MessageCancelled { message }])
+            .await
+    }
+
     async fn tell_delivered(&self, message: MessageId) -> Result<(), Cut> {
         let delivery = Delivery::Interrupt;
         self.tell(Kind::MessageDelivered { message, delivery })
             .await
+    }
+
+    /// All of it was told; what was not waits again by the fold. An engine of an earlier release took
+    /// what it had given for heard.
+    async fn settle_told(&self, ear: &Ear) -> Result<(), Stopped> {
+        let told = |message: &MessageId| ear.fates.contains_key(message);
+        let returned = ear.said.iter().copied().filter(|message| !told(message));
+        let returned = returned.filter(|message| !ear.unsettled.contains(message));
+        let kinds = returned.map(|message| Kind::MessageReturned { message });
+        self.record(Subject::Run(self.job.run), kinds.collect())
+            .await?;
+        Ok(())
     }
 
     /// What was in its input before the end is delivered; the rest waits again, and so does what it
@@ -113,9 +194,12 @@ impl Walk {
         &self,
         site: &Arc<dyn Site>,
         ear: &Ear,
-        unheard: usize,
+        driver: &mut dyn Driver,
     ) -> Result<(), Stopped> {
-        let heard = ear.said.len().saturating_sub(unheard);
+        if driver.takes_back() {
+            return self.settle_told(ear).await;
+        }
+        let heard = ear.said.len().saturating_sub(driver.unheard());
         if ear.unsure.is_empty() && heard == ear.said.len() {
             return Ok(());
         }

@@ -164,6 +164,8 @@ pub(super) struct Chat {
     tune: Tune,
     /// Asks that have been answered, as far as we are concerned.
     answered: BTreeSet<u32>,
+    /// Asks whose answer was refused: only the person answers them again, or there would be no end.
+    by_hand: BTreeSet<u32>,
     /// Tools and what they are used on that are always allowed, while this chat is open.
     always: BTreeSet<(String, String)>,
     /// Tasks that the agent asked for, and what they are called.
@@ -195,6 +197,7 @@ impl Chat {
             typed: VecDeque::new(),
             tune,
             answered: BTreeSet::new(),
+            by_hand: BTreeSet::new(),
             always: BTreeSet::new(),
             children: BTreeMap::new(),
             lost: None,
@@ -433,6 +436,7 @@ impl Chat {
         let ask = event.body.get("ask").and_then(serde_json::Value::as_u64);
         if let Some(ask) = ask.and_then(|ask| u32::try_from(ask).ok()) {
             self.answered.remove(&ask);
+            self.by_hand.remove(&ask);
         }
     }
 
@@ -743,6 +747,7 @@ impl Chat {
             }
             Request::Permit { ask, .. } => {
                 self.answered.remove(&ask);
+                self.by_hand.insert(ask);
             }
             Request::Begin { tune, .. } => {
                 self.making = false;
@@ -875,7 +880,9 @@ impl Chat {
 
     fn allow_always(&mut self) {
         let asks = self.seen().map_or(&[][..], |task| &task.asks);
-        let open = asks.iter().filter(|ask| !self.answered.contains(&ask.ask));
+        let left =
+            |ask: &&Asking| !self.answered.contains(&ask.ask) && !self.by_hand.contains(&ask.ask);
+        let open = asks.iter().filter(left);
         let known = open.filter(|ask| key(ask).is_some_and(|key| self.always.contains(&key)));
         let known: Vec<u32> = known.map(|ask| ask.ask).collect();
         for ask in known {

@@ -689,6 +689,30 @@ fn always_is_for_the_same_again() {
 }
 
 #[test]
+fn an_always_that_is_refused_is_asked_of_the_person_and_not_again_of_the_engine() {
+    let mut bed = Bed::running();
+    bed.ask(1, "make");
+    bed.types("a");
+    let permit = |ask, always| Request::Permit {
+        ask,
+        allow: true,
+        always,
+        why: None,
+    };
+    assert_eq!(bed.new_asks(), [permit(1, true)]);
+    bed.refuse(permit(1, true), None);
+    assert_eq!(bed.new_asks(), []);
+    assert_eq!(bed.below().2, "ask 1> ");
+    bed.wait(1000);
+    assert_eq!(bed.new_asks(), []);
+    // The person may still answer it, and the next of its kind is a question of its own.
+    bed.types("y");
+    assert_eq!(bed.new_asks(), [permit(1, false)]);
+    bed.ask(2, "make");
+    assert_eq!(bed.new_asks(), [permit(2, true)]);
+}
+
+#[test]
 fn the_queue_is_seen_and_taken_back_from() {
     let mut bed = Bed::running();
     bed.types("/queue");
