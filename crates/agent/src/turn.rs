@@ -131,7 +131,7 @@ impl Turn<'_> {
         }
     }
 
-    async fn close_open(&mut self, stopped: bool) -> Result<(), RecordError> {
+    pub(crate) async fn close_open(&mut self, stopped: bool) -> Result<(), RecordError> {
         let Some((end, left)) = self.agent.log.conversation.open_step() else {
             return Ok(());
         };
