@@ -79,6 +79,7 @@ pub(crate) fn setup(
         files: attachments::handed(&ctx.settings.data, task, n),
         system: profile.system_prompt.clone(),
         chain: asked,
+        known: None,
         keys,
         tools: profile.tools.clone(),
         rules,
