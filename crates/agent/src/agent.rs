@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) limits: TurnLimits,
     pub(crate) live: bool,
     reach: Reach,
+    /// How often a person has wanted the conversation shorter.
+    pub(crate) compact: u32,
     /// What was handed over, until it is looked at.
     files: Vec<Handed>,
 }
@@ -109,7 +111,7 @@ pub(crate) struct Agent {
     /// Of the opening, for those that come with servers.
     names: Option<Vec<String>>,
     servers: Servers,
-    pub(crate) rules: Rules,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) client: Client,
     pub(crate) keys: Keys,
     pub(crate) inbox: Inbox,
@@ -188,7 +190,7 @@ impl Agent {
         })?;
         let mut rules = opening.rules;
         for (group, subject) in conversation.allowed() {
-            rules.allow_always(*group, subject);
+            rules.allow_always(*group, subject.clone());
         }
         let around = mcp::Around {
             connector: connector.clone(),
@@ -207,7 +209,7 @@ impl Agent {
                 around,
                 there: Vec::new(),
             },
-            rules,
+            rules: Arc::new(rules),
             client: Client::new(connector, Timers::default()),
             keys: Keys::default(),
             inbox,
@@ -222,6 +224,7 @@ impl Agent {
                 limits: opening.limits,
                 live: opening.live,
                 reach: opening.reach,
+                compact: opening.compact,
                 files: opening.files,
             },
         };

@@ -2,6 +2,8 @@
 //! this process wrote them or an earlier one.
 //! Must not read or write anything, and must not change an entry once there is one after it.
 
+mod stretch;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -12,7 +14,7 @@ use dispatch_core::{
     id::{KeyName, ServerName},
     models::{Choice, Wire},
     native::{Block, Chunk, Message, ServedTool, StepEnd, StepId, Todo, Tokens},
-    rules::Group,
+    rules::{Group, Subject},
 };
 
 use crate::{
@@ -154,20 +156,27 @@ fn at_once(said: Vec<Said>) -> Said {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Question {
     group: Group,
-    subject: String,
+    subjects: Vec<Subject>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Conversation {
     /// Whole and unchangeable: shared with whoever sends them.
     entries: Arc<Vec<Entry>>,
+    /// The step of each of them; those of a summary have none.
+    steps: Vec<StepId>,
+    pub(crate) weight: Weight,
+    /// What the turn began with.
+    begun_with: String,
+    /// The last wish of a person to make it shorter that was met, or could not be.
+    pub(crate) compacted: u32,
     open: Option<Step>,
     step: StepId,
     in_turn: bool,
     questions: BTreeMap<u64, Question>,
     /// The last number of a question.
     asked: u64,
-    allowed: Vec<(Group, String)>,
+    allowed: Vec<(Group, Subject)>,
     pub(crate) outs: Outs,
     /// What the last answer with each key told of its limits.
     pub(crate) told: BTreeMap<KeyName, Told>,
@@ -182,6 +191,8 @@ pub(crate) struct Conversation {
     pub(crate) spent: Spent,
 }
 
+pub(crate) use stretch::{Weight, Whole, bytes_of_tokens};
+
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Spent {
     pub(crate) steps: u32,
@@ -191,6 +202,7 @@ pub(crate) struct Spent {
 
 impl Conversation {
     pub(crate) fn apply(&mut self, step: StepId, chunk: &Chunk) {
+        self.weight.apply(chunk);
         match chunk {
             Chunk::Turn { said } => {
                 self.hand_over(said);
@@ -198,7 +210,9 @@ impl Conversation {
                 self.step = step;
                 self.in_turn = true;
                 self.spent = Spent::default();
-                self.push(Entry::Said(joined(said)));
+                let said = joined(said);
+                self.begun_with.clone_from(&said.text);
+                self.push(Entry::Said(said));
             }
             Chunk::Step { model, wire } => self.begin_step(step, model, *wire),
             Chunk::Block(block) => self.with_open(|open| open.blocks.push(block.clone())),
@@ -224,14 +238,29 @@ impl Conversation {
                 self.with_open(|open| open.said.push(joined(said)));
             }
             Chunk::Usage { tokens, cost_usd } => self.spent.add(tokens, *cost_usd),
+            Chunk::Compacted {
+                from,
+                text,
+                tokens,
+                cost_usd,
+                wish,
+            } => {
+                self.compacted = self.compacted.max(wish.unwrap_or(0));
+                self.spent.add(tokens, *cost_usd);
+                self.shorten(*from, text);
+            }
+            Chunk::NotCompacted { wish } => self.compacted = self.compacted.max(*wish),
             Chunk::Plan { todos } => self.todos.clone_from(todos),
             Chunk::Asked {
-                id, group, subject, ..
+                id,
+                group,
+                subjects,
+                ..
             } => {
                 self.asked = self.asked.max(*id);
                 let question = Question {
                     group: *group,
-                    subject: subject.clone(),
+                    subjects: subjects.clone(),
                 };
                 self.questions.insert(*id, question);
             }
@@ -245,7 +274,10 @@ impl Conversation {
                     && *allowed
                     && *always
                 {
-                    self.allowed.push((question.group, question.subject));
+                    let group = question.group;
+                    let subjects = question.subjects.into_iter();
+                    self.allowed
+                        .extend(subjects.map(|subject| (group, subject)));
                 }
             }
             chunk @ (Chunk::KeyOut { .. } | Chunk::KeyBack { .. }) => self.outs.apply(chunk),
@@ -309,6 +341,7 @@ impl Conversation {
 
     fn push(&mut self, entry: Entry) {
         Arc::make_mut(&mut self.entries).push(entry);
+        self.steps.push(self.step);
     }
 
     pub(crate) fn entries(&self) -> Arc<Vec<Entry>> {
@@ -360,6 +393,18 @@ impl Conversation {
             .is_some_and(|open| open.running.contains(call))
     }
 
+    /// Whether a model is shown any file in it.
+    pub(crate) fn shows_files(&self) -> bool {
+        let shows = |said: &Said| said.files.iter().any(|file| file.shown.is_some());
+        self.entries.iter().any(|entry| match entry {
+            Entry::Said(said)
+            | Entry::Results {
+                said: Some(said), ..
+            } => shows(said),
+            Entry::Answer { .. } | Entry::Results { said: None, .. } => false,
+        })
+    }
+
     /// All text of the step that is or was last.
     pub(crate) fn last_text(&self) -> String {
         let open = self.open.as_ref().map(|open| open.blocks.as_slice());
@@ -383,7 +428,7 @@ impl Conversation {
     }
 
     /// What somebody allowed once and for all.
-    pub(crate) fn allowed(&self) -> &[(Group, String)] {
+    pub(crate) fn allowed(&self) -> &[(Group, Subject)] {
         &self.allowed
     }
 }

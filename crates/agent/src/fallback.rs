@@ -132,6 +132,11 @@ impl Chain {
         !std::mem::replace(&mut self.renewed, true)
     }
 
+    /// The first that comes after this one and is as it should be.
+    pub(crate) fn later(&self, fits: impl Fn(&Choice) -> bool) -> Option<usize> {
+        (self.at + 1..self.choices.len()).find(|index| fits(&self.choices[*index]))
+    }
+
     /// What the failure says of the key, to be recorded before anything follows from it.
     pub(crate) fn key_out(
         &self,

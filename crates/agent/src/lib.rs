@@ -2,7 +2,8 @@
 //! Must not know the engine: what it hears and says are lines of [`dispatch_core::native`].
 //!
 //! * `agent` from its opening to its last word; `turn` one answer; `step` one question
-//!   to a model; `setback` when that fails; `calls` what the answer asks for
+//!   to a model; `setback` when that fails, `compact` when it is too long; `calls` what the answer
+//!   asks for
 //! * `record` what it says, durable; `inbox` what it hears; `conversation` the fold of the
 //!   record; `log` both together
 //! * `model` ask a model; `keys` with which key; `fallback` what comes after a failure
@@ -14,6 +15,7 @@ mod agent;
 mod around;
 mod calls;
 mod clock;
+mod compact;
 mod conversation;
 mod fallback;
 mod files;

@@ -34,6 +34,7 @@ impl Turn<'_> {
             match self.stream(&endpoint, &choice, key.as_ref()).await? {
                 Ok(()) => {
                     self.chain.answered();
+                    self.squeezed = 0;
                     if self.agent.log.conversation.outs.is_out(&choice.key) {
                         self.put(Chunk::KeyBack { key: choice.key }).await?;
                     }
@@ -45,7 +46,12 @@ impl Turn<'_> {
                         let why = error.to_string();
                         self.put(Chunk::StepEnded(StepEnd::Cut { why })).await?;
                     }
-                    self.after(&error, &endpoint, key.as_ref()).await?;
+                    if error.fault == Fault::ContextTooLong {
+                        self.make_room(&error).await?;
+                    } else {
+                        let error = self.hinted(error);
+                        self.after(&error, &endpoint, key.as_ref()).await?;
+                    }
                     if cut {
                         return Ok(());
                     }
@@ -54,7 +60,10 @@ impl Turn<'_> {
         }
     }
 
-    async fn key(&mut self, choice: &Choice) -> Result<(Endpoint, Option<Secret>), Halt> {
+    pub(crate) async fn key(
+        &mut self,
+        choice: &Choice,
+    ) -> Result<(Endpoint, Option<Secret>), Halt> {
         let endpoint = self.agent.endpoint(choice);
         let endpoint = endpoint.map_err(|why| failed(Fault::Key, why, None))?;
         let Agent { inbox, keys, .. } = &mut *self.agent;
@@ -130,7 +139,7 @@ impl Turn<'_> {
     }
 }
 
-fn cost(price: &Price, tokens: &Tokens) -> f64 {
+pub(crate) fn cost(price: &Price, tokens: &Tokens) -> f64 {
     const MILLION: f64 = 1e6;
     #[expect(clippy::cast_precision_loss, reason = "no step has 2^52 tokens")]
     let of = |count: u64, usd: f64| count as f64 * usd / MILLION;

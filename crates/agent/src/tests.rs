@@ -3,6 +3,7 @@
 
 mod attach;
 mod bed;
+mod compact;
 mod crash;
 mod failover;
 mod outside;

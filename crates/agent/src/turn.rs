@@ -58,6 +58,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) deadline: Option<At>,
     /// Answers of full length since one that was not.
     full: u32,
+    /// How often since the last answer the conversation was too long.
+    pub(crate) squeezed: u32,
 }
 
 /// Runs a turn to its end, or goes on with the one that an earlier process did not end.
@@ -80,6 +82,7 @@ pub(crate) async fn run(agent: &mut Agent, said: Vec<Message>) -> Result<TurnEnd
                 chain,
                 deadline,
                 full: 0,
+                squeezed: 0,
             };
             turn.go(begun).await
         }
@@ -100,6 +103,7 @@ impl Turn<'_> {
             let halt = async {
                 self.finish_step(&mut said).await?;
                 self.check_limits()?;
+                self.keep_short().await?;
                 self.ask().await
             };
             if let Err(halt) = halt.await {
@@ -210,7 +214,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn check_limits(&self) -> Result<(), Halt> {
+    pub(crate) fn check_limits(&self) -> Result<(), Halt> {
         let limits = &self.agent.settings.limits;
         let spent = self.agent.log.conversation.spent;
         if self.agent.inbox.stopped() {

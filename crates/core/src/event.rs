@@ -224,6 +224,8 @@ pub enum Kind {
     LettersRead {
         letters: Vec<LetterId>,
     },
+    /// A person wants its agent's conversation to become shorter before its next turn.
+    CompactAsked,
     /// Its next runs are another agent's.
     AgentSet {
         agent: AgentName,
@@ -423,7 +425,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 52] = [
+    pub const WORDS: [&str; 53] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -436,6 +438,7 @@ impl Kind {
         "attached",
         "tuning_set",
         "key_heard",
+        "compact_asked",
         "message_taken",
         "message_delivered",
         "message_returned",
@@ -493,6 +496,7 @@ impl Kind {
             Self::Attached { .. } => "attached",
             Self::TuningSet { .. } => "tuning_set",
             Self::KeyHeard { .. } => "key_heard",
+            Self::CompactAsked => "compact_asked",
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
             Self::MessageReturned { .. } => "message_returned",
@@ -552,6 +556,7 @@ impl Kind {
             | Self::Attached { .. }
             | Self::TuningSet { .. }
             | Self::KeyHeard { .. }
+            | Self::CompactAsked
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
             | Self::MessageReturned { .. }

@@ -151,6 +151,9 @@ pub struct ModelRow {
     pub effort: BTreeMap<Effort, Map<String, Value>>,
     #[serde(default)]
     pub max_output_tokens: Option<u32>,
+    /// All that a request and its answer may have. None: only the provider knows.
+    #[serde(default)]
+    pub context_tokens: Option<u64>,
     /// What the model takes besides text. None: all there is in its wire format.
     #[serde(default)]
     pub media: Option<Vec<MediaKind>>,

@@ -13,7 +13,7 @@ use crate::{
     attach::Media,
     id::{KeyName, ServerName},
     models::{Choice, KeyTable, Wire},
-    rules::{Group, Rules},
+    rules::{Group, Rules, Subject},
     servers::ServerTable,
     web::{Reach, WebTable},
 };
@@ -368,6 +368,23 @@ pub enum Chunk {
         output: String,
         failed: bool,
     },
+    /// All before `from` is told as this text from here on. What was said stays in the record.
+    Compacted {
+        /// A step or the beginning of a turn, so that no call is without its result.
+        from: StepId,
+        text: String,
+        /// What it took to write it.
+        tokens: Tokens,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cost_usd: Option<f64>,
+        /// The wish of a person that is met with it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wish: Option<u32>,
+    },
+    /// A person wanted it shorter, and it could not be.
+    NotCompacted {
+        wish: u32,
+    },
     Plan {
         todos: Vec<Todo>,
     },
@@ -377,8 +394,11 @@ pub enum Chunk {
         call: String,
         tool: String,
         group: Group,
-        /// What it would touch: a path, a command.
+        /// What it would touch, as a person reads it.
         subject: String,
+        /// One by one, for an answer that is to hold for the same again.
+        #[serde(default)]
+        subjects: Vec<Subject>,
         input: String,
     },
     Answered {
@@ -461,6 +481,9 @@ pub struct Opening {
     /// None: only go on.
     #[serde(default)]
     pub prompt: Option<String>,
+    /// How often a person has wanted the conversation to become shorter; what the record knows was met.
+    #[serde(default)]
+    pub compact: u32,
     /// All that was handed over until now; those that the record knows were told before.
     #[serde(default)]
     pub files: Vec<Handed>,

@@ -76,6 +76,7 @@ pub(crate) fn setup(
         spill: ctx.trees.home(task).join(RESULTS),
         resume,
         prompt: None,
+        compact: task.compacts,
         files: attachments::handed(&ctx.settings.data, task, n),
         system: profile.system_prompt.clone(),
         chain: asked,

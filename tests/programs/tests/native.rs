@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     thread::{self, JoinHandle},
@@ -443,7 +444,7 @@ fn row_14_a_server_that_dies_takes_nobody_along() {
 }
 
 #[test]
-fn a_stop_ends_a_call_of_a_server_and_the_server() {
+fn row_4_a_stop_ends_a_call_of_a_server_and_the_server() {
     let model = Model::start(&json!([{"tool": "s__hang", "args": {"text": "../begun"}}]));
     let mut task = Task::new(&model, PROVIDERS[1]);
     let begun = task.dir.path().join("begun");
@@ -467,6 +468,27 @@ fn a_stop_ends_a_call_of_a_server_and_the_server() {
     assert!(told(&lines)[0].contains("stopped by whoever watches"));
     let own = format!("{SERVER}\0hang\0only-of-this-test");
     assert!(!runs(own.as_bytes()));
+}
+
+#[test]
+fn row_4_a_stop_ends_a_search_that_nobody_answers() {
+    let model = Model::start(&json!([{"tool": "web_search", "args": {"query": "x"}}]));
+    let engine = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut task = Task::new(&model, PROVIDERS[0]);
+    task.opening["reach"] = json!("everything");
+    let url = format!("http://{}", engine.local_addr().unwrap());
+    task.opening["web"] = json!({"search": {"shape": "searxng", "url": url}});
+    let agent = task.start(Some("Go."));
+    let (mut asking, _) = engine.accept().unwrap();
+    asking.read_exact(&mut [0]).unwrap();
+    let asked = Instant::now();
+    agent.signal(Signal::TERM);
+    let code = agent.end();
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let lines = task.lines();
+    assert_eq!((code, end(&lines)), (Some(0), Some(TurnEnd::Stopped)));
+    assert!(told(&lines)[0].contains("stopped by whoever watches"));
 }
 
 /// A line without an end is as much as many lines.

@@ -66,6 +66,7 @@ struct Written {
 
 #[derive(Debug)]
 pub(crate) struct Client {
+    connector: Connector,
     http: Http,
     timers: Timers,
     written: Option<Written>,
@@ -74,10 +75,21 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(connector: Connector, timers: Timers) -> Self {
         Self {
-            http: Http::new(connector, timers.head),
+            http: Http::new(connector.clone(), timers.head),
+            connector,
             timers,
             written: None,
         }
+    }
+
+    /// One with a connection of its own, for another conversation.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(self.connector.clone(), self.timers)
+    }
+
+    /// The entries are not those of the call before any more.
+    pub(crate) fn forget(&mut self) {
+        self.written = None;
     }
 
     /// Asks. The entries are those of the call before, and more.

@@ -267,6 +267,12 @@ impl DriverKind {
         self == Self::Native
     }
 
+    /// Whether it can be told to make its conversation shorter.
+    #[must_use]
+    pub fn compacts(self) -> bool {
+        self == Self::Native
+    }
+
     /// Whether this kind of agent can be told of a door of ours. A plain program is by its environment.
     #[must_use]
     pub fn knocks(self) -> bool {

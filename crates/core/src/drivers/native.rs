@@ -22,7 +22,7 @@ use crate::{
         Block, Chunk, Fault, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
         TurnEnd, VERSION, Window,
     },
-    rules::Group,
+    rules::{Group, Subject},
     servers::{Given, ServerTable},
     update::{LastWord, Said, Todo, TodoState, Update, Usage, Voice},
 };
@@ -94,7 +94,7 @@ impl Driver for Native {
                 // The grant is the permission.
                 for tool in Tool::ALL {
                     let name = format!("{TOOLS_NAME}__{}", tool.word());
-                    words.rules.allow_always(Group::Mcp, &name);
+                    words.rules.allow_always(Group::Mcp, Subject::Name(name));
                 }
             }
             line(&Order::Open(Box::new(words)))
@@ -209,12 +209,29 @@ impl Native {
                 failed,
             }),
             Chunk::Usage { tokens, cost_usd } => self.spent(&tokens, cost_usd),
+            Chunk::Compacted {
+                text,
+                tokens,
+                cost_usd,
+                ..
+            } => {
+                let mut steps = self.spent(&tokens, cost_usd);
+                let told = format!(
+                    "the conversation was compacted: what came before is a text of {} bytes now",
+                    text.len()
+                );
+                steps.push(Step::Said(notice(&told)));
+                steps
+            }
             Chunk::Plan { todos } => said(plan(&todos)),
             Chunk::Windows { key, windows, at } => {
                 let mut steps = self.left(&key, &windows, at);
                 steps.extend(self.windows(key.as_str(), windows));
                 steps
             }
+            Chunk::NotCompacted { .. } => said(notice(
+                "the conversation was not compacted: there is not enough of it, or no summary",
+            )),
             Chunk::Around { .. } | Chunk::Served { .. } => Vec::new(),
             Chunk::Asked {
                 id,
@@ -590,6 +607,7 @@ mod tests {
             spill: "/h/results".into(),
             resume,
             prompt: None,
+            compact: 0,
             files: Vec::new(),
             system: None,
             chain: vec![choice],
@@ -656,13 +674,22 @@ mod tests {
         assert_eq!(server["command"], json!(argv));
         assert_eq!(server["env"], json!({"DISPATCH_DOOR": "/run/e.sock"}));
         let mut asks = Rules::graded(&[(Group::Mcp, Grade::Ask)].into(), &[], true);
-        assert_eq!(asks.decide(Group::Mcp, "dispatch__wait"), Action::Ask);
+        assert_eq!(
+            asks.decide(Group::Mcp, &Subject::name("dispatch__wait")),
+            Action::Ask
+        );
         let mut words = setup(Vec::new());
         words.rules = asks.clone();
         let (_, opening) = opened_with(&words, None, Some(tools));
         asks = serde_json::from_value(first(&opening)["open"]["rules"].clone()).unwrap();
-        assert_eq!(asks.decide(Group::Mcp, "dispatch__wait"), Action::Allow);
-        assert_eq!(asks.decide(Group::Mcp, "others__wait"), Action::Ask);
+        assert_eq!(
+            asks.decide(Group::Mcp, &Subject::name("dispatch__wait")),
+            Action::Allow
+        );
+        assert_eq!(
+            asks.decide(Group::Mcp, &Subject::name("others__wait")),
+            Action::Ask
+        );
     }
 
     #[test]

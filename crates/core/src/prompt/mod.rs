@@ -17,7 +17,7 @@ pub use self::{
     library::{
         Guide, GuideError, Library, REPOSITORY_FOLDER, TextFile, TextKind, TextName, rewords,
     },
-    untrusted::{Rank, conventions, untrusted},
+    untrusted::{Rank, conventions, summary, untrusted},
 };
 use crate::{
     checks::Planned,

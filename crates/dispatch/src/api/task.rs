@@ -819,6 +819,7 @@ pub(crate) mod tests {
             asks_count: 1,
             attached: vec![],
             attached_dropped: false,
+            compacts: 0,
             tuning: Tuning {
                 model: None,
                 effort: Some(Effort::Low),

@@ -209,6 +209,15 @@ pub(crate) async fn unsay(
     seen(&ctx, task).await
 }
 
+pub(crate) async fn compact(
+    State(ctx): State<Ctx>,
+    Path(task): Path<String>,
+) -> Result<At<Json<Task>>, Problem> {
+    let task = id(&task)?;
+    ctx.engine.compact(task).await?;
+    seen(&ctx, task).await
+}
+
 pub(crate) async fn permit(
     Acting(ctx): Acting,
     Path((task, ask)): Path<(String, String)>,

@@ -721,7 +721,7 @@ async fn a_picture_that_is_attached_is_shown_to_the_model() {
     let png = file("shot.dat", b"\x89PNG\r\n\x1a\n and its lines");
     let pdf = file("spec.pdf", b"%PDF-1.7 and its pages");
     let text = file("notes.txt", b"only words");
-    let args = ["--expect", "report", "--model", "main/m", "--attach", &png];
+    let args = ["--expects", "report", "--model", "main/m", "--attach", &png];
     let id = begun(&world, &[&args[..], &["--attach", &text, "Look"]].concat());
     ended(&world, &id);
     let said = world.dispatch_with(
@@ -846,4 +846,47 @@ async fn a_key_that_is_used_up_is_skipped_by_other_tasks_and_waited_for_where_th
     assert_eq!(ended(&world, &other)["state"], "completed");
     world.dispatch(&["stop", &id]).exits(0);
     assert_eq!(asked(), ["main", "next", "next", "next"]);
+}
+
+/// A person's word, through the public door, to what the model is asked in the next run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_compacted_before_its_next_turn_when_a_person_says_so() {
+    let world = TestWorld::new();
+    let count = "for n in $(seq 1 900); do echo line $n; done";
+    let says = json!([
+        {"tool": "shell", "command": count},
+        {"text": "I counted."},
+        {"text": "## Goal\nCount further."},
+        {"text": "As you say.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", says)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(
+        &world,
+        &["--expects", "report", "--model", "main/m", "Count"],
+    );
+    ended(&world, &id);
+    let compact = world.dispatch(&["compact", &id]).exits(0);
+    compact.says(&["before its next turn its conversation becomes shorter"]);
+    assert_eq!(model.asked().len(), 2, "nothing is asked for it alone");
+    let said = world.dispatch_with(&[("MAIN_KEY", KEY)], &["say", &id, "Go on"]);
+    said.exits(0);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let asked = model.asked();
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    let earlier = asked[3]["earlier"].as_str().unwrap();
+    assert!(earlier.contains("| Count further."), "{earlier}");
+    assert!(!earlier.contains("line 899"), "{earlier}");
+    let told = world.dispatch(&["events", "--json", "--task", &id]);
+    told.exits(0).says(&["the conversation was compacted"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_keeps_its_conversation_by_itself_is_not_told_to_compact_it() {
+    let world = TestWorld::new();
+    let done = world.dispatch(&["run", "--json", "--no-checks", "say hello"]);
+    let id = done.json()["id"].as_str().unwrap().to_owned();
+    let refused = world.dispatch(&["compact", &id]).exits(2);
+    refused.says(&["keeps its conversation by itself"]);
 }
