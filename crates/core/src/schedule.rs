@@ -217,7 +217,7 @@ pub fn next_after(task: &Task, outcome: &Outcome, gate: &Gate, runs_max: u32) ->
         return Next::Stays;
     };
     let tried = task.own_retries();
-    let left = task.runs.len() < runs_max as usize;
+    let left = task.has_runs_left(runs_max, false);
     let spent = task.budget().reached(task.spent()).is_some();
     match again {
         _ if spent => Next::Stays,
