@@ -29,7 +29,7 @@ use crate::{
     clock::Clock,
     files::{self, Sorted},
     inbox::Inbox,
-    keys::Keys,
+    keys::{self, Keys},
     log::{Log, ResumeError, resume},
     model::{Client, Timers, ToolSpec},
     net::{Connector, Proxy},
@@ -169,7 +169,10 @@ impl Agent {
         let tools =
             tools::granted(opening.tools.as_deref(), &opening.web).map_err(AgentError::Tools)?;
         let tools = kin::offered(tools, &opening);
-        let conversation = resume(&opening.resume)?;
+        let mut conversation = resume(&opening.resume)?;
+        if let Some(known) = &opening.known {
+            keys::know(known, &mut conversation.outs, &mut conversation.told);
+        }
         let spill = Spill::new(&opening.spill).map_err(used(&opening.spill))?;
         let connector = Connector::new(Proxy::from(|name| std::env::var(name).ok()), CONNECT_LIMIT);
         let (sender, signs) = mpsc::channel(SIGNS_MAX);
@@ -363,12 +366,16 @@ impl Agent {
                 break;
             }
         }
-        mcp::end(&self.servers.there).await;
-        self.place.end().await;
+        self.end_all().await;
         Ok(match last {
             TurnEnd::Done | TurnEnd::Stopped => ExitCode::SUCCESS,
             TurnEnd::Failed { .. } | TurnEnd::Limit { .. } => ExitCode::FAILURE,
         })
+    }
+
+    /// All commands and servers, beside each other: each of both has a limit below a second.
+    pub(crate) async fn end_all(&self) {
+        tokio::join!(self.place.end(), mcp::end(&self.servers.there));
     }
 
     /// The first words, and the files that came with them or that no earlier run has told.

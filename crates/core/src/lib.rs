@@ -43,6 +43,7 @@ pub mod grant;
 pub mod hex;
 pub mod id;
 pub mod job;
+pub mod keyring;
 pub mod keys;
 pub mod ledger;
 pub mod lent;

@@ -162,6 +162,19 @@ pub struct Window {
     pub resets_at: Option<Millis>,
 }
 
+/// What other runs have said of a key before this one asks it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// It is of no use before that. A time that is over: nobody knows whether it works again.
+    pub out_until: Option<Millis>,
+    #[serde(default)]
+    pub windows: Vec<Window>,
+    /// When they were told.
+    pub told_at: Option<Millis>,
+}
+
+pub type KnownKeys = BTreeMap<KeyName, Known>;
+
 /// A tool of an MCP server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedTool {
@@ -533,6 +546,9 @@ pub struct Opening {
     pub system: Option<String>,
     pub chain: Vec<Choice>,
     pub keys: BTreeMap<KeyName, KeyTable>,
+    /// What is known of them by now. None: what the conversation knows itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<KnownKeys>,
     /// Names of tools; all that are known where there is none.
     #[serde(default)]
     pub tools: Option<Vec<String>>,

@@ -90,6 +90,7 @@ pub(crate) fn setup(
         files: attachments::handed(&ctx.settings.data, task, n),
         system: profile.system_prompt.clone(),
         chain: asked,
+        known: None,
         keys,
         tools: profile.tools.clone(),
         within: terms.tools.clone(),

@@ -9,6 +9,7 @@ use std::{
     io,
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use dispatch_core::{
@@ -149,6 +150,12 @@ impl Place {
             // Nobody can speak any more.
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Somebody's word has waited for so long.
+    pub(super) async fn spoken_to_for(&self, limit: Duration) {
+        self.spoken_to().await;
+        tokio::time::sleep(limit).await;
     }
 
     pub(super) async fn say(&self, sign: Sign) {

@@ -2,7 +2,7 @@
 //! each thing that is closed. The lines are [`crate::native`]'s.
 //! Must not treat it as anything but a guest: what it says is read as any other agent's words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Ask, Driver, Hearing, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
@@ -16,7 +16,9 @@ use crate::{
     ask::Permissions,
     definition,
     grant::Tool,
+    id::KeyName,
     job::Stdin,
+    keyring::KeyNews,
     native::{
         Block, Chunk, Fault, Kin, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
         TurnEnd, VERSION, Window,
@@ -31,6 +33,19 @@ const SUBCOMMAND: &str = "agent";
 const TODO_BYTES_MAX: usize = 256;
 /// What is said of a key, a model or a wait.
 const WHY_BYTES_MAX: usize = 1024;
+
+/// What is left of a key's limits is passed on this often: each step of each run tells it.
+const TOLD_EVERY_MS: Millis = 60_000;
+/// Keys of one conversation whose limits are remembered.
+const KEYS_MAX: usize = 64;
+
+/// What answers told of one key.
+#[derive(Debug)]
+struct Told {
+    windows: Vec<Window>,
+    at: Millis,
+    passed_on: Option<Millis>,
+}
 
 /// A `wait` of our own lasts for an hour at most.
 const OUR_CALL_MS: u64 = 2 * 3_600_000;
@@ -58,6 +73,8 @@ pub(super) struct Native {
     left: bool,
     /// Windows of its provider that have nothing left, so that each is told once.
     spent_windows: BTreeSet<String>,
+    /// What answers told last of each key, and when that was passed on.
+    told: BTreeMap<KeyName, Told>,
 }
 
 impl Driver for Native {
@@ -231,7 +248,11 @@ impl Native {
                 steps
             }
             Chunk::Plan { todos } => said(plan(&todos)),
-            Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
+            Chunk::Windows { key, windows, at } => {
+                let mut steps = self.left(&key, &windows, at);
+                steps.extend(self.windows(key.as_str(), windows));
+                steps
+            }
             Chunk::NotCompacted { .. } => said(notice(
                 "the conversation was not compacted: there is not enough of it, or no summary",
             )),
@@ -257,12 +278,12 @@ impl Native {
                 to: to.to_string(),
                 reason: brief(&why),
             }),
-            Chunk::KeyOut { key, until, why } => said(Update::KeyOut {
-                key: key.to_string(),
-                until,
-                reason: brief(&why),
-            }),
-            Chunk::KeyBack { key } => said(notice(&format!("key {key} can be used again"))),
+            Chunk::KeyOut { key, until, why } => key_out(key, until, &why),
+            Chunk::KeyBack { key } => {
+                let text = format!("key {key} can be used again");
+                let news = KeyNews::Back;
+                vec![Step::Said(notice(&text)), Step::Key { key, news }]
+            }
             Chunk::Notice { text } => said(notice(&text)),
             Chunk::TurnEnded { end, text } => self.turn_ended(end, &text),
             Chunk::Live(live) => self.live(live),
@@ -398,6 +419,42 @@ impl Native {
         vec![Step::Spent(usage)]
     }
 
+    /// What is left at a provider is for everybody that asks it, now and then; at once where nothing is.
+    fn left(&mut self, key: &KeyName, windows: &[Window], at: Option<Millis>) -> Vec<Step> {
+        let (Some(at), true) = (
+            at,
+            self.told.len() < KEYS_MAX || self.told.contains_key(key),
+        ) else {
+            return Vec::new();
+        };
+        let empty = |windows: &[Window]| -> Vec<String> {
+            let empty = windows.iter().filter(|window| window.remaining == Some(0));
+            empty.map(|window| window.name.clone()).collect()
+        };
+        let before = self.told.remove(key);
+        let passed_on = before.as_ref().and_then(|told| told.passed_on);
+        let changed = before.is_none_or(|told| empty(&told.windows) != empty(windows));
+        let due = passed_on.is_none_or(|last| at.saturating_sub(last) >= TOLD_EVERY_MS);
+        let told = Told {
+            windows: windows.to_vec(),
+            at,
+            passed_on,
+        };
+        let told = self.told.entry(key.clone()).or_insert(told);
+        match changed || due {
+            true => vec![told.pass_on(key)],
+            false => Vec::new(),
+        }
+    }
+
+    /// What was told last and kept back.
+    fn rest_of_left(&mut self) -> impl Iterator<Item = Step> {
+        let new = |told: &&mut Told| told.passed_on != Some(told.at);
+        let told = self.told.iter_mut();
+        let told = told.filter(move |(_, told)| new(told));
+        told.map(|(key, told)| told.pass_on(key))
+    }
+
     /// A window that is used up is worth a word, once; what is left of the others is not.
     fn windows(&mut self, key: &str, windows: Vec<Window>) -> Vec<Step> {
         let mut steps = Vec::new();
@@ -420,13 +477,9 @@ impl Native {
         if !text.trim().is_empty() {
             self.text = kept_text(text);
         }
-        let mut steps: Vec<Step> = self
-            .usage
-            .iter()
-            .cloned()
-            .map(Update::Usage)
-            .map(Step::Said)
-            .collect();
+        let usage = self.usage.iter().cloned();
+        let usage: Vec<Step> = usage.map(Update::Usage).map(Step::Said).collect();
+        let mut steps: Vec<Step> = self.rest_of_left().chain(usage).collect();
         // What it has not heard begins its next turn, by itself.
         let goes_on = end == TurnEnd::Done && self.unheard() > 0;
         self.last = Some(self.last_word(end));
@@ -458,6 +511,30 @@ impl Native {
             }
         }
     }
+}
+
+impl Told {
+    fn pass_on(&mut self, key: &KeyName) -> Step {
+        self.passed_on = Some(self.at);
+        let news = KeyNews::Told {
+            windows: self.windows.iter().take(WINDOWS_MAX).cloned().collect(),
+            at: self.at,
+        };
+        let key = key.clone();
+        Step::Key { key, news }
+    }
+}
+
+/// For a person, and for all others that ask with it.
+fn key_out(key: KeyName, until: Option<Millis>, why: &str) -> Vec<Step> {
+    let reason = brief(why);
+    let update = Update::KeyOut {
+        key: key.to_string(),
+        until,
+        reason: reason.clone(),
+    };
+    let news = KeyNews::Out { until, reason };
+    vec![Step::Said(update), Step::Key { key, news }]
 }
 
 /// Names of windows that are remembered.
@@ -572,6 +649,7 @@ mod tests {
             files: Vec::new(),
             system: None,
             chain: vec![choice],
+            known: None,
             keys: std::collections::BTreeMap::new(),
             tools: None,
             within: crate::toolset::Toolset::default(),
@@ -818,6 +896,44 @@ mod tests {
         assert!(heard(&mut driver, &ended).contains(&Step::Done));
         assert_eq!(driver.unheard(), 1);
         assert_eq!(driver.close().last, LastWord::Unavailable);
+    }
+
+    #[test]
+    fn what_is_left_of_a_key_is_passed_on_now_and_then() {
+        let (mut driver, _) = opened(&setup(Vec::new()), None);
+        let windows = |remaining: u64, at: u64| {
+            let window =
+                json!({"name": "tokens", "limit": 9, "remaining": remaining, "resets_at": 5});
+            json!({"windows": {"key": "main", "windows": [window], "at": at}})
+        };
+        let told = |driver: &mut Native, chunk: &Value| -> Vec<(u64, u64)> {
+            let steps = heard(driver, chunk);
+            let news = steps.into_iter().filter_map(|step| match step {
+                Step::Key {
+                    news: KeyNews::Told { windows, at },
+                    ..
+                } => Some((windows[0].remaining?, at)),
+                _ => None,
+            });
+            news.collect()
+        };
+        for (remaining, at, passed_on) in [
+            (9, 1000, true),
+            (8, 2000, false),
+            (0, 3000, true),
+            (0, 4000, false),
+            (5, 5000, true),
+            (4, 5000 + TOLD_EVERY_MS, true),
+            (3, 6000 + TOLD_EVERY_MS, false),
+        ] {
+            let expected: Vec<(u64, u64)> =
+                passed_on.then_some((remaining, at)).into_iter().collect();
+            let now = told(&mut driver, &windows(remaining, at));
+            assert_eq!(now, expected, "{remaining} {at}");
+        }
+        let done = json!({"turn_ended": {"end": "done", "text": "x"}});
+        assert_eq!(told(&mut driver, &done), [(3, 6000 + TOLD_EVERY_MS)]);
+        assert_eq!(told(&mut driver, &done), []);
     }
 
     #[test]

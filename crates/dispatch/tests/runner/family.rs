@@ -80,7 +80,9 @@ fn has_led(world: &TestWorld, lead: &str, model: &std::path::Path) {
     assert_eq!(lead["state"], "completed", "{lead:#}");
     let ends: Vec<&Value> = lead["ends"].as_array().unwrap().iter().collect();
     assert_eq!(ends.len(), 2, "{lead:#}");
-    assert_eq!(ends[0]["state"], "waited_for");
+    // Its engine died over the wait: the end is there before the wait is asked anew, or after it.
+    let first = ends[0]["state"].as_str().unwrap();
+    assert!(["waited_for", "told"].contains(&first), "{lead:#}");
     assert_eq!(ends[1]["state"], "told");
     assert_eq!(lead["runs"].as_array().unwrap().len(), 2, "{lead:#}");
     assert!(lead["enforced"].as_str().unwrap().contains("network: none"));

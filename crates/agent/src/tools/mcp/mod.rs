@@ -40,6 +40,9 @@ use crate::{keys, net::Connector};
 use link::Link;
 pub(super) use names::BETWEEN;
 
+/// From asking all servers to end until they are ended: all of a stop is over within a second.
+const END_ALL: Duration = Duration::from_millis(900);
+
 /// What servers are started with.
 #[derive(Clone, Debug)]
 pub(crate) struct Around {
@@ -293,5 +296,9 @@ pub(crate) async fn end(servers: &[Arc<Server>]) {
         let server = Arc::clone(server);
         ends.spawn(async move { server.end().await });
     }
-    while ends.join_next().await.is_some() {}
+    let all = async { while ends.join_next().await.is_some() {} };
+    match timeout(END_ALL, all).await {
+        // What is left is killed as it is let go of.
+        Ok(()) | Err(_) => {}
+    }
 }
