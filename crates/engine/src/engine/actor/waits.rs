@@ -161,11 +161,15 @@ impl Actor {
         (waiter.let_go || waiter.until <= self.now()).then_some(Ok(true))
     }
 
-    /// A word is on its way to that agent, which would hear it when its call is over.
+    /// Somebody's word is on its way to that agent, which would hear it when its call is over. Of ends
+    /// it hears by waiting.
     fn is_spoken_to(&self, run: RunId) -> bool {
         let task = self.state.task(run.task);
         let mut messages = task.into_iter().flat_map(|task| &task.messages);
-        messages.any(|message| message.fate == Fate::Waiting && message.is_with(run.n))
+        messages.any(|message| {
+            let on_its_way = message.fate == Fate::Waiting && message.is_with(run.n);
+            on_its_way && message.from != Sender::Dispatch
+        })
     }
 
     fn owes_one_of(&self, task: TaskId, of: &[TaskId]) -> bool {
