@@ -580,12 +580,10 @@ fn was_allowed(state: &State, by: RunId, asker: &Task, spec: &TaskSpec) -> Resul
         true => Group::UserAgent,
         false => Group::Summon,
     };
+    let subject = Subject::name(role.slug.as_str());
     let usual = Rules::default();
     let rules = own.rules.as_deref().unwrap_or(&usual);
-    match (
-        rules.decide(group, &Subject::name(role.slug.as_str())),
-        own.permissions,
-    ) {
+    match (rules.decide(group, &subject), own.permissions) {
         (Action::Allow, _) | (Action::Ask, Permissions::Allow) => return Ok(()),
         (Action::Deny, _) => return no("a rule denies it"),
         (Action::Ask, Permissions::Deny) => return no("nothing that is asked is allowed"),

@@ -195,7 +195,22 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use dispatch_core::toolset;
+
     use super::*;
+
+    /// Lists of tools are read by core, which does not know them.
+    #[test]
+    fn core_knows_every_tool_by_its_name() {
+        let known = toolset::NAMES.iter().flat_map(|(_, names)| names.iter());
+        let known: Vec<&str> = known.copied().collect();
+        for tool in TOOLS {
+            assert!(known.contains(&tool.name), "{tool:?}");
+        }
+        for name in known.iter().filter(|name| **name != "lsp") {
+            assert!(TOOLS.iter().any(|tool| tool.name == *name), "{name}");
+        }
+    }
 
     #[test]
     fn every_tool_has_a_name_a_help_and_a_schema_that_providers_take() {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Planned, Run, Tool, Wrong,
+    Given, Planned, Run, Tool, Wrong,
     kin::{Waited, text, wait},
     schema,
 };
@@ -16,14 +16,11 @@ pub(super) const TOOL: Tool = Tool {
     line: "wait for an agent that was summoned",
     help: "Waits until an agent that you summoned has ended its turn, and answers with its last words. \
            One that ended before is told again. Commands of run_shell are for shell_jobs.",
-    group: Group::Summon,
+    // Whoever was allowed to summon it may hear what came of it.
+    group: Group::Read,
     safe: false,
     schema: schema::<Input>,
-    plan: |given| {
-        let input: Input = given.parse()?;
-        let subjects = vec![Subject::name(&input.agent_id)];
-        Ok(Planned::new(subjects, |run| retrieve(run, input)))
-    },
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -31,6 +28,12 @@ pub(super) const TOOL: Tool = Tool {
 struct Input {
     /// As summon said it, or its first characters, at least 4.
     agent_id: String,
+}
+
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let subjects = vec![Subject::name(input.agent_id.trim())];
+    Ok(Planned::new(subjects, |run| retrieve(run, input)))
 }
 
 async fn retrieve(run: Run, input: Input) -> Result<String, Wrong> {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Planned, Run, Tool, Wrong,
+    Given, Planned, Run, Tool, Wrong,
     kin::{Waited, text, wait},
     schema,
 };
@@ -26,15 +26,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Summon,
     safe: false,
     schema: schema::<Input>,
-    plan: |given| {
-        let input: Input = given.parse()?;
-        let group = match input.top_level {
-            true => Group::UserAgent,
-            false => Group::Summon,
-        };
-        let subjects = vec![Subject::name(&input.agent)];
-        Ok(Planned::new(subjects, |run| summon(run, input)).in_group(group))
-    },
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -56,6 +48,16 @@ struct Input {
     /// For a definition that stands for itself.
     #[serde(default)]
     top_level: bool,
+}
+
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let subjects = vec![Subject::name(input.agent.as_str())];
+    let group = match input.top_level {
+        true => Group::UserAgent,
+        false => Group::Summon,
+    };
+    Ok(Planned::new(subjects, |run| summon(run, input)).in_group(group))
 }
 
 async fn summon(run: Run, input: Input) -> Result<String, Wrong> {
