@@ -11,6 +11,7 @@ mod group;
 mod html;
 mod jobs;
 mod key_usage;
+mod known;
 mod line_kind;
 mod list_files;
 pub(crate) mod mcp;
