@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use dispatch_core::{
     native::{Chunk, TurnEnd},
-    rules::{Action, Subject},
+    rules::{Action, Group, Subject},
 };
 use tokio::{task::JoinSet, time::Instant as At};
 
@@ -72,7 +72,7 @@ async fn ready(turn: &mut Turn<'_>, call: Call) -> Result<Option<Ready>, Halt> {
             return Ok(None);
         }
     };
-    if let Err(why) = permit(turn, &call, &tool, &planned.subjects).await? {
+    if let Err(why) = permit(turn, &call, &tool, &planned).await? {
         turn.answer(&call, format!("error: {why}"), true).await?;
         return Ok(None);
     }
@@ -88,12 +88,13 @@ async fn permit(
     turn: &mut Turn<'_>,
     call: &Call,
     tool: &Granted,
-    subjects: &[Subject],
+    planned: &Planned,
 ) -> Result<Result<(), String>, Halt> {
-    match turn.agent.rules.decide_all(tool.group(), subjects) {
+    let group = planned.group.unwrap_or_else(|| tool.group());
+    let subjects = &planned.subjects;
+    match turn.agent.rules.decide_all(group, subjects) {
         Action::Allow => return Ok(Ok(())),
         Action::Deny => {
-            let group = tool.group();
             let why = format!("this is not permitted: a rule for {group} denies it");
             return Ok(Err(why));
         }
@@ -107,11 +108,11 @@ async fn permit(
     if is_spoken_to(turn) {
         return Ok(Err(SPOKEN_TO.to_owned()));
     }
-    let (allowed, always, why) = ask(turn, call, tool, subjects).await?;
+    let (allowed, always, why) = ask(turn, call, group, subjects).await?;
     if allowed && always {
         let rules = Arc::make_mut(&mut turn.agent.rules);
         for subject in subjects {
-            rules.allow_always(tool.group(), subject.clone());
+            rules.allow_always(group, subject.clone());
         }
     }
     Ok(outcome(allowed, &why))
@@ -129,7 +130,7 @@ fn outcome(allowed: bool, why: &str) -> Result<(), String> {
 async fn ask(
     turn: &mut Turn<'_>,
     call: &Call,
-    tool: &Granted,
+    group: Group,
     subjects: &[Subject],
 ) -> Result<(bool, bool, String), Halt> {
     let id = turn.agent.log.conversation.next_question();
@@ -137,8 +138,8 @@ async fn ask(
     turn.put(Chunk::Asked {
         id,
         call: call.id.clone(),
-        tool: tool.name().to_owned(),
-        group: tool.group(),
+        tool: call.name.clone(),
+        group,
         subject: shown(subjects),
         subjects: subjects.to_vec(),
         input: call.input.clone(),

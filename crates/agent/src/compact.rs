@@ -78,12 +78,15 @@ struct Notes {
 }
 
 impl Turn<'_> {
-    /// Before a question: a conversation that nears what the model takes is made shorter.
+    /// Before a question: a conversation that nears what the model takes is made shorter, and one that a
+    /// person wants to be.
     pub(crate) async fn keep_short(&mut self) -> Result<(), Halt> {
+        let wish = self.agent.settings.compact;
+        if wish > self.agent.log.conversation.compacted {
+            return self.grant(wish).await;
+        }
         let choice = self.chain.choice().clone();
-        // One that cannot be asked is told of when it is asked.
-        let limit = self.agent.endpoint(&choice).ok();
-        let Some(limit) = limit.and_then(|endpoint| endpoint.row.context_tokens) else {
+        let Some(limit) = self.limit(&choice) else {
             return Ok(());
         };
         let tokens = self.agent.log.conversation.weight.tokens();
@@ -102,8 +105,25 @@ impl Turn<'_> {
              becomes a summary"
         );
         self.put(Chunk::Notice { text }).await?;
-        self.compact(plan).await?;
+        self.compact(plan, None).await?;
         Ok(())
+    }
+
+    async fn grant(&mut self, wish: u32) -> Result<(), Halt> {
+        let all = self.agent.log.conversation.whole().bytes();
+        let room = self
+            .limit(self.chain.choice())
+            .map_or(all, |limit| bytes_of_tokens(limit).min(all));
+        if !self.compact(Plan::of(room), Some(wish)).await? {
+            self.put(Chunk::NotCompacted { wish }).await?;
+        }
+        Ok(())
+    }
+
+    /// How much a model takes, as its key's table says. One that cannot be asked is told of when it is
+    /// asked.
+    fn limit(&self, choice: &Choice) -> Option<u64> {
+        self.agent.endpoint(choice).ok()?.row.context_tokens
     }
 
     /// After a refusal for its length: it is made shorter; where that cannot be, a model that takes more
@@ -114,7 +134,7 @@ impl Turn<'_> {
             let text = format!("{error}; its beginning becomes a summary");
             self.put(Chunk::Notice { text }).await?;
             let plan = self.plan_after_refusal().squeezed(self.squeezed);
-            if self.compact(plan).await? {
+            if self.compact(plan, None).await? {
                 return Ok(());
             }
         }
@@ -135,8 +155,7 @@ impl Turn<'_> {
     }
 
     fn plan_after_refusal(&self) -> Plan {
-        let limit = self.agent.endpoint(self.chain.choice()).ok();
-        let known = limit.and_then(|endpoint| endpoint.row.context_tokens);
+        let known = self.limit(self.chain.choice());
         let all = self.agent.log.conversation.whole().bytes();
         let refused = all / REFUSED.1 * REFUSED.0;
         // What a table says may be wrong, and the provider is right.
@@ -145,19 +164,18 @@ impl Turn<'_> {
 
     /// Of a model of which nobody knows how much it takes, it can be hoped.
     fn takes_more(&self, now: &Choice, other: &Choice) -> bool {
-        let takes = |choice: &Choice| self.agent.endpoint(choice).ok()?.row.context_tokens;
         let same = (&now.key, &now.model) == (&other.key, &other.model);
         let out = self.agent.log.conversation.outs.is_out(&other.key);
-        let more = match (takes(now), takes(other)) {
+        let more = match (self.limit(now), self.limit(other)) {
             (Some(now), Some(other)) => other > now,
             _ => true,
         };
         !same && !out && more
     }
 
-    /// Part after part of the beginning becomes a summary, each by a line of its own. `false`: nothing
-    /// became shorter.
-    async fn compact(&mut self, plan: Plan) -> Result<bool, Halt> {
+    /// Part after part of the beginning becomes a summary, each by a line of its own; the last one meets
+    /// the wish. `false`: nothing became shorter.
+    async fn compact(&mut self, plan: Plan, wish: Option<u32>) -> Result<bool, Halt> {
         let mut shorter = false;
         loop {
             let whole = self.agent.log.conversation.whole();
@@ -174,6 +192,7 @@ impl Turn<'_> {
                 text,
                 tokens: notes.tokens,
                 cost_usd: notes.cost_usd,
+                wish: wish.filter(|_| from >= end),
             })
             .await?;
             self.agent.client.forget();

@@ -180,6 +180,8 @@ pub(crate) struct Conversation {
     pub(crate) weight: Weight,
     /// What the turn began with.
     begun_with: String,
+    /// The last wish of a person to make it shorter that was met, or could not be.
+    pub(crate) compacted: u32,
     open: Option<Step>,
     step: StepId,
     in_turn: bool,
@@ -253,10 +255,13 @@ impl Conversation {
                 text,
                 tokens,
                 cost_usd,
+                wish,
             } => {
+                self.compacted = self.compacted.max(wish.unwrap_or(0));
                 self.spent.add(tokens, *cost_usd);
                 self.shorten(*from, text);
             }
+            Chunk::NotCompacted { wish } => self.compacted = self.compacted.max(*wish),
             Chunk::Plan { todos } => self.todos.clone_from(todos),
             Chunk::Asked {
                 id,

@@ -223,6 +223,8 @@ pub enum Kind {
     LettersRead {
         letters: Vec<LetterId>,
     },
+    /// A person wants its agent's conversation to become shorter before its next turn.
+    CompactAsked,
     /// Its next runs are another agent's.
     AgentSet {
         agent: AgentName,
@@ -416,7 +418,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 51] = [
+    pub const WORDS: [&str; 52] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -428,6 +430,7 @@ impl Kind {
         "message_cancelled",
         "attached",
         "tuning_set",
+        "compact_asked",
         "message_taken",
         "message_delivered",
         "message_returned",
@@ -484,6 +487,7 @@ impl Kind {
             Self::MessageCancelled { .. } => "message_cancelled",
             Self::Attached { .. } => "attached",
             Self::TuningSet { .. } => "tuning_set",
+            Self::CompactAsked => "compact_asked",
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
             Self::MessageReturned { .. } => "message_returned",
@@ -542,6 +546,7 @@ impl Kind {
             | Self::MessageCancelled { .. }
             | Self::Attached { .. }
             | Self::TuningSet { .. }
+            | Self::CompactAsked
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }
             | Self::MessageReturned { .. }

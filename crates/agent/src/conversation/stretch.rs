@@ -224,6 +224,7 @@ mod tests {
             text: text.into(),
             tokens: Tokens::default(),
             cost_usd: None,
+            wish: None,
         }
     }
 

@@ -229,6 +229,43 @@ async fn one_that_is_refused_for_its_length_is_made_shorter_and_asked_again() {
     }
 }
 
+/// A person's wish is met before the next turn, once, whatever the record has kept of it.
+#[tokio::test]
+async fn a_person_can_have_it_made_shorter_before_the_next_turn() {
+    let kind = "compatible";
+    let call = |n: &str| say::any(kind, "", &[(n, "read_file", json!({"path": "big"}))]);
+    let text = |text: &str| Reply::Events(say::any(kind, text, &[]));
+    let provider = Provider::start(vec![
+        Reply::Events(call("a")),
+        text("Done."),
+        text("## Goal\nMend it."),
+        text("As you say."),
+        text("And so on."),
+    ])
+    .await;
+    let mut bed = bed(kind, &provider);
+    bed.opening["keys"]["k"]["models"] = json!([]);
+    bed.run(Some("Go.")).await;
+    bed.opening["compact"] = json!(1);
+    let lines = bed.run(Some("And then?")).await;
+    assert_eq!(compacted(&lines).len(), 1);
+    bed.run(Some("And now?")).await;
+    let asked = provider.asked();
+    assert_eq!(asked.len(), 5, "it is met once");
+    for later in &asked[3..] {
+        assert!(later.text.contains("| Mend it.") && later.text.contains("And then?"));
+        assert!(!later.text.contains(FILLER), "{}", later.text);
+    }
+    // Of one that is short already nothing can be made.
+    bed.opening["compact"] = json!(2);
+    for wishes in [1, 0] {
+        let lines = bed.run(Some("Again?")).await;
+        assert_eq!(compacted(&lines).len(), 0);
+        let not = |line: &&Line| matches!(line.chunk, Chunk::NotCompacted { wish: 2 });
+        assert_eq!(lines.iter().filter(not).count(), wishes);
+    }
+}
+
 /// A beginning that no request could hold becomes notes part by part, each of which knows those before.
 #[tokio::test]
 async fn a_long_beginning_becomes_notes_part_by_part() {

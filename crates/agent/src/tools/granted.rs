@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dispatch_core::{
     rules::{Group, Subject},
+    toolset,
     web::WebTable,
 };
 
@@ -125,13 +126,7 @@ pub(crate) fn granted(names: Option<&[String]>, web: &WebTable) -> Result<Vec<Gr
             "use tool {name}: it is not known; there are {there}, and SERVER__TOOL of MCP servers"
         ));
     }
-    let asked = |name: &str| names.iter().any(|asked| asked == name);
-    let comes = |tool: &&&Tool| match tool.name {
-        "read_file_slice" => asked("read_file") || asked(tool.name),
-        "shell_jobs" => asked("run_shell") || asked(tool.name),
-        "todo" => true,
-        name => asked(name),
-    };
+    let comes = |tool: &&&Tool| toolset::names(names, tool.name);
     Ok(own(TOOLS.iter().filter(comes).copied().collect()))
 }
 

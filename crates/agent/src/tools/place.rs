@@ -6,7 +6,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Component, Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use dispatch_core::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::{Outside, Spill, Wrong, jobs::Jobs, known::Known};
+use super::{Outside, Spill, Wrong, jobs::Jobs, kin::Way, known::Known};
 
 /// What a tool says while it works.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub(crate) struct Place {
     messages: watch::Receiver<usize>,
     signs: mpsc::Sender<Sign>,
     known: Mutex<Known>,
+    /// To our own door, if there is one.
+    way: OnceLock<Way>,
 }
 
 impl Place {
@@ -88,6 +90,7 @@ impl Place {
             messages,
             signs,
             known: Mutex::default(),
+            way: OnceLock::new(),
         })
     }
 
@@ -107,6 +110,26 @@ impl Place {
     /// All that commands left running ends.
     pub(crate) async fn end(&self) {
         self.jobs.end_all().await;
+        if let Some(way) = self.way.get() {
+            way.end().await;
+        }
+    }
+
+    /// It stays as it is from here on.
+    pub(crate) fn at_door(&self, way: Way) {
+        match self.way.set(way) {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    pub(super) fn way(&self) -> Result<&Way, Wrong> {
+        let way = self.way.get();
+        way.ok_or_else(|| Wrong::new("reach Dispatch: this task has no grant"))
+    }
+
+    /// Whether something waits to be told to the model.
+    pub(super) fn is_spoken_to(&self) -> bool {
+        *self.messages.borrow() > 0
     }
 
     /// Somebody has said something that waits to be told to the model.

@@ -15,7 +15,7 @@ mod golden;
 mod native;
 mod pieces;
 mod plain;
-mod text;
+pub(crate) mod text;
 mod todos;
 
 use std::fmt;
@@ -257,6 +257,12 @@ impl DriverKind {
     /// Whether a message that a running one was given can be had back before its model hears it.
     #[must_use]
     pub fn takes_back(self) -> bool {
+        self == Self::Native
+    }
+
+    /// Whether it can be told to make its conversation shorter.
+    #[must_use]
+    pub fn compacts(self) -> bool {
         self == Self::Native
     }
 

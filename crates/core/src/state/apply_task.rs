@@ -46,6 +46,7 @@ impl State {
                 asks_count: 0,
                 attached: Vec::new(),
                 attached_dropped: false,
+                compacts: 0,
                 tuning: Tuning::default(),
                 wakes: 0,
                 foreign_runs: 0,
@@ -221,6 +222,7 @@ impl State {
                     }
                 }
             }
+            Kind::CompactAsked => task.compacts = task.compacts.saturating_add(1),
             Kind::AgentSet {
                 agent,
                 pool,

@@ -52,6 +52,8 @@ pub struct Task {
     pub attached_dropped: bool,
     /// For the next run, while one goes on.
     pub tuning: Tuning,
+    /// How often a person wanted its agent's conversation to become shorter.
+    pub compacts: u32,
     /// Runs that messages of agents have started since a person said something.
     pub wakes: u32,
     /// Sessions of runs up to this one belong to an agent it had before.

@@ -9,6 +9,7 @@ mod attach;
 #[cfg(feature = "tui")]
 mod chat;
 mod clean;
+mod compact;
 mod completions;
 mod config;
 mod detach;
@@ -93,6 +94,7 @@ enum Verb {
     Deny(allow::DenyArgs),
     Say(say::Args),
     Unsay(say::UnsayArgs),
+    Compact(compact::Args),
     Retry(retry::Args),
     Resume(resume::Args),
     Stop(stop::Args),
@@ -225,6 +227,7 @@ async fn perform(ctx: &Ctx, verb: Verb) -> Result<Exit> {
         Verb::Deny(args) => allow::deny(ctx, &args).await,
         Verb::Say(args) => Box::pin(say::run(ctx, args)).await,
         Verb::Unsay(args) => say::unsay(ctx, &args).await,
+        Verb::Compact(args) => compact::run(ctx, &args).await,
         Verb::Resume(args) => Box::pin(resume::run(ctx, args)).await,
         Verb::Retry(args) => Box::pin(retry::run(ctx, args)).await,
         Verb::Stop(args) => Box::pin(stop::run(ctx, &args)).await,

@@ -365,6 +365,7 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
             let words = words.collect::<Vec<_>>().join(", ");
             format!("from the next run on: {words}")
         }
+        "compact_asked" => "before its next turn its conversation becomes shorter".to_owned(),
         "message_cancelled" => format!("message {} taken back", number("message")),
         "message_delivered" => {
             format!(

@@ -339,6 +339,7 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Post, "/v1/tasks/{id}/resume", Needs(Dispatch), "Go on with it", tasks::resume),
         Route::new(Post, "/v1/tasks/{id}/say", AgentsToo(Dispatch), "Say something to it", tasks::say).with_files(),
         Route::new(Delete, "/v1/tasks/{id}/messages/{message}", Needs(Dispatch), "Withdraw a message", tasks::unsay),
+        Route::new(Post, "/v1/tasks/{id}/compact", Needs(Dispatch), "Make its agent's conversation shorter", tasks::compact),
         Route::new(Post, "/v1/tasks/{id}/asks/{ask}", AgentsToo(Answer), "Allow or deny what its agent asks", tasks::permit),
         Route::new(Post, "/v1/tasks/{id}/stop", AgentsToo(Dispatch), "Stop it", tasks::stop),
         Route::new(Post, "/v1/tasks/{id}/detach", AgentsToo(Dispatch), "Its asker waits for it no more", family::detach),

@@ -117,6 +117,10 @@ pub(crate) enum Command {
         run: RunId,
         reply: Reply<Vec<MessageId>>,
     },
+    Compact {
+        task: TaskId,
+        reply: Reply<()>,
+    },
     Permit {
         who: Who,
         task: TaskId,

@@ -269,6 +269,15 @@ impl Engine {
         }
     }
 
+    /// Has the conversation of its agent made shorter, before its next turn.
+    ///
+    /// # Errors
+    /// When the task was put away, or its agent cannot be told.
+    pub async fn compact(&self, task: TaskId) -> Result<(), VerbError> {
+        self.may(Deed::Other("compact")).await?;
+        self.ask(|reply| Command::Compact { task, reply }).await
+    }
+
     /// Answers what the agent of a task asks permission for. Durable when it returns; the agent gets
     /// it once.
     ///

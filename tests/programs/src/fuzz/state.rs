@@ -66,6 +66,7 @@ pub(super) const TARGETS: &[Target] = &[Target {
         "finished",
         "noted",
         "said",
+        "compact_asked",
         "message_queued",
         "message_taken",
         "child_ended",
@@ -310,6 +311,7 @@ fn seeds() -> Vec<Vec<u8>> {
                 message: Some(MessageId(2)),
             },
         ),
+        (Subject::Task(task), Kind::CompactAsked),
         (
             Subject::Task(task),
             Kind::MessageCancelled {

@@ -21,7 +21,7 @@ use std::{
 };
 
 use dispatch_core::{
-    id::{KeyName, ServerName},
+    id::{BadId, KeyName, ServerName},
     models::KeySource,
     native::ServedTool,
     rules::fits,
@@ -204,6 +204,21 @@ impl Started {
     }
 }
 
+/// One by itself, whose tools no model is told of.
+pub(crate) async fn one(
+    name: &str,
+    table: &ServerTable,
+    around: &Around,
+) -> Result<Arc<Server>, String> {
+    let name: ServerName = name.parse().map_err(|error: BadId| error.to_string())?;
+    let (link, _) = opened(&name, table, around).await?;
+    Ok(Arc::new(Server {
+        name,
+        call_limit: Duration::from_millis(table.call_ms),
+        link: Ok(link),
+    }))
+}
+
 /// Connected, and the list of its tools.
 async fn opened(name: &ServerName, table: &ServerTable, around: &Around) -> Opened {
     let limit = Duration::from_millis(table.start_ms);
@@ -254,6 +269,12 @@ impl Server {
                 Err(self.wrong(&format!("{error}{words}")))
             }
         }
+    }
+
+    /// Whether it can be asked still.
+    pub(crate) fn is_open(&self) -> bool {
+        let link = self.link.as_ref();
+        link.is_ok_and(|link| !link.peer().is_transport_closed())
     }
 
     fn wrong(&self, what: &str) -> Wrong {

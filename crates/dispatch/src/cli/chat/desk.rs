@@ -243,6 +243,10 @@ impl Asked {
                 let ask = async |client: &Client| client.delete(&path).await;
                 self.task(start::ask(&self.settings, ask).await?.1)
             }
+            Request::Compact => {
+                let nothing = serde_json::json!({});
+                self.task(self.post("compact", &nothing).await?)
+            }
             Request::Check(tune) => {
                 tune.check(&self.settings, &self.about.agent)?;
                 Ok(Told::Nothing)

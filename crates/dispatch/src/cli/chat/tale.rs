@@ -490,6 +490,7 @@ const TOLD: &[&str] = &[
     "budget_warned",
     "carried_found",
     "check_finished",
+    "compact_asked",
     "detached",
     "ends_delivered",
     "message_cancelled",

@@ -20,6 +20,10 @@ pub(super) const HELP: &[(&str, &str)] = &[
         "/effort LEVEL",
         "think harder, or less, from your next message on",
     ),
+    (
+        "/compact-later",
+        "makes its conversation shorter before its next turn",
+    ),
     ("/queue", "what waits to be heard"),
     ("/unsay N", "takes message N back"),
     (
@@ -56,6 +60,7 @@ pub(super) enum Word {
     Tune(Tune),
     Queue,
     Unsay(MessageId),
+    CompactLater,
     Diff,
     Apply {
         yes: bool,
@@ -154,6 +159,7 @@ fn of_command(name: &str, rest: &str) -> Result<Word, String> {
                 why: Some(rest.to_owned()).filter(|why| !why.is_empty()),
             })
         }
+        "compact-later" => nothing(Word::CompactLater),
         "diff" => nothing(Word::Diff),
         "apply" => match rest {
             "" => Ok(Word::Apply { yes: false }),
@@ -266,6 +272,7 @@ mod tests {
                 effort,
             }))
         };
+        assert_eq!(parse("/compact-later", false), Ok(Word::CompactLater));
         assert_eq!(parse("/stop", false), Ok(Word::Stop { kill: false }));
         assert_eq!(parse("/stop kill", false), Ok(Word::Stop { kill: true }));
         assert_eq!(parse("/model opus", false), tune(Some("opus"), None));
@@ -285,7 +292,7 @@ mod tests {
             ("/effort", "there are none"),
             ("/unsay x", "a number"),
             ("/queue x", "nothing goes with it"),
-            ("/compact-later", "no such command"),
+            ("/compact-now", "no such command"),
         ] {
             let error = parse(bad, false).unwrap_err();
             assert!(error.contains(told), "{bad}: {error}");

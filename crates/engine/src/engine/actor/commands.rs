@@ -133,6 +133,10 @@ impl Actor {
                 let recalled = self.recalled(run);
                 self.reply_later(reply, Ok(recalled));
             }
+            Command::Compact { task, reply } => {
+                let asked = self.compact(task);
+                self.reply_later(reply, asked);
+            }
             Command::Permit {
                 who,
                 task,

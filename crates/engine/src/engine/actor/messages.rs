@@ -269,6 +269,33 @@ impl Actor {
         Ok(Withdrawn::Done)
     }
 
+    /// The conversation of its agent becomes shorter before its next turn, which is the next run's: it is
+    /// told with its opening.
+    pub(super) fn compact(&mut self, task: TaskId) -> Result<(), VerbError> {
+        let found = self
+            .state
+            .task(task)
+            .ok_or(VerbError::NoSuchTask { task })?;
+        if found.removed {
+            let hint = "it was put away; bring it back with `dispatch undo` first".to_owned();
+            return Err(VerbError::Nothing {
+                verb: "compact",
+                task,
+                hint,
+            });
+        }
+        let agent = &found.spec.agent;
+        let profile = self.ctx.settings.config.agents.get(agent);
+        if !profile.is_some_and(|profile| profile.driver.compacts()) {
+            let what = format!(
+                "compact task {task}: agent {agent} keeps its conversation by itself and cannot be told"
+            );
+            return Err(VerbError::BadInput { what });
+        }
+        self.put(Subject::Task(task), Kind::CompactAsked);
+        Ok(())
+    }
+
     /// A run that was queued for messages only, which are all withdrawn, ends before it began, and
     /// the task is as it was.
     fn call_off(&mut self, id: TaskId) {

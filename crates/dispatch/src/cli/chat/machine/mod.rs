@@ -79,6 +79,7 @@ pub(super) enum Request {
         kill: bool,
     },
     Unsay(MessageId),
+    Compact,
     /// Whether the task's agent takes that.
     Check(Tune),
     Diff,
@@ -533,6 +534,7 @@ impl Chat {
             }
             Word::Queue => self.queue(),
             Word::Unsay(message) => self.ask(Request::Unsay(message)),
+            Word::CompactLater => self.ask(Request::Compact),
             Word::Diff => self.ask(Request::Diff),
             Word::Apply { yes } => self.apply(yes),
         }
@@ -758,6 +760,7 @@ impl Chat {
             Request::Child(_) => return,
             Request::Stop { .. }
             | Request::Unsay(_)
+            | Request::Compact
             | Request::Check(_)
             | Request::Diff
             | Request::Apply { .. } => {}

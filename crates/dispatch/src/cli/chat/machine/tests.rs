@@ -737,6 +737,8 @@ fn the_queue_is_seen_and_taken_back_from() {
         bed.below().1[0],
         "  message 1 waits for the next run: text 1 more"
     );
+    bed.types("/compact-later");
+    assert_eq!(bed.new_asks(), [Request::Compact]);
     bed.types("/unsay 1");
     assert_eq!(bed.new_asks(), [Request::Unsay(MessageId(1))]);
     bed.event(None, json!({"kind": "message_cancelled", "message": 1}));
