@@ -111,7 +111,7 @@ pub(crate) struct Agent {
     /// Of the opening, for those that come with servers.
     names: Option<Vec<String>>,
     servers: Servers,
-    pub(crate) rules: Rules,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) client: Client,
     pub(crate) keys: Keys,
     pub(crate) inbox: Inbox,
@@ -187,7 +187,7 @@ impl Agent {
         })?;
         let mut rules = opening.rules;
         for (group, subject) in conversation.allowed() {
-            rules.allow_always(*group, subject);
+            rules.allow_always(*group, subject.clone());
         }
         let around = mcp::Around {
             connector: connector.clone(),
@@ -206,7 +206,7 @@ impl Agent {
                 around,
                 there: Vec::new(),
             },
-            rules,
+            rules: Arc::new(rules),
             client: Client::new(connector, Timers::default()),
             keys: Keys::default(),
             inbox,

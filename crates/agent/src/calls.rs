@@ -5,16 +5,15 @@ use std::{sync::Arc, time::Duration};
 
 use dispatch_core::{
     native::{Chunk, TurnEnd},
-    rules::Action,
+    rules::{Action, Subject},
 };
-use serde_json::Value;
 use tokio::{task::JoinSet, time::Instant as At};
 
 use crate::{
     agent::Agent,
     conversation::{Call, INTERRUPTED},
     record::RecordError,
-    tools::{self, Granted, Run, Seen, Sign},
+    tools::{self, Given, Granted, Judge, Planned, Run, Seen, Sign},
     turn::{Halt, Turn, limit},
 };
 
@@ -22,6 +21,7 @@ use crate::{
 struct Ready {
     call: Call,
     tool: Granted,
+    planned: Planned,
 }
 
 /// All that have no result yet, in their order; those that only look run beside each other.
@@ -56,11 +56,27 @@ async fn ready(turn: &mut Turn<'_>, call: Call) -> Result<Option<Ready>, Halt> {
         turn.answer(&call, INTERRUPTED.to_owned(), true).await?;
         return Ok(None);
     }
-    if let Err(why) = permit(turn, &call, &tool).await? {
+    let given = Given {
+        input: call.input.clone(),
+        place: Arc::clone(&turn.agent.place),
+        judge: Judge::new(tool.group(), Arc::clone(&turn.agent.rules)),
+    };
+    let planned = match tool.plan(given).await {
+        Ok(planned) => planned,
+        Err(wrong) => {
+            turn.answer(&call, wrong.to_string(), true).await?;
+            return Ok(None);
+        }
+    };
+    if let Err(why) = permit(turn, &call, &tool, &planned.subjects).await? {
         turn.answer(&call, format!("error: {why}"), true).await?;
         return Ok(None);
     }
-    Ok(Some(Ready { call, tool }))
+    Ok(Some(Ready {
+        call,
+        tool,
+        planned,
+    }))
 }
 
 /// What the rules say, or whoever is asked.
@@ -68,15 +84,9 @@ async fn permit(
     turn: &mut Turn<'_>,
     call: &Call,
     tool: &Granted,
+    subjects: &[Subject],
 ) -> Result<Result<(), String>, Halt> {
-    let input: Value = serde_json::from_str(&call.input).unwrap_or_default();
-    let subjects = tool.subjects(&input, &turn.agent.place);
-    // Of several the strictest counts: one that may be touched lets no other one through.
-    let rules = &turn.agent.rules;
-    let decided = subjects.iter().map(|one| rules.decide(tool.group(), one));
-    let strictest = decided.max();
-    let strictest = strictest.unwrap_or_else(|| rules.decide(tool.group(), ""));
-    match strictest {
+    match turn.agent.rules.decide_all(tool.group(), subjects) {
         Action::Allow => return Ok(Ok(())),
         Action::Deny => {
             let group = tool.group();
@@ -92,7 +102,8 @@ async fn permit(
         call: call.id.clone(),
         tool: tool.name().to_owned(),
         group: tool.group(),
-        subject: subjects.join(" "),
+        subject: shown(subjects),
+        subjects: subjects.to_vec(),
         input: call.input.clone(),
     })
     .await?;
@@ -105,8 +116,9 @@ async fn permit(
     })
     .await?;
     if allowed && always {
-        for subject in &subjects {
-            turn.agent.rules.allow_always(tool.group(), subject);
+        let rules = Arc::make_mut(&mut turn.agent.rules);
+        for subject in subjects {
+            rules.allow_always(tool.group(), subject.clone());
         }
     }
     let denied = match why.as_str() {
@@ -114,6 +126,12 @@ async fn permit(
         why => format!("this was not permitted: {why}"),
     };
     Ok(if allowed { Ok(()) } else { Err(denied) })
+}
+
+/// As a person reads them.
+fn shown(subjects: &[Subject]) -> String {
+    let texts: Vec<String> = subjects.iter().map(Subject::to_string).collect();
+    texts.join(" ")
 }
 
 /// Whatever happens there is an answer: nobody's is a denial.
@@ -161,15 +179,19 @@ async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt
         told: conversation.told.clone(),
         outs: conversation.outs.clone(),
     });
-    for (index, Ready { call, tool }) in ready.iter().enumerate() {
+    for Ready {
+        call,
+        tool,
+        planned,
+    } in ready
+    {
         let run = Run {
             call: call.id.clone(),
-            input: call.input.clone(),
             place: Arc::clone(&turn.agent.place),
             seen: Arc::clone(&seen),
         };
-        let task = running.spawn(tool.run(run));
-        names.insert(task.id(), index);
+        let task = running.spawn(planned.run(run));
+        names.insert(task.id(), (call, tool));
     }
     while !running.is_empty() {
         let deadline = turn.deadline;
@@ -191,7 +213,7 @@ async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt
         while let Ok(sign) = turn.agent.signs.try_recv() {
             signed(turn, sign).await?;
         }
-        let Some(Ready { call, tool }) = names.get(&id).and_then(|index| ready.get(*index)) else {
+        let Some((call, tool)) = names.get(&id) else {
             continue;
         };
         let (text, failed) = match outcome {

@@ -14,7 +14,7 @@ use dispatch_core::{
     id::{KeyName, ServerName},
     models::{Choice, Wire},
     native::{Block, Chunk, Message, ServedTool, StepEnd, StepId, Todo, Tokens},
-    rules::Group,
+    rules::{Group, Subject},
 };
 
 use crate::{
@@ -156,7 +156,7 @@ fn at_once(said: Vec<Said>) -> Said {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Question {
     group: Group,
-    subject: String,
+    subjects: Vec<Subject>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -176,7 +176,7 @@ pub(crate) struct Conversation {
     questions: BTreeMap<u64, Question>,
     /// The last number of a question.
     asked: u64,
-    allowed: Vec<(Group, String)>,
+    allowed: Vec<(Group, Subject)>,
     pub(crate) outs: Outs,
     /// What the last answer with each key told of its limits.
     pub(crate) told: BTreeMap<KeyName, Told>,
@@ -252,12 +252,15 @@ impl Conversation {
             Chunk::NotCompacted { wish } => self.compacted = self.compacted.max(*wish),
             Chunk::Plan { todos } => self.todos.clone_from(todos),
             Chunk::Asked {
-                id, group, subject, ..
+                id,
+                group,
+                subjects,
+                ..
             } => {
                 self.asked = self.asked.max(*id);
                 let question = Question {
                     group: *group,
-                    subject: subject.clone(),
+                    subjects: subjects.clone(),
                 };
                 self.questions.insert(*id, question);
             }
@@ -271,7 +274,10 @@ impl Conversation {
                     && *allowed
                     && *always
                 {
-                    self.allowed.push((question.group, question.subject));
+                    let group = question.group;
+                    let subjects = question.subjects.into_iter();
+                    self.allowed
+                        .extend(subjects.map(|subject| (group, subject)));
                 }
             }
             chunk @ (Chunk::KeyOut { .. } | Chunk::KeyBack { .. }) => self.outs.apply(chunk),
@@ -422,7 +428,7 @@ impl Conversation {
     }
 
     /// What somebody allowed once and for all.
-    pub(crate) fn allowed(&self) -> &[(Group, String)] {
+    pub(crate) fn allowed(&self) -> &[(Group, Subject)] {
         &self.allowed
     }
 }

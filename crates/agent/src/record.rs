@@ -5,6 +5,10 @@
 use std::{
     io::{self, PipeWriter, Stdout, Write},
     os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -15,6 +19,11 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Lines on their way. What lasts waits for room, what is only shown is dropped instead.
 const QUEUE_LINES: usize = 256;
+/// Of what is only for the eye, in one process: an eighth of what a run may print where nobody says
+/// otherwise, so that looking on never ends one. What lasts is told in full whatever was shown.
+const SHOWN_BYTES_MAX: u64 = 32 << 20;
+/// Of that, for what commands print: they must not take it from the model's words.
+const PRINTED_BYTES_MAX: u64 = 8 << 20;
 /// How often a full pipe is looked at: often at first, as a keeper needs well under a millisecond,
 /// and seldom when its disk is full.
 const LOOK_FIRST: Duration = Duration::from_micros(50);
@@ -42,10 +51,53 @@ struct Write1 {
     done: Option<oneshot::Sender<io::Result<()>>>,
 }
 
+impl Write1 {
+    /// Nobody waits for it.
+    fn aside(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            taken: false,
+            done: None,
+        }
+    }
+}
+
 /// The way to it. The lines are numbered in the order in which they are written, whoever says them.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     queue: mpsc::Sender<Write1>,
+    budget: Arc<Budget>,
+}
+
+/// What may still be shown, in bytes.
+#[derive(Debug)]
+struct Budget {
+    all: AtomicU64,
+    printed: AtomicU64,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self {
+            all: AtomicU64::new(SHOWN_BYTES_MAX),
+            printed: AtomicU64::new(PRINTED_BYTES_MAX),
+        }
+    }
+
+    fn take(&self, live: &Live, bytes: usize) -> bool {
+        match live {
+            // What is on a screen is taken back, whatever is left.
+            Live::Void => true,
+            Live::Output { .. } => spend(&self.printed, bytes) && spend(&self.all, bytes),
+            Live::Text(_) | Live::Thinking(_) => spend(&self.all, bytes),
+        }
+    }
+}
+
+fn spend(left: &AtomicU64, bytes: usize) -> bool {
+    let less = |left: u64| left.checked_sub(bytes as u64);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+        .is_ok()
 }
 
 impl Record {
@@ -56,7 +108,8 @@ impl Record {
             .name("record".into())
             .stack_size(256 << 10)
             .spawn(move || write_all(sink, lines))?;
-        Ok(Self { queue })
+        let budget = Arc::new(Budget::new());
+        Ok(Self { queue, budget })
     }
 
     /// Written and flushed when this comes back.
@@ -91,9 +144,19 @@ impl Record {
             .map_err(RecordError::Write)
     }
 
-    /// For the eye. Nobody waits for it, and nothing is lost with it.
+    /// For the eye, as long as there is room and budget. Nobody waits for it, and nothing is lost with
+    /// it.
     pub(crate) fn show(&self, step: StepId, live: Live) -> Result<(), RecordError> {
-        self.put_aside(step, &Chunk::Live(live))?;
+        let Ok(place) = self.queue.try_reserve() else {
+            return Ok(());
+        };
+        let chunk = Chunk::Live(live);
+        let bytes = line(step, &chunk)?;
+        if let Chunk::Live(live) = &chunk
+            && self.budget.take(live, bytes.len())
+        {
+            place.send(Write1::aside(bytes));
+        }
         Ok(())
     }
 
@@ -103,11 +166,7 @@ impl Record {
         let Ok(place) = self.queue.try_reserve() else {
             return Ok(false);
         };
-        place.send(Write1 {
-            bytes: line(step, chunk)?,
-            taken: false,
-            done: None,
-        });
+        place.send(Write1::aside(line(step, chunk)?));
         Ok(true)
     }
 }
@@ -250,5 +309,50 @@ mod tests {
         drop(record);
         let lines = BufReader::new(reader).lines().count();
         assert!(lines < 2 * QUEUE_LINES, "{lines}");
+    }
+
+    /// However much is shown, what lasts has room.
+    #[tokio::test]
+    async fn what_is_only_shown_has_an_end() {
+        let (reader, writer) = pipe().unwrap();
+        let record = Record::start(writer).unwrap();
+        let counted = thread::spawn(move || {
+            let (mut printed, mut text, mut lasting) = (0, 0, 0);
+            for line in BufReader::new(reader).lines() {
+                let line = line.unwrap();
+                match serde_json::from_str::<Line>(&line).unwrap().chunk {
+                    Chunk::Live(Live::Output { .. }) => printed += line.len() as u64,
+                    Chunk::Live(_) => text += line.len() as u64,
+                    _ => lasting += 1,
+                }
+            }
+            (printed, text, lasting)
+        });
+        let printed = Live::Output {
+            call: "c".into(),
+            text: "x".repeat(64 << 10),
+        };
+        let text = Live::Text("x".repeat(64 << 10));
+        for _ in 0..6 {
+            for live in [&printed, &text] {
+                for _ in 0..QUEUE_LINES / 2 {
+                    record.show(StepId::default(), live.clone()).unwrap();
+                }
+                // All that was let through is out when this is.
+                record.put(StepId::default(), &notice("n")).await.unwrap();
+            }
+        }
+        drop(record);
+        let (printed, text, lasting) = counted.join().unwrap();
+        let numbers = 2 * 12 * 6 * QUEUE_LINES as u64;
+        assert!(
+            printed > 7 << 20 && printed <= PRINTED_BYTES_MAX + numbers,
+            "{printed}"
+        );
+        assert!(
+            text > 20 << 20 && printed + text <= SHOWN_BYTES_MAX + numbers,
+            "{text}"
+        );
+        assert_eq!(lasting, 12);
     }
 }

@@ -17,11 +17,12 @@
 //! * [`prompt`] what an agent is given; [`review`] what a reviewer answers
 //! * [`limits`] every limit; [`config`] the settings
 //! * [`models`] keys and models of the native agent; [`native`] the lines it says and hears;
-//!   [`rules`] what it may do without asking; [`chain`] whom a task of it asks; [`web`] what it may
+//!   [`rules`] what it may do without asking, [`address`] of the web; [`chain`] whom a task of it asks; [`web`] what it may
 //!   look up; [`servers`] whose tools it may use; [`lent`] the secrets of these
 //! * [`network`] which hosts a list lets through; [`sidecar`] what a run's sidecar is told and says;
 //!   [`server`] where the engine listens
 
+pub mod address;
 pub mod ask;
 pub mod attach;
 pub mod cage;

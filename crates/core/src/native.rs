@@ -13,7 +13,7 @@ use crate::{
     attach::Media,
     id::{KeyName, ServerName},
     models::{Choice, KeyTable, Wire},
-    rules::{Group, Rules},
+    rules::{Group, Rules, Subject},
     servers::ServerTable,
     web::{Reach, WebTable},
 };
@@ -381,8 +381,11 @@ pub enum Chunk {
         call: String,
         tool: String,
         group: Group,
-        /// What it would touch: a path, a command.
+        /// What it would touch, as a person reads it.
         subject: String,
+        /// One by one, for an answer that is to hold for the same again.
+        #[serde(default)]
+        subjects: Vec<Subject>,
         input: String,
     },
     Answered {

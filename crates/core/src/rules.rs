@@ -2,9 +2,11 @@
 //! Must not be taken for a fence: a pattern reads what a command says, not what it does. The cage is
 //! the limit; a rule decides who is asked.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, str::Chars};
 
 use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
 
 /// From the freest to the strictest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,17 +109,46 @@ impl Grade {
     }
 }
 
+/// What a tool is about to touch. Made once, by whoever then touches exactly that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// Of a file or a directory, with its links followed.
+    Path(String),
+    /// A line of shell.
+    Command(String),
+    Url(Address),
+    /// Of a key, a job, a server's tool; or what is searched for.
+    Name(String),
+}
+
+impl Subject {
+    pub fn name(name: impl Into<String>) -> Self {
+        Self::Name(name.into())
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(text) | Self::Command(text) | Self::Name(text) => f.write_str(text),
+            Self::Url(address) => address.fmt(f),
+        }
+    }
+}
+
 /// One line of an agent's `rules`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     pub group: Group,
-    /// Of a path, a command, an address or a name, whole: `*` is any text, `?` any character.
+    /// Of a path, a command or a name, whole: `*` is any text, `?` any character. Of an address, its
+    /// scheme, its host and its path are each matched by their own part of the pattern.
     pub pattern: String,
     pub action: Action,
 }
 
-/// What one place says: the last rule that matches.
+/// What one place says: the last rule that matches. One that matches in part only takes away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layer {
@@ -135,7 +166,7 @@ pub struct Rules {
     /// Answers that were to hold for the whole task. They stand for the asking, never against a
     /// denial.
     #[serde(default)]
-    always: Vec<(Group, String)>,
+    always: Vec<(Group, Subject)>,
 }
 
 impl Default for Rules {
@@ -187,19 +218,15 @@ impl Rules {
     }
 
     /// Somebody said that this needs no more asking.
-    pub fn allow_always(&mut self, group: Group, subject: &str) {
-        let known = self
-            .always
-            .iter()
-            .any(|(g, s)| (*g, s.as_str()) == (group, subject));
-        if !known {
-            self.always.push((group, subject.to_owned()));
+    pub fn allow_always(&mut self, group: Group, subject: Subject) {
+        if !self.stands(group, &subject) {
+            self.always.push((group, subject));
         }
     }
 
-    /// What becomes of this. The subject is what the tool is about to touch: a path, a command.
+    /// What becomes of this.
     #[must_use]
-    pub fn decide(&self, group: Group, subject: &str) -> Action {
+    pub fn decide(&self, group: Group, subject: &Subject) -> Action {
         let said = self.layers.iter().map(|layer| layer.decide(group, subject));
         match said.max() {
             None => Action::Ask,
@@ -208,18 +235,46 @@ impl Rules {
         }
     }
 
+    /// Of several things that are touched at once the strictest counts: one that may be touched lets
+    /// no other one through.
+    #[must_use]
+    pub fn decide_all(&self, group: Group, subjects: &[Subject]) -> Action {
+        let decided = subjects.iter().map(|subject| self.decide(group, subject));
+        let nothing = || self.decide(group, &Subject::name(""));
+        decided.max().unwrap_or_else(nothing)
+    }
+
+    /// Whether any rule of the group is stricter than this: without one there is nothing to look for.
+    #[must_use]
+    pub fn may_be_stricter(&self, group: Group, than: Action) -> bool {
+        let mut rules = self.layers.iter().flat_map(|layer| &layer.rules);
+        rules.any(|rule| rule.group == group && rule.action > than)
+    }
+
     /// Only the very same again: a pattern made of an answer would allow what nobody saw.
-    fn stands(&self, group: Group, subject: &str) -> bool {
+    fn stands(&self, group: Group, subject: &Subject) -> bool {
         self.always.iter().any(|(g, s)| *g == group && s == subject)
     }
 }
 
 impl Layer {
-    fn decide(&self, group: Group, subject: &str) -> Action {
-        let mut rules = self.rules.iter().rev();
-        let found = rules.find(|rule| rule.group == group && rule.matches(subject));
-        found.map_or(self.otherwise, |rule| rule.action)
+    fn decide(&self, group: Group, subject: &Subject) -> Action {
+        let rules = self.rules.iter().filter(|rule| rule.group == group);
+        rules.fold(self.otherwise, |action, rule| match rule.fit(subject) {
+            Fit::Whole => rule.action,
+            Fit::InPart => action.max(rule.action),
+            Fit::None => action,
+        })
     }
+}
+
+/// Whether a rule is about something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    None,
+    /// It can be read so. That is enough to take something away, and not to give it.
+    InPart,
+    Whole,
 }
 
 /// What makes more than one command of a line, or hides what it runs.
@@ -228,45 +283,57 @@ const OPERATORS: [char; 14] = [
 ];
 
 impl Rule {
-    fn matches(&self, subject: &str) -> bool {
-        if !fits(&self.pattern, subject) {
-            return false;
+    fn fit(&self, subject: &Subject) -> Fit {
+        if self.pattern == "*" {
+            return Fit::Whole;
         }
-        // `git *` is not meant to allow `git status; rm -rf ~`.
-        let opens = self.group == Group::Shell && self.action == Action::Allow;
-        !opens || self.pattern == "*" || !subject.contains(OPERATORS)
+        let (whole, in_part) = match subject {
+            Subject::Path(text) | Subject::Name(text) => (fits(&self.pattern, text), false),
+            Subject::Command(line) => {
+                let fits = fits(&self.pattern, line);
+                // `git *` is not meant to allow `git status; rm -rf ~`.
+                (fits && !line.contains(OPERATORS), fits)
+            }
+            Subject::Url(address) => {
+                let readings = address.readings();
+                let any = readings.iter().any(|text| fits(&self.pattern, text));
+                (address.is_of(&self.pattern), any)
+            }
+        };
+        match (whole, in_part) {
+            (true, _) => Fit::Whole,
+            (false, true) => Fit::InPart,
+            (false, false) => Fit::None,
+        }
     }
 }
 
 /// Whether a text is one of the pattern's: `*` is any text, `?` any character.
 #[must_use]
 pub fn fits(pattern: &str, text: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().collect();
-    let text: Vec<char> = text.chars().collect();
-    let (mut p, mut t) = (0, 0);
-    // Where the last star stood, and how much of the text it has taken.
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, t));
-                p += 1;
+    let (mut pattern, mut text) = (pattern.chars(), text.chars());
+    // What is behind the last star, and the text from the first character on that it has not taken.
+    let mut star: Option<(Chars<'_>, Chars<'_>)> = None;
+    loop {
+        let (mut behind, mut rest) = (pattern.clone(), text.clone());
+        match (behind.next(), rest.next()) {
+            (Some('*'), _) => {
+                star = Some((behind.clone(), text.clone()));
+                pattern = behind;
             }
-            Some(c) if *c == '?' || *c == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((at, taken)) => {
-                    star = Some((at, taken + 1));
-                    p = at + 1;
-                    t = taken + 1;
+            (Some(c), Some(d)) if c == '?' || c == d => (pattern, text) = (behind, rest),
+            (None, None) => return true,
+            _ => {
+                let Some((behind, from)) = &mut star else {
+                    return false;
+                };
+                if from.next().is_none() {
+                    return false;
                 }
-                None => return false,
-            },
+                (pattern, text) = (behind.clone(), from.clone());
+            }
         }
     }
-    pattern[p..].iter().all(|c| *c == '*')
 }
 
 #[cfg(test)]
@@ -279,6 +346,18 @@ mod tests {
             pattern: pattern.to_owned(),
             action,
         }
+    }
+
+    fn path(path: &str) -> Subject {
+        Subject::Path(path.to_owned())
+    }
+
+    fn command(line: &str) -> Subject {
+        Subject::Command(line.to_owned())
+    }
+
+    fn url(text: &str) -> Subject {
+        Subject::Url(Address::parse(text).unwrap())
     }
 
     #[test]
@@ -317,16 +396,25 @@ mod tests {
             rule(Group::Edit, ".git/*", Action::Deny),
             rule(Group::Edit, ".git/info/*", Action::Ask),
         ]);
-        assert_eq!(rules.decide(Group::Edit, "src/a.rs"), Action::Allow);
-        assert_eq!(rules.decide(Group::Edit, ".git/config"), Action::Deny);
-        assert_eq!(rules.decide(Group::Edit, ".git/info/exclude"), Action::Ask);
-        assert_eq!(rules.decide(Group::Shell, "ls"), Action::Ask);
+        assert_eq!(rules.decide(Group::Edit, &path("src/a.rs")), Action::Allow);
+        assert_eq!(
+            rules.decide(Group::Edit, &path(".git/config")),
+            Action::Deny
+        );
+        assert_eq!(
+            rules.decide(Group::Edit, &path(".git/info/exclude")),
+            Action::Ask
+        );
+        assert_eq!(rules.decide(Group::Shell, &command("ls")), Action::Ask);
     }
 
     #[test]
     fn a_pattern_that_allows_is_for_one_command() {
         let rules = Rules::new(vec![rule(Group::Shell, "git *", Action::Allow)]);
-        assert_eq!(rules.decide(Group::Shell, "git status"), Action::Allow);
+        assert_eq!(
+            rules.decide(Group::Shell, &command("git status")),
+            Action::Allow
+        );
         for sly in [
             "git status; rm -rf x",
             "git log | sh",
@@ -334,14 +422,21 @@ mod tests {
             "git status\nrm x",
             "git log > x",
         ] {
-            assert_eq!(rules.decide(Group::Shell, sly), Action::Ask, "{sly}");
+            assert_eq!(
+                rules.decide(Group::Shell, &command(sly)),
+                Action::Ask,
+                "{sly}"
+            );
         }
         let denies = Rules::new(vec![
             rule(Group::Shell, "*", Action::Allow),
             rule(Group::Shell, "*sudo*", Action::Deny),
         ]);
-        assert_eq!(denies.decide(Group::Shell, "a; b"), Action::Allow);
-        assert_eq!(denies.decide(Group::Shell, "a; sudo b"), Action::Deny);
+        assert_eq!(denies.decide(Group::Shell, &command("a; b")), Action::Allow);
+        assert_eq!(
+            denies.decide(Group::Shell, &command("a; sudo b")),
+            Action::Deny
+        );
     }
 
     #[test]
@@ -351,13 +446,13 @@ mod tests {
             for child in actions {
                 let of = |action| Rules::new(vec![rule(Group::Read, "*", action)]);
                 let both = of(parent).intersect(&of(child));
-                assert_eq!(both.decide(Group::Read, "x"), parent.max(child));
+                assert_eq!(both.decide(Group::Read, &path("x")), parent.max(child));
             }
         }
         let mut parent = Rules::default();
-        parent.allow_always(Group::Read, "x");
+        parent.allow_always(Group::Read, path("x"));
         let child = parent.intersect(&Rules::default());
-        assert_eq!(child.decide(Group::Read, "x"), Action::Ask);
+        assert_eq!(child.decide(Group::Read, &path("x")), Action::Ask);
     }
 
     #[test]
@@ -366,9 +461,9 @@ mod tests {
             rule(Group::Read, "secrets/*", Action::Deny),
             rule(Group::Shell, "*", Action::Allow),
         ]);
-        assert_eq!(rules.decide(Group::Read, "src/x"), Action::Allow);
-        assert_eq!(rules.decide(Group::Read, "secrets/x"), Action::Deny);
-        assert_eq!(rules.decide(Group::Shell, "ls"), Action::Ask);
+        assert_eq!(rules.decide(Group::Read, &path("src/x")), Action::Allow);
+        assert_eq!(rules.decide(Group::Read, &path("secrets/x")), Action::Deny);
+        assert_eq!(rules.decide(Group::Shell, &command("ls")), Action::Ask);
     }
 
     #[test]
@@ -377,20 +472,128 @@ mod tests {
         let denies = [rule(Group::Shell, "*sudo*", Action::Deny)];
         for (fenced, shell) in [(true, Action::Allow), (false, Action::Ask)] {
             let rules = Rules::graded(&grades, &denies, fenced);
-            assert_eq!(rules.decide(Group::Read, "x"), Action::Allow);
-            assert_eq!(rules.decide(Group::Shell, "make"), shell);
-            assert_eq!(rules.decide(Group::Shell, "sudo make"), Action::Deny);
-            assert_eq!(rules.decide(Group::Lsp, "x"), Action::Ask);
+            assert_eq!(rules.decide(Group::Read, &path("x")), Action::Allow);
+            assert_eq!(rules.decide(Group::Shell, &command("make")), shell);
+            assert_eq!(
+                rules.decide(Group::Shell, &command("sudo make")),
+                Action::Deny
+            );
+            assert_eq!(rules.decide(Group::Lsp, &path("x")), Action::Ask);
         }
     }
 
     #[test]
     fn always_is_for_the_very_same_and_never_against_a_denial() {
         let mut rules = Rules::new(vec![rule(Group::Shell, "rm *", Action::Deny)]);
-        rules.allow_always(Group::Shell, "make test");
-        rules.allow_always(Group::Shell, "rm x");
-        assert_eq!(rules.decide(Group::Shell, "make test"), Action::Allow);
-        assert_eq!(rules.decide(Group::Shell, "make test2"), Action::Ask);
-        assert_eq!(rules.decide(Group::Shell, "rm x"), Action::Deny);
+        rules.allow_always(Group::Shell, command("make test"));
+        rules.allow_always(Group::Shell, command("rm x"));
+        assert_eq!(
+            rules.decide(Group::Shell, &command("make test")),
+            Action::Allow
+        );
+        assert_eq!(
+            rules.decide(Group::Shell, &command("make test2")),
+            Action::Ask
+        );
+        assert_eq!(rules.decide(Group::Shell, &command("rm x")), Action::Deny);
+    }
+
+    /// Of a pattern and an address: what a rule makes of it that allows, and one that denies.
+    #[test]
+    fn an_address_is_matched_part_by_part_however_it_is_written() {
+        use Action::{Allow, Ask, Deny};
+        for (pattern, text, allows, denies) in [
+            ("*", "https://h/x", Allow, Deny),
+            ("https://h/public/*", "https://h/public/x", Allow, Deny),
+            ("https://h/public/*", "https://h/public/../admin", Ask, Ask),
+            (
+                "https://h/public/*",
+                "https://h/public/%2e%2e/admin",
+                Ask,
+                Ask,
+            ),
+            ("https://h/*", "https://h:443/x", Allow, Deny),
+            ("https://h:443/*", "https://h/x", Allow, Deny),
+            ("https://h/*", "http://h./x", Ask, Ask),
+            ("http*://h/*", "http://h./x", Allow, Deny),
+            ("https://h/*", "https://h:8443/x", Ask, Ask),
+            ("https://h/%7euser/*", "https://h/~user/x", Allow, Deny),
+            ("https://H./*", "https://h/x", Allow, Deny),
+            ("h/*", "https://h/x", Allow, Deny),
+            ("https://h", "https://h/x", Allow, Deny),
+            (
+                "https://*.example.com/*",
+                "https://a.b.example.com/x",
+                Allow,
+                Deny,
+            ),
+            // In the path of another: enough to deny it, and not to allow it.
+            (
+                "https://*.example.com/*",
+                "https://evil/?.example.com/",
+                Ask,
+                Deny,
+            ),
+            (
+                "https://*.example.com/*",
+                "https://evil/x.example.com/y",
+                Ask,
+                Deny,
+            ),
+            ("*secret*", "https://h/a/secret", Ask, Deny),
+            ("https://h/admin*", "https://h//admin/x", Ask, Deny),
+        ] {
+            let decide = |action| {
+                let rules = Rules::new(vec![rule(Group::WebFetch, pattern, action)]);
+                rules.decide(Group::WebFetch, &url(text))
+            };
+            assert_eq!(
+                (decide(Allow), decide(Deny)),
+                (allows, denies),
+                "{pattern} {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_fits_in_part_only_takes_away() {
+        let rules = |first, second| {
+            Rules::new(vec![
+                rule(Group::Shell, "*", first),
+                rule(Group::Shell, "git *", second),
+            ])
+        };
+        let actions = [Action::Allow, Action::Ask, Action::Deny];
+        for first in actions {
+            for second in actions {
+                let decide = |line| rules(first, second).decide(Group::Shell, &command(line));
+                assert_eq!(decide("git status"), second);
+                assert_eq!(decide("git status; rm x"), first.max(second));
+                assert_eq!(decide("ls"), first);
+            }
+        }
+    }
+
+    #[test]
+    fn of_several_the_strictest_counts() {
+        let rules = Rules::new(vec![
+            rule(Group::Edit, "docs/*", Action::Allow),
+            rule(Group::Edit, ".github/*", Action::Deny),
+        ]);
+        for (paths, action) in [
+            (&["docs/a", "docs/b"][..], Action::Allow),
+            (&["docs/a", "src/x"], Action::Ask),
+            (&["docs/a", ".github/x", "src/x"], Action::Deny),
+            (&[], Action::Ask),
+        ] {
+            let subjects: Vec<Subject> = paths.iter().map(|one| path(one)).collect();
+            assert_eq!(
+                rules.decide_all(Group::Edit, &subjects),
+                action,
+                "{paths:?}"
+            );
+        }
+        assert!(rules.may_be_stricter(Group::Edit, Action::Allow));
+        assert!(!rules.may_be_stricter(Group::Read, Action::Allow));
     }
 }

@@ -2,7 +2,7 @@
 //! Must not know what is asked over them: models, pages and MCP servers are others' work.
 //!
 //! * [`proxy`] which way the environment says; [`connect`] a connection
-//! * [`address`] what others write for addresses
+//! * [`address`] addresses, as they are asked
 //! * [`ask`] one request with all of its answer, bounded in time and bytes
 
 pub(crate) mod address;

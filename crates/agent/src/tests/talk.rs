@@ -169,6 +169,53 @@ async fn a_permission_is_asked_answered_and_remembered() {
     assert_eq!(bed.read("log"), "x\nx\nx\n");
 }
 
+/// A patch of two files is asked about once, and its answer holds for each of them from then on, in
+/// another process too.
+#[tokio::test]
+async fn always_is_for_each_of_several_files() {
+    let patch = |name: &str| {
+        let patch = format!(
+            "*** Begin Patch\n*** Add File: a{name}\n+x\n*** Add File: b{name}\n+x\n\
+             *** Delete File: a{name}\n*** End Patch"
+        );
+        Reply::Events(say::chat(
+            "",
+            &[("a", "apply_patch", json!({"patch": patch}))],
+        ))
+    };
+    let write = json!({"path": "b1", "content": "y"});
+    let provider = Provider::start(vec![
+        patch("1"),
+        Reply::Events(say::chat("Done.", &[])),
+        Reply::Events(say::chat("", &[("a", "read_file", json!({"path": "b1"}))])),
+        Reply::Events(say::chat("", &[("a", "write_file", write)])),
+        patch("2"),
+        Reply::Events(say::chat("Done.", &[])),
+    ])
+    .await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    bed.opening["rules"] = json!({"layers": [{"otherwise": "allow", "rules": [
+        {"group": "edit", "pattern": "*", "action": "ask"}]}]});
+    let asked = |chunk: &Chunk| matches!(chunk, Chunk::Asked { .. });
+    let mut live = bed.start(Some("Go."));
+    let Chunk::Asked { id, subject, .. } = live.until(asked).await else {
+        unreachable!();
+    };
+    assert_eq!(subject, "a1 b1");
+    live.order(&json!({"answer": {"id": id, "allow": true, "always": true}}));
+    live.close();
+    live.end().await;
+    let lines = bed.run(Some("Again.")).await;
+    // The file it knows is not asked about; two that it does not know are, and nobody is there.
+    assert_eq!(bed.read("b1"), "y");
+    assert_eq!(bed.read("b2"), "");
+    let asks = lines.iter().filter_map(|line| match &line.chunk {
+        Chunk::Asked { subject, .. } => Some(subject.as_str()),
+        _ => None,
+    });
+    assert_eq!(asks.collect::<Vec<_>>(), ["a2 b2"]);
+}
+
 #[tokio::test]
 async fn nobody_who_answers_is_a_denial_and_a_rule_needs_nobody() {
     for closed in [true, false] {

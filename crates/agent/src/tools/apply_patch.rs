@@ -1,17 +1,17 @@
 //! `apply_patch`: changes of several files in one call, all of them or none.
 //! Must not write anything before all of it is known to fit.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs};
 
-use dispatch_core::rules::Group;
+use dispatch_core::rules::{Group, Subject};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Place, Run, Tool, Wrong, blocking,
-    patch::{self, Change},
-    place::failed,
-    schema, text_of,
+    Given, Place, Planned, Run, Tool, Wrong, blocking,
+    patch::{self, Change, Piece},
+    place::{Real, failed},
+    schema,
     write_file::{content, diff, store},
 };
 
@@ -28,8 +28,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Edit,
     safe: false,
     schema: schema::<Input>,
-    subjects,
-    run: |run| Box::pin(run_patch(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -39,95 +38,124 @@ struct Input {
     patch: String,
 }
 
-/// All files it would touch.
-fn subjects(input: &serde_json::Value, place: &Place) -> Vec<String> {
-    let changes = patch::parse(text_of(input, "patch")).unwrap_or_default();
-    let mut paths: Vec<String> = Vec::new();
-    for change in &changes {
-        let (path, to) = match change {
-            Change::Add { path, .. } | Change::Delete { path } => (path, None),
-            Change::Update { path, to, .. } => (path, to.as_ref()),
+/// A change of files that were found.
+enum Found {
+    Add {
+        file: Real,
+        content: String,
+    },
+    Delete {
+        file: Real,
+    },
+    Update {
+        file: Real,
+        to: Real,
+        pieces: Vec<Piece>,
+    },
+}
+
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let changes = patch::parse(&input.patch).map_err(Wrong::new)?;
+    let found: Result<Vec<Found>, Wrong> = changes
+        .into_iter()
+        .map(|change| found(&given.place, change))
+        .collect();
+    let found = found?;
+    Ok(Planned::new(subjects(&found), async move |run: Run| {
+        blocking(move || change(&run.place, &found)).await
+    }))
+}
+
+fn found(place: &Place, change: Change) -> Result<Found, Wrong> {
+    Ok(match change {
+        Change::Add { path, content } => Found::Add {
+            file: place.inside(&path)?,
+            content,
+        },
+        Change::Delete { path } => Found::Delete {
+            file: place.inside(&path)?,
+        },
+        Change::Update { path, to, pieces } => {
+            let file = place.inside(&path)?;
+            let to = match to {
+                Some(to) => place.inside(&to)?,
+                None => file.clone(),
+            };
+            Found::Update { file, to, pieces }
+        }
+    })
+}
+
+/// All files it would touch, each once.
+fn subjects(changes: &[Found]) -> Vec<Subject> {
+    let mut subjects = Vec::new();
+    for change in changes {
+        let files = match change {
+            Found::Add { file, .. } | Found::Delete { file } => [file, file],
+            Found::Update { file, to, .. } => [file, to],
         };
-        paths.extend(
-            [Some(path), to]
-                .into_iter()
-                .flatten()
-                .map(|path| place.subject(path)),
-        );
+        for subject in files.map(Real::subject) {
+            if !subjects.contains(&subject) {
+                subjects.push(subject);
+            }
+        }
     }
-    paths.dedup();
-    paths
+    subjects
 }
 
 /// What a file is to be: `None`, not there.
-type After = BTreeMap<PathBuf, Option<String>>;
+type After = BTreeMap<Real, Option<String>>;
 
-async fn run_patch(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
-    blocking(move || {
-        let place = &run.place;
-        let changes = patch::parse(&input.patch).map_err(Wrong::new)?;
-        let mut before: After = BTreeMap::new();
-        let mut after: After = BTreeMap::new();
-        for change in &changes {
-            plan(place, change, &mut before, &mut after)?;
-        }
-        write(place, &before, &after)
-    })
-    .await
+fn change(place: &Place, changes: &[Found]) -> Result<String, Wrong> {
+    let mut before = After::new();
+    let mut after = After::new();
+    for change in changes {
+        intend(change, &mut before, &mut after)?;
+    }
+    write(place, &before, &after)
 }
 
-fn plan(
-    place: &Place,
-    change: &Change,
-    before: &mut After,
-    after: &mut After,
-) -> Result<(), Wrong> {
-    let mut there = |path: &PathBuf, after: &After| -> Result<Option<String>, Wrong> {
-        if let Some(planned) = after.get(path) {
+fn intend(change: &Found, before: &mut After, after: &mut After) -> Result<(), Wrong> {
+    let mut there = |file: &Real, after: &After| -> Result<Option<String>, Wrong> {
+        if let Some(planned) = after.get(file) {
             return Ok(planned.clone());
         }
-        let shown = place.shown(path);
-        let bytes = content(path).map_err(|error| failed("read", &shown, &error))?;
-        let text = bytes.map(String::from_utf8).transpose();
-        let text = text.map_err(|_| Wrong::new(format!("{shown} is no UTF-8 text")))?;
-        before.insert(path.clone(), text.clone());
+        let text = content(file)?.map(String::from_utf8).transpose();
+        let text = text.map_err(|_| Wrong::new(format!("{} is no UTF-8 text", file.shown())))?;
+        before.insert(file.clone(), text.clone());
         Ok(text)
     };
     match change {
-        Change::Add { path, content } => {
-            let real = place.inside(path)?;
-            if there(&real, after)?.is_some() {
-                return Err(Wrong::new(format!("add {path}: it is there already")));
+        Found::Add { file, content } => {
+            if there(file, after)?.is_some() {
+                let shown = file.shown();
+                return Err(Wrong::new(format!("add {shown}: it is there already")));
             }
-            after.insert(real, Some(content.clone()));
+            after.insert(file.clone(), Some(content.clone()));
         }
-        Change::Delete { path } => {
-            let real = place.inside(path)?;
-            if there(&real, after)?.is_none() {
-                return Err(Wrong::new(format!("delete {path}: it is not there")));
+        Found::Delete { file } => {
+            if there(file, after)?.is_none() {
+                let shown = file.shown();
+                return Err(Wrong::new(format!("delete {shown}: it is not there")));
             }
-            after.insert(real, None);
+            after.insert(file.clone(), None);
         }
-        Change::Update { path, to, pieces } => {
-            let real = place.inside(path)?;
-            let Some(text) = there(&real, after)? else {
-                return Err(Wrong::new(format!("change {path}: it is not there")));
+        Found::Update { file, to, pieces } => {
+            let shown = file.shown();
+            let Some(text) = there(file, after)? else {
+                return Err(Wrong::new(format!("change {shown}: it is not there")));
             };
             let text = patch::apply(&text, pieces)
-                .map_err(|why| Wrong::new(format!("change {path}: {why}")))?;
-            let target = match to {
-                Some(to) => place.inside(to)?,
-                None => real.clone(),
-            };
-            if target != real {
-                if there(&target, after)?.is_some() {
-                    let to = place.shown(&target);
-                    return Err(Wrong::new(format!("move {path}: {to} is there already")));
+                .map_err(|why| Wrong::new(format!("change {shown}: {why}")))?;
+            if to != file {
+                if there(to, after)?.is_some() {
+                    let to = to.shown();
+                    return Err(Wrong::new(format!("move {shown}: {to} is there already")));
                 }
-                after.insert(real, None);
+                after.insert(file.clone(), None);
             }
-            after.insert(target, Some(text));
+            after.insert(to.clone(), Some(text));
         }
     }
     Ok(())
@@ -135,19 +163,21 @@ fn plan(
 
 fn write(place: &Place, before: &After, after: &After) -> Result<String, Wrong> {
     let mut told = Vec::new();
-    for (path, content) in after {
-        let shown = place.shown(path);
-        let old = before.get(path).and_then(Option::as_deref);
+    for (file, content) in after {
+        let shown = file.shown();
+        let old = before.get(file).and_then(Option::as_deref);
         let done = match content {
-            Some(content) => store(place, path, content).map(|()| match old {
-                Some(old) => diff(&shown, old, content),
+            Some(content) => store(place, file, content).map(|()| match old {
+                Some(old) => diff(shown, old, content),
                 None => format!("added {shown}, {} lines\n", content.lines().count()),
             }),
             // Added and deleted in one patch.
             None if old.is_none() => continue,
-            None => fs::remove_file(path)
+            None => file
+                .check()
+                .and_then(|()| fs::remove_file(file.path()))
                 .map(|()| format!("deleted {shown}\n"))
-                .map_err(|error| failed("delete", &shown, &error)),
+                .map_err(|error| failed("delete", shown, &error)),
         };
         match done {
             Ok(text) => told.push(text),
@@ -165,6 +195,9 @@ fn write(place: &Place, before: &After, after: &After) -> Result<String, Wrong> 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use dispatch_core::rules::Subject;
     use serde_json::json;
 
     use crate::tools::testing::{Bench, files};
@@ -233,11 +266,22 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_rule_is_asked_about_every_file() {
+    #[tokio::test]
+    async fn a_rule_is_asked_about_every_file_once() {
         let bench = Bench::new();
-        let input =
-            input("*** Add File: x/../a\n+x\n*** Update File: b\n*** Move to: c\n@@\n-x\n+y");
-        assert_eq!(super::subjects(&input, &bench.place), ["x/../a", "b", "c"]);
+        bench.write("x/b", "");
+        symlink("x", bench.path("l")).unwrap();
+        let input = input(
+            "*** Add File: x/../a\n+x\n*** Update File: l/b\n*** Move to: c\n@@\n-x\n+y\n\
+             *** Update File: a\n@@\n-x\n+y",
+        );
+        let planned = bench.plan("apply_patch", &input).await.unwrap();
+        let subjects = ["a", "x/b", "c"].map(|path| Subject::Path(path.into()));
+        assert_eq!(planned.subjects, subjects);
+        let bad = bench.plan("apply_patch", &json!({"patch": "x"})).await;
+        assert!(
+            bad.is_err(),
+            "a text that says nothing of files asks nobody"
+        );
     }
 }

@@ -8,9 +8,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Run, Tool, Wrong, blocking,
-    place::failed,
-    schema, text_of,
+    Given, Place, Planned, Run, Tool, Wrong, blocking,
+    place::Real,
+    schema,
     write_file::{content, store, told},
 };
 
@@ -26,8 +26,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Edit,
     safe: false,
     schema: schema::<Input>,
-    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
-    run: |run| Box::pin(edit(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -51,24 +50,25 @@ struct Edit {
     all: bool,
 }
 
-async fn edit(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
-    blocking(move || {
-        let place = &run.place;
-        let path = place.inside(&input.path)?;
-        let shown = place.shown(&path);
-        let before = content(&path).map_err(|error| failed("read", &shown, &error))?;
-        let Some(before) = before else {
-            let text = format!("edit {shown}: it is not there; write_file makes a new file");
-            return Err(Wrong::new(text));
-        };
-        let before = String::from_utf8(before)
-            .map_err(|_| Wrong::new(format!("edit {shown}: it is no UTF-8 text")))?;
-        let after = apply(&shown, &before, &input.edits)?;
-        store(place, &path, &after)?;
-        Ok(told(&shown, Some(&before), &after))
-    })
-    .await
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let file = given.place.inside(&input.path)?;
+    Ok(Planned::new(vec![file.subject()], async move |run: Run| {
+        blocking(move || edit(&run.place, &file, &input.edits)).await
+    }))
+}
+
+fn edit(place: &Place, file: &Real, edits: &[Edit]) -> Result<String, Wrong> {
+    let shown = file.shown();
+    let Some(before) = content(file)? else {
+        let text = format!("edit {shown}: it is not there; write_file makes a new file");
+        return Err(Wrong::new(text));
+    };
+    let before = String::from_utf8(before)
+        .map_err(|_| Wrong::new(format!("edit {shown}: it is no UTF-8 text")))?;
+    let after = apply(shown, &before, edits)?;
+    store(place, file, &after)?;
+    Ok(told(shown, Some(&before), &after))
 }
 
 fn apply(shown: &str, before: &str, edits: &[Edit]) -> Result<String, Wrong> {

@@ -1,10 +1,12 @@
 //! What a model may call: our own tools, and those of MCP servers behind them.
 //! Must not change in the middle of a conversation.
 
-use dispatch_core::{rules::Group, web::WebTable};
-use serde_json::Value;
+use dispatch_core::{
+    rules::{Group, Subject},
+    web::WebTable,
+};
 
-use super::{Place, Run, Running, TOOLS, Tool, mcp};
+use super::{Given, Planned, TOOLS, Tool, Wrong, blocking, mcp};
 use crate::model::ToolSpec;
 
 /// Of a help that somebody else wrote, for the list in the system prompt.
@@ -54,14 +56,6 @@ impl Granted {
         }
     }
 
-    /// What a call would touch. Of a server's tool we know no more than its name.
-    pub(crate) fn subjects(&self, input: &Value, place: &Place) -> Vec<String> {
-        match self {
-            Self::Own(tool) => (tool.subjects)(input, place),
-            Self::Served(served) => vec![served.tool.name.clone()],
-        }
-    }
-
     pub(crate) fn spec(&self) -> ToolSpec {
         match self {
             Self::Own(tool) => ToolSpec {
@@ -77,12 +71,20 @@ impl Granted {
         }
     }
 
-    pub(crate) fn run(&self, run: Run) -> Running {
+    /// Off the threads that must not wait: paths are looked up.
+    pub(crate) async fn plan(&self, given: Given) -> Result<Planned, Wrong> {
         match self {
-            Self::Own(tool) => (tool.run)(run),
+            Self::Own(tool) => {
+                let plan = tool.plan;
+                blocking(move || plan(&given)).await
+            }
+            // Only its server knows what its arguments mean.
             Self::Served(served) => {
                 let served = served.clone();
-                Box::pin(async move { served.server.call(&served.tool.tool, &run.input).await })
+                let subjects = vec![Subject::name(served.tool.name.clone())];
+                Ok(Planned::new(subjects, async move |_| {
+                    served.server.call(&served.tool.tool, &given.input).await
+                }))
             }
         }
     }

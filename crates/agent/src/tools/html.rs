@@ -2,10 +2,8 @@
 //! One pass over the tokens, with no tree: what a tree of a hostile page would take is not linear in
 //! the page. Must not recurse, and must not grow beyond what it was given room for.
 
+use dispatch_core::address::Address;
 use html5gum::{DefaultEmitter, EndTag, StartTag, Token, Tokenizer};
-use hyper::Uri;
-
-use crate::net::address;
 
 /// Deeper lists and quotes are written as if they were this deep.
 const DEPTH_MAX: usize = 8;
@@ -21,7 +19,7 @@ pub(super) struct Page {
 }
 
 /// `bytes_max`: about as much as is told; the rest of the page is left out.
-pub(super) fn page(html: &str, at: &Uri, bytes_max: usize) -> Page {
+pub(super) fn page(html: &str, at: &Address, bytes_max: usize) -> Page {
     let (page, lost) = Writer::new(at, bytes_max, true).read(html);
     if !lost {
         return page;
@@ -39,7 +37,7 @@ const SILENT: [&str; 12] = [
 const AROUND: [&str; 2] = ["nav", "footer"];
 
 enum Mark {
-    Link(Option<Uri>),
+    Link(Option<Address>),
     /// What stands before and after it.
     Around(&'static str),
 }
@@ -60,7 +58,7 @@ struct Table {
 }
 
 struct Writer {
-    base: Uri,
+    base: Address,
     bytes_max: usize,
     skips_around: bool,
     out: String,
@@ -81,7 +79,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(at: &Uri, bytes_max: usize, skips_around: bool) -> Self {
+    fn new(at: &Address, bytes_max: usize, skips_around: bool) -> Self {
         Self {
             base: at.clone(),
             bytes_max,
@@ -149,7 +147,7 @@ impl Writer {
             "title" if self.title.is_empty() && !tag.self_closing => self.in_title = true,
             "base" => {
                 let base = value("href").filter(|href| href.len() <= LINK_BYTES_MAX);
-                if let Some(Ok(base)) = base.map(|href| address::join(&self.base, &href)) {
+                if let Some(Ok(base)) = base.map(|href| self.base.join(&href)) {
                     self.base = base;
                 }
             }
@@ -158,7 +156,7 @@ impl Writer {
                 let link = value("href").filter(|href| href.len() <= LINK_BYTES_MAX);
                 // A place in this page says nothing to whoever reads it as text.
                 let link = link.filter(|href| !href.starts_with('#'));
-                let link = link.and_then(|href| address::join(&self.base, &href).ok());
+                let link = link.and_then(|href| self.base.join(&href).ok());
                 self.mark("a", Mark::Link(link));
             }
             "b" | "strong" => self.mark("strong", Mark::Around("**")),
@@ -440,7 +438,7 @@ mod tests {
     const ROOM: usize = 1 << 20;
 
     fn markdown(html: &str) -> String {
-        let at = address::parse("https://a.example/docs/x").unwrap();
+        let at = Address::parse("https://a.example/docs/x").unwrap();
         page(html, &at, ROOM).markdown
     }
 
@@ -455,7 +453,7 @@ mod tests {
             <blockquote><p>said</p><p>more</p></blockquote>\
             <table><tr><th>k<th>v</tr><tr><td>a</td><td><p>1</p></td></tr></table>\
             <img src=x.png alt='a dog'><footer>(c)</footer></body></html>";
-        let at = address::parse("https://a.example/docs/x").unwrap();
+        let at = Address::parse("https://a.example/docs/x").unwrap();
         let page = page(html, &at, ROOM);
         assert_eq!(page.title, "A & B");
         let expected = "# Intro\n\nOne **bold** word, [a link](https://a.example/y?q=1) \u{2014} and \
@@ -565,7 +563,7 @@ mod tests {
             rows,
             fonts,
         ] {
-            let at = address::parse("https://a.example/").unwrap();
+            let at = Address::parse("https://a.example/").unwrap();
             let told = page(&html, &at, 240_000);
             assert!(told.markdown.len() < 250_000, "{}", &html[..20]);
         }

@@ -9,14 +9,14 @@ use dispatch_core::{
     id::KeyName,
     models::{Auth, KeyTable, UsageTable, UsageWindow},
     native::Window,
-    rules::Group,
+    rules::{Action, Group, Subject},
 };
 use hyper::header::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Outside, Run, Tool, Wrong, schema, web};
+use super::{Given, Outside, Planned, Run, Tool, Wrong, schema, web};
 use crate::{
     keys::{self, Outs, Told},
     model::{now, resets_at},
@@ -37,8 +37,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::KeyUsage,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, _| vec![input["key_id"].as_str().unwrap_or("*").to_owned()],
-    run: |run| Box::pin(usage(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -65,24 +64,49 @@ struct Left {
     resets_at: Option<Millis>,
 }
 
-async fn usage(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+/// Each key is decided about by itself. Of all keys, those that a rule denies are left out, as long
+/// as there are others.
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let all = given
+        .place
+        .outside
+        .keys
+        .keys()
+        .map(|name| name.as_str().to_owned());
+    let all: Vec<String> = input.key_id.map_or_else(|| all.collect(), |id| vec![id]);
+    let is_denied = |name: &String| given.judge.decide(&Subject::name(name)) == Action::Deny;
+    let (denied, left): (Vec<String>, Vec<String>) = all.into_iter().partition(is_denied);
+    let (names, denied) = if left.is_empty() {
+        (denied, Vec::new())
+    } else {
+        (left, denied)
+    };
+    let subjects = names.iter().map(Subject::name).collect();
+    Ok(Planned::new(subjects, |run| usage(run, names, denied)))
+}
+
+async fn usage(run: Run, names: Vec<String>, denied: Vec<String>) -> Result<String, Wrong> {
     let outside = &run.place.outside;
     if outside.keys.is_empty() {
         return Err(Wrong::new("there are no keys"));
     }
-    let wanted = |name: &KeyName| input.key_id.as_deref().is_none_or(|id| id == name.as_str());
     let mut parts = Vec::new();
-    for (name, table) in outside.keys.iter().filter(|(name, _)| wanted(name)) {
+    for asked in names {
+        let known = outside.keys.iter().find(|(name, _)| name.as_str() == asked);
+        let Some((name, table)) = known else {
+            let there: Vec<&str> = outside.keys.keys().map(KeyName::as_str).collect();
+            let there = there.join(", ");
+            return Err(Wrong::new(format!(
+                "there is no key {asked}; there are {there}"
+            )));
+        };
         parts.push(of_key(outside, &run.seen, name, table).await);
     }
-    if parts.is_empty() {
-        let there: Vec<&str> = outside.keys.keys().map(KeyName::as_str).collect();
-        let (id, there) = (input.key_id.unwrap_or_default(), there.join(", "));
-        return Err(Wrong::new(format!(
-            "there is no key {id}; there are {there}"
-        )));
-    }
+    let denied = denied
+        .iter()
+        .map(|name| format!("{name}: a rule for key_usage denies it"));
+    parts.extend(denied);
     Ok(parts.join("\n\n"))
 }
 

@@ -1,7 +1,7 @@
 //! `list_files`: what is in a directory, or below it by a pattern, sorted, without what the
 //! repository ignores. Must not follow links.
 
-use std::path::Path;
+use std::sync::Arc;
 
 use dispatch_core::rules::Group;
 use ignore::overrides::OverrideBuilder;
@@ -9,8 +9,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Place, Run, Tool, Wrong, blocking, schema, text_of,
-    tree::{self, LeftOut},
+    Given, Place, Planned, Run, Tool, Wrong, blocking,
+    place::Real,
+    schema,
+    tree::{self, LeftOut, Sight},
 };
 
 const ENTRIES_MAX: usize = 2_000;
@@ -26,8 +28,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Read,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
-    run: |run| Box::pin(list(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -44,22 +45,24 @@ struct Input {
     all: bool,
 }
 
-async fn list(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
-    blocking(move || entries(&run.place, &input)).await
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let dir = given.place.inside(input.path.as_deref().unwrap_or("."))?;
+    let seen = Sight::new(given, &dir);
+    Ok(Planned::new(vec![dir.subject()], async move |run: Run| {
+        blocking(move || entries(&run.place, &dir, seen, &input)).await
+    }))
 }
 
-fn entries(place: &Place, input: &Input) -> Result<String, Wrong> {
-    let asked = input.path.as_deref().unwrap_or(".");
-    let dir = place.inside(asked)?;
-    let shown = place.shown(&dir);
-    if !dir.is_dir() {
+fn entries(place: &Arc<Place>, dir: &Real, seen: Sight, input: &Input) -> Result<String, Wrong> {
+    let shown = dir.shown();
+    if !dir.path().is_dir() {
         return Err(Wrong::new(format!("list {shown}: it is no directory")));
     }
     let mut names = Vec::new();
     let mut visited = 0;
     let mut unreadable = 0;
-    let (walk, left_out) = walk(place, &dir, input)?;
+    let (walk, left_out) = walk(place, dir, seen, input)?;
     for entry in walk {
         visited += 1;
         if visited > VISITED_MAX {
@@ -70,7 +73,7 @@ fn entries(place: &Place, input: &Input) -> Result<String, Wrong> {
             continue;
         };
         let is_dir = entry.file_type().is_some_and(|kind| kind.is_dir());
-        let Ok(path) = entry.path().strip_prefix(&dir) else {
+        let Ok(path) = entry.path().strip_prefix(dir.path()) else {
             continue;
         };
         if path.as_os_str().is_empty() || (is_dir && input.glob.is_some()) {
@@ -80,7 +83,9 @@ fn entries(place: &Place, input: &Input) -> Result<String, Wrong> {
         names.push(format!("{}{slash}", path.display()));
     }
     names.sort_unstable();
-    Ok(text(&shown, names, visited, unreadable) + left_out.told().trim_end())
+    let mut lines = vec![text(shown, names, visited, unreadable)];
+    lines.extend(left_out.told());
+    Ok(lines.join("\n"))
 }
 
 fn text(shown: &str, mut names: Vec<String>, visited: usize, unreadable: usize) -> String {
@@ -105,14 +110,19 @@ fn text(shown: &str, mut names: Vec<String>, visited: usize, unreadable: usize) 
     text
 }
 
-fn walk(place: &Place, dir: &Path, input: &Input) -> Result<(ignore::Walk, LeftOut), Wrong> {
-    let (mut walk, left_out) = tree::walk(place, dir, input.all)?;
+fn walk(
+    place: &Arc<Place>,
+    dir: &Real,
+    seen: Sight,
+    input: &Input,
+) -> Result<(ignore::Walk, LeftOut), Wrong> {
+    let (mut walk, left_out) = tree::walk(place, dir, seen, input.all)?;
     match &input.glob {
         None => {
             walk.max_depth(Some(1));
         }
         Some(glob) => {
-            let mut only = OverrideBuilder::new(dir);
+            let mut only = OverrideBuilder::new(dir.path());
             let bad = |error| Wrong::new(format!("{glob} is no pattern: {error}"));
             only.add(glob).map_err(bad)?;
             walk.overrides(only.build().map_err(bad)?);

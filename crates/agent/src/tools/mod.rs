@@ -1,5 +1,5 @@
 //! What a model may do: one file a tool, one row a tool in [`TOOLS`]. Each has its name, its help, a
-//! schema made of a type, the group of permissions it belongs to, and what it does.
+//! schema made of a type, the group of permissions it belongs to, and how a call of it is planned.
 //! Must not decide whether a call is allowed, and must not tell anybody but the model of a mistake
 //! that the model made.
 
@@ -19,9 +19,12 @@ mod odd_files;
 mod open;
 mod patch;
 mod place;
+mod plan;
 mod rank;
 mod read_file;
 mod read_file_slice;
+#[cfg(test)]
+mod rules_tests;
 mod run_shell;
 mod search_code;
 mod shell_jobs;
@@ -44,6 +47,7 @@ mod youtube_transcribe;
 pub(crate) use granted::{Granted, find, granted, list};
 pub(crate) use key_usage::Seen;
 pub(crate) use place::{Place, Sign};
+pub(crate) use plan::{Given, Judge, Planned};
 pub(crate) use spill::Spill;
 pub(crate) use web::Outside;
 
@@ -51,7 +55,6 @@ use std::{fmt, pin::Pin, sync::Arc};
 
 use dispatch_core::rules::Group;
 use schemars::{JsonSchema, generate::SchemaSettings};
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 /// What went wrong with a call, for the model: it can do better, or do something else.
@@ -71,18 +74,8 @@ pub(crate) type Running = Pin<Box<dyn Future<Output = Result<String, Wrong>> + S
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) call: String,
-    pub(crate) input: String,
     pub(crate) place: Arc<Place>,
     pub(crate) seen: Arc<Seen>,
-}
-
-impl Run {
-    fn parse<T: DeserializeOwned>(&self) -> Result<T, Wrong> {
-        let input = self.input.trim();
-        let input = if input.is_empty() { "{}" } else { input };
-        serde_json::from_str(input)
-            .map_err(|error| Wrong(format!("the arguments do not fit: {error}")))
-    }
 }
 
 pub(crate) struct Tool {
@@ -95,9 +88,7 @@ pub(crate) struct Tool {
     /// Changes nothing: may run beside others of its kind, and again after a crash.
     pub(crate) safe: bool,
     pub(crate) schema: fn() -> Value,
-    /// What a call would touch, for rules and for whoever is asked.
-    pub(crate) subjects: fn(&Value, &Place) -> Vec<String>,
-    pub(crate) run: fn(Run) -> Running,
+    pub(crate) plan: fn(&Given) -> Result<Planned, Wrong>,
 }
 
 impl fmt::Debug for Tool {
@@ -181,11 +172,6 @@ fn either_or_null(members: &mut Map<String, Value>) {
     if let Some(Value::Array(values)) = members.get_mut("enum") {
         values.retain(|value| !value.is_null());
     }
-}
-
-/// A member of the arguments that is a text, for [`Tool::subject`].
-fn text_of<'a>(input: &'a Value, name: &str) -> &'a str {
-    input[name].as_str().unwrap_or_default()
 }
 
 /// Work on files, off the threads that must not wait.

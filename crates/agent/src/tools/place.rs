@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use dispatch_core::native::{Live, Todo};
+use dispatch_core::{
+    native::{Live, Todo},
+    rules::Subject,
+};
 use tokio::sync::{mpsc, watch};
 
 use super::{Outside, Spill, Wrong, jobs::Jobs};
@@ -25,6 +28,36 @@ pub(crate) enum Sign {
     Plan(Vec<Todo>),
     /// Lossy, for the eye.
     Live(Live),
+}
+
+/// A path with its links followed: what a rule is asked about is what is opened.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Real {
+    path: PathBuf,
+    /// As a person writes it.
+    shown: String,
+}
+
+impl Real {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    pub(super) fn subject(&self) -> Subject {
+        Subject::Path(self.shown.clone())
+    }
+
+    /// Before something is written there: a link that came in between leads elsewhere.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if real(&self.path)? == self.path {
+            return Ok(());
+        }
+        Err(io::Error::other("a part of the path is a link now"))
+    }
 }
 
 #[derive(Debug)]
@@ -109,27 +142,29 @@ impl Place {
         }
     }
 
-    /// A path of the workspace, its links followed; what is missing must be below something there.
-    pub(super) fn inside(&self, path: &str) -> Result<PathBuf, Wrong> {
+    /// A path of the workspace; what is missing must be below something there.
+    pub(super) fn inside(&self, path: &str) -> Result<Real, Wrong> {
         let real = self.find(path)?;
         self.ours(real, path)
     }
 
     /// The same, or one of the files that hold what was too long.
-    pub(super) fn readable(&self, path: &str) -> Result<PathBuf, Wrong> {
+    pub(super) fn readable(&self, path: &str) -> Result<Real, Wrong> {
         let real = self.find(path)?;
-        if self.spill.holds(&real) {
+        if self.spill.holds(&real.path) {
             return Ok(real);
         }
         self.ours(real, path)
     }
 
-    fn find(&self, path: &str) -> Result<PathBuf, Wrong> {
-        real(&self.root.join(path)).map_err(|error| failed("find", path, &error))
+    fn find(&self, path: &str) -> Result<Real, Wrong> {
+        let path = real(&self.root.join(path)).map_err(|error| failed("find", path, &error))?;
+        let shown = self.shown(&path);
+        Ok(Real { path, shown })
     }
 
-    fn ours(&self, real: PathBuf, path: &str) -> Result<PathBuf, Wrong> {
-        if real.starts_with(&self.root) {
+    fn ours(&self, real: Real, path: &str) -> Result<Real, Wrong> {
+        if real.path.starts_with(&self.root) {
             return Ok(real);
         }
         Err(Wrong::new(format!(
@@ -143,14 +178,6 @@ impl Place {
         let shown = path.strip_prefix(&self.root).unwrap_or(path);
         let shown = shown.display().to_string();
         if shown.is_empty() { ".".into() } else { shown }
-    }
-
-    /// What a rule is asked about: the very path that is opened. One that cannot be found is refused
-    /// there, whatever the rule says.
-    pub(super) fn subject(&self, path: &str) -> String {
-        let whole = self.root.join(path);
-        let real = real(&whole).unwrap_or(whole);
-        self.shown(&real)
     }
 
     /// The model has seen all of this content of the file, or written it.
@@ -229,6 +256,7 @@ pub(super) fn failed(doing: &str, path: &str, error: &io::Error) -> Wrong {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use super::*;
     use crate::tools::testing::Bench;
 
     #[test]
@@ -248,9 +276,9 @@ mod tests {
             ".",
         ] {
             let found = place.inside(good).unwrap();
-            assert!(found.starts_with(place.root()), "{good}");
+            assert!(found.path().starts_with(place.root()), "{good}");
         }
-        assert_eq!(place.shown(&place.inside("in/a.rs").unwrap()), "src/a.rs");
+        assert_eq!(place.inside("in/a.rs").unwrap().shown(), "src/a.rs");
         let absolute = bench.path("src/a.rs");
         assert!(place.inside(&absolute.display().to_string()).is_ok());
         for bad in [
@@ -275,14 +303,25 @@ mod tests {
         let bench = Bench::new();
         bench.write("src/a.rs", "x");
         symlink("src", bench.path("in")).unwrap();
-        for (path, subject) in [
+        for (path, shown) in [
             ("in/a.rs", "src/a.rs"),
             ("./src/../.git/config", ".git/config"),
             ("", "."),
-            ("../x/../..", "/"),
         ] {
-            let found = bench.place.subject(path);
-            assert!(found == subject || subject == "/", "{path}: {found}");
+            let real = bench.place.inside(path).unwrap();
+            assert_eq!(real.subject(), Subject::Path(shown.into()), "{path}");
         }
+    }
+
+    #[test]
+    fn a_link_that_comes_later_is_not_followed() {
+        let bench = Bench::new();
+        bench.write("src/a.rs", "x");
+        bench.write("other/a.rs", "x");
+        let real = bench.place.inside("src/a.rs").unwrap();
+        assert!(real.check().is_ok());
+        std::fs::rename(bench.path("src"), bench.path("moved")).unwrap();
+        symlink("other", bench.path("src")).unwrap();
+        assert!(real.check().is_err());
     }
 }

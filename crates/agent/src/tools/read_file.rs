@@ -11,7 +11,12 @@ use dispatch_core::rules::Group;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Place, Run, Tool, Wrong, blocking, open::open, place::failed, schema, text_of};
+use super::{
+    Given, Place, Planned, Run, Tool, Wrong, blocking,
+    open::open,
+    place::{Real, failed},
+    schema,
+};
 
 const LINES_USUAL: usize = 500;
 const LINES_MAX: usize = 5_000;
@@ -33,8 +38,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Read,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
-    run: |run| Box::pin(read(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -52,17 +56,19 @@ struct Input {
     limit: Option<usize>,
 }
 
-async fn read(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
-    blocking(move || page(&run.place, &input)).await
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let file = given.place.readable(&input.path)?;
+    Ok(Planned::new(vec![file.subject()], async move |run: Run| {
+        blocking(move || page(&run.place, &file, &input)).await
+    }))
 }
 
-fn page(place: &Place, input: &Input) -> Result<String, Wrong> {
-    let path = place.readable(&input.path)?;
-    let shown = place.shown(&path);
+fn page(place: &Place, file: &Real, input: &Input) -> Result<String, Wrong> {
+    let (path, shown) = (file.path(), file.shown());
     let first = input.offset.unwrap_or(1).max(1);
     let limit = input.limit.unwrap_or(LINES_USUAL).clamp(1, LINES_MAX);
-    let read = Page::read(&path, first, limit).map_err(|error| failed("read", &shown, &error))?;
+    let read = Page::read(path, first, limit).map_err(|error| failed("read", shown, &error))?;
     if read.binary {
         let size = read.bytes;
         return Err(Wrong::new(format!(
@@ -70,7 +76,7 @@ fn page(place: &Place, input: &Input) -> Result<String, Wrong> {
         )));
     }
     if read.whole {
-        place.knows(&path, read.hash);
+        place.knows(path, read.hash);
     }
     if read.bytes == 0 {
         return Ok(format!("{shown} is empty"));

@@ -10,7 +10,12 @@ use dispatch_core::rules::Group;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Place, Run, Tool, Wrong, blocking, open::open, place::failed, schema, text_of};
+use super::{
+    Given, Planned, Tool, Wrong, blocking,
+    open::open,
+    place::{Real, failed},
+    schema,
+};
 
 const CHARS_USUAL: usize = 5_000;
 /// More would only be spilled again.
@@ -24,8 +29,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Read,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
-    run: |run| Box::pin(read(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -45,18 +49,20 @@ struct Input {
     char_length: Option<usize>,
 }
 
-async fn read(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
-    blocking(move || slice(&run.place, &input)).await
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let file = given.place.readable(&input.path)?;
+    Ok(Planned::new(vec![file.subject()], async move |_| {
+        blocking(move || slice(&file, &input)).await
+    }))
 }
 
-fn slice(place: &Place, input: &Input) -> Result<String, Wrong> {
-    let path = place.readable(&input.path)?;
-    let shown = place.shown(&path);
+fn slice(file: &Real, input: &Input) -> Result<String, Wrong> {
+    let (path, shown) = (file.path(), file.shown());
     let length = input.char_length.unwrap_or(CHARS_USUAL).clamp(1, CHARS_MAX);
     let line = input.line.max(1);
-    let found = find(&path, line, input.char_offset, length)
-        .map_err(|error| failed("read", &shown, &error))?;
+    let found = find(path, line, input.char_offset, length)
+        .map_err(|error| failed("read", shown, &error))?;
     let (begin, chars) = match found {
         Found::NoLine { lines } => {
             let text = format!("{shown} has {lines} lines; there is no line {line}");

@@ -3,14 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dispatch_core::rules::Group;
+use dispatch_core::rules::{Group, Subject};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Run, Tool, Wrong,
+    Given, Planned, Run, Tool, Wrong,
     jobs::{Job, Jobs, Order},
-    schema, text_of,
+    schema,
 };
 
 const TIMEOUT_USUAL: Duration = Duration::from_secs(120);
@@ -29,8 +29,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Shell,
     safe: false,
     schema: schema::<Input>,
-    subjects: |input, _| vec![text_of(input, "command").to_owned()],
-    run: |run| Box::pin(run_command(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -58,11 +57,16 @@ impl Drop for Waited {
     }
 }
 
-async fn run_command(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
     if input.command.trim().is_empty() {
         return Err(Wrong::new("the command is empty"));
     }
+    let subject = Subject::Command(input.command.clone());
+    Ok(Planned::new(vec![subject], |run| run_command(run, input)))
+}
+
+async fn run_command(run: Run, input: Input) -> Result<String, Wrong> {
     let asked = input.timeout.map(Duration::from_millis);
     let limit = match (asked, input.background) {
         (Some(limit), _) => Some(limit.min(TIMEOUT_MAX)),

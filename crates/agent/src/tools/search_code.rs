@@ -2,7 +2,7 @@
 //! they seem to be about it, with the lines around. What the repository ignores is left out.
 //! Must not hold the contents of what it searches: files are ranked first, and the best read again.
 
-use std::{path::Path, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use dispatch_core::rules::Group;
 use grep_regex::{RegexMatcher, RegexMatcherBuilder};
@@ -11,14 +11,13 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Place, Run, Tool, Wrong, blocking,
+    Given, Place, Planned, Run, Tool, Wrong, blocking,
     line_kind::{Kind, Language},
-    place::failed,
+    place::{Real, failed},
     rank::{Found, LIMIT, Ranked, Search},
     schema,
     snippet::snippet,
-    text_of,
-    tree::{self, LeftOut},
+    tree::{self, LeftOut, Sight},
 };
 
 const FILES_USUAL: usize = 20;
@@ -42,8 +41,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::SearchCode,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
-    run: |run| Box::pin(search(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -101,20 +99,22 @@ impl Only {
     }
 }
 
-async fn search(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
     if input.query.trim().is_empty() {
         return Err(Wrong::new("the query is empty"));
     }
-    blocking(move || find(&run.place, &input)).await
+    let root = given.place.inside(input.path.as_deref().unwrap_or("."))?;
+    let seen = Sight::new(given, &root);
+    Ok(Planned::new(vec![root.subject()], async move |run: Run| {
+        blocking(move || find(&run.place, &root, seen, &input)).await
+    }))
 }
 
-fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
-    let asked = input.path.as_deref().unwrap_or(".");
-    let root = place.inside(asked)?;
-    if !root.exists() {
+fn find(place: &Arc<Place>, root: &Real, seen: Sight, input: &Input) -> Result<String, Wrong> {
+    if !root.path().exists() {
         let missing = std::io::ErrorKind::NotFound.into();
-        return Err(failed("search", asked, &missing));
+        return Err(failed("search", root.shown(), &missing));
     }
     let (matcher, literal) = matcher(input)?;
     let search = Search {
@@ -123,9 +123,11 @@ fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
         query: input.query.to_lowercase(),
         until: Instant::now() + LIMIT,
     };
-    let (walk, left_out) = walk(place, &root, input)?;
+    let (walk, left_out) = walk(place, root, seen, input)?;
     let found = search.rank(&walk);
-    let notes = notes(&found) + &left_out.told();
+    let mut notes = notes(&found);
+    notes.extend(left_out.told());
+    let notes = notes.join("\n");
     if found.files.is_empty() {
         let text = format!("nothing found\n{notes}");
         return Ok(text.trim_end().to_owned());
@@ -150,19 +152,19 @@ fn find(place: &Place, input: &Input) -> Result<String, Wrong> {
 }
 
 /// What was not searched.
-fn notes(found: &Found) -> String {
-    let mut text = String::new();
+fn notes(found: &Found) -> Vec<String> {
+    let mut notes = Vec::new();
     if found.cut {
         let limit = LIMIT.as_secs();
-        text.push_str(&format!("[not all was searched in {limit} s]\n"));
+        notes.push(format!("[not all was searched in {limit} s]"));
     }
     if found.unfinished > 0 {
         let count = found.unfinished;
-        text.push_str(&format!(
-            "[{count} files were not searched to their end: a line of theirs is too long]\n"
+        notes.push(format!(
+            "[{count} files were not searched to their end: a line of theirs is too long]"
         ));
     }
-    text
+    notes
 }
 
 fn matcher(input: &Input) -> Result<(RegexMatcher, bool), Wrong> {
@@ -183,9 +185,14 @@ fn matcher(input: &Input) -> Result<(RegexMatcher, bool), Wrong> {
     Ok((matcher, true))
 }
 
-fn walk(place: &Place, root: &Path, input: &Input) -> Result<(WalkBuilder, LeftOut), Wrong> {
-    let (mut walk, left_out) = tree::walk(place, root, false)?;
-    let mut rules = OverrideBuilder::new(root);
+fn walk(
+    place: &Arc<Place>,
+    root: &Real,
+    seen: Sight,
+    input: &Input,
+) -> Result<(WalkBuilder, LeftOut), Wrong> {
+    let (mut walk, left_out) = tree::walk(place, root, seen, false)?;
+    let mut rules = OverrideBuilder::new(root.path());
     let list = |text: &Option<String>| -> Vec<String> {
         let items = text.iter().flat_map(|text| text.split(','));
         let items = items.map(|item| item.trim().to_owned());

@@ -3,15 +3,15 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use dispatch_core::rules::Group;
+use dispatch_core::rules::{Group, Subject};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::{
-    Run, Tool, Wrong,
+    Given, Planned, Run, Tool, Wrong,
     jobs::{Ended, Job},
-    schema, text_of,
+    schema,
 };
 
 const LAST_CHARS_USUAL: usize = 2_000;
@@ -30,14 +30,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Shell,
     safe: false,
     schema: schema::<Input>,
-    subjects: |input, _| {
-        let subject = {
-            let (action, job) = (text_of(input, "action"), text_of(input, "job"));
-            format!("{action} {job}").trim_end().to_owned()
-        };
-        vec![subject]
-    },
-    run: |run| Box::pin(act(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -72,8 +65,31 @@ enum Action {
     Kill,
 }
 
-async fn act(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+impl Action {
+    fn word(self) -> &'static str {
+        match self {
+            Self::List => "list",
+            Self::Tail => "tail",
+            Self::Wait => "wait",
+            Self::Stdin => "stdin",
+            Self::Kill => "kill",
+        }
+    }
+}
+
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let job = input.job.as_deref().unwrap_or_default();
+    let what = format!("{} {job}", input.action.word());
+    let mut subjects = vec![Subject::name(what.trim_end())];
+    // A shell that hears it runs it.
+    if let (Action::Stdin, Some(line)) = (input.action, &input.input) {
+        subjects.push(Subject::Command(line.trim_end().to_owned()));
+    }
+    Ok(Planned::new(subjects, |run| act(run, input)))
+}
+
+async fn act(run: Run, input: Input) -> Result<String, Wrong> {
     let place = &run.place;
     if matches!(input.action, Action::List) {
         let lines: Vec<String> = place.jobs.all().iter().map(|job| line(job)).collect();

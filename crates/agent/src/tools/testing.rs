@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
-use dispatch_core::web::{Reach, WebTable};
-use serde_json::Value;
+use dispatch_core::{
+    rules::Rules,
+    web::{Reach, WebTable},
+};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
-use super::{Outside, Place, Run, Seen, Sign, Spill, TOOLS};
+use super::{Given, Granted, Judge, Outside, Place, Planned, Run, Seen, Sign, Spill, TOOLS};
 use crate::net::{Connector, Proxy};
 
 #[derive(Debug)]
@@ -24,6 +27,7 @@ pub(crate) struct Bench {
     pub(crate) signs: mpsc::Receiver<Sign>,
     pub(crate) messages: watch::Sender<usize>,
     pub(crate) seen: Arc<Seen>,
+    pub(crate) rules: Arc<Rules>,
 }
 
 impl Bench {
@@ -54,6 +58,7 @@ impl Bench {
             signs,
             messages,
             seen: Arc::default(),
+            rules: Arc::new(rules(&[])),
         }
     }
 
@@ -79,15 +84,25 @@ impl Bench {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    pub(crate) async fn run(&self, tool: &str, input: Value) -> Result<String, String> {
+    pub(crate) async fn plan(&self, tool: &str, input: &Value) -> Result<Planned, String> {
         let tool = TOOLS.iter().find(|known| known.name == tool).unwrap();
+        let given = Given {
+            input: input.to_string(),
+            place: Arc::clone(&self.place),
+            judge: Judge::new(tool.group, Arc::clone(&self.rules)),
+        };
+        let planned = Granted::Own(tool).plan(given).await;
+        planned.map_err(|wrong| wrong.to_string())
+    }
+
+    pub(crate) async fn run(&self, tool: &str, input: Value) -> Result<String, String> {
+        let planned = self.plan(tool, &input).await?;
         let run = Run {
             call: "c".into(),
-            input: input.to_string(),
             place: Arc::clone(&self.place),
             seen: Arc::clone(&self.seen),
         };
-        (tool.run)(run).await.map_err(|wrong| wrong.to_string())
+        planned.run(run).await.map_err(|wrong| wrong.to_string())
     }
 
     pub(crate) async fn told(&self, tool: &str, input: Value) -> String {
@@ -97,6 +112,16 @@ impl Bench {
     pub(crate) async fn wrong(&self, tool: &str, input: Value) -> String {
         self.run(tool, input).await.unwrap_err()
     }
+}
+
+/// Everything is allowed but for these: groups, patterns, and whether they are denied or asked.
+pub(crate) fn rules(guarded: &[(&str, &str, &str)]) -> Rules {
+    let rules = guarded.iter().map(
+        |(group, pattern, action)| json!({"group": group, "pattern": pattern, "action": action}),
+    );
+    let rules: Vec<Value> = rules.collect();
+    let layers = json!({"layers": [{"otherwise": "allow", "rules": rules}]});
+    serde_json::from_value(layers).unwrap()
 }
 
 pub(crate) fn files(dir: &Path) -> Vec<String> {

@@ -8,7 +8,7 @@ use dispatch_core::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Run, Sign, Tool, Wrong, schema};
+use super::{Planned, Run, Sign, Tool, Wrong, schema};
 
 const TODOS_MAX: usize = 200;
 const CONTENT_CHARS_MAX: usize = 1_000;
@@ -22,8 +22,10 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Todo,
     safe: false,
     schema: schema::<Input>,
-    subjects: |_, _| vec![String::new()],
-    run: |run| Box::pin(set(run)),
+    plan: |given| {
+        let input: Input = given.parse()?;
+        Ok(Planned::new(Vec::new(), |run| set(run, input)))
+    },
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -51,8 +53,7 @@ enum Status {
     Cancelled,
 }
 
-async fn set(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+async fn set(run: Run, input: Input) -> Result<String, Wrong> {
     if input.todos.len() > TODOS_MAX {
         return Err(Wrong::new(format!(
             "the list has more than {TODOS_MAX} items"

@@ -3,9 +3,13 @@
 
 use std::time::Duration;
 
-use dispatch_core::{rules::Group, web::ScrapeTable};
+use dispatch_core::{
+    address::Address,
+    rules::{Action, Group, Subject},
+    web::ScrapeTable,
+};
 use hyper::{
-    HeaderMap, StatusCode, Uri,
+    HeaderMap, StatusCode,
     header::{ACCEPT, CONTENT_TYPE, HeaderValue, LOCATION},
 };
 use schemars::JsonSchema;
@@ -14,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    Outside, Run, Tool, Wrong, html, schema, text_of,
+    Given, Judge, Outside, Planned, Run, Tool, Wrong, html, schema,
     web::{Service, cut, said, size},
 };
 use crate::net::{Answered, Guard, Host, Question, address, ask, look_at_name};
@@ -28,8 +32,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::WebFetch,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, _| vec![subject(text_of(input, "url"))],
-    run: |run| Box::pin(fetch(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -42,9 +45,28 @@ struct Input {
     raw: bool,
 }
 
-/// As the rules see an address: what it is asked with, however it was written.
-pub(super) fn subject(url: &str) -> String {
-    address::parse(url).map_or_else(|_| url.to_owned(), |uri| uri.to_string())
+/// Which pages may be read without asking anybody.
+#[derive(Clone, Debug)]
+pub(super) struct Pages {
+    judge: Judge,
+    at_most: Action,
+}
+
+impl Pages {
+    pub(super) fn new(judge: Judge, at_most: Action) -> Self {
+        Self { judge, at_most }
+    }
+
+    pub(super) fn check(&self, address: &Address) -> Result<(), Wrong> {
+        match self.judge.decide(&Subject::Url(address.clone())) {
+            Action::Deny => Err(Wrong::new(format!("a rule for web_fetch denies {address}"))),
+            action if action > self.at_most => Err(Wrong::new(format!(
+                "{address} is another page, which nobody has allowed; fetch it if that is what you \
+                 want"
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What is told of a page.
@@ -52,19 +74,28 @@ pub(super) fn subject(url: &str) -> String {
 pub(super) struct Fetched {
     pub(super) title: String,
     pub(super) text: String,
-    url: Uri,
+    url: Address,
     kind: String,
     cut: bool,
 }
 
-async fn fetch(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let address = Address::parse(&input.url).map_err(|error| Wrong::new(error.to_string()))?;
+    let pages = Pages::new(given.judge.clone(), Action::Allow);
+    let subject = Subject::Url(address.clone());
+    let raw = input.raw;
+    Ok(Planned::new(vec![subject], move |run| {
+        fetch(run, address, raw, pages)
+    }))
+}
+
+async fn fetch(run: Run, address: Address, raw: bool, pages: Pages) -> Result<String, Wrong> {
     let outside = &run.place.outside;
     outside.granted("fetch a page")?;
-    let uri = address::parse(&input.url).map_err(|error| Wrong::new(error.to_string()))?;
     let fetched = match &outside.web.scrape {
-        Some(scrape) if !input.raw => scraped(outside, scrape, &uri).await?,
-        _ => page(outside, &uri, input.raw).await?,
+        Some(scrape) if !raw => scraped(outside, scrape, &address).await?,
+        _ => page(outside, &address, raw, &pages).await?,
     };
     let mut told = format!("{} ({})\n", fetched.url, fetched.kind);
     if !fetched.title.is_empty() {
@@ -82,21 +113,31 @@ async fn fetch(run: Run) -> Result<String, Wrong> {
 }
 
 /// Fetched by ourselves; all redirects together have the time of one request.
-pub(super) async fn page(outside: &Outside, uri: &Uri, raw: bool) -> Result<Fetched, Wrong> {
+pub(super) async fn page(
+    outside: &Outside,
+    address: &Address,
+    raw: bool,
+    pages: &Pages,
+) -> Result<Fetched, Wrong> {
     let limit = Duration::from_millis(outside.web.request_ms);
-    let followed = timeout(limit, follow(outside, uri.clone())).await;
-    let (uri, answered) = followed.map_err(|_| {
+    let followed = timeout(limit, follow(outside, address.clone(), pages)).await;
+    let (at, answered) = followed.map_err(|_| {
         let most = outside.web.request_ms;
-        Wrong::new(format!("fetch {uri}: it took longer than {most} ms"))
+        Wrong::new(format!("fetch {address}: it took longer than {most} ms"))
     })??;
     let room = size(outside.web.text_chars_max).saturating_mul(4);
     // A long page takes a while to read, and others are waiting for this thread.
-    super::blocking(move || read(uri, &answered, raw, room)).await
+    super::blocking(move || read(at, &answered, raw, room)).await
 }
 
-async fn follow(outside: &Outside, mut uri: Uri) -> Result<(Uri, Answered), Wrong> {
+async fn follow(
+    outside: &Outside,
+    mut at: Address,
+    pages: &Pages,
+) -> Result<(Address, Answered), Wrong> {
     for _ in 0..=outside.web.redirects_max {
-        let mut question = Question::get(uri.clone());
+        let uri = address::uri(&at).map_err(|error| Wrong::new(error.to_string()))?;
+        let mut question = Question::get(uri);
         let wanted =
             "text/html,application/xhtml+xml,text/*;q=0.9,application/json;q=0.9,*/*;q=0.5";
         let wanted = HeaderValue::from_static(wanted);
@@ -109,15 +150,15 @@ async fn follow(outside: &Outside, mut uri: Uri) -> Result<(Uri, Answered), Wron
         );
         let answered = asked
             .await
-            .map_err(|error| Wrong::new(format!("fetch {uri}: {error}")))?;
+            .map_err(|error| Wrong::new(format!("fetch {at}: {error}")))?;
         if !is_moved(answered.status) {
-            return Ok((uri, answered));
+            return Ok((at, answered));
         }
-        uri = moved(&uri, &answered.headers)?;
+        at = moved(&at, &answered.headers, pages)?;
     }
     let most = outside.web.redirects_max;
     Err(Wrong::new(format!(
-        "fetch {uri}: it was moved more than {most} times"
+        "fetch {at}: it was moved more than {most} times"
     )))
 }
 
@@ -125,25 +166,27 @@ fn is_moved(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where the page is now, if that is the same host.
-fn moved(from: &Uri, headers: &HeaderMap) -> Result<Uri, Wrong> {
+/// Where the page is now, if that is the same host, and the rules let that be read as well.
+fn moved(from: &Address, headers: &HeaderMap, pages: &Pages) -> Result<Address, Wrong> {
     let wrong = |what: String| Wrong::new(format!("fetch {from}: {what}"));
     let location = headers.get(LOCATION).map(HeaderValue::as_bytes);
     let location = location.ok_or_else(|| wrong("it was moved, and does not say where".into()))?;
     let location = String::from_utf8_lossy(location);
-    let to = address::join(from, &location)
+    let to = from
+        .join(&location)
         .map_err(|error| wrong(format!("it was moved to what is no address: {error}")))?;
-    let safe = from.scheme_str() == to.scheme_str() || to.scheme_str() == Some("https");
-    let port = |uri: &Uri| uri.port_u16().unwrap_or(0);
-    if to.host() == from.host() && port(&to) == port(from) && safe {
-        return Ok(to);
+    if !to.is_where(from) {
+        return Err(wrong(format!(
+            "it was moved to another place; fetch {to} if that is what you want"
+        )));
     }
-    Err(wrong(format!(
-        "it was moved to another place; fetch {to} if that is what you want"
-    )))
+    match pages.check(&to) {
+        Ok(()) => Ok(to),
+        Err(Wrong(why)) => Err(wrong(format!("it was moved: {why}"))),
+    }
 }
 
-fn read(uri: Uri, answered: &Answered, raw: bool, room: usize) -> Result<Fetched, Wrong> {
+fn read(at: Address, answered: &Answered, raw: bool, room: usize) -> Result<Fetched, Wrong> {
     let kind = answered.headers.get(CONTENT_TYPE);
     let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let (media, parameters) = kind.split_once(';').unwrap_or((kind, ""));
@@ -153,25 +196,25 @@ fn read(uri: Uri, answered: &Answered, raw: bool, room: usize) -> Result<Fetched
         let said = match media.as_str() {
             "text/html" | "application/xhtml+xml" => {
                 let text = decoded(&answered.body, parameters);
-                said(html::page(&text, &uri, room).markdown.as_bytes())
+                said(html::page(&text, &at, room).markdown.as_bytes())
             }
             _ => said(&answered.body),
         };
         return Err(Wrong::new(format!(
-            "fetch {uri}: it answered {status}: {said}"
+            "fetch {at}: it answered {status}: {said}"
         )));
     }
     let reads = reads_as(&media, &answered.body);
     let Some(reads) = reads else {
         let bytes = answered.body.len();
         return Err(Wrong::new(format!(
-            "fetch {uri}: it is {media:?} of {bytes} bytes, and no text"
+            "fetch {at}: it is {media:?} of {bytes} bytes, and no text"
         )));
     };
     let text = decoded(&answered.body, parameters);
     let (title, text) = match reads {
         Reads::Html if !raw => {
-            let page = html::page(&text, &uri, room);
+            let page = html::page(&text, &at, room);
             (page.title, page.markdown)
         }
         Reads::Html | Reads::Plain => (String::new(), text),
@@ -184,7 +227,7 @@ fn read(uri: Uri, answered: &Answered, raw: bool, room: usize) -> Result<Fetched
     Ok(Fetched {
         title,
         text,
-        url: uri,
+        url: at,
         kind,
         cut: answered.cut,
     })
@@ -240,11 +283,12 @@ fn decoded(body: &[u8], parameters: &str) -> String {
     String::from_utf8_lossy(body).into_owned()
 }
 
-async fn scraped(outside: &Outside, scrape: &ScrapeTable, uri: &Uri) -> Result<Fetched, Wrong> {
-    let doing = format!("fetch {uri} by way of [web.scrape]");
+async fn scraped(outside: &Outside, scrape: &ScrapeTable, at: &Address) -> Result<Fetched, Wrong> {
+    let doing = format!("fetch {at} by way of [web.scrape]");
     // It asks in our place, from where it stands.
     let private = Guard::Public(&outside.web.private);
-    Host::of(uri)
+    address::uri(at)
+        .and_then(|uri| Host::of(&uri))
         .and_then(|host| look_at_name(&host, private))
         .map_err(|error| Wrong::new(format!("{doing}: {error}")))?;
     let answer = outside
@@ -254,7 +298,7 @@ async fn scraped(outside: &Outside, scrape: &ScrapeTable, uri: &Uri) -> Result<F
             key_name: "web.scrape",
             key: scrape.key.as_ref(),
             body: Some(json!({
-                "url": uri.to_string(), "formats": ["markdown"], "onlyMainContent": true,
+                "url": at, "formats": ["markdown"], "onlyMainContent": true,
             })),
         })
         .await?;
@@ -271,7 +315,7 @@ async fn scraped(outside: &Outside, scrape: &ScrapeTable, uri: &Uri) -> Result<F
             .unwrap_or_default()
             .to_owned(),
         text: text.to_owned(),
-        url: uri.clone(),
+        url: at.clone(),
         kind: "markdown".to_owned(),
         cut: false,
     })

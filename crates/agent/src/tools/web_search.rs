@@ -2,7 +2,8 @@
 //! Must not search anywhere that the settings do not name.
 
 use dispatch_core::{
-    rules::Group,
+    address::{Address, query},
+    rules::{Action, Group, Subject},
     web::{SearchShape, SearchTable},
 };
 use schemars::JsonSchema;
@@ -11,11 +12,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::{
-    Outside, Run, Tool, Wrong, schema, text_of,
+    Given, Outside, Planned, Run, Tool, Wrong, schema,
     web::{Service, cut},
-    web_fetch,
+    web_fetch::{self, Pages},
 };
-use crate::net::address;
 
 const LIMIT_USUAL: usize = 7;
 const LIMIT_MAX: usize = 20;
@@ -30,8 +30,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::WebSearch,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, _| vec![text_of(input, "query").to_owned()],
-    run: |run| Box::pin(search(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -62,11 +61,18 @@ struct Found {
     text: Option<String>,
 }
 
-async fn search(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
     if input.query.trim().is_empty() {
         return Err(Wrong::new("the query is empty"));
     }
+    // Whoever allowed the search has allowed what it finds, but for what is denied.
+    let pages = Pages::new(given.judge.of(Group::WebFetch), Action::Ask);
+    let subject = Subject::name(input.query.clone());
+    Ok(Planned::new(vec![subject], |run| search(run, input, pages)))
+}
+
+async fn search(run: Run, input: Input, pages: Pages) -> Result<String, Wrong> {
     let outside = &run.place.outside;
     outside.granted("search the web")?;
     let Some(table) = &outside.web.search else {
@@ -85,7 +91,12 @@ async fn search(run: Run) -> Result<String, Wrong> {
         return Ok(format!("nothing was found for {:?}", input.query));
     }
     if input.scrape && table.shape == SearchShape::Searxng {
-        found = with_pages(outside, found).await;
+        found = with_pages(outside, &pages, found).await;
+    }
+    for found in &mut found {
+        if let (Some(text), Err(wrong)) = (&mut found.text, permitted(&pages, &found.url)) {
+            *text = format!("[{wrong}]");
+        }
     }
     let mut told = String::new();
     for (n, found) in found.iter().enumerate() {
@@ -107,16 +118,16 @@ async fn searxng(
     table: &SearchTable,
     input: &Input,
 ) -> Result<Vec<Found>, Wrong> {
-    let query = address::query(&input.query);
+    let asked = query(&input.query);
     let base = table.url.trim_end_matches('/');
-    let mut url = format!("{base}/search?q={query}&format=json");
+    let mut url = format!("{base}/search?q={asked}&format=json");
     let language = match (&input.lang, &input.country) {
         (Some(lang), Some(country)) => Some(format!("{lang}-{}", country.to_uppercase())),
         (Some(lang), None) => Some(lang.clone()),
         (None, Some(_)) | (None, None) => None,
     };
     if let Some(language) = language {
-        url.push_str(&format!("&language={}", address::query(&language)));
+        url.push_str(&format!("&language={}", query(&language)));
     }
     let answer = ask(outside, table, url, None).await?;
     Ok(list(&answer["results"], "content"))
@@ -190,15 +201,20 @@ fn list(results: &Value, description: &str) -> Vec<Found> {
     found.filter(|found| !found.url.is_empty()).collect()
 }
 
+fn permitted(pages: &Pages, url: &str) -> Result<Address, Wrong> {
+    let address = Address::parse(url).map_err(|error| Wrong::new(error.to_string()))?;
+    pages.check(&address)?;
+    Ok(address)
+}
+
 /// The pages of all results at once. One that cannot be had says why in its place.
-async fn with_pages(outside: &Outside, mut found: Vec<Found>) -> Vec<Found> {
-    let mut pages = JoinSet::new();
+async fn with_pages(outside: &Outside, pages: &Pages, mut found: Vec<Found>) -> Vec<Found> {
+    let mut fetches = JoinSet::new();
     for (index, found) in found.iter().enumerate() {
-        let (outside, url) = (outside.clone(), found.url.clone());
-        pages.spawn(async move {
-            let uri = address::parse(&url).map_err(|error| Wrong::new(error.to_string()));
-            let text = match uri {
-                Ok(uri) => web_fetch::page(&outside, &uri, false).await,
+        let (outside, pages, url) = (outside.clone(), pages.clone(), found.url.clone());
+        fetches.spawn(async move {
+            let text = match permitted(&pages, &url) {
+                Ok(address) => web_fetch::page(&outside, &address, false, &pages).await,
                 Err(error) => Err(error),
             };
             let mut text = text.map_or_else(|wrong| format!("[{wrong}]"), |page| page.text);
@@ -206,7 +222,7 @@ async fn with_pages(outside: &Outside, mut found: Vec<Found>) -> Vec<Found> {
             (index, text)
         });
     }
-    while let Some(page) = pages.join_next().await {
+    while let Some(page) = fetches.join_next().await {
         if let Ok((index, text)) = page
             && let Some(found) = found.get_mut(index)
         {

@@ -15,10 +15,10 @@ use serde::Deserialize;
 use similar::TextDiff;
 
 use super::{
-    Place, Run, Tool, Wrong, blocking,
+    Given, Place, Planned, Run, Tool, Wrong, blocking,
     open::open,
-    place::{failed, hash},
-    schema, text_of,
+    place::{Real, failed, hash},
+    schema,
 };
 
 /// A file that is read to be compared; larger ones are written over without a diff.
@@ -34,8 +34,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Edit,
     safe: false,
     schema: schema::<Input>,
-    subjects: |input, place| vec![place.subject(text_of(input, "path"))],
-    run: |run| Box::pin(write(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -47,27 +46,24 @@ struct Input {
     content: String,
 }
 
-async fn write(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
-    blocking(move || {
-        let place = &run.place;
-        let path = place.inside(&input.path)?;
-        let shown = place.shown(&path);
-        let before = content(&path).map_err(|error| failed("read", &shown, &error))?;
-        check_known(place, &path, &shown, before.as_ref())?;
-        store(place, &path, &input.content)?;
-        let before = before.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        Ok(told(&shown, before.as_deref(), &input.content))
-    })
-    .await
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let file = given.place.inside(&input.path)?;
+    Ok(Planned::new(vec![file.subject()], async move |run: Run| {
+        blocking(move || write(&run.place, &file, &input.content)).await
+    }))
 }
 
-fn check_known(
-    place: &Place,
-    path: &Path,
-    shown: &str,
-    before: Option<&Vec<u8>>,
-) -> Result<(), Wrong> {
+fn write(place: &Place, file: &Real, after: &str) -> Result<String, Wrong> {
+    let before = content(file)?;
+    check_known(place, file, before.as_ref())?;
+    store(place, file, after)?;
+    let before = before.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok(told(file.shown(), before.as_deref(), after))
+}
+
+fn check_known(place: &Place, file: &Real, before: Option<&Vec<u8>>) -> Result<(), Wrong> {
+    let (path, shown) = (file.path(), file.shown());
     let Some(before) = before.filter(|bytes| !bytes.is_empty()) else {
         return Ok(());
     };
@@ -84,7 +80,11 @@ fn check_known(
 }
 
 /// `None`: there is no such file.
-pub(super) fn content(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn content(file: &Real) -> Result<Option<Vec<u8>>, Wrong> {
+    all_of(file.path()).map_err(|error| failed("read", file.shown(), &error))
+}
+
+fn all_of(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
@@ -100,9 +100,10 @@ pub(super) fn content(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// All at once: whoever reads it sees the old or the new content, whatever happens to us.
-pub(super) fn store(place: &Place, path: &Path, content: &str) -> Result<(), Wrong> {
-    let shown = place.shown(path);
-    let wrong = |error: io::Error| failed("write", &shown, &error);
+pub(super) fn store(place: &Place, file: &Real, content: &str) -> Result<(), Wrong> {
+    let (path, shown) = (file.path(), file.shown());
+    let wrong = |error: io::Error| failed("write", shown, &error);
+    file.check().map_err(wrong)?;
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(wrong)?;
     }

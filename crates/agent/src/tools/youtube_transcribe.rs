@@ -3,18 +3,21 @@
 
 use std::time::Duration;
 
-use dispatch_core::{rules::Group, web::TranscribeTable};
+use dispatch_core::{
+    address::Address,
+    rules::{Group, Subject},
+    web::TranscribeTable,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Outside, Run, Tool, Wrong, schema, text_of,
+    Given, Outside, Planned, Run, Tool, Wrong, schema,
     web::{Service, cut},
-    web_fetch::{self, subject},
+    web_fetch,
 };
-use crate::net::address;
 
 pub(super) const TOOL: Tool = Tool {
     name: "youtube_transcribe",
@@ -25,8 +28,7 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::YoutubeTranscribe,
     safe: true,
     schema: schema::<Input>,
-    subjects: |input, _| vec![subject(text_of(input, "url"))],
-    run: |run| Box::pin(transcribe(run)),
+    plan,
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -47,8 +49,17 @@ enum State {
     Working(Duration),
 }
 
-async fn transcribe(run: Run) -> Result<String, Wrong> {
-    let input: Input = run.parse()?;
+fn plan(given: &Given) -> Result<Planned, Wrong> {
+    let input: Input = given.parse()?;
+    let film = Address::parse(&input.url).map_err(|error| Wrong::new(error.to_string()))?;
+    let subject = Subject::Url(film.clone());
+    let background = input.background;
+    Ok(Planned::new(vec![subject], move |run| {
+        transcribe(run, film, background)
+    }))
+}
+
+async fn transcribe(run: Run, film: Address, background: bool) -> Result<String, Wrong> {
     let outside = &run.place.outside;
     outside.granted("transcribe a film")?;
     let Some(table) = &outside.web.transcribe else {
@@ -57,8 +68,7 @@ async fn transcribe(run: Run) -> Result<String, Wrong> {
              [web.transcribe]",
         ));
     };
-    let uri = address::parse(&input.url).map_err(|error| Wrong::new(error.to_string()))?;
-    let url = uri.to_string();
+    let url = film.to_string();
     let limit = Duration::from_millis(table.wait_ms_max);
     let until = Instant::now() + limit;
     loop {
@@ -70,7 +80,7 @@ async fn transcribe(run: Run) -> Result<String, Wrong> {
             State::Working(pause) => pause,
         };
         let later = "it is being transcribed; call youtube_transcribe with the same url again";
-        if input.background {
+        if background {
             return Ok(format!("{later} later"));
         }
         if Instant::now() + pause > until {

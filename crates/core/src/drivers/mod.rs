@@ -254,15 +254,15 @@ impl DriverKind {
         self == Self::Native
     }
 
-    /// Whether it can be told to make its conversation shorter.
-    #[must_use]
-    pub fn compacts(self) -> bool {
-        self == Self::Native
-    }
-
     /// Whether a message that a running one was given can be had back before its model hears it.
     #[must_use]
     pub fn takes_back(self) -> bool {
+        self == Self::Native
+    }
+
+    /// Whether it can be told to make its conversation shorter.
+    #[must_use]
+    pub fn compacts(self) -> bool {
         self == Self::Native
     }
 

@@ -20,7 +20,7 @@ use crate::{
         Block, Chunk, Fault, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
         TurnEnd, VERSION, Window,
     },
-    rules::Group,
+    rules::{Group, Subject},
     servers::{Given, ServerTable},
     update::{LastWord, Said, Todo, TodoState, Update, Usage, Voice},
 };
@@ -77,7 +77,7 @@ impl Driver for Native {
                 // The grant is the permission.
                 for tool in Tool::ALL {
                     let name = format!("{TOOLS_NAME}__{}", tool.word());
-                    words.rules.allow_always(Group::Mcp, &name);
+                    words.rules.allow_always(Group::Mcp, Subject::Name(name));
                 }
             }
             line(&Order::Open(Box::new(words)))
@@ -596,13 +596,22 @@ mod tests {
         assert_eq!(server["command"], json!(argv));
         assert_eq!(server["env"], json!({"DISPATCH_DOOR": "/run/e.sock"}));
         let mut asks = Rules::graded(&[(Group::Mcp, Grade::Ask)].into(), &[], true);
-        assert_eq!(asks.decide(Group::Mcp, "dispatch__wait"), Action::Ask);
+        assert_eq!(
+            asks.decide(Group::Mcp, &Subject::name("dispatch__wait")),
+            Action::Ask
+        );
         let mut words = setup(Vec::new());
         words.rules = asks.clone();
         let (_, opening) = opened_with(&words, None, Some(tools));
         asks = serde_json::from_value(first(&opening)["open"]["rules"].clone()).unwrap();
-        assert_eq!(asks.decide(Group::Mcp, "dispatch__wait"), Action::Allow);
-        assert_eq!(asks.decide(Group::Mcp, "others__wait"), Action::Ask);
+        assert_eq!(
+            asks.decide(Group::Mcp, &Subject::name("dispatch__wait")),
+            Action::Allow
+        );
+        assert_eq!(
+            asks.decide(Group::Mcp, &Subject::name("others__wait")),
+            Action::Ask
+        );
     }
 
     #[test]

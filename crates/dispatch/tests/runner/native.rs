@@ -754,49 +754,6 @@ async fn a_picture_that_is_attached_is_shown_to_the_model() {
     assert!(told.contains("notes.txt (unsupported-type)"), "{told}");
 }
 
-/// A person's word, through the public door, to what the model is asked in the next run.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_conversation_is_compacted_before_its_next_turn_when_a_person_says_so() {
-    let world = TestWorld::new();
-    let count = "for n in $(seq 1 900); do echo line $n; done";
-    let says = json!([
-        {"tool": "shell", "command": count},
-        {"text": "I counted."},
-        {"text": "## Goal\nCount further."},
-        {"text": "As you say.", "repeat": true},
-    ]);
-    let model = Model::new(&world, &[("main", says)]).await;
-    configure(&world, &model.key("main"));
-    let id = begun(
-        &world,
-        &["--expects", "report", "--model", "main/m", "Count"],
-    );
-    ended(&world, &id);
-    let compact = world.dispatch(&["compact", &id]).exits(0);
-    compact.says(&["before its next turn its conversation becomes shorter"]);
-    assert_eq!(model.asked().len(), 2, "nothing is asked for it alone");
-    let said = world.dispatch_with(&[("MAIN_KEY", KEY)], &["say", &id, "Go on"]);
-    said.exits(0);
-    let task = ended(&world, &id);
-    assert_eq!(task["state"], "completed", "{task}");
-    let asked = model.asked();
-    assert_eq!(asked.len(), 4, "{asked:?}");
-    let earlier = asked[3]["earlier"].as_str().unwrap();
-    assert!(earlier.contains("| Count further."), "{earlier}");
-    assert!(!earlier.contains("line 899"), "{earlier}");
-    let told = world.dispatch(&["events", "--json", "--task", &id]);
-    told.exits(0).says(&["the conversation was compacted"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_keeps_its_conversation_by_itself_is_not_told_to_compact_it() {
-    let world = TestWorld::new();
-    let done = world.dispatch(&["run", "--json", "--no-checks", "say hello"]);
-    let id = done.json()["id"].as_str().unwrap().to_owned();
-    let refused = world.dispatch(&["compact", &id]).exits(2);
-    refused.says(&["keeps its conversation by itself"]);
-}
-
 /// The agent has a placeholder only, so whoever holds the key reads it again where it comes from.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_renewed_is_taken_up_behind_the_fence() {
@@ -842,4 +799,46 @@ async fn a_key_that_was_renewed_is_taken_up_behind_the_fence() {
     assert_eq!((model.asked().len() - before, times), (2, 2));
     let shown = world.dispatch(&["events", "--json"]).exits(0).out;
     assert!(!shown.contains("-key-0123456789"), "{shown}");
+}
+
+/// A person's word, through the public door, to what the model is asked in the next run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_compacted_before_its_next_turn_when_a_person_says_so() {
+    let world = TestWorld::new();
+    let count = "for n in $(seq 1 900); do echo line $n; done";
+    let says = json!([
+        {"tool": "shell", "command": count},
+        {"text": "I counted."},
+        {"text": "As you say.", "repeat": true},
+    ]);
+    let model = Model::new(&world, &[("main", says)]).await;
+    configure(&world, &model.key("main"));
+    let id = begun(
+        &world,
+        &["--expects", "report", "--model", "main/m", "Count"],
+    );
+    ended(&world, &id);
+    let compact = world.dispatch(&["compact", &id]).exits(0);
+    compact.says(&["before its next turn its conversation becomes shorter"]);
+    assert_eq!(model.asked().len(), 2, "nothing is asked for it alone");
+    let said = world.dispatch_with(&[("MAIN_KEY", KEY)], &["say", &id, "Go on"]);
+    said.exits(0);
+    let task = ended(&world, &id);
+    assert_eq!(task["state"], "completed", "{task}");
+    let asked = model.asked();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    let earlier = asked[2]["earlier"].as_str().unwrap();
+    assert!(earlier.contains("| Scripted notes."), "{earlier}");
+    assert!(!earlier.contains("line 899"), "{earlier}");
+    let told = world.dispatch(&["events", "--json", "--task", &id]);
+    told.exits(0).says(&["the conversation was compacted"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_keeps_its_conversation_by_itself_is_not_told_to_compact_it() {
+    let world = TestWorld::new();
+    let done = world.dispatch(&["run", "--json", "--no-checks", "say hello"]);
+    let id = done.json()["id"].as_str().unwrap().to_owned();
+    let refused = world.dispatch(&["compact", &id]).exits(2);
+    refused.says(&["keeps its conversation by itself"]);
 }

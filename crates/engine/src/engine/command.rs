@@ -112,14 +112,14 @@ pub(crate) enum Command {
         message: MessageId,
         reply: Reply<()>,
     },
-    Compact {
-        task: TaskId,
-        reply: Reply<()>,
-    },
     /// From a run: the messages that its agent is asked to give back.
     Recalls {
         run: RunId,
         reply: Reply<Vec<MessageId>>,
+    },
+    Compact {
+        task: TaskId,
+        reply: Reply<()>,
     },
     Permit {
         who: Who,
