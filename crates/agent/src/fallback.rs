@@ -80,15 +80,18 @@ pub(crate) struct Waits {
 }
 
 impl Chain {
-    /// A turn begins: at the first choice whose key is of use.
+    /// A turn begins: at the first choice whose key is of use, or will be before the others.
     pub(crate) fn new(
         choices: Vec<Choice>,
         waits: Waits,
         outs: &Outs,
         now: Millis,
     ) -> Option<Self> {
-        let usable = |choice: &Choice| outs.usable_at(&choice.key).is_some_and(|at| at <= now);
-        let at = choices.iter().position(usable).unwrap_or(0);
+        let usable = |(index, choice): (usize, &Choice)| {
+            Some((outs.usable_at(&choice.key)?.max(now), index))
+        };
+        let first = choices.iter().enumerate().filter_map(usable).min();
+        let at = first.map_or(0, |(_, index)| index);
         (!choices.is_empty()).then_some(Self {
             choices,
             at,
@@ -110,6 +113,12 @@ impl Chain {
     pub(crate) fn hop(&mut self, to: usize) {
         self.at = to.min(self.choices.len() - 1);
         self.answered();
+    }
+
+    /// When its key may be asked, if that is not now, and whether that is within what may be waited.
+    pub(crate) fn before(&mut self, outs: &Outs, now: Millis) -> Option<(Millis, Next)> {
+        let at = outs.usable_at(&self.choice().key).filter(|at| *at > now)?;
+        Some((at, self.within_limit(Next::Again { at }, now)))
     }
 
     /// It answered.
@@ -207,7 +216,7 @@ impl Chain {
         let delay = times.saturating_mul(self.waits.retry_ms);
         // Up to a quarter more.
         let delay = delay + delay * spread.min(999) / 4000;
-        let at = (now + delay).max(retry_at.unwrap_or(0));
+        let at = (now + delay).max(retry_at.map_or(0, |at| at + spread));
         (!another || at <= now + HERE_MAX * self.waits.retry_ms).then_some(at)
     }
 
@@ -378,6 +387,11 @@ mod tests {
         };
         assert_eq!(end, Next::Fail);
         assert!(now - NOW <= WAITS.sum_ms_max);
+        // What a provider says to all of them at once, too.
+        let told = Some(NOW + 20_000);
+        let mut chain = self::chain(&["a"]);
+        let next = chain.next(Fault::RateLimited, told, &Outs::default(), NOW, 500);
+        assert_eq!(next, Next::Again { at: NOW + 20_500 });
     }
 
     #[test]

@@ -14,7 +14,7 @@ use dispatch_core::{
     Millis,
     id::KeyName,
     models::{Endpoint, KeySource},
-    native::{Chunk, Window},
+    native::{Chunk, KnownKeys, Window},
     secret::Secret,
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
@@ -158,6 +158,23 @@ pub(crate) struct Told {
     pub(crate) at: Option<Millis>,
 }
 
+/// What other tasks have heard of the keys stands in place of what this conversation knows: theirs is
+/// newer, and has its own in it.
+pub(crate) fn know(known: &KnownKeys, outs: &mut Outs, told: &mut BTreeMap<KeyName, Told>) {
+    *outs = Outs::default();
+    for (key, known) in known {
+        if let Some(until) = known.out_until {
+            outs.0.insert(key.clone(), Some(until));
+        }
+        let at = known.told_at;
+        let newer = told.get(key).is_none_or(|mine| mine.at < at);
+        if newer && at.is_some() {
+            let windows = known.windows.clone();
+            told.insert(key.clone(), Told { windows, at });
+        }
+    }
+}
+
 /// Which keys are of no use now, as far as the lines said so far tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outs(BTreeMap<KeyName, Option<Millis>>);
@@ -194,7 +211,7 @@ impl Outs {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use dispatch_core::models::KeyTable;
+    use dispatch_core::{models::KeyTable, native::Known};
     use serde_json::{Value, json};
 
     use super::*;
@@ -272,6 +289,26 @@ mod tests {
             keys.get(&endpoint).await.unwrap().unwrap().expose(),
             "sk-new"
         );
+    }
+
+    #[test]
+    fn what_others_know_stands_in_place_of_what_the_conversation_knew() {
+        let (a, b): (KeyName, KeyName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let mut outs = Outs(BTreeMap::from([(a.clone(), Some(90))]));
+        let told = |at| Told {
+            windows: Vec::new(),
+            at: Some(at),
+        };
+        let mut all = BTreeMap::from([(a.clone(), told(5)), (b.clone(), told(5))]);
+        let known = |out_until, told_at| Known {
+            out_until,
+            told_at: Some(told_at),
+            windows: Vec::new(),
+        };
+        let from_others = [(a.clone(), known(None, 4)), (b.clone(), known(Some(70), 6))];
+        know(&from_others.into(), &mut outs, &mut all);
+        assert_eq!(outs, Outs([(b.clone(), Some(70))].into()));
+        assert_eq!(all, [(a, told(5)), (b, told(6))].into());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     agent::Agent,
     fallback::Next,
     model::ModelError,
-    turn::{Halt, Turn, attend, failed},
+    turn::{Halt, Turn, attend, failed, spread},
 };
 
 /// A wait is said again this often, so that nobody takes the agent for dead.
@@ -37,13 +37,18 @@ impl Turn<'_> {
             self.put(out).await?;
         }
         let outs = self.agent.log.conversation.outs.clone();
-        let spread = u64::from(std::process::id()) % 1000;
+        let spread = spread(&self.agent.settings.session, self.chain.failures());
         let next = self
             .chain
             .next(error.fault, error.retry_at, &outs, now, spread);
         let attempt = self.chain.failures();
         match next {
-            Next::Fail => Err(failed(error.fault, why, error.retry_at)),
+            Next::Fail => {
+                if let Some(out) = self.chain.given_up(error.fault, &outs, now) {
+                    self.put(out).await?;
+                }
+                Err(failed(error.fault, why, error.retry_at))
+            }
             Next::Again { at } => self.wait(at, attempt, error.fault, &why).await,
             Next::Hop { to, at } => {
                 if let Some(out) = self.chain.given_up(error.fault, &outs, now) {
@@ -61,6 +66,23 @@ impl Turn<'_> {
                 .await?;
                 self.wait(at, attempt, error.fault, &why).await
             }
+        }
+    }
+
+    /// Before a step: where no key can be asked now, the first to be back is waited for.
+    pub(crate) async fn until_usable(&mut self) -> Result<(), Halt> {
+        let now = self.agent.clock.now();
+        let outs = &self.agent.log.conversation.outs;
+        let Some((at, next)) = self.chain.before(outs, now) else {
+            return Ok(());
+        };
+        let why = format!(
+            "key {} is out, and no other is there",
+            self.chain.choice().key
+        );
+        match next {
+            Next::Fail => Err(failed(Fault::Exhausted, why, Some(at))),
+            Next::Again { .. } | Next::Hop { .. } => self.wait(at, 0, Fault::Exhausted, &why).await,
         }
     }
 

@@ -17,6 +17,7 @@ use crate::{
 impl Turn<'_> {
     /// One step: asks until there is an answer, or a piece of one, or nobody is left to ask.
     pub(crate) async fn ask(&mut self) -> Result<(), Halt> {
+        self.until_usable().await?;
         let conversation = &self.agent.log.conversation;
         let step = match conversation.open_step() {
             Some(_) if conversation.open_is_empty() => conversation.step(),

@@ -15,8 +15,9 @@ use crate::{
     carried::Carried,
     drivers::DriverKind,
     family::EndId,
-    id::{AgentName, CheckName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
+    id::{AgentName, CheckName, KeyName, ModelName, PoolName, RunId, Seq, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keyring::KeyNews,
     keys::RequestKey,
     letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
@@ -336,6 +337,11 @@ pub enum Kind {
     SessionSeen {
         session: String,
     },
+    /// Its agent says something of a key, for all that ask with it.
+    KeyHeard {
+        key: KeyName,
+        news: KeyNews,
+    },
     /// This run says it to its agent: durable before a byte of it is sent, with how much of the
     /// output the driver had heard, so that a replay says the same at the same point. Without an
     /// offset it is one of the first words. It waits again if the run ends without having delivered
@@ -344,7 +350,8 @@ pub enum Kind {
         message: MessageId,
         out_offset: Option<u64>,
     },
-    /// It is in the input of the agent, as its keeper wrote down.
+    /// It is in the input of the agent, as its keeper wrote down; of one that gives messages back, its
+    /// model has it.
     MessageDelivered {
         message: MessageId,
         delivery: Delivery,
@@ -418,7 +425,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of all kinds.
-    pub const WORDS: [&str; 52] = [
+    pub const WORDS: [&str; 53] = [
         "engine_started",
         "frozen_set",
         "pool_paused",
@@ -430,6 +437,7 @@ impl Kind {
         "message_cancelled",
         "attached",
         "tuning_set",
+        "key_heard",
         "compact_asked",
         "message_taken",
         "message_delivered",
@@ -487,6 +495,7 @@ impl Kind {
             Self::MessageCancelled { .. } => "message_cancelled",
             Self::Attached { .. } => "attached",
             Self::TuningSet { .. } => "tuning_set",
+            Self::KeyHeard { .. } => "key_heard",
             Self::CompactAsked => "compact_asked",
             Self::MessageTaken { .. } => "message_taken",
             Self::MessageDelivered { .. } => "message_delivered",
@@ -546,6 +555,7 @@ impl Kind {
             | Self::MessageCancelled { .. }
             | Self::Attached { .. }
             | Self::TuningSet { .. }
+            | Self::KeyHeard { .. }
             | Self::CompactAsked
             | Self::MessageTaken { .. }
             | Self::MessageDelivered { .. }

@@ -256,14 +256,15 @@ impl Ledger {
         tally.spent = tally.spent.plus(spent);
     }
 
-    /// A run that held a slot has ended.
+    /// A run that held a slot has ended; with `of_its_keys` the limit was one of theirs, and the pool's
+    /// other runs may have others.
     pub(crate) fn ended(
         &mut self,
         seq: Seq,
         at: Millis,
         run: RunId,
         started_at: Option<Millis>,
-        outcome: &Outcome,
+        (outcome, of_its_keys): (&Outcome, bool),
     ) {
         let Some(live) = self.live.remove(&run) else {
             return;
@@ -284,6 +285,7 @@ impl Ledger {
                 self.failed.clear();
                 self.answered(&live);
             }
+            Outcome::Failed(Failure::RateLimited { .. }) if of_its_keys => {}
             Outcome::Failed(Failure::RateLimited { retry_at, .. }) => {
                 self.refused(seq, at, run, &live, *retry_at);
             }

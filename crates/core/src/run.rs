@@ -49,6 +49,17 @@ pub(crate) fn is_person(by: &Sender) -> bool {
 }
 
 impl RunCause {
+    /// A person's word began it, and nothing else would have.
+    #[must_use]
+    pub fn is_persons(&self) -> bool {
+        match self {
+            Self::Answer { by, .. } => *by == Sender::Person,
+            Self::RetryOf { by_person, .. } | Self::Said { by_person } => *by_person,
+            Self::Resumed { .. } => true,
+            Self::Dispatched | Self::Ends => false,
+        }
+    }
+
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {

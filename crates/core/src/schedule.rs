@@ -11,8 +11,10 @@ use crate::{
     Millis,
     gate::{Gate, Pool},
     id::{PoolName, RunId},
+    keyring::Asking,
     ledger::{Ledger, Limited, Turn},
     naming,
+    native::KnownKeys,
     outcome::{Again, Failure, Outcome},
     run::{RunCause, RunState},
     state::{State, Task},
@@ -72,6 +74,8 @@ pub enum Why {
     Busy,
     Rate,
     Retry,
+    /// None of its keys can be asked.
+    Keys,
     /// Nothing stands in its way.
     Starting,
 }
@@ -94,6 +98,7 @@ impl Why {
             Self::Busy => "busy",
             Self::Rate => "rate",
             Self::Retry => "retry",
+            Self::Keys => "keys",
             Self::Starting => "starting",
         }
     }
@@ -212,7 +217,7 @@ pub fn next_after(task: &Task, outcome: &Outcome, gate: &Gate, runs_max: u32) ->
         return Next::Stays;
     };
     let tried = task.own_retries();
-    let left = task.runs.len() < runs_max as usize;
+    let left = task.has_runs_left(runs_max, false);
     let spent = task.budget().reached(task.spent()).is_some();
     match again {
         _ if spent => Next::Stays,
@@ -449,6 +454,32 @@ impl View<'_> {
                 (busy >= *total).then(|| Waiting::new(Why::Busy, text))
             })
             .or_else(|| self.later(id))
+            .or_else(|| self.out_of_keys(id))
+    }
+
+    /// A key that is used up holds up those that have no other, and nobody else in the pool.
+    fn out_of_keys(&self, run: RunId) -> Option<Waiting> {
+        let (until, text) = self.asking(run)?.waits()?;
+        Some(Waiting::until(Why::Keys, text, until))
+    }
+
+    /// What is known of the keys that a run may ask with.
+    #[must_use]
+    pub fn known_keys(&self, run: RunId) -> KnownKeys {
+        self.asking(run)
+            .map(|asking| asking.known())
+            .unwrap_or_default()
+    }
+
+    fn asking(&self, run: RunId) -> Option<Asking<'_>> {
+        let task = self.state.task(run.task)?;
+        Some(Asking {
+            keyring: self.state.keyring(),
+            run,
+            chain: &task.spec.terms.chain,
+            gate: self.gate,
+            now: self.now,
+        })
     }
 
     fn paused(&self, name: &PoolName) -> Option<Waiting> {
@@ -643,7 +674,7 @@ impl View<'_> {
             if self.held.contains_key(&run) || self.repo_frozen(run) {
                 continue;
             }
-            match self.later(run) {
+            match self.later(run).or_else(|| self.out_of_keys(run)) {
                 Some(waiting) => soonest(wake, waiting.until),
                 None => return Some(run),
             }

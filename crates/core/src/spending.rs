@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use crate::{
     Millis,
     gate::Budget,
-    id::PoolName,
+    id::{KeyName, PoolName},
+    keyring::KeyState,
     state::{Run, State},
     update::Usage,
 };
@@ -32,6 +33,8 @@ pub struct Spending {
     pub pools: BTreeMap<PoolName, Sum>,
     /// By the shortest prefix that names a task, the oldest first.
     pub tasks: Vec<(String, Sum)>,
+    /// What is left at providers, and which keys are out, as far as agents told.
+    pub keys: BTreeMap<KeyName, KeyState>,
 }
 
 impl Sum {
@@ -61,7 +64,12 @@ fn ended(run: &Run) -> Option<Millis> {
 impl Spending {
     #[must_use]
     pub fn of(state: &State) -> Self {
-        let mut all = Self::default();
+        let keys = state.keyring().keys();
+        let keys = keys.map(|(key, state)| (key.clone(), state.clone()));
+        let mut all = Self {
+            keys: keys.collect(),
+            ..Self::default()
+        };
         for task in state.tasks() {
             let mut sum = Sum::default();
             for run in &task.runs {

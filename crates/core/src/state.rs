@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     event::{Event, Kind, Scope, Subject},
     id::{PoolName, RunId, Seq, TaskId},
+    keyring::Keyring,
     keys::Keys,
     ledger::Ledger,
     letter::Letterbox,
@@ -45,6 +46,7 @@ pub struct State {
     /// Those of them that will not complete any more.
     hopeless: BTreeSet<TaskId>,
     keys: Keys,
+    keyring: Keyring,
     /// By the names of workspaces, which tasks that follow each other share.
     letterboxes: BTreeMap<String, Letterbox>,
     /// Messages of agents that each chain has led to; of the newest chains.

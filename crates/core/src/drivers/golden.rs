@@ -338,6 +338,7 @@ fn step_text(step: &Step) -> String {
         }
         Step::Withdrawn { id } => format!("withdrawn {id}"),
         Step::CloseInput => "close input".into(),
+        Step::Key { key, news } => format!("key {key}: {news:?}"),
         Step::Message { nth, hearing } => format!("message {nth}: {hearing:?}"),
         Step::Done => "done".into(),
     }

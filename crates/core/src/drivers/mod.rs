@@ -15,7 +15,7 @@ mod golden;
 mod native;
 mod pieces;
 mod plain;
-mod text;
+pub(crate) mod text;
 mod todos;
 
 use std::fmt;
@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ask::Permissions,
+    id::KeyName,
     job::Stdin,
+    keyring::KeyNews,
     native::Opening as Setup,
     review::Range,
     task::Effort,
@@ -134,6 +136,11 @@ pub enum Step {
     /// It does not wait for that one any more; unknown ones are nobody's business.
     Withdrawn {
         id: String,
+    },
+    /// It says something of a key that others ask with, too.
+    Key {
+        key: KeyName,
+        news: KeyNews,
     },
     /// What became of the message that was said to it as the `nth`, counted from 1: of an agent that
     /// [takes back](Driver::takes_back).

@@ -2,7 +2,7 @@
 //! each thing that is closed. The lines are [`crate::native`]'s.
 //! Must not treat it as anything but a guest: what it says is read as any other agent's words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Ask, Driver, Hearing, Opening, Request, Step, TOOLS_NAME, Tail, Tools,
@@ -14,14 +14,18 @@ use super::{
 use crate::{
     Millis,
     ask::Permissions,
+    definition,
     grant::Tool,
+    id::KeyName,
     job::Stdin,
+    keyring::KeyNews,
     native::{
-        Block, Chunk, Fault, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
+        Block, Chunk, Fault, Kin, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
         TurnEnd, VERSION, Window,
     },
     rules::{Group, Subject},
     servers::{Given, ServerTable},
+    toolset,
     update::{LastWord, Said, Todo, TodoState, Update, Usage, Voice},
 };
 
@@ -29,6 +33,19 @@ const SUBCOMMAND: &str = "agent";
 const TODO_BYTES_MAX: usize = 256;
 /// What is said of a key, a model or a wait.
 const WHY_BYTES_MAX: usize = 1024;
+
+/// What is left of a key's limits is passed on this often: each step of each run tells it.
+const TOLD_EVERY_MS: Millis = 60_000;
+/// Keys of one conversation whose limits are remembered.
+const KEYS_MAX: usize = 64;
+
+/// What answers told of one key.
+#[derive(Debug)]
+struct Told {
+    windows: Vec<Window>,
+    at: Millis,
+    passed_on: Option<Millis>,
+}
 
 /// A `wait` of our own lasts for an hour at most.
 const OUR_CALL_MS: u64 = 2 * 3_600_000;
@@ -56,6 +73,8 @@ pub(super) struct Native {
     left: bool,
     /// Windows of its provider that have nothing left, so that each is told once.
     spent_windows: BTreeSet<String>,
+    /// What answers told last of each key, and when that was passed on.
+    told: BTreeMap<KeyName, Told>,
 }
 
 impl Driver for Native {
@@ -72,14 +91,7 @@ impl Driver for Native {
                 version: VERSION,
                 ..setup.clone()
             };
-            if let (Some(tools), Ok(name)) = (ask.tools, TOOLS_NAME.parse()) {
-                words.servers.insert(name, at_our_door(tools));
-                // The grant is the permission.
-                for tool in Tool::ALL {
-                    let name = format!("{TOOLS_NAME}__{}", tool.word());
-                    words.rules.allow_always(Group::Mcp, Subject::Name(name));
-                }
-            }
+            open_door(&mut words, ask.tools);
             line(&Order::Open(Box::new(words)))
         });
         Opening {
@@ -165,6 +177,35 @@ impl Driver for Native {
     }
 }
 
+/// With a door it finds our own tools: the server is its model's where the grant is a permission by
+/// itself, and else only the way of its own tools that ask.
+fn open_door(words: &mut Words, tools: Option<Tools<'_>>) {
+    let Some(tools) = tools else {
+        words.kin = None;
+        return;
+    };
+    let table = at_our_door(tools);
+    let asked = words.kin.as_ref().is_some_and(|kin| kin.asked);
+    if let (false, Ok(name)) = (asked, TOOLS_NAME.parse()) {
+        words.servers.insert(name, table.clone());
+        // The grant is the permission.
+        for tool in Tool::ALL {
+            let name = format!("{TOOLS_NAME}__{}", tool.word());
+            words.rules.allow_always(Group::Mcp, Subject::Name(name));
+        }
+        // A list of tools is of its own and the person's servers'; these come with the grant.
+        if let Some(names) = &mut words.tools {
+            names.push(toolset::OURS.to_owned());
+        }
+        for (group, slug) in words.kin.iter().flat_map(Kin::granted) {
+            words.rules.allow_always(group, Subject::name(slug));
+        }
+    }
+    if let Some(kin) = &mut words.kin {
+        kin.door = Some(table);
+    }
+}
+
 /// Our own tools are an MCP server to it, like anybody's.
 fn at_our_door(tools: Tools<'_>) -> ServerTable {
     let env = tools.env.iter();
@@ -207,7 +248,11 @@ impl Native {
                 steps
             }
             Chunk::Plan { todos } => said(plan(&todos)),
-            Chunk::Windows { key, windows, .. } => self.windows(key.as_str(), windows),
+            Chunk::Windows { key, windows, at } => {
+                let mut steps = self.left(&key, &windows, at);
+                steps.extend(self.windows(key.as_str(), windows));
+                steps
+            }
             Chunk::NotCompacted { .. } => said(notice(
                 "the conversation was not compacted: there is not enough of it, or no summary",
             )),
@@ -233,12 +278,12 @@ impl Native {
                 to: to.to_string(),
                 reason: brief(&why),
             }),
-            Chunk::KeyOut { key, until, why } => said(Update::KeyOut {
-                key: key.to_string(),
-                until,
-                reason: brief(&why),
-            }),
-            Chunk::KeyBack { key } => said(notice(&format!("key {key} can be used again"))),
+            Chunk::KeyOut { key, until, why } => key_out(key, until, &why),
+            Chunk::KeyBack { key } => {
+                let text = format!("key {key} can be used again");
+                let news = KeyNews::Back;
+                vec![Step::Said(notice(&text)), Step::Key { key, news }]
+            }
             Chunk::Notice { text } => said(notice(&text)),
             Chunk::TurnEnded { end, text } => self.turn_ended(end, &text),
             Chunk::Live(live) => self.live(live),
@@ -374,6 +419,42 @@ impl Native {
         vec![Step::Spent(usage)]
     }
 
+    /// What is left at a provider is for everybody that asks it, now and then; at once where nothing is.
+    fn left(&mut self, key: &KeyName, windows: &[Window], at: Option<Millis>) -> Vec<Step> {
+        let (Some(at), true) = (
+            at,
+            self.told.len() < KEYS_MAX || self.told.contains_key(key),
+        ) else {
+            return Vec::new();
+        };
+        let empty = |windows: &[Window]| -> Vec<String> {
+            let empty = windows.iter().filter(|window| window.remaining == Some(0));
+            empty.map(|window| window.name.clone()).collect()
+        };
+        let before = self.told.remove(key);
+        let passed_on = before.as_ref().and_then(|told| told.passed_on);
+        let changed = before.is_none_or(|told| empty(&told.windows) != empty(windows));
+        let due = passed_on.is_none_or(|last| at.saturating_sub(last) >= TOLD_EVERY_MS);
+        let told = Told {
+            windows: windows.to_vec(),
+            at,
+            passed_on,
+        };
+        let told = self.told.entry(key.clone()).or_insert(told);
+        match changed || due {
+            true => vec![told.pass_on(key)],
+            false => Vec::new(),
+        }
+    }
+
+    /// What was told last and kept back.
+    fn rest_of_left(&mut self) -> impl Iterator<Item = Step> {
+        let new = |told: &&mut Told| told.passed_on != Some(told.at);
+        let told = self.told.iter_mut();
+        let told = told.filter(move |(_, told)| new(told));
+        told.map(|(key, told)| told.pass_on(key))
+    }
+
     /// A window that is used up is worth a word, once; what is left of the others is not.
     fn windows(&mut self, key: &str, windows: Vec<Window>) -> Vec<Step> {
         let mut steps = Vec::new();
@@ -396,13 +477,9 @@ impl Native {
         if !text.trim().is_empty() {
             self.text = kept_text(text);
         }
-        let mut steps: Vec<Step> = self
-            .usage
-            .iter()
-            .cloned()
-            .map(Update::Usage)
-            .map(Step::Said)
-            .collect();
+        let usage = self.usage.iter().cloned();
+        let usage: Vec<Step> = usage.map(Update::Usage).map(Step::Said).collect();
+        let mut steps: Vec<Step> = self.rest_of_left().chain(usage).collect();
         // What it has not heard begins its next turn, by itself.
         let goes_on = end == TurnEnd::Done && self.unheard() > 0;
         self.last = Some(self.last_word(end));
@@ -436,6 +513,30 @@ impl Native {
     }
 }
 
+impl Told {
+    fn pass_on(&mut self, key: &KeyName) -> Step {
+        self.passed_on = Some(self.at);
+        let news = KeyNews::Told {
+            windows: self.windows.iter().take(WINDOWS_MAX).cloned().collect(),
+            at: self.at,
+        };
+        let key = key.clone();
+        Step::Key { key, news }
+    }
+}
+
+/// For a person, and for all others that ask with it.
+fn key_out(key: KeyName, until: Option<Millis>, why: &str) -> Vec<Step> {
+    let reason = brief(why);
+    let update = Update::KeyOut {
+        key: key.to_string(),
+        until,
+        reason: reason.clone(),
+    };
+    let news = KeyNews::Out { until, reason };
+    vec![Step::Said(update), Step::Key { key, news }]
+}
+
 /// Names of windows that are remembered.
 const WINDOWS_MAX: usize = 64;
 
@@ -456,6 +557,9 @@ fn failed(fault: Fault, retry_at: Option<Millis>) -> LastWord {
 /// What somebody has to read before they answer: what it would touch, and what of its input that
 /// does not say.
 fn question(group: Group, subject: &str, input: &str) -> String {
+    if let (Group::Summon | Group::UserAgent, Some(asked)) = (group, summoned(input)) {
+        return asked_text(&asked);
+    }
     if group == Group::Shell || subject == input {
         return asked_text(subject);
     }
@@ -463,6 +567,17 @@ fn question(group: Group, subject: &str, input: &str) -> String {
         return asked_text(input);
     }
     asked_text(&format!("{subject}\n{input}"))
+}
+
+/// What it wants to summon, and for what: the engine knows the answer to it by these words.
+fn summoned(input: &str) -> Option<String> {
+    let input: serde_json::Value = serde_json::from_str(input).ok()?;
+    let top_level = input["top_level"].as_bool().unwrap_or_default();
+    Some(definition::question(
+        input["agent"].as_str()?,
+        top_level,
+        input["task"].as_str()?,
+    ))
 }
 
 fn plan(todos: &[crate::native::Todo]) -> Update {
@@ -534,8 +649,12 @@ mod tests {
             files: Vec::new(),
             system: None,
             chain: vec![choice],
+            known: None,
             keys: std::collections::BTreeMap::new(),
             tools: None,
+            within: crate::toolset::Toolset::default(),
+            role: None,
+            kin: None,
             rules: Rules::default(),
             reach: crate::web::Reach::Nothing,
             web: crate::web::WebTable::default(),
@@ -612,6 +731,90 @@ mod tests {
             asks.decide(Group::Mcp, &Subject::name("others__wait")),
             Action::Ask
         );
+    }
+
+    fn kin(asked: bool) -> Kin {
+        let listed = |slug: &str, subagent: bool| crate::native::Listed {
+            slug: slug.to_owned(),
+            description: String::new(),
+            subagent,
+            of_repository: false,
+        };
+        Kin {
+            task: "000000000000003f".to_owned(),
+            asker: None,
+            tools: Tool::ALL.into(),
+            asked,
+            listed: vec![listed("under", true), listed("alone", false)],
+            faults: Vec::new(),
+            door: None,
+        }
+    }
+
+    /// A list of tools is of the agent's own and other servers'; a grant comes with the task.
+    #[test]
+    fn a_grant_and_a_list_of_tools_are_both_heeded() {
+        let argv = ["/bin/dispatch".to_owned()];
+        let tools = Tools {
+            argv: &argv,
+            env: &[],
+        };
+        let mut words = setup(Vec::new());
+        words.tools = Some(vec!["read_file".to_owned()]);
+        let (_, opening) = opened_with(&words, None, Some(tools));
+        let open = &first(&opening)["open"];
+        assert_eq!(open["tools"], json!(["read_file", "dispatch__*"]));
+        assert!(open["servers"]["dispatch"].is_object());
+        words.kin = Some(kin(true));
+        let (_, opening) = opened_with(&words, None, Some(tools));
+        let open = &first(&opening)["open"];
+        assert_eq!(open["tools"], json!(["read_file"]));
+        assert_eq!(open["servers"], json!({}), "they are not its model's");
+        assert_eq!(open["kin"]["door"]["command"], json!(argv));
+        let (_, opening) = opened_with(&words, None, None);
+        assert_eq!(first(&opening)["open"]["kin"], Value::Null);
+    }
+
+    #[test]
+    fn only_a_grant_that_is_a_permission_by_itself_asks_nobody() {
+        let argv = ["/bin/dispatch".to_owned()];
+        let tools = Tools {
+            argv: &argv,
+            env: &[],
+        };
+        for (asked, wanted) in [(true, Action::Ask), (false, Action::Allow)] {
+            let mut words = setup(Vec::new());
+            words.kin = Some(kin(asked));
+            let (_, opening) = opened_with(&words, None, Some(tools));
+            let rules = first(&opening)["open"]["rules"].clone();
+            let rules: Rules = serde_json::from_value(rules).unwrap();
+            assert_eq!(rules.decide(Group::Summon, &Subject::name("under")), wanted);
+            assert_eq!(
+                rules.decide(Group::UserAgent, &Subject::name("alone")),
+                wanted
+            );
+            assert_eq!(
+                rules.decide(Group::Summon, &Subject::name("alone")),
+                Action::Ask
+            );
+        }
+    }
+
+    /// The engine finds the answer again by these words.
+    #[test]
+    fn whom_it_would_summon_is_asked_in_words_of_our_own() {
+        let input = json!({"agent": "explorer", "task": "Look\nagain", "background": true});
+        let asked = question(Group::Summon, "explorer", &input.to_string());
+        assert_eq!(
+            asked,
+            definition::question("explorer", false, "Look\nagain")
+        );
+        let alone = json!({"agent": "x", "task": "y", "top_level": true}).to_string();
+        assert_eq!(
+            question(Group::UserAgent, "x", &alone),
+            "top-level agent x\ny"
+        );
+        assert_eq!(question(Group::Summon, "x", "no json"), "x\nno json");
     }
 
     #[test]
@@ -693,6 +896,44 @@ mod tests {
         assert!(heard(&mut driver, &ended).contains(&Step::Done));
         assert_eq!(driver.unheard(), 1);
         assert_eq!(driver.close().last, LastWord::Unavailable);
+    }
+
+    #[test]
+    fn what_is_left_of_a_key_is_passed_on_now_and_then() {
+        let (mut driver, _) = opened(&setup(Vec::new()), None);
+        let windows = |remaining: u64, at: u64| {
+            let window =
+                json!({"name": "tokens", "limit": 9, "remaining": remaining, "resets_at": 5});
+            json!({"windows": {"key": "main", "windows": [window], "at": at}})
+        };
+        let told = |driver: &mut Native, chunk: &Value| -> Vec<(u64, u64)> {
+            let steps = heard(driver, chunk);
+            let news = steps.into_iter().filter_map(|step| match step {
+                Step::Key {
+                    news: KeyNews::Told { windows, at },
+                    ..
+                } => Some((windows[0].remaining?, at)),
+                _ => None,
+            });
+            news.collect()
+        };
+        for (remaining, at, passed_on) in [
+            (9, 1000, true),
+            (8, 2000, false),
+            (0, 3000, true),
+            (0, 4000, false),
+            (5, 5000, true),
+            (4, 5000 + TOLD_EVERY_MS, true),
+            (3, 6000 + TOLD_EVERY_MS, false),
+        ] {
+            let expected: Vec<(u64, u64)> =
+                passed_on.then_some((remaining, at)).into_iter().collect();
+            let now = told(&mut driver, &windows(remaining, at));
+            assert_eq!(now, expected, "{remaining} {at}");
+        }
+        let done = json!({"turn_ended": {"end": "done", "text": "x"}});
+        assert_eq!(told(&mut driver, &done), [(3, 6000 + TOLD_EVERY_MS)]);
+        assert_eq!(told(&mut driver, &done), []);
     }
 
     #[test]

@@ -845,6 +845,13 @@ fn a_run_is_tried_again_a_few_times_and_then_given_up_with_its_history() {
     // A rate limit has the provider's patience, but runs_max ends it all the same.
     assert_eq!(next_after(task, &limited(None), gate, 20), Next::Again);
     assert_eq!(next_after(task, &limited(None), gate, 4), Next::Stays);
+    // What a person's word has begun is not counted, or a long talk would end by it.
+    let mut talk = task.clone();
+    for run in &mut talk.runs {
+        run.cause = RunCause::Said { by_person: true };
+    }
+    assert_eq!(next_after(&talk, &limited(None), gate, 1), Next::Again);
+    assert!(talk.has_runs_left(1, true) && !task.has_runs_left(4, false));
     // Its own budget ends it, too.
     let mut poor = task.clone();
     poor.spec.terms.budget_usd = MicroUsd(1);

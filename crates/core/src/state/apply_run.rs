@@ -282,6 +282,7 @@ impl State {
                     removed: false,
                 });
             }
+            Kind::KeyHeard { key, news } => self.keyring.hear(key, news, event.at),
             Kind::PromptMade { made } => run.prompt = Some(made.clone()),
             Kind::CarriedFound { carried } => task.carried.clone_from(carried),
             Kind::Noted { text } => task.notes.push(text.clone()),

@@ -5,6 +5,7 @@ use super::{State, of_run::Run, of_task::Task};
 use crate::{
     event::Scope,
     id::{PoolName, RunId, Seq, TaskId},
+    keyring::Keyring,
     keys::Keys,
     ledger::Ledger,
     letter::Letterbox,
@@ -15,6 +16,12 @@ use crate::{
 };
 
 impl State {
+    /// What is known of the keys of models.
+    #[must_use]
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
     /// What requests that may come again have made.
     #[must_use]
     pub fn keys(&self) -> &Keys {

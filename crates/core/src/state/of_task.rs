@@ -20,6 +20,9 @@ use crate::{
     task::{TaskSpec, Tuning},
 };
 
+/// Runs of one task, whoever began them: each is kept with it.
+const RUNS_MAX: usize = 2000;
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     pub id: TaskId,
@@ -164,6 +167,14 @@ impl Task {
             tokens: self.spec.terms.budget_tokens,
             usd: self.spec.terms.budget_usd,
         }
+    }
+
+    /// Whether it may have another run: of those that no person's word began there are `runs_max`, and of
+    /// all of them [`RUNS_MAX`].
+    #[must_use]
+    pub fn has_runs_left(&self, runs_max: u32, by_person: bool) -> bool {
+        let by_itself = self.runs.iter().filter(|run| !run.cause.is_persons());
+        self.runs.len() < RUNS_MAX && (by_person || by_itself.count() < runs_max as usize)
     }
 
     /// How often in a row, the last run included, Dispatch has tried again what may be tried a few

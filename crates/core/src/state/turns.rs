@@ -94,10 +94,13 @@ impl State {
         match (&run.state, held, holds) {
             (_, false, true) => {
                 ledger.admitted(seq, at, id, &task.spec);
+                self.keyring.begins(id, &task.spec.terms.chain, at);
                 self.open.insert(id);
             }
             (RunState::Finished(outcome), true, false) => {
-                ledger.ended(seq, at, id, started_at, outcome);
+                let of_its_keys = self.keyring.explains(outcome, &task.spec.terms.chain);
+                ledger.ended(seq, at, id, started_at, (outcome, of_its_keys));
+                self.keyring.ended(id);
                 self.open.remove(&id);
             }
             (RunState::Finished(_), false, false) => ledger.withdrawn(id, &task.spec),

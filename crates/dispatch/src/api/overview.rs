@@ -5,6 +5,9 @@
 use dispatch_core::{
     config::{Config, Sourced},
     gate::Budget as CoreBudget,
+    id::KeyName,
+    keyring::KeyState,
+    native,
     redact::Redactor,
     spending::{Spending, Sum},
 };
@@ -98,12 +101,64 @@ impl From<&Overview> for Pools {
     }
 }
 
-/// What runs have spent: by the day of their end in UTC, by pool and by task.
+/// What runs have spent: by the day of their end in UTC, by pool and by task; and what their agents have
+/// heard of the keys that they ask models with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Spent {
     pub(crate) days: Vec<Row>,
     pub(crate) pools: Vec<Row>,
     pub(crate) tasks: Vec<Row>,
+    #[serde(default)]
+    pub(crate) keys: Vec<Key>,
+}
+
+/// A key of `[keys.*]`, by its name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    /// It is of no use now, as far as is known.
+    pub(crate) out: Option<KeyOut>,
+    /// What an answer told of the limits at its provider, last.
+    pub(crate) windows: Vec<Window>,
+    /// When it did.
+    pub(crate) told_at: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct KeyOut {
+    pub(crate) since: String,
+    /// Null: it was refused, and nobody knows.
+    pub(crate) until: Option<String>,
+    pub(crate) reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Window {
+    pub(crate) name: String,
+    pub(crate) limit: Option<u64>,
+    pub(crate) remaining: Option<u64>,
+    pub(crate) resets_at: Option<String>,
+}
+
+impl Key {
+    fn new(name: &KeyName, state: &KeyState) -> Self {
+        let window = |window: &native::Window| Window {
+            name: window.name.clone(),
+            limit: window.limit,
+            remaining: window.remaining,
+            resets_at: window.resets_at.map(time),
+        };
+        Self {
+            name: name.to_string(),
+            out: state.out.as_ref().map(|out| KeyOut {
+                since: time(out.at),
+                until: out.until.map(time),
+                reason: out.reason.clone(),
+            }),
+            windows: state.windows.iter().map(window).collect(),
+            told_at: state.told_at.map(time),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -146,6 +201,11 @@ impl From<&Spending> for Spent {
                 .collect(),
             tasks: tasks
                 .map(|(short, sum)| Row::new(short.clone(), sum))
+                .collect(),
+            keys: spending
+                .keys
+                .iter()
+                .map(|(name, state)| Key::new(name, state))
                 .collect(),
         }
     }

@@ -290,6 +290,7 @@ pub(crate) fn describe(event: &Event) -> Option<String> {
         }
         "pool_paused" => format!("pool {} paused: {}", text("pool"), text("reason")),
         "budget_warned" => format!("budget of the {}: {} spent", text("what"), text("spent")),
+        "key_heard" => key_news(event, &text("key"))?,
         "waits" => format!("waits: {}", text("reason")),
         "task_created" => clean_line(event.body.get("spec")?.get("title")?.as_str()?),
         "finished" => match event.body.get("outcome")? {
@@ -520,6 +521,17 @@ pub(crate) fn next_lines(task: &Task) -> Vec<String> {
         format!("  dispatch {verb} {short}{more}")
     };
     verbs.iter().map(line).collect()
+}
+
+/// What was heard of a key. What is left of its limits is for `usage`.
+fn key_news(event: &Event, key: &str) -> Option<String> {
+    let news = event.body.get("news")?;
+    if news.as_str() == Some("back") {
+        return Some(format!("key {key} can be used again"));
+    }
+    let out = news.get("out")?;
+    let reason = clean_line(out.get("reason")?.as_str()?);
+    Some(format!("key {key} is out: {reason}"))
 }
 
 #[cfg(test)]

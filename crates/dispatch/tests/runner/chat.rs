@@ -337,3 +337,16 @@ fn a_terminal_that_goes_away_leaves_the_task_alone() {
     assert!(!seat.is_raw());
     assert_eq!(world.show(&id)["state"], "running");
 }
+
+#[test]
+fn a_long_conversation_does_not_end_by_a_limit_of_runs() {
+    let world = TestWorld::with_config("[limits]\nruns_max = 2\n");
+    let task = world.dispatch(&["run", "--json", "First\n> write a.txt one"]);
+    let id = task.exits(0).json()["id"].as_str().unwrap().to_owned();
+    for n in 1..4 {
+        let words = format!("> write b.txt {n}\n");
+        let say = ["say", &id, "--follow", "--json", "-"];
+        world.dispatch_fed(&words, &say).exits(0);
+    }
+    assert_eq!(world.show(&id)["runs"].as_array().unwrap().len(), 4);
+}

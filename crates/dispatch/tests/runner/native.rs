@@ -801,6 +801,53 @@ async fn a_key_that_was_renewed_is_taken_up_behind_the_fence() {
     assert!(!shown.contains("-key-0123456789"), "{shown}");
 }
 
+/// One task hears that a key is used up, and the next one knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_used_up_is_skipped_by_other_tasks_and_waited_for_where_there_is_no_other() {
+    let world = TestWorld::new();
+    let used_up = json!([{"status": 429, "message": "used up", "error_type": "billing_error",
+        "retry_after_s": 3600, "repeat": true}]);
+    let left = json!({"anthropic-ratelimit-tokens-limit": "100",
+        "anthropic-ratelimit-tokens-remaining": "7"});
+    let works = json!([{"text": "Done.", "headers": left, "repeat": true}]);
+    let model = Model::new(&world, &[("main", used_up), ("next", works)]).await;
+    let chain = "[agents.native]\nchain = [{ key = \"main\", model = \"m\" }, \
+                 { key = \"next\", model = \"m\" }]\n";
+    let tables = format!("{}{}{chain}", model.key("main"), model.key("next"));
+    configure(&world, &tables);
+    let asked = || {
+        let asked = model.asked();
+        let scripts = asked.iter().map(|asked| asked["script"].as_str().unwrap());
+        scripts.map(str::to_owned).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        let id = begun(&world, &["--expects", "either", "Do it"]);
+        let task = ended(&world, &id);
+        assert_eq!(task["state"], "completed", "{task}");
+    }
+    assert_eq!(asked(), ["main", "next", "next"]);
+    world.dispatch(&["usage"]).exits(0).says(&[
+        "main         out until",
+        "next         in use",
+        "tokens: 7 of 100 left (cached",
+    ]);
+    let usage = world.dispatch(&["usage", "--json"]).exits(0).json();
+    assert_eq!(usage["keys"][0]["name"], "main");
+    assert!(usage["keys"][1]["told_at"].is_string(), "{usage}");
+
+    // Whoever has nothing else waits, where a person sees for what, and holds up nobody.
+    let args = ["--model", "main/m", "--expects", "either", "Wait for it"];
+    let id = begun(&world, &args);
+    let waiting = world.show(&id)["waiting"].clone();
+    assert_eq!(waiting["why"], "keys", "{waiting}");
+    let text = waiting["text"].as_str().unwrap();
+    assert!(text.contains("no key can be asked: main until"), "{text}");
+    let other = begun(&world, &["--expects", "either", "Do it"]);
+    assert_eq!(ended(&world, &other)["state"], "completed");
+    world.dispatch(&["stop", &id]).exits(0);
+    assert_eq!(asked(), ["main", "next", "next", "next"]);
+}
+
 /// A person's word, through the public door, to what the model is asked in the next run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_is_compacted_before_its_next_turn_when_a_person_says_so() {

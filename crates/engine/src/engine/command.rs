@@ -12,6 +12,7 @@ use dispatch_core::{
     id::{RunId, Seq, TaskId},
     keys::RequestKey,
     message::{Message, MessageId, Sender},
+    native::KnownKeys,
     outcome::Outcome,
     spending::Spending,
     task::{TaskSpec, Tuning},
@@ -111,6 +112,11 @@ pub(crate) enum Command {
         task: TaskId,
         message: MessageId,
         reply: Reply<()>,
+    },
+    /// From a run: what is known of its keys before its agent asks with one.
+    Keys {
+        run: RunId,
+        reply: Reply<KnownKeys>,
     },
     /// From a run: the messages that its agent is asked to give back.
     Recalls {

@@ -82,6 +82,7 @@ impl Walk {
         self.prepare_fence().await?.map_err(start)?;
         self.take_first_words().await?;
         let words = self.words().await?;
+        let known = self.known_keys(profile).await?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
         for (name, site) in self.sites() {
@@ -95,7 +96,8 @@ impl Walk {
                     continue;
                 }
             };
-            let (invocation, first) = self.open(driver, profile, aid.as_ref(), &words)?;
+            let (invocation, first) =
+                self.open(driver, profile, (aid.as_ref(), known.clone()), &words)?;
             self.link_login(profile)?;
             self.open_door().map_err(start)?;
             let relays = self.relays(Some(profile));

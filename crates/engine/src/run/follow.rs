@@ -313,6 +313,9 @@ impl Walk {
                         self.record(Subject::Run(self.job.run), told).await?;
                         self.withdraw(ear, &id).await?;
                     }
+                    Step::Key { key, news } => {
+                        facts.push(fresh.then_some(Kind::KeyHeard { key, news }));
+                    }
                     Step::Message { nth, hearing } => {
                         let told: Vec<Kind> = facts.drain(..).flatten().collect();
                         self.record(Subject::Run(self.job.run), told).await?;

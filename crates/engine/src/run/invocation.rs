@@ -14,15 +14,18 @@ use dispatch_core::{
     id::ModelName,
     job::{Invocation, Output},
     limits::{JobLimits, Limits},
+    native::KnownKeys,
     outcome::Failure,
     run::RunCause,
     sidecar::BROKER_URL,
     task::Wrap,
 };
 
-use super::{Stopped, Walk};
+use super::{Cut, Stopped, Walk};
 use crate::{
-    attachments, files, native,
+    attachments,
+    engine::Command,
+    files, native,
     prompts::{self, Words},
     sidecar::{self, Aid},
 };
@@ -42,12 +45,24 @@ impl Walk {
         }
     }
 
+    /// What the others have heard of the keys that an agent of ours may ask with.
+    pub(super) async fn known_keys(
+        &self,
+        profile: &AgentProfile,
+    ) -> Result<Option<KnownKeys>, Cut> {
+        if !profile.is_native() {
+            return Ok(None);
+        }
+        let run = self.job.run;
+        self.ask(|reply| Command::Keys { run, reply }).await
+    }
+
     /// The invocation of the agent, and what is said first.
     pub(super) fn open(
         &self,
         driver: &mut dyn Driver,
         profile: &AgentProfile,
-        aid: Option<&Aid>,
+        (aid, known): (Option<&Aid>, Option<KnownKeys>),
         words: &Words,
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
         let task = &self.job.task;
@@ -59,9 +74,16 @@ impl Walk {
         };
         let program = program.map_err(start)?;
         let native = native::setup(&self.ctx, task, self.job.run.n, profile, aid, self.resume());
-        let native = native.map_err(start)?;
+        let mut native = native.map_err(start)?;
+        if let Some(opening) = &mut native {
+            opening.known = known;
+        }
         let home_text = home.to_string_lossy();
-        let workspace = self.workspace();
+        let workspace = match &native {
+            Some(_) => native::directory(&self.workspace(), &task.spec.terms.directory),
+            None => Ok(self.workspace()),
+        };
+        let workspace = workspace.map_err(start)?;
         let door_env = self.door_env();
         let our_tools = self.our_tools();
         let broker_url = aid.and_then(|aid| aid.broker_url.as_deref());
@@ -102,7 +124,11 @@ impl Walk {
         let mut env = self.job_env(&home).map_err(start)?;
         lay_down(&home, &profile.files).map_err(start)?;
         env.extend(opening.env);
-        env.extend(door_env);
+        // Our own agent hands it to its server, and nothing else inside has a use for it.
+        let own = task.spec.terms.grant.as_ref();
+        if own.is_none_or(|grant| !grant.asked) {
+            env.extend(door_env);
+        }
         if let Some((account, login)) = self.login(profile)
             && let Some(variable) = &login.variable
         {

@@ -59,7 +59,9 @@ impl Walk {
         self.find_sidecar(site, &profile).await;
         // The same first words as before: the keeper ignores what it has heard.
         let words = self.words_again().await?;
-        self.first = self.open(driver.as_mut(), &profile, None, &words)?.1;
+        self.first = self
+            .open(driver.as_mut(), &profile, (None, None), &words)?
+            .1;
         Ok((profile, driver))
     }
 

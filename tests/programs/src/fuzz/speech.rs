@@ -368,6 +368,10 @@ fn line_holds(line: &str, steps: &[Step]) -> Result<(), String> {
                 one_line_of_json(&request.deny)?;
             }
             Step::Withdrawn { id } => weight += id.len(),
+            Step::Key { key, news } => {
+                let news = serde_json::to_vec(news).map_err(|e| format!("write: {e}"))?;
+                weight += key.as_str().len() + news.len();
+            }
             Step::Message { nth, .. } => holds(*nth > 0, || "a message without a number".into())?,
             Step::Spent(_) | Step::CloseInput | Step::Done => {}
         }
@@ -406,6 +410,7 @@ fn word(step: &Step) -> &'static str {
         Step::Send(_) => "send",
         Step::Ask(_) => "ask",
         Step::Withdrawn { .. } => "withdrawn",
+        Step::Key { .. } => "key",
         Step::Message { .. } => "message",
         Step::CloseInput => "close",
         Step::Done => "done",

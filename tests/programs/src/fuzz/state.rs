@@ -10,6 +10,7 @@ use dispatch_core::{
     family::EndId,
     id::{RunId, SiteName, TaskId},
     job::{Exit, ExitReport},
+    keyring::KeyNews,
     keys::RequestKey,
     letter::{LetterId, Written},
     message::{Delivery, MessageId, Sender},
@@ -38,6 +39,8 @@ pub(super) const TARGETS: &[Target] = &[Target {
         "frozen_set",
         "pool_paused",
         "budget_warned",
+        "key_heard",
+        "news",
         "waits",
         "after",
         "retry_of",
@@ -85,8 +88,12 @@ pub(super) const TARGETS: &[Target] = &[Target {
 
 /// The life of a task, one event a line.
 fn seeds() -> Vec<Vec<u8>> {
-    let (Ok(agent), Ok(pool), Ok(site)) = ("a".parse(), "p".parse(), "local".parse::<SiteName>())
-    else {
+    let (Ok(agent), Ok(pool), Ok(site), Ok(key)) = (
+        "a".parse(),
+        "p".parse(),
+        "local".parse::<SiteName>(),
+        "main".parse(),
+    ) else {
         return Vec::new();
     };
     let task = TaskId::from_bits(1);
@@ -237,6 +244,16 @@ fn seeds() -> Vec<Vec<u8>> {
                 update: Update::Usage(usage.clone()),
                 out_offset: 5,
                 chunk: None,
+            },
+        ),
+        (
+            run(1),
+            Kind::KeyHeard {
+                key,
+                news: KeyNews::Out {
+                    until: Some(8),
+                    reason: "r".into(),
+                },
             },
         ),
         (

@@ -43,7 +43,7 @@ impl Actor {
         if found.workspace.is_none() {
             return Err(wrong("it has no workspace"));
         }
-        self.can_run_again("answer", found)?;
+        self.can_run_again("answer", found, by == Sender::Person)?;
         if text.trim().is_empty() || text.len() > limits.task_bytes {
             let what = format!(
                 "answer task {task}: an answer has 1 to {} bytes (limits.task_bytes)",
@@ -98,7 +98,7 @@ impl Actor {
             Some(Outcome::Completed { .. }) => return Err(wrong("it needs no other run")),
             None => return Err(wrong("it has not ended")),
         }
-        self.can_run_again("retry", found)?;
+        self.can_run_again("retry", found, true)?;
         self.can_follow(&found.spec)?;
         let n = u32::try_from(found.runs.len()).unwrap_or(u32::MAX);
         let cause = RunCause::RetryOf { n, by_person: true };
@@ -133,7 +133,7 @@ impl Actor {
                 hint: "it has not ended; `dispatch say` speaks to it",
             });
         };
-        self.can_run_again("resume", found)?;
+        self.can_run_again("resume", found, true)?;
         self.can_follow(&found.spec)?;
         let cause = RunCause::Resumed {
             agent: found.spec.agent.clone(),
@@ -231,6 +231,7 @@ impl Actor {
         &self,
         verb: &'static str,
         found: &dispatch_core::state::Task,
+        by_person: bool,
     ) -> Result<(), VerbError> {
         let limits = &self.ctx.settings.config.limits;
         let (task, state) = (found.id, found.last_run());
@@ -261,7 +262,7 @@ impl Actor {
         }) {
             return Err(wrong("another task has its workspace; stop that one first"));
         }
-        if found.runs.len() >= limits.runs_max as usize {
+        if !found.has_runs_left(limits.runs_max, by_person) {
             return Err(wrong("it has had all its runs (limits.runs_max)"));
         }
         if let Some(spent) = found.budget().reached(found.spent()) {

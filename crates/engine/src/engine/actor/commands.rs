@@ -129,6 +129,10 @@ impl Actor {
                 message,
                 reply,
             } => self.unsay(task, message, reply),
+            Command::Keys { run, reply } => {
+                let known = self.gate().known_keys(run);
+                self.reply_later(reply, Ok(known));
+            }
             Command::Recalls { run, reply } => {
                 let recalled = self.recalled(run);
                 self.reply_later(reply, Ok(recalled));

@@ -274,7 +274,7 @@ impl Actor {
             return;
         }
         let wakes_max = self.ctx.settings.config.limits.wakes_max;
-        let text = match self.can_run_again("tell ends to", task) {
+        let text = match self.can_run_again("tell ends to", task, false) {
             // A queue that is full is no reason to let go of an end.
             Ok(()) | Err(VerbError::QueueFull { .. }) if task.wakes < wakes_max => {
                 let n = u32::try_from(task.runs.len() + 1).unwrap_or(u32::MAX);

@@ -79,7 +79,7 @@ impl Actor {
         let held = self.is_held(from);
         let starts = ended.is_some_and(|outcome| from == Sender::Person || outcome.goes_on());
         if from == Sender::Person && ended.is_some() {
-            self.can_run_again("say to", found)?;
+            self.can_run_again("say to", found, true)?;
         }
         let message = MessageId(found.messages_count.saturating_add(1));
         if let Some(kept) = &kept {
@@ -154,7 +154,7 @@ impl Actor {
         };
         let by_person = task.waiting().any(|message| message.from == Sender::Person);
         let wakes_max = self.ctx.settings.config.limits.wakes_max;
-        let able = self.can_run_again("say to", task);
+        let able = self.can_run_again("say to", task, by_person);
         let text = match able {
             Err(error) => format!("its messages wait: {error}"),
             Ok(()) if !by_person && task.wakes >= wakes_max => format!(
