@@ -224,6 +224,9 @@ fn messages_that_wait_are_seen_and_taken_back() {
     chat.until("message 1 waits for the next run");
     chat.tell("/unsay 1");
     chat.until("message 1 taken back");
+    // An agent that nobody can tell is no reason for a message that only looks like a command.
+    chat.tell("/compact-later");
+    chat.until("keeps its conversation by itself");
     chat.tell("/unsay 1");
     chat.until("failed to");
     chat.tell("/stop");
