@@ -13,9 +13,10 @@ use std::{
 use dispatch_core::{
     id::{KeyName, ServerName},
     models::{Choice, Endpoint, KeySource, KeyTable},
-    native::{Chunk, Handed, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
+    native::{Chunk, Handed, Kin, Message, Opening, Order, StepEnd, TurnEnd, TurnLimits, VERSION},
     rules::Rules,
     servers::{BadServer, ServerTable},
+    toolset::Toolset,
     web::{BadWeb, Reach},
 };
 use tokio::{
@@ -34,7 +35,7 @@ use crate::{
     net::{Connector, Proxy},
     record::{Record, RecordError, Sink},
     system,
-    tools::{self, Granted, Outside, Place, Sign, Spill, mcp},
+    tools::{self, Granted, Outside, Place, Sign, Spill, kin, mcp},
     turn,
 };
 
@@ -82,6 +83,9 @@ pub(crate) struct Settings {
     pub(crate) session: String,
     /// Instead of our own.
     identity: Option<String>,
+    /// What it was summoned as.
+    role: Option<String>,
+    kin: Option<Kin>,
     pub(crate) chain: Vec<Choice>,
     pub(crate) tables: BTreeMap<KeyName, KeyTable>,
     pub(crate) limits: TurnLimits,
@@ -110,6 +114,7 @@ pub(crate) struct Agent {
     pub(crate) specs: Vec<ToolSpec>,
     /// Of the opening, for those that come with servers.
     names: Option<Vec<String>>,
+    within: Toolset,
     servers: Servers,
     pub(crate) rules: Arc<Rules>,
     pub(crate) client: Client,
@@ -163,6 +168,7 @@ impl Agent {
         };
         let tools =
             tools::granted(opening.tools.as_deref(), &opening.web).map_err(AgentError::Tools)?;
+        let tools = kin::offered(tools, &opening);
         let mut conversation = resume(&opening.resume)?;
         if let Some(known) = &opening.known {
             keys::know(known, &mut conversation.outs, &mut conversation.told);
@@ -176,6 +182,14 @@ impl Agent {
         }
         let secret = hidden(&opening);
         let hidden = secret.clone();
+        let (role, within) = (opening.role.clone(), opening.within.clone());
+        let around = mcp::Around {
+            connector: connector.clone(),
+            cwd: opening.cwd.clone(),
+            hidden: secret.clone(),
+            reach: opening.reach,
+        };
+        let way = kin::Way::of(&opening, around);
         let outside = Outside {
             connector: connector.clone(),
             reach: opening.reach,
@@ -184,6 +198,7 @@ impl Agent {
         };
         let place = Place::new(&opening.cwd, spill, outside, hidden, inbox.count(), sender);
         let place = place.map_err(used(&opening.cwd))?;
+        way.into_iter().for_each(|way| place.at_door(way));
         let record = Record::start(output).map_err(|source| AgentError::Io {
             what: "standard output".into(),
             source,
@@ -204,6 +219,7 @@ impl Agent {
             specs: Vec::new(),
             tools,
             names: opening.tools,
+            within,
             servers: Servers {
                 tables: opening.servers,
                 around,
@@ -219,6 +235,8 @@ impl Agent {
             settings: Settings {
                 session: opening.session,
                 identity: opening.system,
+                role,
+                kin: opening.kin,
                 chain: opening.chain,
                 tables: opening.keys,
                 limits: opening.limits,
@@ -235,9 +253,11 @@ impl Agent {
 
     /// What a model is told of itself and of the tools there are: its prompt begins with that.
     fn tell_system(&mut self) {
+        let Settings { role, kin, .. } = &self.settings;
         self.system = system::prompt(&system::Parts {
             identity: self.settings.identity.as_deref(),
             tools: &self.tools,
+            family: &kin::words(role.as_deref(), kin.as_ref(), &self.tools),
             around: self.log.conversation.around.as_deref().unwrap_or_default(),
         });
         self.specs = self.tools.iter().map(Granted::spec).collect();
@@ -278,7 +298,9 @@ impl Agent {
             let served = Chunk::Served { server, tools };
             self.log.put(step, served).await?;
         }
-        let tools = started.tools.into_iter().map(Granted::Served);
+        let tools = started.tools.into_iter();
+        let tools = tools.filter(|served| self.within.has(&served.tool.name));
+        let tools = tools.map(Granted::Served);
         self.tools.extend(tools);
         self.tell_system();
         Ok(())
@@ -319,6 +341,10 @@ impl Agent {
         self.inbox.tells(self.log.aside());
         self.look_around().await?;
         self.start_servers().await?;
+        for fault in self.settings.kin.iter().flat_map(|kin| &kin.faults) {
+            let text = format!("a definition of an agent is of no use: {fault}");
+            self.log.put(step, Chunk::Notice { text }).await?;
+        }
         let mut said: Vec<Message> = match prompt {
             Some(text) => vec![self.prompt(text).await?],
             None => Vec::new(),
@@ -340,12 +366,16 @@ impl Agent {
                 break;
             }
         }
-        mcp::end(&self.servers.there).await;
-        self.place.end().await;
+        self.end_all().await;
         Ok(match last {
             TurnEnd::Done | TurnEnd::Stopped => ExitCode::SUCCESS,
             TurnEnd::Failed { .. } | TurnEnd::Limit { .. } => ExitCode::FAILURE,
         })
+    }
+
+    /// All commands and servers, beside each other: each of both has a limit below a second.
+    pub(crate) async fn end_all(&self) {
+        tokio::join!(self.place.end(), mcp::end(&self.servers.there));
     }
 
     /// The first words, and the files that came with them or that no earlier run has told.

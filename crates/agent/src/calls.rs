@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use dispatch_core::{
     native::{Chunk, TurnEnd},
-    rules::{Action, Subject},
+    rules::{Action, Group, Subject},
 };
 use tokio::{task::JoinSet, time::Instant as At};
 
@@ -16,6 +16,10 @@ use crate::{
     tools::{self, Given, Granted, Judge, Planned, Run, Seen, Sign},
     turn::{Halt, Turn, limit},
 };
+
+/// What a model is told of a call that a person's word came before.
+const SPOKEN_TO: &str =
+    "somebody has said something first; make this call again if it is still wanted";
 
 /// A call that may begin.
 struct Ready {
@@ -68,7 +72,7 @@ async fn ready(turn: &mut Turn<'_>, call: Call) -> Result<Option<Ready>, Halt> {
             return Ok(None);
         }
     };
-    if let Err(why) = permit(turn, &call, &tool, &planned.subjects).await? {
+    if let Err(why) = permit(turn, &call, &tool, &planned).await? {
         turn.answer(&call, format!("error: {why}"), true).await?;
         return Ok(None);
     }
@@ -84,48 +88,74 @@ async fn permit(
     turn: &mut Turn<'_>,
     call: &Call,
     tool: &Granted,
-    subjects: &[Subject],
+    planned: &Planned,
 ) -> Result<Result<(), String>, Halt> {
-    match turn.agent.rules.decide_all(tool.group(), subjects) {
+    let group = planned.group.unwrap_or_else(|| tool.group());
+    let subjects = &planned.subjects;
+    match turn.agent.rules.decide_all(group, subjects) {
         Action::Allow => return Ok(Ok(())),
         Action::Deny => {
-            let group = tool.group();
             let why = format!("this is not permitted: a rule for {group} denies it");
             return Ok(Err(why));
         }
         Action::Ask => {}
     }
+    let known = turn.agent.log.conversation.answer_to(&call.id, subjects);
+    if let Some(answered) = known.cloned() {
+        return Ok(outcome(answered.allowed, &answered.why));
+    }
+    // The model hears it first: it may not want this any more.
+    if is_spoken_to(turn) {
+        return Ok(Err(SPOKEN_TO.to_owned()));
+    }
+    let (allowed, always, why) = ask(turn, call, tool, group, subjects).await?;
+    if allowed && always {
+        let rules = Arc::make_mut(&mut turn.agent.rules);
+        for subject in subjects {
+            rules.allow_always(group, subject.clone());
+        }
+    }
+    Ok(outcome(allowed, &why))
+}
+
+fn outcome(allowed: bool, why: &str) -> Result<(), String> {
+    match why {
+        _ if allowed => Ok(()),
+        "" => Err("this was not permitted".to_owned()),
+        why => Err(format!("this was not permitted: {why}")),
+    }
+}
+
+/// The question and its answer, both in the record.
+async fn ask(
+    turn: &mut Turn<'_>,
+    call: &Call,
+    tool: &Granted,
+    group: Group,
+    subjects: &[Subject],
+) -> Result<(bool, bool, String), Halt> {
     let id = turn.agent.log.conversation.next_question();
     turn.agent.inbox.asks(id);
     turn.put(Chunk::Asked {
         id,
         call: call.id.clone(),
         tool: tool.name().to_owned(),
-        group: tool.group(),
+        group,
         subject: shown(subjects),
         subjects: subjects.to_vec(),
         input: call.input.clone(),
     })
     .await?;
     let (allowed, always, why) = wait_for(turn, id).await?;
+    let told = why.clone();
     turn.put(Chunk::Answered {
         id,
         allowed,
         always,
-        why: why.clone(),
+        why: told,
     })
     .await?;
-    if allowed && always {
-        let rules = Arc::make_mut(&mut turn.agent.rules);
-        for subject in subjects {
-            rules.allow_always(tool.group(), subject.clone());
-        }
-    }
-    let denied = match why.as_str() {
-        "" => "this was not permitted".to_owned(),
-        why => format!("this was not permitted: {why}"),
-    };
-    Ok(if allowed { Ok(()) } else { Err(denied) })
+    Ok((allowed, always, why))
 }
 
 /// As a person reads them.
@@ -136,8 +166,8 @@ fn shown(subjects: &[Subject]) -> String {
 
 /// Whatever happens there is an answer: nobody's is a denial.
 async fn wait_for(turn: &mut Turn<'_>, id: u64) -> Result<(bool, bool, String), Halt> {
-    let wait = Duration::from_millis(turn.agent.settings.limits.ask_wait_ms);
-    let until = At::now() + wait;
+    let limit = Duration::from_millis(turn.agent.settings.limits.ask_wait_ms);
+    let until = At::now() + limit;
     loop {
         if let Some(permit) = turn.agent.inbox.permit(id) {
             return Ok((permit.allow, permit.always, permit.why));
@@ -145,16 +175,23 @@ async fn wait_for(turn: &mut Turn<'_>, id: u64) -> Result<(bool, bool, String), 
         if turn.agent.inbox.stopped() {
             return Err(Halt::End(TurnEnd::Stopped));
         }
-        if turn.agent.inbox.closed() {
-            return Ok((false, false, "nobody is there to ask".to_owned()));
+        let denied = |why: &str| Ok((false, false, why.to_owned()));
+        if is_spoken_to(turn) {
+            return denied(SPOKEN_TO);
         }
+        if turn.agent.inbox.closed() {
+            return denied("nobody is there to ask");
+        }
+        let deadline = turn.deadline;
         tokio::select! {
-            () = turn.agent.inbox.hear() => {}
-            () = tokio::time::sleep_until(until) => {
-                return Ok((false, false, "nobody answered in time".to_owned()));
-            }
+            heard = wait(deadline, turn.agent.inbox.hear()) => heard?,
+            () = tokio::time::sleep_until(until) => return denied("nobody answered in time"),
         }
     }
+}
+
+fn is_spoken_to(turn: &Turn<'_>) -> bool {
+    *turn.agent.inbox.count().borrow() > 0
 }
 
 async fn run_together(turn: &mut Turn<'_>, ready: Vec<Ready>) -> Result<(), Halt> {
@@ -247,10 +284,7 @@ async fn next(agent: &mut Agent, running: &mut JoinSet<Result<String, tools::Wro
     }
 }
 
-async fn wait(
-    deadline: Option<At>,
-    next: impl Future<Output = Happened>,
-) -> Result<Happened, Halt> {
+async fn wait<T>(deadline: Option<At>, next: impl Future<Output = T>) -> Result<T, Halt> {
     let Some(at) = deadline else {
         return Ok(next.await);
     };

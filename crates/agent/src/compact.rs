@@ -123,12 +123,17 @@ impl Turn<'_> {
     /// How much a model takes, as its key's table says. One that cannot be asked is told of when it is
     /// asked.
     fn limit(&self, choice: &Choice) -> Option<u64> {
-        self.agent.endpoint(choice).ok()?.row.context_tokens
+        let row = self.agent.endpoint(choice).ok()?.row;
+        row.context_tokens.filter(|tokens| *tokens > 0)
     }
 
     /// After a refusal for its length: it is made shorter; where that cannot be, a model that takes more
     /// is asked; where there is none, the turn ends and says what a person can do.
     pub(crate) async fn make_room(&mut self, error: &ModelError) -> Result<(), Halt> {
+        // An answer that broke off for it may have calls, which were not run.
+        if !self.agent.log.conversation.open_is_empty() {
+            self.close_open(false).await?;
+        }
         if self.squeezed < SQUEEZES_MAX {
             self.squeezed += 1;
             let text = format!("{error}; its beginning becomes a summary");

@@ -45,9 +45,19 @@ struct Step {
     origin: Origin,
     blocks: Vec<Block>,
     end: Option<StepEnd>,
+    /// What was answered to the questions for permission, by call.
+    answered: BTreeMap<String, Answered>,
     running: BTreeSet<String>,
     results: BTreeMap<String, ToolResult>,
     said: Vec<Said>,
+}
+
+/// What somebody said of a call, and what they were asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answered {
+    pub(crate) subjects: Vec<Subject>,
+    pub(crate) allowed: bool,
+    pub(crate) why: String,
 }
 
 impl Step {
@@ -59,6 +69,7 @@ impl Step {
             },
             blocks: Vec::new(),
             end: None,
+            answered: BTreeMap::new(),
             running: BTreeSet::new(),
             results: BTreeMap::new(),
             said: Vec::new(),
@@ -155,6 +166,7 @@ fn at_once(said: Vec<Said>) -> Said {
 /// A question for permission, as long as nobody has answered it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Question {
+    call: String,
     group: Group,
     subjects: Vec<Subject>,
 }
@@ -253,6 +265,7 @@ impl Conversation {
             Chunk::Plan { todos } => self.todos.clone_from(todos),
             Chunk::Asked {
                 id,
+                call,
                 group,
                 subjects,
                 ..
@@ -260,6 +273,7 @@ impl Conversation {
                 self.asked = self.asked.max(*id);
                 let question = Question {
                     group: *group,
+                    call: call.clone(),
                     subjects: subjects.clone(),
                 };
                 self.questions.insert(*id, question);
@@ -268,16 +282,10 @@ impl Conversation {
                 id,
                 allowed,
                 always,
-                ..
+                why,
             } => {
-                if let Some(question) = self.questions.remove(id)
-                    && *allowed
-                    && *always
-                {
-                    let group = question.group;
-                    let subjects = question.subjects.into_iter();
-                    self.allowed
-                        .extend(subjects.map(|subject| (group, subject)));
+                if let Some(question) = self.questions.remove(id) {
+                    self.answered(question, *allowed, *always, why);
                 }
             }
             chunk @ (Chunk::KeyOut { .. } | Chunk::KeyBack { .. }) => self.outs.apply(chunk),
@@ -313,6 +321,27 @@ impl Conversation {
     fn hand_over(&mut self, said: &[Message]) {
         let files = said.iter().flat_map(|message| &message.files);
         self.handed.extend(files.map(|file| file.path.clone()));
+    }
+
+    fn answered(&mut self, question: Question, allowed: bool, always: bool, why: &str) {
+        let Question {
+            call,
+            group,
+            subjects,
+        } = question;
+        if allowed && always {
+            let each = subjects.iter().cloned();
+            self.allowed.extend(each.map(|subject| (group, subject)));
+        }
+        let why = why.to_owned();
+        let answered = Answered {
+            subjects,
+            allowed,
+            why,
+        };
+        self.with_open(|open| {
+            open.answered.insert(call, answered);
+        });
     }
 
     fn begin_step(&mut self, step: StepId, model: &Choice, wire: Wire) {
@@ -385,6 +414,13 @@ impl Conversation {
     pub(crate) fn open_is_empty(&self) -> bool {
         let empty = |open: &Step| open.blocks.is_empty() && open.said.is_empty();
         self.open.as_ref().is_none_or(empty)
+    }
+
+    /// What was answered to a question about this call and these subjects, here or in an earlier
+    /// process.
+    pub(crate) fn answer_to(&self, call: &str, subjects: &[Subject]) -> Option<&Answered> {
+        let answered = self.open.as_ref()?.answered.get(call)?;
+        (answered.subjects == subjects).then_some(answered)
     }
 
     pub(crate) fn is_running(&self, call: &str) -> bool {

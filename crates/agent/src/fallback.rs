@@ -216,7 +216,7 @@ impl Chain {
         let delay = times.saturating_mul(self.waits.retry_ms);
         // Up to a quarter more.
         let delay = delay + delay * spread.min(999) / 4000;
-        let at = (now + delay).max(retry_at.unwrap_or(0));
+        let at = (now + delay).max(retry_at.map_or(0, |at| at + spread));
         (!another || at <= now + HERE_MAX * self.waits.retry_ms).then_some(at)
     }
 
@@ -387,6 +387,11 @@ mod tests {
         };
         assert_eq!(end, Next::Fail);
         assert!(now - NOW <= WAITS.sum_ms_max);
+        // What a provider says to all of them at once, too.
+        let told = Some(NOW + 20_000);
+        let mut chain = self::chain(&["a"]);
+        let next = chain.next(Fault::RateLimited, told, &Outs::default(), NOW, 500);
+        assert_eq!(next, Next::Again { at: NOW + 20_500 });
     }
 
     #[test]

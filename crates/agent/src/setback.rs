@@ -13,7 +13,7 @@ use crate::{
     agent::Agent,
     fallback::Next,
     model::ModelError,
-    turn::{Halt, Turn, attend, failed},
+    turn::{Halt, Turn, attend, failed, spread},
 };
 
 /// A wait is said again this often, so that nobody takes the agent for dead.
@@ -37,7 +37,7 @@ impl Turn<'_> {
             self.put(out).await?;
         }
         let outs = self.agent.log.conversation.outs.clone();
-        let spread = u64::from(std::process::id()) % 1000;
+        let spread = spread(&self.agent.settings.session, self.chain.failures());
         let next = self
             .chain
             .next(error.fault, error.retry_at, &outs, now, spread);

@@ -23,6 +23,8 @@ pub(crate) struct Parts<'a> {
     /// Instead of our own.
     pub(crate) identity: Option<&'a str>,
     pub(crate) tools: &'a [Granted],
+    /// What it was summoned as, and whom it may summon. Empty: nothing.
+    pub(crate) family: &'a str,
     /// Of where it works, as the record has it.
     pub(crate) around: &'a str,
 }
@@ -31,6 +33,7 @@ pub(crate) fn prompt(parts: &Parts<'_>) -> String {
     let Parts {
         identity,
         tools,
+        family,
         around,
     } = *parts;
     let has = |name: &str| tools.iter().any(|tool| tool.name() == name);
@@ -45,6 +48,9 @@ pub(crate) fn prompt(parts: &Parts<'_>) -> String {
     paragraphs.push(CONDUCT.to_owned());
     if has("todo") {
         paragraphs.push(TODO.to_owned());
+    }
+    if !family.is_empty() {
+        paragraphs.push(family.to_owned());
     }
     // What others wrote comes last, behind all words of ours.
     if !around.is_empty() {
@@ -68,6 +74,7 @@ mod tests {
             let parts = Parts {
                 identity: None,
                 tools: &few,
+                family: "",
                 around: "Working directory: /w",
             };
             let text = prompt(&parts);
@@ -84,6 +91,7 @@ mod tests {
         let own = prompt(&Parts {
             identity: Some("You are Ada."),
             tools: &[],
+            family: "",
             around: "",
         });
         assert!(

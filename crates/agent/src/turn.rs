@@ -3,7 +3,11 @@
 //! Must not do anything before it is recorded that it is about to, must not do it twice, and must
 //! not go on when it was told to stop.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    hash::{DefaultHasher, Hasher},
+    time::Duration,
+};
 
 use dispatch_core::{
     Millis,
@@ -119,7 +123,7 @@ impl Turn<'_> {
         };
         let stopped = *end == TurnEnd::Stopped;
         if stopped || matches!(end, TurnEnd::Limit { .. }) {
-            self.agent.place.end().await;
+            self.agent.end_all().await;
         }
         match self.close_open(stopped).await {
             Ok(()) => halt,
@@ -127,7 +131,7 @@ impl Turn<'_> {
         }
     }
 
-    async fn close_open(&mut self, stopped: bool) -> Result<(), RecordError> {
+    pub(crate) async fn close_open(&mut self, stopped: bool) -> Result<(), RecordError> {
         let Some((end, left)) = self.agent.log.conversation.open_step() else {
             return Ok(());
         };
@@ -231,6 +235,15 @@ impl Turn<'_> {
         }
         Ok(())
     }
+}
+
+/// From 0 to 999, by what tells one agent from all others: those that failed together do not come back
+/// together. The number of a process does not, as most agents have a namespace of their own for these.
+pub(crate) fn spread(session: &str, failures: u32) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(session.as_bytes());
+    hasher.write_u32(failures);
+    hasher.finish() % 1000
 }
 
 /// Waits for something, and hears what is said meanwhile.

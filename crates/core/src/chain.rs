@@ -11,7 +11,7 @@ use crate::{
     config::{AgentProfile, BrokerTable, Config, EnvValue, Source, list},
     drivers::DriverKind,
     gate::MicroUsd,
-    id::{AgentName, KeyName, ModelName},
+    id::{AgentName, GrantName, KeyName, ModelName},
     models::{Auth, BadKey, Choice, KeySource, KeyTable},
     native::TurnLimits,
     rules::{Grade, Group, Rules, fits},
@@ -35,6 +35,8 @@ pub struct NativeSettings {
     pub retry_ms: u64,
     pub wait_s_max: u64,
     pub groups: BTreeMap<Group, Grade>,
+    /// Of a task that names no grant, and whose agent's table does not; `none`: nothing.
+    pub grant: GrantName,
 }
 
 impl NativeSettings {

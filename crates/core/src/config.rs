@@ -777,6 +777,12 @@ impl Typing<'_> {
             }
             self.broker(name, agent);
         }
+        let own = native.as_ref().map(|native| &native.grant);
+        if let Some(grant) = own.filter(|grant| !grant.is_none() && !grants.contains_key(grant)) {
+            let there = list(grants.keys());
+            let what = format!("grant {grant} is not configured; there are none, {there}");
+            self.problem("native.grant", what);
+        }
         if let Some(Err(error)) = web.as_ref().map(WebTable::check) {
             self.problem("web", error.to_string());
         }
@@ -1480,7 +1486,7 @@ mod tests {
             ),
             (
                 "[agents.claude]\ngrant = \"y\"",
-                "grant y is not configured; there are helpers, x",
+                "grant y is not configured; there are helpers, summons, x",
             ),
         ] {
             let most = "children_max = 1\n";

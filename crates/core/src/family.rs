@@ -9,15 +9,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Millis,
+    ask::{Ask, Fate as AskFate, Permissions},
     config::{Config, list},
     container::RuntimeAsked,
+    definition,
+    drivers::text::asked_text,
     gate::{Budget, MicroUsd},
     grant::{self, Fence, Grant, Tool},
     id::{RunId, TaskId},
     limits::Limit,
     message::MessageId,
+    models::Choice,
     outcome::Outcome,
     prompt::untrusted,
+    rules::{Action, Group, Rules, Subject},
     run::RunState,
     state::{Run, State, Task},
     task::{Taken, TaskSpec, Wrap},
@@ -25,6 +30,8 @@ use crate::{
 
 /// Settled ends of one task that are remembered.
 pub const SETTLED_MAX: usize = 200;
+/// The tool that asks before it dispatches.
+pub const SUMMON: &str = "summon";
 /// What is kept of how a child ended; the rest is for `show` and `logs`.
 pub const REASON_BYTES_MAX: usize = 4096;
 /// Answers to waits that are kept for a later run whose agent remembers nothing.
@@ -331,6 +338,11 @@ pub enum Refusal {
     Outside { outside: Vec<String> },
     #[error("dispatch: nothing is left: {what}")]
     Spent { what: String },
+    #[error(
+        "dispatch: your grant is for what somebody lets you summon, one by one, and nobody has allowed \
+         this: {what}"
+    )]
+    Unasked { what: String },
 }
 
 /// Whether the agent of that run may do that.
@@ -539,7 +551,69 @@ pub fn narrowed(
         let what = what.to_owned();
         return Err(Refusal::Spent { what });
     }
+    if grant.asked {
+        was_allowed(state, by, asker, &spec)?;
+    }
     Ok(lowered(asker, grant, left, by, spec))
+}
+
+/// What a person reads before they allow that a task is summoned. `None`: it is none.
+fn question(spec: &TaskSpec) -> Option<String> {
+    let role = spec.terms.role.as_ref()?;
+    let question = definition::question(role.slug.as_str(), spec.terms.detached, &spec.text);
+    Some(asked_text(&question))
+}
+
+/// Where a grant is only for what somebody allows, whatever inside the fence speaks at our door must
+/// not get more out of it than was allowed: the asker's rules let it, or somebody has answered the
+/// very question, and each answer is for one task. `always` is for the definition.
+fn was_allowed(state: &State, by: RunId, asker: &Task, spec: &TaskSpec) -> Result<(), Refusal> {
+    let no = |what: &str| {
+        let what = what.to_owned();
+        Err(Refusal::Unasked { what })
+    };
+    let (Some(role), Some(asked)) = (&spec.terms.role, question(spec)) else {
+        return no("it is no definition; use the tool summon");
+    };
+    let own = &asker.spec.terms;
+    let group = match spec.terms.detached {
+        true => Group::UserAgent,
+        false => Group::Summon,
+    };
+    let usual = Rules::default();
+    let rules = own.rules.as_deref().unwrap_or(&usual);
+    match (
+        rules.decide(group, &Subject::name(role.slug.as_str())),
+        own.permissions,
+    ) {
+        (Action::Allow, _) | (Action::Ask, Permissions::Allow) => return Ok(()),
+        (Action::Deny, _) => return no("a rule denies it"),
+        (Action::Ask, Permissions::Deny) => return no("nothing that is asked is allowed"),
+        (Action::Ask, Permissions::Ask) => {}
+    }
+    let head = definition::question_head(role.slug.as_str(), spec.terms.detached);
+    let allows = |ask: &&Ask| matches!(ask.fate, AskFate::Answered { allow: true, .. });
+    let always = |ask: &Ask| {
+        let always = matches!(ask.fate, AskFate::Answered { always: true, .. });
+        always && ask.input.lines().next() == Some(&head)
+    };
+    let asks = asker.asks.iter().filter(|ask| ask.tool == SUMMON);
+    let allowed: Vec<&Ask> = asks.filter(allows).collect();
+    if allowed.iter().any(|ask| always(ask)) {
+        return Ok(());
+    }
+    let answers = allowed
+        .iter()
+        .filter(|ask| ask.run == by.n && ask.input == asked);
+    let children = asker.family.children.iter();
+    let made = children
+        .filter_map(|child| state.task(child.task))
+        .filter(|child| child.spec.terms.asked_by == Some(by))
+        .filter(|child| question(&child.spec).as_ref() == Some(&asked));
+    if made.count() < answers.count() {
+        return Ok(());
+    }
+    no("use the tool summon, which asks")
 }
 
 /// Names of a request for a task, which is not resolved yet: what an agent may not have is refused
@@ -630,6 +704,18 @@ fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<S
             &"a workspace of its own: leave `taken` out",
         );
     }
+    let own = &asker.spec.terms.chain;
+    let strange = |key: &&Choice| !own.iter().any(|choice| choice.key == key.key);
+    // A definition says whom to ask, and nobody has given its key along.
+    let chain = spec
+        .terms
+        .chain
+        .iter()
+        .filter(|_| spec.terms.role.is_some());
+    for choice in chain.filter(strange) {
+        let keys = list(own.iter().map(|choice| &choice.key));
+        check(false, &format!("key {}", choice.key), &keys);
+    }
     if spec.terms.grant.is_some() {
         let below = grant.below().is_some();
         check(below, &"a grant of its own", &"no further level (depth)");
@@ -689,6 +775,11 @@ fn lowered(asker: &Task, grant: &Grant, left: Left, by: RunId, mut spec: TaskSpe
     if let (Some(rules), Some(asker)) = (&mut terms.rules, &own.rules) {
         **rules = asker.intersect(rules);
     }
+    terms.tools = own.tools.meet(&terms.tools);
+    terms.mcp = match (own.mcp.clone(), terms.mcp.take()) {
+        (Some(own), Some(asked)) => Some(&own & &asked),
+        (own, asked) => own.or(asked),
+    };
     terms.priority = terms.priority.min(own.priority);
     terms.budget_tokens = share(terms.budget_tokens, left.tokens, left.children);
     let usd = share(terms.budget_usd.0, left.usd.map(|usd| usd.0), left.children);

@@ -207,6 +207,9 @@ impl Fence {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     pub tools: BTreeSet<Tool>,
+    /// Only for definitions, each time somebody lets it summon one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asked: bool,
     pub agents: Among<AgentName>,
     /// As [`place`] has them.
     pub repos: Among<String>,
@@ -248,6 +251,7 @@ impl Grant {
     pub fn meet(&self, other: &Self) -> Self {
         Self {
             tools: &self.tools & &other.tools,
+            asked: self.asked || other.asked,
             agents: self.agents.meet(&other.agents),
             repos: self.repos.meet(&other.repos),
             placements: self.placements.meet(&other.placements),
@@ -266,6 +270,7 @@ impl Grant {
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
         self.tools.is_subset(&other.tools)
+            && self.asked >= other.asked
             && self.agents.is_within(&other.agents)
             && self.repos.is_within(&other.repos)
             && self.placements.is_within(&other.placements)
@@ -346,6 +351,8 @@ fn one_level() -> u32 {
 #[serde(deny_unknown_fields)]
 pub struct Offer {
     pub tools: BTreeSet<Tool>,
+    #[serde(default)]
+    pub asked: bool,
     #[serde(default = "own_only")]
     pub agents: Vec<Word<AgentName>>,
     /// Names of `[repos]`, and what [`place`] has.
@@ -413,6 +420,7 @@ impl Offer {
         let placement: Option<PlacementName> = spec.placement.word().parse().ok();
         let grant = Grant {
             tools: self.tools.clone(),
+            asked: self.asked,
             agents: among(&self.agents, Some(&spec.agent)),
             repos: among(&self.repos, place(spec).as_ref()),
             placements: among(&self.placements, placement.as_ref()),
@@ -515,6 +523,7 @@ pub(crate) mod tests {
         let tools = Tool::ALL.into_iter().filter(|_| dice.below(2) == 0);
         Grant {
             tools: tools.collect(),
+            asked: dice.below(2) == 0,
             agents: dice.one(&amongs()),
             repos: dice.one(&amongs()),
             placements: dice.one(&amongs()),
@@ -589,6 +598,7 @@ pub(crate) mod tests {
                 .collect::<BTreeSet<_>>()
         });
         samples.push(subsets.map(|t| with(&|g| g.tools = t.clone())).collect());
+        samples.push([false, true].map(|b| with(&|g| g.asked = b)).to_vec());
         samples.push(
             amongs()
                 .iter()

@@ -185,6 +185,16 @@ names! {
     WorkspaceName = "a workspace's name";
 }
 
+impl GrantName {
+    /// The word for no grant at all.
+    pub const NONE: &str = "none";
+
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.0 == Self::NONE
+    }
+}
+
 /// A model as its agent's CLI or endpoint calls it; never part of a path of ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

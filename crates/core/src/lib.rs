@@ -4,7 +4,8 @@
 //! * [`id`] names; [`task`] what was asked; [`naming`] what its workspace is called; [`outcome`] how a run ends; [`run`] the table of life
 //! * [`attach`] files that come with it; [`message`] what is said to a task later; [`ask`] what its agent asks permission for; [`event`] everything that can happen; [`state`] the fold of it;
 //!   [`keys`] requests that may come again
-//! * [`grant`] what a task's agent may do at our door; [`family`] who asked for whom, and what that leaves
+//! * [`grant`] what a task's agent may do at our door; [`family`] who asked for whom, and what that leaves;
+//!   [`definition`] agents that ours may summon; [`toolset`] which tools it has
 //! * [`gate`] limits on starts; [`ledger`] what each pool has had; [`schedule`] who may start;
 //!   [`spending`] sums of it
 //! * [`verdict`] how a run ended; [`checks`] what must pass
@@ -33,6 +34,7 @@ pub mod chain;
 pub mod checks;
 pub mod config;
 pub mod container;
+pub mod definition;
 pub mod drivers;
 pub mod event;
 pub mod family;
@@ -69,6 +71,7 @@ pub mod sidecar;
 pub mod spending;
 pub mod state;
 pub mod task;
+pub mod toolset;
 pub mod update;
 pub mod verdict;
 pub mod web;

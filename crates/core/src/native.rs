@@ -3,7 +3,11 @@
 //! The output is the only durable copy of a conversation: what a new run of the same task needs is
 //! in it. Must not change a meaning once released; a new word is a new variant.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::value::RawValue;
@@ -11,10 +15,12 @@ use serde_json::value::RawValue;
 use crate::{
     Millis,
     attach::Media,
+    grant::Tool,
     id::{KeyName, ServerName},
     models::{Choice, KeyTable, Wire},
     rules::{Group, Rules, Subject},
     servers::ServerTable,
+    toolset::Toolset,
     web::{Reach, WebTable},
 };
 
@@ -464,6 +470,54 @@ pub struct TurnLimits {
     pub ask_wait_ms: u64,
 }
 
+/// A definition of an agent, as a model is told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub slug: String,
+    pub description: String,
+    /// It works for whoever summons it; else it stands for itself.
+    pub subagent: bool,
+    /// A repository's, and not the person's own.
+    pub of_repository: bool,
+}
+
+/// Whom it may summon, and by which way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kin {
+    /// Its own task, and the one that asked for it, by their whole ids.
+    pub task: String,
+    #[serde(default)]
+    pub asker: Option<String>,
+    /// What its grant has.
+    pub tools: BTreeSet<Tool>,
+    /// The grant is for what its own tools ask: those at our door are not its model's.
+    #[serde(default)]
+    pub asked: bool,
+    /// As they were at the start of the run.
+    #[serde(default)]
+    pub listed: Vec<Listed>,
+    /// Definitions that are of no use, and why.
+    #[serde(default)]
+    pub faults: Vec<String>,
+    /// The server with the tools at our door.
+    #[serde(default)]
+    pub door: Option<ServerTable>,
+}
+
+impl Kin {
+    /// What a grant allows that is a permission by itself.
+    pub fn granted(&self) -> impl Iterator<Item = (Group, &str)> {
+        self.listed.iter().map(|one| {
+            let group = match one.subagent {
+                true => Group::Summon,
+                false => Group::UserAgent,
+            };
+            (group, one.slug.as_str())
+        })
+    }
+}
+
 /// The first line it hears: all it is to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -498,6 +552,15 @@ pub struct Opening {
     /// Names of tools; all that are known where there is none.
     #[serde(default)]
     pub tools: Option<Vec<String>>,
+    /// What the task was made with, which holds besides.
+    #[serde(default)]
+    pub within: Toolset,
+    /// What it was summoned as, in words for its model.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// What it may summon. None: nothing, and its tools for that are not there.
+    #[serde(default)]
+    pub kin: Option<Kin>,
     #[serde(default)]
     pub rules: Rules,
     #[serde(default)]

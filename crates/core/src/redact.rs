@@ -598,7 +598,7 @@ impl Redactor {
 
 /// Members of events whose texts are words or names of ours: a mask in one would break what it leads
 /// to. What could put a secret into one is refused or masked before.
-const NAMES: [&str; 62] = [
+const NAMES: [&str; 64] = [
     "after",
     "agent",
     "agents",
@@ -644,11 +644,13 @@ const NAMES: [&str; 62] = [
     "review_base",
     "runtime",
     "session",
+    "scope",
     "sha256",
     "severity",
     "short",
     "site",
     "sites",
+    "slug",
     "state",
     "stopped",
     "taken",
@@ -663,12 +665,13 @@ const NAMES: [&str; 62] = [
     "exit",
 ];
 /// Those among them whose lists are names too; what else is a list holds texts.
-const NAME_LISTS: [&str; 10] = [
+const NAME_LISTS: [&str; 11] = [
     "after",
     "agents",
     "allow",
     "checks",
     "children",
+    "mcp",
     "named",
     "placements",
     "repos",

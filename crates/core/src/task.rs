@@ -1,6 +1,8 @@
 //! What was asked: one typed request, correct by construction once it exists.
 //! Must not hold an `Option` that means "the default": defaults are applied before.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::naming::Leaf;
@@ -8,17 +10,19 @@ use crate::{
     Millis,
     ask::Permissions,
     container::Container,
+    definition::Role,
     gate::MicroUsd,
     grant::Grant,
     id::{
-        AgentName, CheckName, ModelName, PlacementName, PoolName, RunId, SiteName, TaskId,
-        WorkspaceName, slug,
+        AgentName, CheckName, ModelName, PlacementName, PoolName, RunId, ServerName, SiteName,
+        TaskId, WorkspaceName, slug,
     },
     limits::Lowered,
     models::Choice,
     network::AllowList,
     prompt::Guide,
     rules::Rules,
+    toolset::Toolset,
 };
 
 /// What a good end looks like: a coder changes something, a reviewer says something.
@@ -408,6 +412,18 @@ pub struct Terms {
     /// What our own agent may do unasked. As resolved then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<Box<Rules>>,
+    /// Which tools our own agent has. As resolved then.
+    #[serde(default, skip_serializing_if = "Toolset::is_all")]
+    pub tools: Toolset,
+    /// The only MCP servers whose tools it has. As resolved then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp: Option<BTreeSet<ServerName>>,
+    /// The definition that it was summoned by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Box<Role>>,
+    /// Where our own agent works, below the root of the workspace; empty: there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub directory: String,
     /// A profile of the CLI's own, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<ModelName>,

@@ -12,6 +12,7 @@ use std::{
 use dispatch_core::{
     config::{self, AgentProfile, Config, EnvValue, Layer, Problem, Source, Sourced},
     container::Runtime,
+    definition::FOLDER,
     id::AgentName,
     models::KeySource,
     prompt::{Library, TextFile, TextKind, TextName},
@@ -311,6 +312,7 @@ impl Settings {
                 socket: Paths::AGENTS_SOCKET.into(),
                 tools: ["mcp", "--run"].map(str::to_owned).into(),
             }),
+            definitions: self.paths.config.parent().map(|own| own.join(FOLDER)),
             observer: engine::Observer::default(),
             clock: Clock::default(),
         }

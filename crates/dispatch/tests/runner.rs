@@ -17,6 +17,8 @@ mod away;
 mod bases;
 #[path = "runner/chat.rs"]
 mod chat;
+#[path = "runner/children.rs"]
+mod children;
 #[path = "runner/docs.rs"]
 mod docs;
 #[path = "runner/engine.rs"]

@@ -101,6 +101,7 @@ async fn run() -> Result<(), Failure> {
         runtimes: Runtimes::default(),
         sidecar: Vec::new(),
         door: None,
+        definitions: None,
         observer: Observer::default(),
         clock: Clock::default(),
     };

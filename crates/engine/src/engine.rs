@@ -90,6 +90,8 @@ pub struct Settings {
     pub sidecar: Vec<String>,
     /// Where agents come in; without it a grant gives nothing.
     pub door: Option<Door>,
+    /// A person's own definitions of agents.
+    pub definitions: Option<PathBuf>,
     pub observer: Observer,
     pub clock: Clock,
 }

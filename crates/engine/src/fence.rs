@@ -220,6 +220,13 @@ impl Fences {
         Ok(cage::wrap(inner, &view, network, strict))
     }
 
+    /// Whether a cage can show a job one socket and no other.
+    #[must_use]
+    pub fn hold_doors(&self) -> bool {
+        let bwrap = self.host().is_ok_and(|host| host.bwrap.is_some());
+        bwrap || cfg!(target_os = "macos")
+    }
+
     /// Our own program, where every job can see it.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ compile_error!(
 pub mod attachments;
 pub mod clock;
 pub mod containers;
+mod definitions;
 pub mod door;
 pub mod doorkeys;
 pub mod engine;

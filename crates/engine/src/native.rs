@@ -2,15 +2,19 @@
 //! do, and what it said in earlier runs.
 //! Must not give it anything that another guest could not be given: it has no way past its fence.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use dispatch_core::{
     chain,
     config::AgentProfile,
-    id::{KeyName, RunId},
+    grant::Grant,
+    id::{KeyName, RunId, ServerName},
     job::{JobId, Part},
     models::KeyTable,
-    native::{Opening, VERSION},
+    native::{Kin, Opening, VERSION},
     servers,
     state::Task,
     task::Wrap,
@@ -18,8 +22,9 @@ use dispatch_core::{
 };
 
 use crate::{
-    attachments,
+    attachments, definitions,
     fence::{self, Fences},
+    files,
     jobdir::JobDir,
     run::Ctx,
     sidecar::Aid,
@@ -63,6 +68,11 @@ pub(crate) fn setup(
     };
     let fenced = task.spec.placement.wrap != Wrap::Host;
     let own = config.rules(profile, fenced);
+    let terms = &task.spec.terms;
+    let mut servers =
+        servers::chosen(&config.mcp, profile.mcp.as_deref()).map_err(|error| error.to_string())?;
+    let made_with = |name: &ServerName| terms.mcp.as_ref().is_none_or(|mcp| mcp.contains(name));
+    servers.retain(|name, _| made_with(name) && terms.tools.reaches(name));
     // Those that the task was made with hold for a later agent, too.
     let rules = match task.spec.terms.rules.as_deref() {
         Some(made_with) => made_with.intersect(&own),
@@ -83,14 +93,49 @@ pub(crate) fn setup(
         known: None,
         keys,
         tools: profile.tools.clone(),
+        within: terms.tools.clone(),
+        role: terms.role.as_ref().map(|role| role.words()),
+        kin: terms.grant.as_deref().map(|grant| kin(ctx, task, grant)),
         rules,
         reach: Reach::from(&task.spec.placement.network),
         web: config.web.clone(),
-        servers: servers::chosen(&config.mcp, profile.mcp.as_deref())
-            .map_err(|error| error.to_string())?,
+        servers,
         limits: config.native.limits(limits.ask_wait_ms()),
         live: true,
     }))
+}
+
+/// Whom it may summon: what lies there as this run begins.
+fn kin(ctx: &Ctx, task: &Task, grant: &Grant) -> Kin {
+    let workspace = task.workspace.as_ref().map(|there| there.path.as_path());
+    let all = definitions::read(ctx.settings.definitions.as_deref(), workspace);
+    Kin {
+        task: task.id.to_string(),
+        asker: task.asker().map(|asker| asker.to_string()),
+        tools: grant.tools.clone(),
+        asked: grant.asked,
+        listed: all.listed(),
+        faults: all.faults().map(str::to_owned).collect(),
+        // The driver knows how our tools are reached.
+        door: None,
+    }
+}
+
+/// Where it works: a directory of its workspace, no part of which is a link.
+///
+/// # Errors
+/// When there is no such directory.
+pub(crate) fn directory(workspace: &Path, below: &str) -> Result<PathBuf, String> {
+    let mut at = workspace.to_owned();
+    let mut open = files::open_dir(workspace).map_err(|error| error.to_string())?;
+    for part in below.split('/').filter(|part| !part.is_empty()) {
+        let next = files::open_dir_at(open.as_fd(), part.as_ref());
+        open = next.map_err(|error| {
+            format!("work in {below} of the repository: it is no directory there: {error}")
+        })?;
+        at.push(part);
+    }
+    Ok(at)
 }
 
 /// The output of the earlier runs of a conversation, oldest first; nothing where one of them is gone,

@@ -530,6 +530,7 @@ async fn retention_leaves_a_task_alone_that_somebody_works_on() {
     let observer = move |_| assert!(wait.lock().unwrap().recv().is_err());
     let engine = Engine::open(Settings {
         clock,
+        definitions: None,
         observer: Observer(Some(Arc::new(observer))),
         ..world.settings()
     });

@@ -135,6 +135,7 @@ impl Client {
             silence: self.timers.silence,
             begun: false,
             over: false,
+            broken: None,
             http: &mut self.http,
         })
     }
@@ -230,6 +231,8 @@ pub(crate) struct Answer<'a> {
     begun: bool,
     /// All of it was read.
     over: bool,
+    /// What is wrong behind what was heard.
+    broken: Option<ModelError>,
     http: &'a mut Http,
 }
 
@@ -243,7 +246,11 @@ impl Answer<'_> {
             if self.over {
                 return Ok(None);
             }
-            let more = self.more().await.map_err(|error| ModelError {
+            let more = match self.broken.take() {
+                Some(error) => Err(error),
+                None => self.more().await,
+            };
+            let more = more.map_err(|error| ModelError {
                 begun: self.begun,
                 ..error
             })?;
@@ -277,7 +284,14 @@ impl Answer<'_> {
         };
         let mut heard = Vec::new();
         for event in self.events.push(&data)? {
-            heard.extend(self.decode.hear(&event)?);
+            match self.decode.hear(&event) {
+                Ok(more) => heard.extend(more),
+                // What came before it came.
+                Err(error) => {
+                    self.broken = Some(error);
+                    break;
+                }
+            }
         }
         Ok(heard)
     }

@@ -172,6 +172,29 @@ async fn what_cannot_be_shown_is_named_with_its_reason_and_stays_a_file() {
     assert_eq!(notices(&lines), "", "it was told before");
 }
 
+/// A refusal that may be about what was shown says how not to show it.
+#[tokio::test]
+async fn a_refused_request_that_shows_files_names_the_way_out() {
+    let provider = Provider::start(vec![Reply::error(400), done("compatible")]).await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    bed.opening["files"] = handed(&bed, &[("a.png", PNG)]);
+    let lines = bed.run(Some("Look.")).await;
+    let TurnEnd::Failed { message, .. } = end(&lines) else {
+        panic!("{lines:#?}");
+    };
+    assert!(
+        message.contains("`media = []` in its row of keys.k.models"),
+        "{message}"
+    );
+    bed.opening["keys"]["k"]["models"] = json!([{"match": "*", "media": []}]);
+    assert_eq!(end(&bed.run(Some("And now?")).await), TurnEnd::Done);
+    let text = &provider.asked()[1].text;
+    assert!(
+        text.contains("a.png (image/png); you cannot be shown it"),
+        "{text}"
+    );
+}
+
 /// A table says what a model takes, and a model that takes less hears of the rest by its path.
 #[tokio::test]
 async fn a_model_without_eyes_is_told_where_the_file_is() {

@@ -24,6 +24,19 @@ use crate::{
 /// Far more than any test needs, and less than anybody waits.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
+/// An MCP server that offers a tool and answers no call of it, and goes on when its input ends and
+/// when it is asked to end.
+const DEAF: &str = r#"trap '' TERM; read l
+echo '{"jsonrpc":"2.0","id":0,"result":{"protocolVersion":"2025-06-18","capabilities":{"tools":{}},"serverInfo":{"name":"deaf","version":"1"}}}'
+read l; read l
+echo '{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"t","inputSchema":{"type":"object"}}]}}'
+while :; do sleep MARK; done"#;
+
+/// The mark is how it is found among the processes of this machine.
+pub(super) fn deaf(mark: &str) -> Value {
+    json!({"deaf": {"command": ["sh", "-c", DEAF.replace("MARK", mark)]}})
+}
+
 /// A task's directory, whose runs come one after the other.
 #[derive(Debug)]
 pub(crate) struct Bed {

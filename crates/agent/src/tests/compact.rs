@@ -229,6 +229,41 @@ async fn one_that_is_refused_for_its_length_is_made_shorter_and_asked_again() {
     }
 }
 
+/// A refusal in the middle of an answer leaves calls that were never run: each has its result before the
+/// beginning becomes notes.
+#[tokio::test]
+async fn an_answer_that_breaks_off_for_its_length_leaves_no_call_without_a_result() {
+    let kind = "anthropic";
+    let broken = say::any(
+        kind,
+        "I try.",
+        &[("c", "run_shell", shell("echo c >> log"))],
+    );
+    let (begun, _) = broken
+        .split_once("data: {\"type\":\"message_delta\"")
+        .unwrap();
+    let error = json!({"type": "error", "error": {"type": "invalid_request_error",
+        "message": "prompt is too long"}});
+    let mut replies = script(kind);
+    replies[1] = Reply::Events(format!("{begun}data: {error}\n\n"));
+    let provider = Provider::start(replies).await;
+    let mut bed = bed(kind, &provider);
+    bed.opening["keys"]["k"]["models"] = json!([]);
+    let lines = bed.run(Some("Go.")).await;
+    assert_eq!(end(&lines), TurnEnd::Done);
+    assert_eq!(compacted(&lines).len(), 1);
+    let results = results(&lines);
+    assert!(
+        results[&("1.2".into(), "c".into())].contains("was not run"),
+        "{results:?}"
+    );
+    assert_eq!(bed.read("log"), "");
+    let place = |what: fn(&Chunk) -> bool| lines.iter().position(|line| what(&line.chunk));
+    let result = place(|chunk| matches!(chunk, Chunk::Result { call, .. } if call == "c"));
+    let notes = place(|chunk| matches!(chunk, Chunk::Compacted { .. }));
+    assert!(result < notes);
+}
+
 /// A person's wish is met before the next turn, once, whatever the record has kept of it.
 #[tokio::test]
 async fn a_person_can_have_it_made_shorter_before_the_next_turn() {

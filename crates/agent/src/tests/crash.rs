@@ -1,6 +1,6 @@
 //! Ends of the process at any place, and what a new one makes of the record.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use dispatch_core::native::{Block, Chunk, Line, TurnEnd};
 use serde_json::{Value, json};
@@ -168,6 +168,61 @@ async fn a_command_that_was_running_is_told_as_interrupted() {
         told.contains("this call was interrupted before it ended"),
         "{told}"
     );
+}
+
+/// Somebody has answered, and the agent was gone before it began: nobody is asked again, and what was
+/// answered holds for what was asked about, and for nothing else.
+#[tokio::test]
+async fn what_was_answered_before_a_crash_is_not_asked_again() {
+    for (allow, moves) in [(true, false), (false, false), (true, true)] {
+        let write = json!({"path": "link/a", "content": "x"});
+        let provider = Provider::start(vec![
+            Reply::Events(say::chat("", &[("a", "write_file", write)])),
+            Reply::Events(say::chat("Done.", &[])),
+        ])
+        .await;
+        let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+        bed.opening["rules"] = json!({"layers": [{"otherwise": "ask"}]});
+        for name in ["one", "two"] {
+            fs::create_dir(bed.work(name)).unwrap();
+        }
+        symlink("one", bed.work("link")).unwrap();
+        let mut live = bed.start(Some("Go."));
+        let asked = |chunk: &Chunk| matches!(chunk, Chunk::Asked { .. });
+        let Chunk::Asked { id, .. } = live.until(asked).await else {
+            unreachable!();
+        };
+        live.order(&json!({"answer": {"id": id, "allow": allow, "why": "as I said"}}));
+        live.close();
+        live.end().await;
+        fs::remove_dir_all(bed.work("one")).unwrap();
+        fs::create_dir(bed.work("one")).unwrap();
+        if moves {
+            fs::remove_file(bed.work("link")).unwrap();
+            symlink("two", bed.work("link")).unwrap();
+        }
+        let record = fs::read_to_string(bed.out(1)).unwrap();
+        let mut kept = String::new();
+        for line in record.split_inclusive('\n') {
+            kept.push_str(line);
+            if line.contains("\"answered\"") {
+                break;
+            }
+        }
+        fs::write(bed.out(1), &kept).unwrap();
+        let lines = bed.run(None).await;
+        let all: Vec<Line> = parse(&kept).into_iter().chain(lines.clone()).collect();
+        let told = results(&all).into_values().next().unwrap_or_default();
+        let asks = lines.iter().filter(|line| asked(&line.chunk)).count();
+        assert_eq!(asks, usize::from(moves), "{told}");
+        assert_eq!(
+            fs::exists(bed.work("one/a")).unwrap(),
+            allow && !moves,
+            "{told}"
+        );
+        assert!(!fs::exists(bed.work("two/a")).unwrap(), "{told}");
+        assert_eq!(told.contains("not permitted: as I said"), !allow, "{told}");
+    }
 }
 
 /// What is said to a task whose last run was ended in the middle is told, wherever that was.

@@ -305,3 +305,41 @@ async fn a_provider_that_always_breaks_off_is_left() {
     assert_eq!((end(&lines), first.asked().len()), (TurnEnd::Done, 4));
     assert_eq!(hops(&lines).len(), 1);
 }
+
+/// How long the first wait of an agent in this session is.
+async fn first_wait_ms(session: &str) -> u64 {
+    let done = Reply::Events(say::chat("Done.", &[]));
+    let provider = Provider::start(vec![Reply::error(503), done]).await;
+    let mut bed = Bed::quick(&[("k", "compatible", &provider)]);
+    bed.opening["session"] = json!(session);
+    bed.opening["limits"]["retry_ms"] = json!(1_000_000);
+    bed.opening["limits"]["wait_ms_max"] = json!(0);
+    let begun = bed.clock.now();
+    let lines = bed.run(Some("Go.")).await;
+    let waits = lines.iter().find_map(|line| match &line.chunk {
+        Chunk::Waiting { at, .. } => Some(*at),
+        _ => None,
+    });
+    waits.unwrap() - begun
+}
+
+/// Agents of one machine, that all have the same number for their process in their own namespace.
+#[tokio::test]
+async fn agents_that_fail_together_do_not_come_back_together() {
+    let mut waits = Vec::new();
+    for session in ["a", "b", "c", "d"] {
+        waits.push(first_wait_ms(session).await);
+    }
+    // Far more than what the test itself takes.
+    waits.sort_unstable();
+    assert!(
+        waits.windows(2).all(|pair| pair[1] - pair[0] > 20_000),
+        "{waits:?}"
+    );
+    assert!(
+        waits
+            .iter()
+            .all(|wait| (1_000_000..1_280_000).contains(wait)),
+        "{waits:?}"
+    );
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dispatch_core::native::{Chunk, TurnEnd};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, end, results};
+use super::bed::{Bed, deaf, end, results};
 use crate::{
     clock::Clock,
     provider::{Provider, Reply, say},
@@ -33,7 +33,7 @@ async fn row_4_a_stop_is_prompt_and_complete() {
     type Until = fn(&Chunk) -> bool;
     let call = |input: Value| say::chat("", &[("a", "run_shell", input)]);
     let background = json!({"command": command, "background": true});
-    let cases: [(&str, Reply, Until, &str); 7] = [
+    let cases: [(&str, Reply, Until, &str); 9] = [
         (
             "a model that does not answer",
             Reply::Hangs,
@@ -66,7 +66,25 @@ async fn row_4_a_stop_is_prompt_and_complete() {
         ),
         (
             "commands by themselves",
-            Reply::Events(call(background)),
+            Reply::Events(call(background.clone())),
+            is_result,
+            "allow",
+        ),
+        (
+            "a tool of a server",
+            Reply::Events(say::chat("", &[("a", "deaf__t", json!({}))])),
+            is_running,
+            "allow",
+        ),
+        (
+            "a tool of a server beside a command",
+            Reply::Events(say::chat(
+                "",
+                &[
+                    ("a", "run_shell", background.clone()),
+                    ("b", "deaf__t", json!({})),
+                ],
+            )),
             is_result,
             "allow",
         ),
@@ -92,6 +110,8 @@ async fn row_4_a_stop_is_prompt_and_complete() {
         let provider = Provider::start(replies).await;
         let mut bed = Bed::new(&[("k", "compatible", &provider)]);
         bed.opening["rules"] = json!({"layers": [{"otherwise": otherwise}]});
+        // Whatever else it does, it has the server to end.
+        bed.opening["servers"] = deaf("86440");
         let mut live = bed.start(Some("Go."));
         live.until(until).await;
         provider.until_asked(1).await;

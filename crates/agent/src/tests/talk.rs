@@ -4,7 +4,7 @@
 use dispatch_core::native::{Chunk, Line, TurnEnd};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, end, is_running, results, texts};
+use super::bed::{Bed, deaf, end, is_running, results, texts};
 use crate::{
     provider::{Provider, Reply, say},
     random::Random,
@@ -214,6 +214,89 @@ async fn always_is_for_each_of_several_files() {
         _ => None,
     });
     assert_eq!(asks.collect::<Vec<_>>(), ["a2 b2"]);
+}
+
+/// A person who is asked and says something else is told to the model, and not after ten minutes.
+#[tokio::test]
+async fn a_word_does_not_wait_for_a_permission() {
+    let provider = Provider::start(vec![
+        Reply::Events(say::chat(
+            "",
+            &[
+                ("a", "run_shell", shell("echo x >> log")),
+                ("b", "run_shell", shell("true")),
+            ],
+        )),
+        Reply::Events(say::chat("As you say.", &[])),
+    ])
+    .await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    bed.opening["limits"]["ask_wait_ms"] = json!(600_000);
+    bed.opening["rules"] = json!({"layers": [{"otherwise": "ask"}]});
+    let mut live = bed.start(Some("Go."));
+    let asked = |chunk: &Chunk| matches!(chunk, Chunk::Asked { .. });
+    let Chunk::Asked { id, .. } = live.until(asked).await else {
+        unreachable!();
+    };
+    live.say(7, "Do something else.");
+    assert_eq!(live.ended().await, TurnEnd::Done);
+    live.close();
+    let lines = live.end().await;
+    let answered = lines.iter().filter_map(|line| match &line.chunk {
+        Chunk::Answered { id, allowed, .. } => Some((*id, *allowed)),
+        _ => None,
+    });
+    // The second one is not even asked: the word comes first.
+    assert_eq!(answered.collect::<Vec<_>>(), [(id, false)]);
+    assert_eq!(lines.iter().filter(|line| asked(&line.chunk)).count(), 1);
+    let results = results(&lines);
+    assert!(
+        results
+            .values()
+            .all(|told| told.contains("somebody has said something"))
+    );
+    assert!(provider.asked()[1].text.contains("Do something else."));
+    assert_eq!(bed.read("log"), "");
+}
+
+#[tokio::test]
+async fn a_word_does_not_wait_for_a_server() {
+    let provider = Provider::start(vec![
+        Reply::Events(say::chat("", &[("a", "deaf__t", json!({}))])),
+        Reply::Events(say::chat("As you say.", &[])),
+    ])
+    .await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    bed.opening["servers"] = deaf("86431");
+    let mut live = bed.start(Some("Go."));
+    live.until(is_running).await;
+    live.say(7, "Do something else.");
+    assert_eq!(live.ended().await, TurnEnd::Done);
+    live.close();
+    let told = results(&live.end().await).into_values().next().unwrap();
+    assert!(
+        told.contains("somebody has said something, so this call was interrupted"),
+        "{told}"
+    );
+    assert!(provider.asked()[1].text.contains("Do something else."));
+}
+
+#[tokio::test]
+async fn a_permission_is_no_longer_waited_for_than_the_turn_may_take() {
+    let provider = Provider::start(vec![Reply::Events(say::chat(
+        "",
+        &[("a", "run_shell", shell("true"))],
+    ))])
+    .await;
+    let mut bed = Bed::new(&[("k", "compatible", &provider)]);
+    bed.opening["limits"]["ask_wait_ms"] = json!(600_000);
+    bed.opening["limits"]["wall_clock_ms"] = json!(300);
+    bed.opening["rules"] = json!({"layers": [{"otherwise": "ask"}]});
+    let mut live = bed.start(Some("Go."));
+    let name = "wall_clock".to_owned();
+    assert_eq!(live.ended().await, TurnEnd::Limit { name });
+    live.close();
+    results(&live.end().await);
 }
 
 #[tokio::test]

@@ -1,16 +1,24 @@
 //! What a model may call: our own tools, and those of MCP servers behind them.
 //! Must not change in the middle of a conversation.
 
+use std::time::Duration;
+
 use dispatch_core::{
     rules::{Group, Subject},
+    toolset,
     web::WebTable,
 };
 
-use super::{Given, Planned, TOOLS, Tool, Wrong, blocking, mcp};
+use super::{Given, Planned, Run, TOOLS, Tool, Wrong, blocking, mcp};
 use crate::model::ToolSpec;
 
 /// Of a help that somebody else wrote, for the list in the system prompt.
 const LINE_CHARS_MAX: usize = 120;
+
+/// How long somebody's word waits for a server: long enough for a call that is nearly over.
+const SPOKEN_TO_MAX: Duration = Duration::from_secs(1);
+const SPOKEN_TO: &str = "somebody has said something, so this call was interrupted; it may have had \
+                         some of its effects";
 
 #[derive(Clone, Debug)]
 pub(crate) enum Granted {
@@ -82,8 +90,12 @@ impl Granted {
             Self::Served(served) => {
                 let served = served.clone();
                 let subjects = vec![Subject::name(served.tool.name.clone())];
-                Ok(Planned::new(subjects, async move |_| {
-                    served.server.call(&served.tool.tool, &given.input).await
+                Ok(Planned::new(subjects, async move |run: Run| {
+                    tokio::select! {
+                        biased;
+                        done = served.server.call(&served.tool.tool, &given.input) => done,
+                        () = run.place.spoken_to_for(SPOKEN_TO_MAX) => Err(Wrong::new(SPOKEN_TO)),
+                    }
                 }))
             }
         }
@@ -114,13 +126,7 @@ pub(crate) fn granted(names: Option<&[String]>, web: &WebTable) -> Result<Vec<Gr
             "use tool {name}: it is not known; there are {there}, and SERVER__TOOL of MCP servers"
         ));
     }
-    let asked = |name: &str| names.iter().any(|asked| asked == name);
-    let comes = |tool: &&&Tool| match tool.name {
-        "read_file_slice" => asked("read_file") || asked(tool.name),
-        "shell_jobs" => asked("run_shell") || asked(tool.name),
-        "todo" => true,
-        name => asked(name),
-    };
+    let comes = |tool: &&&Tool| toolset::names(names, tool.name);
     Ok(own(TOOLS.iter().filter(comes).copied().collect()))
 }
 

@@ -11,6 +11,7 @@ mod group;
 mod html;
 mod jobs;
 mod key_usage;
+pub(crate) mod kin;
 mod line_kind;
 mod list_files;
 pub(crate) mod mcp;
@@ -23,15 +24,19 @@ mod plan;
 mod rank;
 mod read_file;
 mod read_file_slice;
+mod read_tab;
+mod retrieve;
 #[cfg(test)]
 mod rules_tests;
 mod run_shell;
 mod search_code;
+mod send_to_tab;
 mod shell_jobs;
 #[cfg(test)]
 pub(crate) mod site;
 mod snippet;
 mod spill;
+mod summon;
 #[cfg(test)]
 mod testing;
 mod todo;
@@ -114,6 +119,10 @@ pub(crate) const TOOLS: &[&Tool] = &[
     &key_usage::TOOL,
     &youtube_transcribe::TOOL,
     &todo::TOOL,
+    &summon::TOOL,
+    &retrieve::TOOL,
+    &send_to_tab::TOOL,
+    &read_tab::TOOL,
 ];
 
 /// As providers take it: nothing that refers to another place, nothing only some of them know.

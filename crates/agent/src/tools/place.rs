@@ -8,7 +8,8 @@ use std::{
     hash::{DefaultHasher, Hasher},
     io,
     path::{Component, Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use dispatch_core::{
@@ -17,7 +18,7 @@ use dispatch_core::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::{Outside, Spill, Wrong, jobs::Jobs};
+use super::{Outside, Spill, Wrong, jobs::Jobs, kin::Way};
 
 /// Files whose contents the model knows; the oldest is forgotten, and must be read again.
 const KNOWN_MAX: usize = 4096;
@@ -72,6 +73,8 @@ pub(crate) struct Place {
     messages: watch::Receiver<usize>,
     signs: mpsc::Sender<Sign>,
     known: Mutex<Known>,
+    /// To our own door, if there is one.
+    way: OnceLock<Way>,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +101,7 @@ impl Place {
             messages,
             signs,
             known: Mutex::default(),
+            way: OnceLock::new(),
         })
     }
 
@@ -117,6 +121,26 @@ impl Place {
     /// All that commands left running ends.
     pub(crate) async fn end(&self) {
         self.jobs.end_all().await;
+        if let Some(way) = self.way.get() {
+            way.end().await;
+        }
+    }
+
+    /// It stays as it is from here on.
+    pub(crate) fn at_door(&self, way: Way) {
+        match self.way.set(way) {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    pub(super) fn way(&self) -> Result<&Way, Wrong> {
+        let way = self.way.get();
+        way.ok_or_else(|| Wrong::new("reach Dispatch: this task has no grant"))
+    }
+
+    /// Whether something waits to be told to the model.
+    pub(super) fn is_spoken_to(&self) -> bool {
+        *self.messages.borrow() > 0
     }
 
     /// Somebody has said something that waits to be told to the model.
@@ -126,6 +150,12 @@ impl Place {
             // Nobody can speak any more.
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Somebody's word has waited for so long.
+    pub(super) async fn spoken_to_for(&self, limit: Duration) {
+        self.spoken_to().await;
+        tokio::time::sleep(limit).await;
     }
 
     pub(super) async fn say(&self, sign: Sign) {

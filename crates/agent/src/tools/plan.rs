@@ -31,6 +31,8 @@ type Work = Box<dyn FnOnce(Run) -> Running + Send + Sync>;
 /// A call that can run: what it would touch, and the work on exactly that.
 pub(crate) struct Planned {
     pub(crate) subjects: Vec<Subject>,
+    /// Where it is not its tool's: one tool has two.
+    pub(crate) group: Option<Group>,
     work: Work,
 }
 
@@ -49,7 +51,16 @@ impl Planned {
         F: Future<Output = Result<String, Wrong>> + Send + 'static,
     {
         let work = Box::new(|run| -> Running { Box::pin(work(run)) });
-        Self { subjects, work }
+        Self {
+            subjects,
+            group: None,
+            work,
+        }
+    }
+
+    pub(super) fn in_group(self, group: Group) -> Self {
+        let group = Some(group);
+        Self { group, ..self }
     }
 
     pub(crate) fn run(self, run: Run) -> Running {

@@ -15,7 +15,7 @@ mod golden;
 mod native;
 mod pieces;
 mod plain;
-mod text;
+pub(crate) mod text;
 mod todos;
 
 use std::fmt;

@@ -14,16 +14,18 @@ use super::{
 use crate::{
     Millis,
     ask::Permissions,
+    definition,
     grant::Tool,
     id::KeyName,
     job::Stdin,
     keyring::KeyNews,
     native::{
-        Block, Chunk, Fault, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
+        Block, Chunk, Fault, Kin, Line, Live, Message, Opening as Words, Order, TodoStatus, Tokens,
         TurnEnd, VERSION, Window,
     },
     rules::{Group, Subject},
     servers::{Given, ServerTable},
+    toolset,
     update::{LastWord, Said, Todo, TodoState, Update, Usage, Voice},
 };
 
@@ -89,14 +91,7 @@ impl Driver for Native {
                 version: VERSION,
                 ..setup.clone()
             };
-            if let (Some(tools), Ok(name)) = (ask.tools, TOOLS_NAME.parse()) {
-                words.servers.insert(name, at_our_door(tools));
-                // The grant is the permission.
-                for tool in Tool::ALL {
-                    let name = format!("{TOOLS_NAME}__{}", tool.word());
-                    words.rules.allow_always(Group::Mcp, Subject::Name(name));
-                }
-            }
+            open_door(&mut words, ask.tools);
             line(&Order::Open(Box::new(words)))
         });
         Opening {
@@ -179,6 +174,35 @@ impl Driver for Native {
             session: self.session.take(),
             usage: self.usage.take(),
         }
+    }
+}
+
+/// With a door it finds our own tools: the server is its model's where the grant is a permission by
+/// itself, and else only the way of its own tools that ask.
+fn open_door(words: &mut Words, tools: Option<Tools<'_>>) {
+    let Some(tools) = tools else {
+        words.kin = None;
+        return;
+    };
+    let table = at_our_door(tools);
+    let asked = words.kin.as_ref().is_some_and(|kin| kin.asked);
+    if let (false, Ok(name)) = (asked, TOOLS_NAME.parse()) {
+        words.servers.insert(name, table.clone());
+        // The grant is the permission.
+        for tool in Tool::ALL {
+            let name = format!("{TOOLS_NAME}__{}", tool.word());
+            words.rules.allow_always(Group::Mcp, Subject::Name(name));
+        }
+        // A list of tools is of its own and the person's servers'; these come with the grant.
+        if let Some(names) = &mut words.tools {
+            names.push(toolset::OURS.to_owned());
+        }
+        for (group, slug) in words.kin.iter().flat_map(Kin::granted) {
+            words.rules.allow_always(group, Subject::name(slug));
+        }
+    }
+    if let Some(kin) = &mut words.kin {
+        kin.door = Some(table);
     }
 }
 
@@ -533,6 +557,9 @@ fn failed(fault: Fault, retry_at: Option<Millis>) -> LastWord {
 /// What somebody has to read before they answer: what it would touch, and what of its input that
 /// does not say.
 fn question(group: Group, subject: &str, input: &str) -> String {
+    if let (Group::Summon | Group::UserAgent, Some(asked)) = (group, summoned(input)) {
+        return asked_text(&asked);
+    }
     if group == Group::Shell || subject == input {
         return asked_text(subject);
     }
@@ -540,6 +567,17 @@ fn question(group: Group, subject: &str, input: &str) -> String {
         return asked_text(input);
     }
     asked_text(&format!("{subject}\n{input}"))
+}
+
+/// What it wants to summon, and for what: the engine knows the answer to it by these words.
+fn summoned(input: &str) -> Option<String> {
+    let input: serde_json::Value = serde_json::from_str(input).ok()?;
+    let top_level = input["top_level"].as_bool().unwrap_or_default();
+    Some(definition::question(
+        input["agent"].as_str()?,
+        top_level,
+        input["task"].as_str()?,
+    ))
 }
 
 fn plan(todos: &[crate::native::Todo]) -> Update {
@@ -614,6 +652,9 @@ mod tests {
             known: None,
             keys: std::collections::BTreeMap::new(),
             tools: None,
+            within: crate::toolset::Toolset::default(),
+            role: None,
+            kin: None,
             rules: Rules::default(),
             reach: crate::web::Reach::Nothing,
             web: crate::web::WebTable::default(),
@@ -690,6 +731,90 @@ mod tests {
             asks.decide(Group::Mcp, &Subject::name("others__wait")),
             Action::Ask
         );
+    }
+
+    fn kin(asked: bool) -> Kin {
+        let listed = |slug: &str, subagent: bool| crate::native::Listed {
+            slug: slug.to_owned(),
+            description: String::new(),
+            subagent,
+            of_repository: false,
+        };
+        Kin {
+            task: "000000000000003f".to_owned(),
+            asker: None,
+            tools: Tool::ALL.into(),
+            asked,
+            listed: vec![listed("under", true), listed("alone", false)],
+            faults: Vec::new(),
+            door: None,
+        }
+    }
+
+    /// A list of tools is of the agent's own and other servers'; a grant comes with the task.
+    #[test]
+    fn a_grant_and_a_list_of_tools_are_both_heeded() {
+        let argv = ["/bin/dispatch".to_owned()];
+        let tools = Tools {
+            argv: &argv,
+            env: &[],
+        };
+        let mut words = setup(Vec::new());
+        words.tools = Some(vec!["read_file".to_owned()]);
+        let (_, opening) = opened_with(&words, None, Some(tools));
+        let open = &first(&opening)["open"];
+        assert_eq!(open["tools"], json!(["read_file", "dispatch__*"]));
+        assert!(open["servers"]["dispatch"].is_object());
+        words.kin = Some(kin(true));
+        let (_, opening) = opened_with(&words, None, Some(tools));
+        let open = &first(&opening)["open"];
+        assert_eq!(open["tools"], json!(["read_file"]));
+        assert_eq!(open["servers"], json!({}), "they are not its model's");
+        assert_eq!(open["kin"]["door"]["command"], json!(argv));
+        let (_, opening) = opened_with(&words, None, None);
+        assert_eq!(first(&opening)["open"]["kin"], Value::Null);
+    }
+
+    #[test]
+    fn only_a_grant_that_is_a_permission_by_itself_asks_nobody() {
+        let argv = ["/bin/dispatch".to_owned()];
+        let tools = Tools {
+            argv: &argv,
+            env: &[],
+        };
+        for (asked, wanted) in [(true, Action::Ask), (false, Action::Allow)] {
+            let mut words = setup(Vec::new());
+            words.kin = Some(kin(asked));
+            let (_, opening) = opened_with(&words, None, Some(tools));
+            let rules = first(&opening)["open"]["rules"].clone();
+            let rules: Rules = serde_json::from_value(rules).unwrap();
+            assert_eq!(rules.decide(Group::Summon, &Subject::name("under")), wanted);
+            assert_eq!(
+                rules.decide(Group::UserAgent, &Subject::name("alone")),
+                wanted
+            );
+            assert_eq!(
+                rules.decide(Group::Summon, &Subject::name("alone")),
+                Action::Ask
+            );
+        }
+    }
+
+    /// The engine finds the answer again by these words.
+    #[test]
+    fn whom_it_would_summon_is_asked_in_words_of_our_own() {
+        let input = json!({"agent": "explorer", "task": "Look\nagain", "background": true});
+        let asked = question(Group::Summon, "explorer", &input.to_string());
+        assert_eq!(
+            asked,
+            definition::question("explorer", false, "Look\nagain")
+        );
+        let alone = json!({"agent": "x", "task": "y", "top_level": true}).to_string();
+        assert_eq!(
+            question(Group::UserAgent, "x", &alone),
+            "top-level agent x\ny"
+        );
+        assert_eq!(question(Group::Summon, "x", "no json"), "x\nno json");
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) fn asked_tool(text: &str) -> String {
 }
 
 /// What somebody has to read before they answer it.
-pub(super) fn asked_text(text: &str) -> String {
+pub(crate) fn asked_text(text: &str) -> String {
     bounded(text, INPUT_BYTES_MAX)
 }
 

@@ -5,19 +5,24 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
-    ask::Permissions,
+    ask::{AskId, By, Permissions},
+    definition::{Role, Scope},
     event::{Event, Kind, Subject, Verified},
     grant::{
         Among, Offer,
         tests::{Dice, any_grant},
     },
+    id::ServerName,
     job::{Exit, ExitReport},
     limits::Lowered,
     message::{Chain, Sender},
+    models::Choice,
     outcome::Stop,
+    rules::Rule,
     run::RunCause,
     state::tests::spec,
     task::{Base, Network, Placement, Priority, Terms},
+    toolset::{self, Toolset},
     update::Usage,
 };
 
@@ -319,6 +324,131 @@ fn what_it_does_itself_only_when_allowed_it_lets_nobody_do() {
     }
 }
 
+fn summoned(slug: &str, text: &str) -> TaskSpec {
+    let mut asked = spec("p");
+    asked.text = text.into();
+    asked.terms.role = Some(Box::new(Role {
+        slug: slug.parse().unwrap(),
+        scope: Scope::Person,
+        name: slug.into(),
+        instructions: String::new(),
+        skills: Vec::new(),
+    }));
+    asked
+}
+
+/// Somebody is asked, and answers.
+fn answered(world: &mut World, by: RunId, n: u32, input: &str, (allow, always): (bool, bool)) {
+    let ask = AskId(n);
+    let asked = Kind::PermissionAsked {
+        ask,
+        tool: SUMMON.into(),
+        input: input.into(),
+        owner: Sender::Person,
+        until: 9_000,
+    };
+    world.put(Subject::Run(by), asked);
+    let answer = Kind::PermissionAnswered {
+        ask,
+        allow,
+        by: By::Person,
+        reason: None,
+        always,
+    };
+    world.put(Subject::Run(by), answer);
+}
+
+fn lead_that_asks(world: &mut World) -> RunId {
+    let mut own = lead("asked = true\ndepth = 3\n");
+    own.terms.permissions = Permissions::Ask;
+    own.terms.rules = Some(Box::default());
+    world.running(1, own)
+}
+
+#[test]
+fn a_grant_that_asks_is_for_what_somebody_allowed_once_each() {
+    let mut world = World::new();
+    let by = lead_that_asks(&mut world);
+    let refused = |world: &mut World, spec: TaskSpec| {
+        let refused = world.ask(99, by, spec).unwrap_err();
+        assert!(matches!(refused, Refusal::Unasked { .. }), "{refused}");
+    };
+    // Not without a definition, not unasked, not denied, and nothing but what was asked.
+    refused(&mut world, spec("p"));
+    refused(&mut world, summoned("a", "look"));
+    answered(&mut world, by, 1, "agent a\nlook", (false, false));
+    refused(&mut world, summoned("a", "look"));
+    answered(&mut world, by, 2, "agent a\nlook", (true, false));
+    refused(&mut world, summoned("a", "look elsewhere"));
+    refused(&mut world, summoned("b", "look"));
+    let mut alone = summoned("a", "look");
+    alone.terms.detached = true;
+    refused(&mut world, alone);
+    let child = world.ask(2, by, summoned("a", "look")).unwrap();
+    refused(&mut world, summoned("a", "look"));
+    // What it summons asks as well.
+    let grant = &world.find(child).spec.terms.grant;
+    assert_eq!(*grant, None, "nobody asked for one");
+    answered(&mut world, by, 3, "agent a\nlook", (true, false));
+    world.ask(3, by, summoned("a", "look")).unwrap();
+    // From then on whatever it is to do.
+    answered(&mut world, by, 4, "agent b\nwrite", (true, true));
+    world.ask(4, by, summoned("b", "read")).unwrap();
+    world.ask(5, by, summoned("b", "read")).unwrap();
+    refused(&mut world, summoned("a", "read"));
+}
+
+#[test]
+fn a_rule_and_the_terms_of_a_task_answer_without_a_person() {
+    let rule = |action| {
+        let pattern = "a".to_owned();
+        let group = Group::Summon;
+        Rules::new(vec![Rule {
+            group,
+            pattern,
+            action,
+        }])
+    };
+    for (action, permissions, allowed) in [
+        (Action::Allow, Permissions::Ask, true),
+        (Action::Deny, Permissions::Allow, false),
+        (Action::Ask, Permissions::Allow, true),
+        (Action::Ask, Permissions::Deny, false),
+        (Action::Ask, Permissions::Ask, false),
+    ] {
+        let mut world = World::new();
+        let mut own = lead("asked = true\n");
+        own.terms.permissions = permissions;
+        own.terms.rules = Some(Box::new(rule(action)));
+        let by = world.running(1, own);
+        let made = world.ask(2, by, summoned("a", "look"));
+        assert_eq!(made.is_ok(), allowed, "{action:?} {permissions:?}");
+    }
+}
+
+#[test]
+fn what_is_summoned_asks_with_its_callers_keys() {
+    let choice = |key: &str| Choice {
+        key: key.parse().unwrap(),
+        model: "m".parse().unwrap(),
+        effort: None,
+    };
+    let mut world = World::new();
+    let mut own = lead("");
+    own.terms.chain = vec![choice("main")];
+    let by = world.running(1, own);
+    let mut asked = summoned("a", "look");
+    asked.terms.chain = vec![choice("main"), choice("other")];
+    let refused = world.ask(2, by, asked.clone()).unwrap_err().to_string();
+    assert!(refused.contains("key other (granted: main)"), "{refused}");
+    asked.terms.chain.pop();
+    assert!(world.ask(2, by, asked).is_ok());
+}
+
+fn servers(names: &[&str]) -> BTreeSet<ServerName> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
 fn any_ask(dice: &mut Dice) -> TaskSpec {
     let networks = [
         Network::Full,
@@ -344,6 +474,19 @@ fn any_ask(dice: &mut Dice) -> TaskSpec {
         budget_usd: MicroUsd([0, 7][dice.below(2)]),
         until: [None, Some(2_000), Some(90_000)][dice.below(3)],
         grant: (dice.below(2) == 0).then(|| Box::new(any_grant(dice))),
+        tools: [&["read"][..], &["read", "shell"], &["summon"]][dice.below(3)]
+            .iter()
+            .filter(|_| dice.below(4) > 0)
+            .fold(Toolset::default(), |all, word| {
+                all.and(toolset::list(&[*word, "todo"]).unwrap())
+            }),
+        mcp: [
+            None,
+            Some(BTreeSet::new()),
+            Some(servers(&["a"])),
+            Some(servers(&["a", "b"])),
+        ][dice.below(4)]
+        .clone(),
         ..Terms::default()
     };
     let mut limits = Lowered::default();
@@ -369,6 +512,15 @@ fn held(world: &World, by: RunId, run: RunId) {
         (spec.terms.asked_by, spec.parent),
         (Some(by), Some(by.task))
     );
+    for (_, tools) in toolset::NAMES {
+        for tool in tools {
+            assert!(!spec.terms.tools.has(tool) || asker.spec.terms.tools.has(tool));
+        }
+    }
+    if let Some(servers) = &asker.spec.terms.mcp {
+        let own = spec.terms.mcp.as_ref();
+        assert!(own.is_some_and(|own| own.is_subset(servers)));
+    }
     if let Some(own) = &spec.terms.grant {
         assert!(own.is_within(grant) && own.depth < grant.depth);
         assert!(own.fence.is_within(&fence) && own.permissions >= spec.terms.permissions);
@@ -424,6 +576,7 @@ fn cogito_20_25_53_whatever_is_asked_for_is_never_wider() {
         let mut grant = any_grant(&mut dice);
         grant.tools.insert(Tool::Dispatch);
         grant.agents = Among::Any;
+        grant.asked = false;
         (grant.depth, grant.children_max, grant.children_live_max) = (3, 8, 4);
         if dice.below(3) > 0 {
             (grant.repos, grant.placements) = (Among::Any, Among::Any);
@@ -453,6 +606,7 @@ fn cogito_20_25_53_whatever_is_asked_for_is_never_wider() {
                     let mut asked = any_ask(&mut dice);
                     if let Some(grant) = &mut asked.terms.grant {
                         grant.tools.insert(Tool::Dispatch);
+                        grant.asked &= dice.below(8) == 0;
                         (grant.depth, grant.children_max) = (1 + grant.depth, 8);
                         grant.agents = Among::Any;
                         grant.placements = Among::Any;
@@ -472,6 +626,11 @@ fn cogito_20_25_53_whatever_is_asked_for_is_never_wider() {
                         Err(Refusal::Spent { what }) => {
                             let word = what.split('(').next_back().unwrap_or_default().len();
                             refused.insert(if word > 20 { "children" } else { "spent" });
+                        }
+                        Err(Refusal::Unasked { .. }) => {
+                            let grant = world.find(by).spec.terms.grant.as_ref();
+                            assert!(grant.is_some_and(|grant| grant.asked));
+                            refused.insert("unasked");
                         }
                         Err(Refusal::NoGrant { .. } | Refusal::Over { .. }) => {
                             refused.insert("no");

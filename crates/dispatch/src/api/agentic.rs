@@ -135,6 +135,7 @@ impl DispatchInput {
         let ignored = beside.into_iter().filter(|(_, given)| *given);
         let ignored = ignored.map(|(name, _)| name).collect();
         let asked = request::Dispatch {
+            summon: None,
             chain: None,
             task: self.task,
             repo: Some(self.repo),

@@ -134,6 +134,9 @@ pub(crate) struct DispatchInput {
     /// For whom: a label, and the first part of the workspace's name.
     #[serde(default)]
     pub(crate) org: Option<String>,
+    /// For the agent of a task, and only the native one: by one of its definitions.
+    #[serde(default)]
+    pub(crate) summon: Option<request::Summon>,
     /// Only for clients that speak the tasks of MCP: answer with a handle all the same.
     #[serde(default)]
     pub(crate) handle: bool,
@@ -142,6 +145,7 @@ pub(crate) struct DispatchInput {
 impl From<DispatchInput> for request::Dispatch {
     fn from(input: DispatchInput) -> Self {
         Self {
+            summon: input.summon,
             chain: None,
             task: input.task,
             repo: input.repo,

@@ -25,10 +25,12 @@ use dispatch_core::{
     redact::Redactor,
     rules::Rule,
     secret::{Secret, travel},
+    servers::{self, BadServer},
     task::{
         Base, ChecksAsked, Effort, Expects, IssueText, Labels, Network, Placement, Priority, Taken,
         TaskSpec, Terms, Tuning, Turn, Wrap, title_of,
     },
+    toolset::Toolset,
 };
 use dispatch_engine::{
     attachments::NewFile,
@@ -117,10 +119,30 @@ pub(crate) enum ChecksWanted {
     Named(#[schemars(with = "Vec<String>")] Vec<CheckName>),
 }
 
+/// By which definition the agent of a task summons another one.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Summon {
+    /// The name of its file, without the ending.
+    pub(crate) agent: String,
+    /// Fewer tools than it has otherwise: names of tools or of groups.
+    #[serde(default)]
+    pub(crate) tools: Option<Vec<String>>,
+    /// A directory of the repository, below the caller's own.
+    #[serde(default)]
+    pub(crate) working_directory: Option<String>,
+    /// It stands for itself: it is not waited for, and goes on without its caller.
+    #[serde(default)]
+    pub(crate) top_level: bool,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dispatch {
     pub(crate) task: String,
+    /// Only for the agent of a task, and only where that is the native one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) summon: Option<Summon>,
     /// A configured name, an absolute path or a URL.
     #[serde(default)]
     pub(crate) repo: Option<String>,
@@ -578,6 +600,8 @@ pub(crate) enum BadRequest {
         driver: &'static str,
     },
     #[error(transparent)]
+    Servers(#[from] BadServer),
+    #[error(transparent)]
     Attach(#[from] BadAttachment),
     #[error("{0}")]
     Name(#[from] dispatch_core::id::BadId),
@@ -820,7 +844,7 @@ fn permissions(
 }
 
 /// The word for no grant at all.
-pub(crate) const NO_GRANT: &str = "none";
+pub(crate) const NO_GRANT: &str = GrantName::NONE;
 
 fn offer<'a>(config: &'a Config, name: &str) -> Result<Option<&'a Offer>, BadRequest> {
     if name == NO_GRANT {
@@ -846,7 +870,9 @@ fn grant<'a>(
     agent: &AgentName,
     profile: &'a AgentProfile,
 ) -> Result<Option<(&'a Offer, Option<&'a Offer>)>, BadRequest> {
-    let own = profile.grant.as_ref().map(GrantName::as_str);
+    // Our own agent has one that gives nothing unasked.
+    let usual = Some(&config.native.grant).filter(|_| profile.is_native());
+    let own = profile.grant.as_ref().or(usual).map(GrantName::as_str);
     let Some(name) = asked.grant.as_deref().or(own) else {
         return Ok(None);
     };
@@ -1089,7 +1115,8 @@ impl Dispatch {
             (Some(_), None) => self.expects,
         };
         let granted = grant(config, &self, &name, profile)?;
-        let dispatches = granted.is_some_and(|(offer, _)| offer.tools.contains(&Tool::Dispatch));
+        let leads = |offer: &Offer| offer.tools.contains(&Tool::Dispatch) && !offer.asked;
+        let dispatches = granted.is_some_and(|(offer, _)| leads(offer));
         let expects = match (asked.or(profile.expects), self.no_repo) {
             (Some(expects), _) => expects,
             // The answer is the result where nothing can be changed.
@@ -1161,6 +1188,10 @@ impl Dispatch {
             let own = config.rules(profile, fenced);
             own.narrowed(self.rules).narrowed(self.rules_most)
         });
+        let servers = match profile.is_native() {
+            true => Some(servers::chosen(&config.mcp, profile.mcp.as_deref())?),
+            false => None,
+        };
         let mut spec = TaskSpec {
             title: title_of(&titled),
             text: self.task,
@@ -1195,6 +1226,8 @@ impl Dispatch {
                 model,
                 chain,
                 rules: rules.map(Box::new),
+                tools: Toolset::of_agent(profile.tools.as_deref()),
+                mcp: servers.map(|servers| servers.into_keys().collect()),
                 profile: own,
                 command,
                 priority: self.priority.unwrap_or_default(),

@@ -214,6 +214,9 @@ pub(crate) type Secrets = BTreeMap<String, String>;
 #[derive(JsonSchema)]
 pub(crate) struct Grant {
     tools: Vec<Tool>,
+    /// Only for what somebody lets its agent summon, one by one.
+    #[serde(default)]
+    asked: bool,
     agents: Among,
     /// Configured names, absolute paths or URLs.
     repos: Among,

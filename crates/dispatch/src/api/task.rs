@@ -18,7 +18,7 @@ use dispatch_core::{
     review::Review,
     run::RunState,
     state::{Check as CoreCheck, Run as CoreRun, Task as CoreTask},
-    task::{Effort, Network},
+    task::{Effort, Network, Terms},
     update::Usage,
 };
 use dispatch_engine::{
@@ -127,6 +127,9 @@ pub(crate) struct Task {
     /// Its asker does not wait for it.
     #[serde(default)]
     pub(crate) detached: bool,
+    /// The definition that our own agent was summoned by; null: none.
+    #[serde(default)]
+    pub(crate) summoned: Option<Summoned>,
     /// When it must have ended.
     #[serde(default)]
     pub(crate) until: Option<String>,
@@ -207,6 +210,30 @@ pub(crate) struct Attachment {
     pub(crate) path: PathBuf,
     /// Which one it came with; null: the task itself.
     pub(crate) message: Option<u32>,
+}
+
+/// What an agent was summoned as. Fixed when its task was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Summoned {
+    /// The name of the definition's file.
+    pub(crate) agent: String,
+    pub(crate) name: String,
+    /// Whose definition: `person` or `repository`.
+    pub(crate) scope: String,
+    /// Below the root of the repository; empty: there.
+    pub(crate) directory: String,
+}
+
+impl Summoned {
+    fn of(terms: &Terms) -> Option<Self> {
+        let role = terms.role.as_ref()?;
+        Some(Self {
+            agent: role.slug.to_string(),
+            name: role.name.clone(),
+            scope: role.scope.to_string(),
+            directory: terms.directory.clone(),
+        })
+    }
 }
 
 /// A task that an agent of this one asked for.
@@ -630,6 +657,7 @@ impl From<&TaskView> for Task {
             grant: spec.terms.grant.as_deref().cloned(),
             asked_by: spec.terms.asked_by.as_ref().map(ToString::to_string),
             detached: view.family.detached,
+            summoned: Summoned::of(&spec.terms),
             until: spec.terms.until.map(time),
             children: view.family.children.iter().map(Child::from).collect(),
             ends: task.family.ends.iter().map(End::from).collect(),
@@ -926,7 +954,7 @@ pub(crate) mod tests {
                 "chain": 7,
                 "state": "delivered", "delivery": "interrupt", "run": 1
             }],
-            "permissions": "allow", "grant": null, "asked_by": null, "detached": false,
+            "permissions": "allow", "grant": null, "asked_by": null, "detached": false, "summoned": null,
             "until": null,
             "children": [{
                 "id": "000000000000005a", "short": "5a", "state": "completed", "detached": false,

@@ -478,6 +478,7 @@ async fn request_of(ctx: &Ctx, args: Args, after: Vec<String>) -> Result<Dispatc
     }
     let attachments = attach::read(settings, &args.attach)?;
     let mut asked = Dispatch {
+        summon: None,
         chain: None,
         task: text,
         repo,

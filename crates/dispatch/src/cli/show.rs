@@ -18,7 +18,7 @@ use dispatch_core::{
 use dispatch_engine::prompts::sha256;
 
 use crate::api::task::{
-    Ask, Attachment, Budget, Child, Exit as JobExit, Message, NextRun, Run, Task,
+    Ask, Attachment, Budget, Child, Exit as JobExit, Message, NextRun, Run, Summoned, Task,
 };
 
 /// Show one task: what was asked, its runs, its result.
@@ -154,6 +154,10 @@ pub(super) fn lines(style: Style, task: &Task) -> Vec<String> {
         false => format!("run {run}"),
     });
     field("asked by", asked.as_deref());
+    field(
+        "summoned as",
+        task.summoned.as_ref().map(summoned_line).as_deref(),
+    );
     field("until", task.until.as_deref());
     field("grant", task.grant.as_ref().map(grant_line).as_deref());
     for child in &task.children {
@@ -231,6 +235,18 @@ fn asked_line(ask: &Ask) -> String {
 }
 
 /// What it may do, and how much of it.
+fn summoned_line(summoned: &Summoned) -> String {
+    let whose = match summoned.scope.as_str() {
+        "repository" => ", as the repository has it",
+        _ => "",
+    };
+    let there = match summoned.directory.as_str() {
+        "" => String::new(),
+        directory => format!(", in {directory}"),
+    };
+    format!("{}{whose}{there}", summoned.agent)
+}
+
 fn grant_line(grant: &Grant) -> String {
     let tools: Vec<&str> = grant.tools.iter().map(|tool| tool.word()).collect();
     let agents = match &grant.agents {
@@ -241,8 +257,13 @@ fn grant_line(grant: &Grant) -> String {
             .collect::<Vec<_>>()
             .join(", "),
     };
+    let asked = if grant.asked {
+        "what somebody lets it summon: "
+    } else {
+        ""
+    };
     format!(
-        "{}; {agents}; {} tasks, {} at once, {} deep",
+        "{asked}{}; {agents}; {} tasks, {} at once, {} deep",
         tools.join(", "),
         grant.children_max,
         grant.children_live_max,

@@ -233,6 +233,7 @@ impl From<BadRequest> for Problem {
             | BadRequest::Page(_)
             | BadRequest::State { .. }
             | BadRequest::Permissions { .. }
+            | BadRequest::Servers(_)
             | BadRequest::Name(_) => Code::BadInput,
             BadRequest::Guide(GuideError::Unknown { .. }) => Code::UnknownText,
             BadRequest::Guide(_) | BadRequest::Effort { .. } => Code::BadGuide,

@@ -21,6 +21,7 @@ pub(crate) mod server;
 mod stall;
 pub(crate) mod standing;
 mod strict;
+mod summon;
 mod tasks;
 pub(crate) mod tokens;
 

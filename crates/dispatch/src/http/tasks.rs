@@ -24,6 +24,7 @@ use super::{
     family::{self, Acting},
     reads::{At, NEXT},
     repeats::Key,
+    summon,
 };
 use crate::{
     api::{
@@ -59,7 +60,11 @@ pub(crate) async fn dispatch(
     Body(mut asked): Body<request::Dispatch>,
 ) -> Result<(StatusCode, At<Json<Task>>), Problem> {
     let asker = ctx.engine.own_task().await?;
-    let (mut inherited, mut grant) = (None, None);
+    let (mut inherited, mut grant, mut summoned) = (None, None, None);
+    if let Some(summon) = asked.summon.take() {
+        let made = summon::summoned(&ctx, &mut asked, summon, asker.as_ref()).await?;
+        summoned = Some(made);
+    }
     if let Some(own) = &asker {
         inherited = family::fill_in(&mut asked, own);
         grant = Some(family::within(&ctx, &asked, own)?.clone());
@@ -78,6 +83,9 @@ pub(crate) async fn dispatch(
         };
         if let Some(inherited) = inherited {
             inherited.lay_on(&mut spec);
+        }
+        if let Some(summoned) = summoned {
+            summoned.lay_on(&mut spec);
         }
         Ok::<_, request::BadRequest>((spec, files))
     });

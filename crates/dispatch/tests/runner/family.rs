@@ -80,7 +80,9 @@ fn has_led(world: &TestWorld, lead: &str, model: &std::path::Path) {
     assert_eq!(lead["state"], "completed", "{lead:#}");
     let ends: Vec<&Value> = lead["ends"].as_array().unwrap().iter().collect();
     assert_eq!(ends.len(), 2, "{lead:#}");
-    assert_eq!(ends[0]["state"], "waited_for");
+    // Its engine died over the wait: the end is there before the wait is asked anew, or after it.
+    let first = ends[0]["state"].as_str().unwrap();
+    assert!(["waited_for", "told"].contains(&first), "{lead:#}");
     assert_eq!(ends[1]["state"], "told");
     assert_eq!(lead["runs"].as_array().unwrap().len(), 2, "{lead:#}");
     assert!(lead["enforced"].as_str().unwrap().contains("network: none"));
@@ -118,13 +120,13 @@ fn steps(waits: &str) -> Vec<Value> {
 }
 
 /// The agent of a task's run, as it would speak to us itself.
-struct Voice<'a> {
+pub(super) struct Voice<'a> {
     world: &'a TestWorld,
     token: String,
 }
 
 impl<'a> Voice<'a> {
-    fn of(world: &'a TestWorld, lead: &str, n: u32) -> Self {
+    pub(super) fn of(world: &'a TestWorld, lead: &str, n: u32) -> Self {
         let dir = world.home().join(format!("data/doors/{lead}-{n}"));
         let token = fs::read_to_string(dir.join("token")).unwrap();
         Self { world, token }
@@ -136,7 +138,7 @@ impl<'a> Voice<'a> {
     }
 
     #[track_caller]
-    fn posts(&self, path: &str, body: &Value) -> Answer {
+    pub(super) fn posts(&self, path: &str, body: &Value) -> Answer {
         let socket = self.world.home().join("run/agents");
         let socket = fs::File::open(socket).unwrap();
         let path_of = format!("/proc/self/fd/{}/engine.sock", socket.as_raw_fd());
@@ -506,6 +508,7 @@ async fn our_own_agent_leads_from_a_cage_without_a_network() {
          chain = [{{ key = \"main\", model = \"any\" }}]\n"
     ));
     let lead = start(&world, "native");
-    led(&world, &lead, "\"name\":\"dispatch__wait\"");
+    // A call, and not the list of what it was told of.
+    led(&world, &lead, "\"name\":\"dispatch__wait\",\"input\"");
     has_led(&world, &lead, &log);
 }

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-const TASK: [(&str, &str); 55] = [
+const TASK: [(&str, &str); 56] = [
     ("id", "string"),
     ("short", "string"),
     ("title", "string"),
@@ -50,6 +50,7 @@ const TASK: [(&str, &str); 55] = [
     ("grant", "object?"),
     ("asked_by", "string?"),
     ("detached", "bool"),
+    ("summoned", "object?"),
     ("until", "time?"),
     ("children", "array"),
     ("ends", "array"),

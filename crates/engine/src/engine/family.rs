@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use dispatch_core::{
     Millis,
+    definition::Catalogue,
     family::Deed,
     id::{RunId, TaskId},
     state::Task,
@@ -12,7 +13,10 @@ use dispatch_core::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Engine, command::Command};
-use crate::view::{Until, VerbError, Waited, Who};
+use crate::{
+    definitions,
+    view::{Until, VerbError, Waited, Who},
+};
 
 impl Engine {
     /// The same engine, for the agent of that run: every verb then does what the grant of its task
@@ -64,6 +68,18 @@ impl Engine {
                 Ok(Some(self.look(run.task).await?.task))
             }
         }
+    }
+
+    /// What that task's agent may summon, as it lies there now.
+    ///
+    /// # Errors
+    /// When it cannot be looked up at all.
+    pub async fn definitions(&self, task: &Task) -> Result<Catalogue, VerbError> {
+        let person = self.shared.settings.definitions.clone();
+        let workspace = task.workspace.as_ref().map(|there| there.path.clone());
+        // A folder may lie on a disk that does not answer.
+        let read = move || definitions::read(person.as_deref(), workspace.as_deref());
+        Ok(tokio::task::spawn_blocking(read).await?)
     }
 
     /// Waits for the end of tasks, until a time. To an agent this delivers the ends of what it asked

@@ -79,7 +79,11 @@ impl Walk {
             opening.known = known;
         }
         let home_text = home.to_string_lossy();
-        let workspace = self.workspace();
+        let workspace = match &native {
+            Some(_) => native::directory(&self.workspace(), &task.spec.terms.directory),
+            None => Ok(self.workspace()),
+        };
+        let workspace = workspace.map_err(start)?;
         let door_env = self.door_env();
         let our_tools = self.our_tools();
         let broker_url = aid.and_then(|aid| aid.broker_url.as_deref());
@@ -120,7 +124,11 @@ impl Walk {
         let mut env = self.job_env(&home).map_err(start)?;
         lay_down(&home, &profile.files).map_err(start)?;
         env.extend(opening.env);
-        env.extend(door_env);
+        // Our own agent hands it to its server, and nothing else inside has a use for it.
+        let own = task.spec.terms.grant.as_ref();
+        if own.is_none_or(|grant| !grant.asked) {
+            env.extend(door_env);
+        }
         if let Some((account, login)) = self.login(profile)
             && let Some(variable) = &login.variable
         {

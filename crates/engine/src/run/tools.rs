@@ -1,6 +1,8 @@
 //! Our tools, as the agent of this run finds them: the door, what it shows there, the argv.
 //! Must not give anything to a task without a grant.
 
+use dispatch_core::grant::Grant;
+
 use super::Walk;
 use crate::{
     door::{self, Door},
@@ -12,7 +14,9 @@ impl Walk {
     pub(super) fn door(&self) -> Option<&Door> {
         let grant = self.job.task.spec.terms.grant.as_ref();
         let door = self.ctx.settings.door.as_ref();
-        door.filter(|_| grant.is_some_and(|grant| !grant.tools.is_empty()))
+        // What nobody asked for must not keep a task from starting.
+        let can = |grant: &Grant| !grant.asked || self.ctx.fences.hold_doors();
+        door.filter(|_| grant.is_some_and(|grant| !grant.tools.is_empty() && can(grant)))
     }
 
     pub(super) fn door_env(&self) -> Vec<(String, String)> {

@@ -745,6 +745,7 @@ fn settings(place: &Path, dispatch: &Path, agent: &Path, slots: usize) -> Result
         runtimes: Runtimes::default(),
         sidecar: Vec::new(),
         door: None,
+        definitions: None,
         observer: Observer::default(),
         clock: Clock::default(),
     })

@@ -167,6 +167,7 @@ async fn main() -> Result<()> {
         runtimes: Runtimes::default(),
         sidecar: vec![agent.clone(), "sidecar".into()],
         door: None,
+        definitions: None,
         observer: Observer(Some(Arc::new(move |_| events.burn()))),
         clock: Clock::default(),
     };

@@ -63,6 +63,8 @@ pub(super) struct Ask {
     pub(super) prompt: String,
     /// All texts of the conversation before it, whoever said them.
     pub(super) earlier: String,
+    /// What the client itself says to the model.
+    pub(super) system: String,
     pub(super) side: Option<Side>,
 }
 
@@ -95,6 +97,7 @@ impl Ask {
             directory: directory(body),
             prompt: tail(prompt),
             earlier: tail(earlier),
+            system: tail(instructions(body)),
             tools,
             side,
         }

@@ -228,6 +228,7 @@ impl Server {
         record["tools"] = json!(names);
         record["prompt"] = json!(ask.prompt);
         record["earlier"] = json!(ask.earlier);
+        record["system"] = json!(ask.system);
         record["media"] = json!(media::of(&body));
         // As the two protocols say it whose agents are asked to think harder or less.
         let effort = [

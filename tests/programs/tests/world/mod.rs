@@ -126,6 +126,7 @@ impl World {
             runtimes: Runtimes::default(),
             sidecar: vec![AGENT.into(), "sidecar".into()],
             door: None,
+            definitions: None,
             observer: Observer::default(),
             clock: Clock::default(),
         }

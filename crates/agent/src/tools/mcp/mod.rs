@@ -21,7 +21,7 @@ use std::{
 };
 
 use dispatch_core::{
-    id::{KeyName, ServerName},
+    id::{BadId, KeyName, ServerName},
     models::KeySource,
     native::ServedTool,
     rules::fits,
@@ -39,6 +39,9 @@ use super::Wrong;
 use crate::{keys, net::Connector};
 use link::Link;
 pub(super) use names::BETWEEN;
+
+/// From asking all servers to end until they are ended: all of a stop is over within a second.
+const END_ALL: Duration = Duration::from_millis(900);
 
 /// What servers are started with.
 #[derive(Clone, Debug)]
@@ -201,6 +204,21 @@ impl Started {
     }
 }
 
+/// One by itself, whose tools no model is told of.
+pub(crate) async fn one(
+    name: &str,
+    table: &ServerTable,
+    around: &Around,
+) -> Result<Arc<Server>, String> {
+    let name: ServerName = name.parse().map_err(|error: BadId| error.to_string())?;
+    let (link, _) = opened(&name, table, around).await?;
+    Ok(Arc::new(Server {
+        name,
+        call_limit: Duration::from_millis(table.call_ms),
+        link: Ok(link),
+    }))
+}
+
 /// Connected, and the list of its tools.
 async fn opened(name: &ServerName, table: &ServerTable, around: &Around) -> Opened {
     let limit = Duration::from_millis(table.start_ms);
@@ -253,6 +271,12 @@ impl Server {
         }
     }
 
+    /// Whether it can be asked still.
+    pub(crate) fn is_open(&self) -> bool {
+        let link = self.link.as_ref();
+        link.is_ok_and(|link| !link.peer().is_transport_closed())
+    }
+
     fn wrong(&self, what: &str) -> Wrong {
         Wrong::new(format!("ask MCP server {}: {what}", self.name))
     }
@@ -272,5 +296,9 @@ pub(crate) async fn end(servers: &[Arc<Server>]) {
         let server = Arc::clone(server);
         ends.spawn(async move { server.end().await });
     }
-    while ends.join_next().await.is_some() {}
+    let all = async { while ends.join_next().await.is_some() {} };
+    match timeout(END_ALL, all).await {
+        // What is left is killed as it is let go of.
+        Ok(()) | Err(_) => {}
+    }
 }

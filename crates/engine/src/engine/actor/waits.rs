@@ -7,8 +7,8 @@ use dispatch_core::{
     Millis,
     event::{Kind, Subject},
     family::{self, Deed, EndId, Refusal},
-    id::TaskId,
-    message::Sender,
+    id::{RunId, TaskId},
+    message::{Fate, Sender},
     state::{Run, Task},
 };
 
@@ -155,7 +155,17 @@ impl Actor {
         if all || some || asked {
             return Some(Ok(false));
         }
+        if matches!(waiter.who, Who::Run(run) if self.is_spoken_to(run)) {
+            return Some(Ok(true));
+        }
         (waiter.let_go || waiter.until <= self.now()).then_some(Ok(true))
+    }
+
+    /// A word is on its way to that agent, which would hear it when its call is over.
+    fn is_spoken_to(&self, run: RunId) -> bool {
+        let task = self.state.task(run.task);
+        let mut messages = task.into_iter().flat_map(|task| &task.messages);
+        messages.any(|message| message.fate == Fate::Waiting && message.is_with(run.n))
     }
 
     fn owes_one_of(&self, task: TaskId, of: &[TaskId]) -> bool {

@@ -1,0 +1,190 @@
+//! Definitions of agents as they lie in folders: a person's, and that of the repository in the
+//! workspace of whoever summons. Read again each time.
+//! Must not follow a link, must not read more than it says, and must not leave a file out in silence.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use dispatch_core::definition::{
+    self, Catalogue, Definition, FILE_BYTES_MAX, FILES_MAX, REPOSITORY_FOLDER, Scope, Shape, Slug,
+};
+use rustix::{fs::Dir, io::Errno};
+
+use crate::files;
+
+/// All that there are for a task with this workspace.
+#[must_use]
+pub(crate) fn read(person: Option<&Path>, workspace: Option<&Path>) -> Catalogue {
+    let persons = person.map(|folder| of_folder(folder, files::open_dir(folder), Scope::Person));
+    let repositorys = workspace.map(|root| {
+        let shown = root.join(REPOSITORY_FOLDER.join("/"));
+        of_folder(&shown, below(root), Scope::Repository)
+    });
+    let persons = persons.unwrap_or_default();
+    persons.under(repositorys.unwrap_or_default())
+}
+
+fn below(root: &Path) -> io::Result<OwnedFd> {
+    let mut at = files::open_dir(root)?;
+    for name in REPOSITORY_FOLDER {
+        at = files::open_dir_at(at.as_fd(), OsStr::new(name))?;
+    }
+    Ok(at)
+}
+
+/// A folder that is not there has nothing in it.
+fn of_folder(shown: &Path, folder: io::Result<OwnedFd>, scope: Scope) -> Catalogue {
+    let mut catalogue = Catalogue::default();
+    let failed = |error: io::Error| format!("read {}: {error}", shown.display());
+    let folder = match folder {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return catalogue,
+        Err(error) => {
+            catalogue.problems.push(failed(error));
+            return catalogue;
+        }
+    };
+    match names(&folder) {
+        Ok((names, all)) => {
+            for name in &names {
+                add(&mut catalogue, folder.as_fd(), name, scope);
+            }
+            if !all {
+                let what = format!(
+                    "{} has more than {FILES_MAX} entries; the rest is left out",
+                    shown.display()
+                );
+                catalogue.problems.push(what);
+            }
+        }
+        Err(error) => catalogue.problems.push(failed(error)),
+    }
+    catalogue
+}
+
+/// Sorted, and whether these are all.
+fn names(folder: &OwnedFd) -> io::Result<(Vec<String>, bool)> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        names.push(name.to_string_lossy().into_owned());
+        // Whatever its name is, it counts: somebody may have put a million there.
+        if names.len() > FILES_MAX {
+            break;
+        }
+    }
+    names.sort();
+    let all = names.len() <= FILES_MAX;
+    names.truncate(FILES_MAX);
+    Ok((names, all))
+}
+
+fn add(catalogue: &mut Catalogue, folder: BorrowedFd<'_>, name: &str, scope: Scope) {
+    match definition::slug_of(name) {
+        // A text beside them, or somebody's notes.
+        None => {}
+        Some((Err(why), _)) => catalogue.problems.push(format!("read {name}: {why}")),
+        Some((Ok(slug), shape)) => {
+            let found = one(folder, name, &slug, scope, shape);
+            let found = found.map_err(|why| format!("read {name} of the {scope}: {why}"));
+            catalogue.add(slug, found);
+        }
+    }
+}
+
+fn one(
+    folder: BorrowedFd<'_>,
+    name: &str,
+    slug: &Slug,
+    scope: Scope,
+    shape: Shape,
+) -> Result<Definition, String> {
+    let bytes = files::read_beneath(folder, Path::new(name), FILE_BYTES_MAX);
+    let is_link = |error: &io::Error| error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+    let bytes = bytes.map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => format!("it has more than {FILE_BYTES_MAX} bytes"),
+        _ if is_link(&error) => "it is a link".to_owned(),
+        _ => error.to_string(),
+    })?;
+    let text = String::from_utf8(bytes).map_err(|_| "it is no UTF-8".to_owned())?;
+    definition::parse(slug, scope, shape, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    const GOOD: &str = "---\ndescription: looks\nis_subagent: true\n---\nLook.\n";
+
+    fn write(folder: &Path, name: &str, text: &str) {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join(name), text).unwrap();
+    }
+
+    #[test]
+    fn a_repositorys_comes_first_and_what_is_of_no_use_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (person, root) = (dir.path().join("agents"), dir.path().join("w"));
+        let own = root.join(".dispatch/agents");
+        write(&person, "a.md", GOOD);
+        write(&person, "b.toml", "is_subagent = true\n");
+        write(&person, "notes.txt", "none of ours");
+        write(&own, "b.md", GOOD);
+        write(&own, "bad.md", "no front matter");
+        write(&own, "large.md", &"x".repeat(70_000));
+        write(&own, "-x.md", GOOD);
+        symlink(dir.path().join("agents/a.md"), own.join("link.md")).unwrap();
+        let all = read(Some(&person), Some(&root));
+        let listed: Vec<(String, bool)> = all
+            .listed()
+            .into_iter()
+            .map(|one| (one.slug, one.of_repository))
+            .collect();
+        assert_eq!(listed, [("a".into(), false), ("b".into(), true)]);
+        let faults: Vec<&str> = all.faults().collect();
+        let faults = faults.join("\n");
+        for part in [
+            "read bad.md of the repository: it does not begin",
+            "read large.md of the repository: it has more than 65536 bytes",
+            "read link.md of the repository: it is a link",
+            "read -x.md: \"-x\" cannot be",
+        ] {
+            assert!(faults.contains(part), "{part}: {faults}");
+        }
+    }
+
+    #[test]
+    fn no_link_leads_out_of_the_workspace_and_no_folder_is_too_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outside, root) = (dir.path().join("outside"), dir.path().join("w"));
+        write(&outside, "a.md", GOOD);
+        fs::create_dir_all(root.join(".dispatch")).unwrap();
+        symlink(&outside, root.join(".dispatch/agents")).unwrap();
+        let all = read(None, Some(&root));
+        assert!(all.listed().is_empty());
+        assert_eq!(all.faults().count(), 1, "{all:?}");
+        assert_eq!(
+            read(Some(&dir.path().join("none")), None),
+            Catalogue::default()
+        );
+        for n in 0..300 {
+            write(&outside, &format!("x{n}.md"), GOOD);
+        }
+        let all = read(Some(&outside), None);
+        assert!(all.listed().len() <= FILES_MAX);
+        assert!(all.faults().any(|fault| fault.contains("more than 200")));
+    }
+}
