@@ -90,7 +90,7 @@ async fn permit(
     tool: &Granted,
     planned: &Planned,
 ) -> Result<Result<(), String>, Halt> {
-    let group = planned.group(tool);
+    let group = planned.group.unwrap_or_else(|| tool.group());
     let subjects = &planned.subjects;
     match turn.agent.rules.decide_all(group, subjects) {
         Action::Allow => return Ok(Ok(())),

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 use dispatch_core::rules::{Action, Group, Rules, Subject};
 use serde::de::DeserializeOwned;
 
-use super::{Granted, Place, Run, Running, Wrong};
+use super::{Place, Run, Running, Wrong};
 
 /// A call as a model made it.
 #[derive(Clone, Debug)]
@@ -31,8 +31,8 @@ type Work = Box<dyn FnOnce(Run) -> Running + Send + Sync>;
 /// A call that can run: what it would touch, and the work on exactly that.
 pub(crate) struct Planned {
     pub(crate) subjects: Vec<Subject>,
-    /// Where it is another one than its tool's.
-    group: Option<Group>,
+    /// Where it is not its tool's: one tool has two.
+    pub(crate) group: Option<Group>,
     work: Work,
 }
 
@@ -58,14 +58,9 @@ impl Planned {
         }
     }
 
-    /// One tool has calls of two groups.
-    pub(super) fn in_group(mut self, group: Group) -> Self {
-        self.group = Some(group);
-        self
-    }
-
-    pub(crate) fn group(&self, tool: &Granted) -> Group {
-        self.group.unwrap_or_else(|| tool.group())
+    pub(super) fn in_group(self, group: Group) -> Self {
+        let group = Some(group);
+        Self { group, ..self }
     }
 
     pub(crate) fn run(self, run: Run) -> Running {

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Given, Planned, Run, Tool, Wrong, kin::text, schema};
+use super::{Planned, Run, Tool, Wrong, kin::text, schema};
 
 /// Of its log, from the end.
 const LOG_BYTES: u64 = 64 << 10;
@@ -25,7 +25,11 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::ReadTab,
     safe: true,
     schema: schema::<Input>,
-    plan,
+    plan: |given| {
+        let input: Input = given.parse()?;
+        let subjects = vec![Subject::name(&input.tab_id)];
+        Ok(Planned::new(subjects, |run| read(run, input)))
+    },
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -33,12 +37,6 @@ pub(super) const TOOL: Tool = Tool {
 struct Input {
     /// Its agent_id, or the first characters of it, at least 4.
     tab_id: String,
-}
-
-fn plan(given: &Given) -> Result<Planned, Wrong> {
-    let input: Input = given.parse()?;
-    let subjects = vec![Subject::name(input.tab_id.trim())];
-    Ok(Planned::new(subjects, |run| read(run, input)))
 }
 
 async fn read(run: Run, input: Input) -> Result<String, Wrong> {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Given, Planned, Run, Tool, Wrong,
+    Planned, Run, Tool, Wrong,
     kin::{Waited, text, wait},
     schema,
 };
@@ -20,7 +20,11 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Read,
     safe: false,
     schema: schema::<Input>,
-    plan,
+    plan: |given| {
+        let input: Input = given.parse()?;
+        let subjects = vec![Subject::name(&input.agent_id)];
+        Ok(Planned::new(subjects, |run| retrieve(run, input)))
+    },
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -28,12 +32,6 @@ pub(super) const TOOL: Tool = Tool {
 struct Input {
     /// As summon said it, or its first characters, at least 4.
     agent_id: String,
-}
-
-fn plan(given: &Given) -> Result<Planned, Wrong> {
-    let input: Input = given.parse()?;
-    let subjects = vec![Subject::name(input.agent_id.trim())];
-    Ok(Planned::new(subjects, |run| retrieve(run, input)))
 }
 
 async fn retrieve(run: Run, input: Input) -> Result<String, Wrong> {

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Given, Planned, Run, Tool, Wrong, kin::text, schema};
+use super::{Planned, Run, Tool, Wrong, kin::text, schema};
 
 pub(super) const TOOL: Tool = Tool {
     name: "send_to_tab",
@@ -19,7 +19,11 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::SendToTab,
     safe: false,
     schema: schema::<Input>,
-    plan,
+    plan: |given| {
+        let input: Input = given.parse()?;
+        let subjects = vec![Subject::name(&input.tab_id)];
+        Ok(Planned::new(subjects, |run| send(run, input)))
+    },
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -29,12 +33,6 @@ struct Input {
     tab_id: String,
     /// What to say.
     message: String,
-}
-
-fn plan(given: &Given) -> Result<Planned, Wrong> {
-    let input: Input = given.parse()?;
-    let subjects = vec![Subject::name(input.tab_id.trim())];
-    Ok(Planned::new(subjects, |run| send(run, input)))
 }
 
 async fn send(run: Run, input: Input) -> Result<String, Wrong> {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Given, Planned, Run, Tool, Wrong,
+    Planned, Run, Tool, Wrong,
     kin::{Waited, text, wait},
     schema,
 };
@@ -26,7 +26,15 @@ pub(super) const TOOL: Tool = Tool {
     group: Group::Summon,
     safe: false,
     schema: schema::<Input>,
-    plan,
+    plan: |given| {
+        let input: Input = given.parse()?;
+        let group = match input.top_level {
+            true => Group::UserAgent,
+            false => Group::Summon,
+        };
+        let subjects = vec![Subject::name(&input.agent)];
+        Ok(Planned::new(subjects, |run| summon(run, input)).in_group(group))
+    },
 };
 
 #[derive(Deserialize, JsonSchema)]
@@ -48,16 +56,6 @@ struct Input {
     /// For a definition that stands for itself.
     #[serde(default)]
     top_level: bool,
-}
-
-fn plan(given: &Given) -> Result<Planned, Wrong> {
-    let input: Input = given.parse()?;
-    let subjects = vec![Subject::name(input.agent.as_str())];
-    let group = match input.top_level {
-        true => Group::UserAgent,
-        false => Group::Summon,
-    };
-    Ok(Planned::new(subjects, |run| summon(run, input)).in_group(group))
 }
 
 async fn summon(run: Run, input: Input) -> Result<String, Wrong> {

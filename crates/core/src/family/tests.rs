@@ -398,6 +398,26 @@ fn a_grant_that_asks_is_for_what_somebody_allowed_once_each() {
     refused(&mut world, summoned("a", "read"));
 }
 
+/// Its agent does not ask again for what was allowed already.
+#[test]
+fn an_answer_that_a_run_died_over_is_good_in_the_next() {
+    let mut world = World::new();
+    let by = lead_that_asks(&mut world);
+    answered(&mut world, by, 1, "agent a\nlook", (true, false));
+    world.spend(by, 1);
+    world.end(by, Outcome::Lost);
+    let next = RunId { n: 2, ..by };
+    let cause = RunCause::RetryOf {
+        n: 1,
+        by_person: true,
+    };
+    world.put(Subject::Run(next), Kind::RunQueued { cause });
+    world.start(next);
+    world.ask(2, next, summoned("a", "look")).unwrap();
+    let again = world.ask(3, next, summoned("a", "look")).unwrap_err();
+    assert!(matches!(again, Refusal::Unasked { .. }), "{again}");
+}
+
 #[test]
 fn a_rule_and_the_terms_of_a_task_answer_without_a_person() {
     let rule = |action| {
