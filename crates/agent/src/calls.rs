@@ -106,7 +106,7 @@ async fn permit(
     }
     // The model hears it first: it may not want this any more.
     if is_spoken_to(turn) {
-        return Ok(Err(SPOKEN_TO.to_owned()));
+        return Ok(outcome(false, SPOKEN_TO));
     }
     let (allowed, always, why) = ask(turn, call, group, subjects).await?;
     if allowed && always {
