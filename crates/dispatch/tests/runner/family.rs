@@ -496,7 +496,8 @@ async fn codex_leads_from_a_cage_without_a_network() {
     has_led(&world, &lead, &log);
 }
 
-/// The same with our own agent, whose tools are the very same server.
+/// The same with our own agent, whose tools are the very same server. A list of its own tools says
+/// nothing of those.
 #[tokio::test(flavor = "multi_thread")]
 async fn our_own_agent_leads_from_a_cage_without_a_network() {
     let script = TestWorld::new();
@@ -504,7 +505,7 @@ async fn our_own_agent_leads_from_a_cage_without_a_network() {
     let key = key_file(&script);
     let world = TestWorld::with_config(&format!(
         "{GRANT}{PATIENT}[keys.main]\nprovider = \"anthropic\"\nbase_url = \"{url}\"\n\
-         key = {{ file = {key:?} }}\n[agents.native]\npool = \"default\"\npermissions = \"allow\"\n\
+         key = {{ file = {key:?} }}\n[agents.native]\npool = \"default\"\npermissions = \"allow\"\ntools = [\"read_file\"]\n\
          chain = [{{ key = \"main\", model = \"any\" }}]\n"
     ));
     let lead = start(&world, "native");
