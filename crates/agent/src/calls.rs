@@ -106,9 +106,9 @@ async fn permit(
     }
     // The model hears it first: it may not want this any more.
     if is_spoken_to(turn) {
-        return Ok(Err(SPOKEN_TO.to_owned()));
+        return Ok(outcome(false, SPOKEN_TO));
     }
-    let (allowed, always, why) = ask(turn, call, tool, group, subjects).await?;
+    let (allowed, always, why) = ask(turn, call, group, subjects).await?;
     if allowed && always {
         let rules = Arc::make_mut(&mut turn.agent.rules);
         for subject in subjects {
@@ -130,7 +130,6 @@ fn outcome(allowed: bool, why: &str) -> Result<(), String> {
 async fn ask(
     turn: &mut Turn<'_>,
     call: &Call,
-    tool: &Granted,
     group: Group,
     subjects: &[Subject],
 ) -> Result<(bool, bool, String), Halt> {
@@ -139,7 +138,7 @@ async fn ask(
     turn.put(Chunk::Asked {
         id,
         call: call.id.clone(),
-        tool: tool.name().to_owned(),
+        tool: call.name.clone(),
         group,
         subject: shown(subjects),
         subjects: subjects.to_vec(),

@@ -8,7 +8,7 @@ mod transcript;
 
 use dispatch_core::{
     models::{Choice, Endpoint},
-    native::{Block, Chunk, Fault, StepEnd, StepId, Tokens},
+    native::{Block, Chunk, Fault, StepEnd, StepId, Tokens, Window},
     prompt::summary,
     secret::Secret,
 };
@@ -16,7 +16,7 @@ use dispatch_core::{
 use crate::{
     agent::Agent,
     conversation::{Whole, bytes_of_tokens},
-    model::{Entry, Heard, ModelError, Question},
+    model::{Entry, Heard, ModelError, Question, now},
     step::cost,
     turn::{Halt, Turn, attend, failed},
 };
@@ -75,6 +75,8 @@ struct Notes {
     text: String,
     tokens: Tokens,
     cost_usd: Option<f64>,
+    /// What its provider told of the key's limits.
+    windows: Vec<Window>,
 }
 
 impl Turn<'_> {
@@ -242,8 +244,13 @@ impl Turn<'_> {
                 .listen(&endpoint, &choice, key.as_ref(), &entries)
                 .await?
             {
-                Ok(notes) => {
+                Ok(mut notes) => {
                     self.chain.answered();
+                    let windows = std::mem::take(&mut notes.windows);
+                    if !windows.is_empty() {
+                        let (key, at) = (choice.key, Some(now()));
+                        self.put(Chunk::Windows { key, windows, at }).await?;
+                    }
                     return Ok(Ok(notes));
                 }
                 Err(error) => match error.fault {
@@ -280,6 +287,7 @@ impl Turn<'_> {
         let heard = async {
             let made_ids = "notes".to_owned();
             let mut answer = client.ask(&question, entries, key, made_ids).await?;
+            let windows = std::mem::take(&mut answer.windows);
             let (mut text, mut tokens) = (String::new(), Tokens::default());
             while let Some(heard) = answer.next().await? {
                 match heard {
@@ -299,6 +307,7 @@ impl Turn<'_> {
                 text,
                 tokens,
                 cost_usd,
+                windows,
             })
         };
         attend(inbox, self.deadline, heard).await

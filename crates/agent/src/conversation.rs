@@ -441,10 +441,12 @@ impl Conversation {
         })
     }
 
-    /// All text of the step that is or was last.
+    /// All text of the step that is or was last in this turn.
     pub(crate) fn last_text(&self) -> String {
         let open = self.open.as_ref().map(|open| open.blocks.as_slice());
-        let closed = self.entries.iter().rev().find_map(|entry| match entry {
+        let entries = self.entries.iter().zip(&self.steps).rev();
+        let mut own = entries.take_while(|(_, step)| step.turn == self.step.turn);
+        let closed = own.find_map(|(entry, _)| match entry {
             Entry::Answer { blocks, .. } => Some(blocks.as_slice()),
             Entry::Said(_) | Entry::Results { .. } => None,
         });

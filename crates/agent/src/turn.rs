@@ -111,13 +111,14 @@ impl Turn<'_> {
                 self.ask().await
             };
             if let Err(halt) = halt.await {
-                return self.halted(halt).await;
+                return self.halted(halt, said).await;
             }
         }
     }
 
-    /// What was under way is ended, and every call has its result, whatever the halt was.
-    async fn halted(&mut self, halt: Halt) -> Halt {
+    /// What was under way is ended, every call has its result, and what was said to this turn is in the
+    /// record, whatever the halt was.
+    async fn halted(&mut self, halt: Halt, said: Vec<Message>) -> Halt {
         let Halt::End(end) = &halt else {
             return halt;
         };
@@ -125,7 +126,14 @@ impl Turn<'_> {
         if stopped || matches!(end, TurnEnd::Limit { .. }) {
             self.agent.end_all().await;
         }
-        match self.close_open(stopped).await {
+        let closed = async {
+            self.close_open(stopped).await?;
+            if said.is_empty() {
+                return Ok(());
+            }
+            self.put(Chunk::Said { said }).await
+        };
+        match closed.await {
             Ok(()) => halt,
             Err(error) => error.into(),
         }

@@ -97,6 +97,11 @@ impl KeyState {
             }
             KeyNews::Back => (self.out, self.probe) = (None, None),
             KeyNews::Told { windows, at } => {
+                // Limits are told with answers: whoever has one after its time has tried it.
+                let over = |out: &Out| *at > out.at && out.until.is_none_or(|until| until <= *at);
+                if self.out.as_ref().is_some_and(over) {
+                    (self.out, self.probe) = (None, None);
+                }
                 if self.told_at.is_none_or(|known| known <= *at) {
                     self.windows.clone_from(windows);
                     self.told_at = Some(*at);
@@ -368,6 +373,23 @@ mod tests {
         bed.hear("a", &KeyNews::Back, now + 1);
         assert_eq!(bed.waits(2, &["a"], now + 1), None);
         assert_eq!(bed.known(2, &["a"], now + 1), [None]);
+    }
+
+    #[test]
+    fn an_answer_after_its_time_is_a_success_and_one_before_says_nothing() {
+        let mut bed = Bed::new();
+        let until = NOW + MINUTE;
+        bed.out("a", Some(until), NOW);
+        bed.ring.begins(run(1), &chain(&["a"]), until);
+        let told = |at| KeyNews::Told {
+            windows: Vec::new(),
+            at,
+        };
+        bed.hear("a", &told(until - 1), until);
+        assert!(bed.waits(2, &["a"], until).is_some());
+        bed.hear("a", &told(until), until);
+        assert_eq!(bed.waits(2, &["a"], until), None);
+        assert_eq!(bed.known(2, &["a"], until), [None]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dispatch_core::native::{Block, Chunk, Line, TurnEnd};
+use dispatch_core::native::{Block, Chunk, Line, StepId, TurnEnd};
 use dispatch_test_programs::fuzz::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -261,6 +261,58 @@ fn row_1_kill_9_at_any_moment() {
         "{ROUNDS} turns in {runs} processes, {kills} killed, {interrupted_all} calls interrupted"
     );
     assert!(kills > ROUNDS);
+}
+
+/// The same while the conversation is compacted again and again: each beginning becomes notes once, and
+/// what follows goes on behind it.
+#[test]
+fn row_1_kill_9_at_any_moment_of_a_compaction() {
+    const ROUNDS: u64 = 15;
+    const STEPS: usize = 12;
+    let (mut kills, mut runs, mut notes_all) = (0, 0, 0);
+    for seed in 0..ROUNDS {
+        let mut random = Random::new(1000 + seed);
+        let steps: Vec<Value> = (0..STEPS)
+            .map(|n| {
+                // The limit is near behind each of them, and two are enough to be worth notes.
+                let command = format!("echo {n} >> log; seq -f 'line %05g of it' 1 400");
+                json!({"text": format!("step {n}"), "tool": "shell", "command": command,
+                    "usage": {"input": 2_300}})
+            })
+            .chain([json!({"text": "Finished.", "repeat": true})])
+            .collect();
+        let model = Model::start(&json!(steps));
+        let mut task = Task::new(&model, PROVIDERS[random.below(3)]);
+        task.opening["keys"]["k"]["models"] = json!([{"match": "*", "context_tokens": 2_500}]);
+        let mut prompt = Some("Do it.");
+        loop {
+            runs += 1;
+            let agent = task.start_and_kill(prompt, 1 + random.below(30_000));
+            let code = agent.end();
+            kills += u64::from(code.is_none());
+            let lines = task.lines();
+            let turned = |line: &Line| matches!(line.chunk, Chunk::Turn { .. });
+            prompt = (!lines.iter().any(turned)).then_some("Do it.");
+            if end(&lines).is_some() {
+                break;
+            }
+        }
+        let lines = task.lines();
+        assert_eq!(end(&lines), Some(TurnEnd::Done), "seed {seed}");
+        check(&task, &lines, seed);
+        let notes: Vec<StepId> = lines
+            .iter()
+            .filter_map(|line| match &line.chunk {
+                Chunk::Compacted { from, .. } => Some(*from),
+                _ => None,
+            })
+            .collect();
+        let forward = notes.windows(2).all(|pair| pair[0] < pair[1]);
+        assert!(forward, "seed {seed}: one is told twice: {notes:?}");
+        notes_all += notes.len();
+    }
+    println!("{ROUNDS} turns in {runs} processes, {kills} killed, {notes_all} compactions");
+    assert!(kills > ROUNDS && notes_all as u64 > 2 * ROUNDS);
 }
 
 /// Which commands ran is what the record says ran. How many were interrupted.

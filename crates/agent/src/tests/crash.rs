@@ -258,6 +258,43 @@ async fn a_new_prompt_after_a_crash_is_told_once() {
     }
 }
 
+/// However the turn ends that it was said to, it is in the record, and the next turn knows of it.
+#[tokio::test]
+async fn a_new_prompt_is_told_also_where_the_turn_ends_at_once() {
+    let kind = "anthropic";
+    let refused = say::anthropic("I", &[]).replace("end_turn", "refusal");
+    let stops = say::anthropic("", &[("a", "run_shell", shell("sleep 86452"))]);
+    for (first, until, stop) in [(refused, "step_ended", false), (stops, "step_ended", true)] {
+        let provider = Provider::start(vec![Reply::Events(first.clone()), Reply::Hangs]).await;
+        let mut bed = Bed::new(&[("k", kind, &provider)]);
+        let mut live = bed.start(Some("Go."));
+        live.until(|chunk| matches!(chunk, Chunk::StepEnded(_)))
+            .await;
+        live.order(&json!({"stop": {}}));
+        live.close();
+        live.end().await;
+        let record = fs::read_to_string(bed.out(1)).unwrap();
+        let end = record.find(until).unwrap();
+        let end = end + record[end..].find('\n').unwrap() + 1;
+        fs::write(bed.out(1), &record[..end]).unwrap();
+        let mut live = bed.start(Some("And use UTC."));
+        if stop {
+            live.until(is_running).await;
+            live.order(&json!({"stop": {}}));
+        }
+        live.ended().await;
+        live.close();
+        live.end().await;
+        // A turn of its own, that is told of all that was said.
+        let provider = Provider::start(vec![Reply::Events(say::any(kind, "Yes.", &[]))]).await;
+        bed.opening["keys"]["k"]["base_url"] = json!(provider.url);
+        bed.run(Some("Well?")).await;
+        let told = provider.asked().pop().unwrap().text;
+        let (_, told) = told.split_once("\"messages\":").unwrap();
+        assert_eq!(told.matches("And use UTC.").count(), 1, "{told}");
+    }
+}
+
 /// What was sent before a restart is sent in the same bytes after it, and after a fail-over to
 /// another model of the same key.
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use dispatch_core::native::{Chunk, TurnEnd};
+use dispatch_core::native::{Chunk, Line, TurnEnd};
 use serde_json::{Value, json};
 
 use super::bed::{Bed, deaf, end, results};
@@ -155,6 +155,22 @@ async fn after_a_stop_the_next_word_begins_a_turn_that_knows_of_it() {
         "{result}"
     );
     assert_eq!(messages[3]["content"][0]["text"], "Go on.");
+}
+
+/// A turn that ended before its first question has said nothing, whatever was said before it.
+#[tokio::test]
+async fn a_turn_without_an_answer_tells_none_of_an_earlier_one() {
+    let reply = Reply::Events(say::anthropic("Yesterday's.", &[]));
+    let provider = Provider::start(vec![reply]).await;
+    let mut bed = Bed::new(&[("k", "anthropic", &provider)]);
+    let told = |lines: &[Line]| match lines.last().map(|line| line.chunk.clone()) {
+        Some(Chunk::TurnEnded { text, .. }) => text,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&bed.run(Some("Go.")).await), "Yesterday's.");
+    bed.opening["keys"]["k"]["auth"] = json!("bearer");
+    bed.opening["keys"]["k"]["key"] = json!({"from": "DISPATCH_NO_SUCH_KEY"});
+    assert_eq!(told(&bed.run(Some("And now?")).await), "");
 }
 
 /// Nobody reads what it says: it must not work on.

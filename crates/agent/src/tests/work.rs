@@ -311,19 +311,18 @@ async fn an_answer_that_is_too_long_goes_on_a_few_times() {
 #[tokio::test]
 async fn a_result_that_is_too_long_is_spilled_and_can_be_read() {
     let provider = Provider::start(vec![
-        Reply::Events(say::chat(
-            "",
-            &[("a", "read_file", json!({"path": "big", "limit": 5000}))],
-        )),
+        Reply::Events(say::chat("", &[("a", "list_files", json!({}))])),
         Reply::Events(say::chat("Done.", &[])),
     ])
     .await;
     let mut bed = Bed::new(&[("k", "compatible", &provider)]);
-    fs::write(bed.work("big"), "line\n".repeat(3000)).unwrap();
+    for n in 0..600 {
+        fs::write(bed.work(&format!("file-{n:03}")), "").unwrap();
+    }
     let lines = bed.run(Some("Go.")).await;
     let told = results(&lines).into_values().next().unwrap();
     assert!(
-        told.len() < 4000 && told.contains("read_file gave 15025 characters in 3001 lines"),
+        told.len() < 4000 && told.contains("list_files gave 5399 characters in 600 lines"),
         "{told}"
     );
     let path = told

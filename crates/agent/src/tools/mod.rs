@@ -12,6 +12,7 @@ mod html;
 mod jobs;
 mod key_usage;
 pub(crate) mod kin;
+mod known;
 mod line_kind;
 mod list_files;
 pub(crate) mod mcp;

@@ -3,12 +3,10 @@
 //! what holds whoever wants to.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    hash::{DefaultHasher, Hasher},
-    io,
+    collections::BTreeSet,
+    fs, io,
     path::{Component, Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -18,10 +16,7 @@ use dispatch_core::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::{Outside, Spill, Wrong, jobs::Jobs, kin::Way};
-
-/// Files whose contents the model knows; the oldest is forgotten, and must be read again.
-const KNOWN_MAX: usize = 4096;
+use super::{Outside, Spill, Wrong, jobs::Jobs, kin::Way, known::Known};
 
 /// What a tool says while it works.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,12 +70,6 @@ pub(crate) struct Place {
     known: Mutex<Known>,
     /// To our own door, if there is one.
     way: OnceLock<Way>,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    next: u64,
-    hashes: BTreeMap<PathBuf, (u64, u64)>,
 }
 
 impl Place {
@@ -210,31 +199,10 @@ impl Place {
         if shown.is_empty() { ".".into() } else { shown }
     }
 
-    /// The model has seen all of this content of the file, or written it.
-    pub(super) fn knows(&self, path: &Path, hash: u64) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let n = known.next;
-        known.next += 1;
-        known.hashes.insert(path.to_owned(), (n, hash));
-        if known.hashes.len() > KNOWN_MAX {
-            let oldest = known.hashes.iter().min_by_key(|(_, (n, _))| *n);
-            if let Some(oldest) = oldest.map(|(path, _)| path.clone()) {
-                known.hashes.remove(&oldest);
-            }
-        }
+    /// What the model knows of files.
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    pub(super) fn known(&self, path: &Path) -> Option<u64> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.hashes.get(path).map(|(_, hash)| *hash)
-    }
-}
-
-/// To tell whether a file changed; nobody is kept from making two that are alike.
-pub(super) fn hash(content: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(content);
-    hasher.finish()
 }
 
 /// The path with all links followed, as far as it is there. Behind what is not there nothing goes up

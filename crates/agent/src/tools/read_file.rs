@@ -13,13 +13,15 @@ use serde::Deserialize;
 
 use super::{
     Given, Place, Planned, Run, Tool, Wrong, blocking,
+    known::Seen,
     open::open,
     place::{Real, failed},
-    schema,
+    schema, spill,
 };
 
-const LINES_USUAL: usize = 500;
-const LINES_MAX: usize = 5_000;
+/// What is not told whole was not read: a page and its header are.
+const LINES_MAX: usize = spill::LINES_MAX - 1;
+const HEADER_CHARS: usize = 100;
 const LINE_CHARS_MAX: usize = 2_000;
 /// Of one line that is kept while it is read; the rest of it is only counted.
 const LINE_BYTES_MAX: usize = 4 * LINE_CHARS_MAX;
@@ -31,10 +33,10 @@ const HEAD_BYTES: usize = 8 << 10;
 pub(super) const TOOL: Tool = Tool {
     name: "read_file",
     line: "read a page of a text file",
-    help: "Reads lines of a text file in the workspace. Without offset and limit: the first 500 \
-           lines. A header says which lines of how many these are; the lines follow as they are, \
-           without numbers. Lines longer than 2000 characters are cut; read_file_slice reads the \
-           rest of one.",
+    help: "Reads lines of a text file in the workspace, from offset on as many as there is room \
+           for: 499, or 10000 characters. A header says which lines of how many these are; the \
+           lines follow as they are, without numbers. Lines longer than 2000 characters are cut; \
+           read_file_slice reads the rest of one.",
     group: Group::Read,
     safe: true,
     schema: schema::<Input>,
@@ -50,7 +52,7 @@ struct Input {
     #[serde(default)]
     #[schemars(range(min = 1))]
     offset: Option<usize>,
-    /// How many lines to read, at most 5000.
+    /// How many lines to read, at most 499.
     #[serde(default)]
     #[schemars(range(min = 1))]
     limit: Option<usize>,
@@ -67,8 +69,12 @@ fn plan(given: &Given) -> Result<Planned, Wrong> {
 fn page(place: &Place, file: &Real, input: &Input) -> Result<String, Wrong> {
     let (path, shown) = (file.path(), file.shown());
     let first = input.offset.unwrap_or(1).max(1);
-    let limit = input.limit.unwrap_or(LINES_USUAL).clamp(1, LINES_MAX);
-    let read = Page::read(path, first, limit).map_err(|error| failed("read", shown, &error))?;
+    let wanted = Wanted {
+        first,
+        lines: input.limit.unwrap_or(LINES_MAX).clamp(1, LINES_MAX),
+        chars: spill::CHARS_MAX.saturating_sub(shown.chars().count() + HEADER_CHARS),
+    };
+    let read = Page::read(path, &wanted).map_err(|error| failed("read", shown, &error))?;
     if read.binary {
         let size = read.bytes;
         return Err(Wrong::new(format!(
@@ -76,7 +82,7 @@ fn page(place: &Place, file: &Real, input: &Input) -> Result<String, Wrong> {
         )));
     }
     if read.whole {
-        place.knows(path, read.hash);
+        place.known().saw(path, &read.seen(first));
     }
     if read.bytes == 0 {
         return Ok(format!("{shown} is empty"));
@@ -93,8 +99,20 @@ fn page(place: &Place, file: &Real, input: &Input) -> Result<String, Wrong> {
     Ok(header + &read.lines.join("\n"))
 }
 
+/// Which lines, and how many at most.
+struct Wanted {
+    first: usize,
+    lines: usize,
+    chars: usize,
+}
+
 struct Page {
     lines: Vec<String>,
+    chars: usize,
+    /// Numbers of lines that are not shown as they are.
+    cut: Vec<usize>,
+    /// There is no room for another line.
+    full: bool,
     total: usize,
     bytes: u64,
     hash: u64,
@@ -104,13 +122,16 @@ struct Page {
 }
 
 impl Page {
-    fn read(path: &Path, first: usize, limit: usize) -> io::Result<Self> {
+    fn read(path: &Path, wanted: &Wanted) -> io::Result<Self> {
         let file = open(path)?;
         let size = file.metadata()?.len();
         let mut input = BufReader::with_capacity(64 << 10, file);
         let mut hasher = DefaultHasher::new();
         let mut page = Self {
             lines: Vec::new(),
+            chars: 0,
+            cut: Vec::new(),
+            full: false,
             total: 0,
             bytes: 0,
             hash: 0,
@@ -139,21 +160,47 @@ impl Page {
             input.consume(taken);
             page.bytes += taken as u64;
             if end.is_some() {
-                page.end_line(&mut line, first, limit);
+                page.end_line(&mut line, wanted);
             }
         }
         if line.begun {
-            page.end_line(&mut line, first, limit);
+            page.end_line(&mut line, wanted);
         }
         page.hash = hasher.finish();
         Ok(page)
     }
 
-    fn end_line(&mut self, line: &mut Line, first: usize, limit: usize) {
+    fn end_line(&mut self, line: &mut Line, wanted: &Wanted) {
         self.total += 1;
         let line = std::mem::take(line);
-        if self.total >= first && self.lines.len() < limit {
-            self.lines.push(line.shown(self.total));
+        if self.total < wanted.first || self.full {
+            return;
+        }
+        let (text, is_cut) = line.shown(self.total);
+        let chars = self.chars + text.chars().count() + 1;
+        self.full = self.lines.len() == wanted.lines || chars > wanted.chars;
+        // One line has room in every page.
+        if !self.full || self.lines.is_empty() {
+            self.chars = chars;
+            self.lines.push(text);
+            self.cut.extend(is_cut.then_some(self.total));
+        }
+    }
+
+    /// What the model has seen when it has this page.
+    fn seen(&self, first: usize) -> Seen {
+        let mut lines = Vec::new();
+        let mut next = first;
+        for cut in &self.cut {
+            lines.push(next..=cut - 1);
+            next = cut + 1;
+        }
+        lines.push(next..=first + self.lines.len() - 1);
+        lines.retain(|lines| !lines.is_empty());
+        Seen {
+            hash: self.hash,
+            total: self.total,
+            lines,
         }
     }
 }
@@ -178,17 +225,21 @@ impl Line {
         self.more += bytes[room..].iter().filter(begins).count();
     }
 
-    fn shown(&self, number: usize) -> String {
+    /// And whether it is cut.
+    fn shown(&self, number: usize) -> (String, bool) {
         let text = String::from_utf8_lossy(&self.bytes);
         let text = text.strip_suffix('\r').unwrap_or(&text);
         let chars = text.chars().count() + self.more;
         match text.char_indices().nth(LINE_CHARS_MAX) {
-            None => text.to_owned(),
-            Some((at, _)) => format!(
-                "{} [line {number} is cut: it has {chars} characters; read_file_slice reads the \
-                 rest]",
-                &text[..at]
-            ),
+            None => (text.to_owned(), false),
+            Some((at, _)) => {
+                let text = format!(
+                    "{} [line {number} is cut: it has {chars} characters; read_file_slice reads \
+                     the rest]",
+                    &text[..at]
+                );
+                (text, true)
+            }
         }
     }
 }
@@ -197,7 +248,7 @@ impl Line {
 mod tests {
     use serde_json::json;
 
-    use crate::tools::{place::hash, testing::Bench};
+    use crate::tools::testing::Bench;
 
     #[tokio::test]
     async fn a_page_says_what_of_the_file_it_is() {
@@ -207,10 +258,10 @@ mod tests {
         let read = |input| bench.told("read_file", input);
         let first = read(json!({"path": "a.txt"})).await;
         assert!(
-            first.starts_with("a.txt: lines 1-500 of 1200\nline 1\nline 2\n"),
+            first.starts_with("a.txt: lines 1-499 of 1200\nline 1\nline 2\n"),
             "{first}"
         );
-        assert!(first.ends_with("line 500"));
+        assert!(first.ends_with("line 499"));
         let last = read(json!({"path": "a.txt", "offset": 1199, "limit": 50})).await;
         assert_eq!(last, "a.txt: lines 1199-1200 of 1200\nline 1199\nline 1200");
         let wrong = bench
@@ -257,15 +308,30 @@ mod tests {
         assert!(told.ends_with("\nshort") && told.chars().count() < 2_200);
     }
 
+    /// What is told of it is told whole, so nothing of a page is left out again.
     #[tokio::test]
-    async fn what_was_read_is_known() {
+    async fn a_page_has_room_where_results_have() {
         let bench = Bench::new();
-        let content = "é\n".repeat(100_000);
-        bench.write("a", &content);
-        bench
-            .told("read_file", json!({"path": "a", "limit": 1}))
-            .await;
-        let known = bench.place.known(&bench.path("a"));
-        assert_eq!(known, Some(hash(content.as_bytes())));
+        let lines: Vec<String> = (1..=300)
+            .map(|n| format!("{n} {}", "é".repeat(90)))
+            .collect();
+        bench.write("wide", lines.join("\n"));
+        let mut next = 1;
+        let mut pages = 0;
+        while next <= 300 {
+            let told = bench
+                .told("read_file", json!({"path": "wide", "offset": next}))
+                .await;
+            assert_eq!(bench.place.spill.fit("read_file", told.clone()), told);
+            let header = told.lines().next().unwrap();
+            let shown = told.lines().count() - 1;
+            assert_eq!(
+                header,
+                format!("wide: lines {next}-{} of 300", next + shown - 1)
+            );
+            next += shown;
+            pages += 1;
+        }
+        assert_eq!(pages, 3);
     }
 }

@@ -10,8 +10,8 @@ use std::{
 };
 
 /// What a model gets whole.
-const CHARS_MAX: usize = 10_000;
-const LINES_MAX: usize = 500;
+pub(super) const CHARS_MAX: usize = 10_000;
+pub(super) const LINES_MAX: usize = 500;
 /// What it gets of the rest, at each end.
 const END_CHARS: usize = 1_500;
 

@@ -16,8 +16,9 @@ use similar::TextDiff;
 
 use super::{
     Given, Place, Planned, Run, Tool, Wrong, blocking,
+    known::Knows,
     open::open,
-    place::{Real, failed, hash},
+    place::{Real, failed},
     schema,
 };
 
@@ -29,8 +30,8 @@ pub(super) const TOOL: Tool = Tool {
     name: "write_file",
     line: "write a whole file",
     help: "Writes a whole file, new or instead of what is there, with all directories it needs. A \
-           file that is there must have been read first, and must not have changed since; to \
-           change parts of it use edit_file. The answer is a diff.",
+           file that is there must have been read first, all of it, and must not have changed \
+           since; to change parts of it use edit_file. The answer is a diff.",
     group: Group::Edit,
     safe: false,
     schema: schema::<Input>,
@@ -67,16 +68,32 @@ fn check_known(place: &Place, file: &Real, before: Option<&Vec<u8>>) -> Result<(
     let Some(before) = before.filter(|bytes| !bytes.is_empty()) else {
         return Ok(());
     };
-    match place.known(path) {
-        Some(known) if known == hash(before) => Ok(()),
-        Some(_) => Err(Wrong::new(format!(
-            "write {shown}: it has changed since it was read; read it again"
-        ))),
-        None => Err(Wrong::new(format!(
-            "write {shown}: it is there and has not been read; read it first, or change it with \
-             edit_file"
-        ))),
-    }
+    let why = match place.known().of(path, before) {
+        Knows::All => return Ok(()),
+        Knows::Changed => "it has changed since it was read; read it again".to_owned(),
+        Knows::Nothing => "it is there and has not been read; read it first, or change it with \
+                           edit_file"
+            .to_owned(),
+        Knows::Part { unseen, others } => {
+            let (first, last) = unseen.into_inner();
+            let lines = if first == last {
+                format!("line {first}")
+            } else {
+                format!("lines {first}-{last}")
+            };
+            let verb = if others || first != last {
+                "have"
+            } else {
+                "has"
+            };
+            let others = if others { " and others" } else { "" };
+            format!(
+                "its {lines}{others} {verb} not been read; read what is left first, or change it \
+                 with edit_file"
+            )
+        }
+    };
+    Err(Wrong::new(format!("write {shown}: {why}")))
 }
 
 /// `None`: there is no such file.
@@ -120,7 +137,7 @@ pub(super) fn store(place: &Place, file: &Real, content: &str) -> Result<(), Wro
         let left = left.unwrap_or_default();
         return Err(Wrong::new(format!("write {shown}: {error}{left}")));
     }
-    place.knows(path, hash(content.as_bytes()));
+    place.known().wrote(path, content.as_bytes());
     Ok(())
 }
 
@@ -218,6 +235,43 @@ mod tests {
         bench.told("read_file", json!({"path": "a"})).await;
         bench.told("write_file", input).await;
         assert_eq!(bench.read("a"), "mine");
+    }
+
+    /// A page is not the file, and a line that was cut is not the line.
+    #[tokio::test]
+    async fn what_was_seen_in_part_stays() {
+        let bench = Bench::new();
+        let content: String = (1..=1200).map(|n| format!("line {n}\n")).collect();
+        bench.write("a", &content);
+        let input = json!({"path": "a", "content": "mine"});
+        let read = |offset: usize| bench.told("read_file", json!({"path": "a", "offset": offset}));
+        let why = |missing: &str| {
+            format!(
+                "error: write a: {missing} not been read; read what is left first, or change it \
+                 with edit_file"
+            )
+        };
+        read(1).await;
+        let wrong = bench.wrong("write_file", input.clone()).await;
+        assert_eq!(wrong, why("its lines 500-1200 have"));
+        read(1200).await;
+        read(502).await;
+        let wrong = bench.wrong("write_file", input.clone()).await;
+        assert_eq!(wrong, why("its lines 500-501 and others have"));
+        read(400).await;
+        let wrong = bench.wrong("write_file", input.clone()).await;
+        assert_eq!(wrong, why("its lines 1001-1199 have"));
+        read(900).await;
+        bench.told("write_file", input.clone()).await;
+        assert_eq!(bench.read("a"), "mine");
+        // What it wrote itself it knows.
+        bench
+            .told("write_file", json!({"path": "a", "content": content}))
+            .await;
+        bench.write("a", format!("{}\nb\n", "x".repeat(5000)));
+        read(1).await;
+        let wrong = bench.wrong("write_file", input).await;
+        assert_eq!(wrong, why("its line 1 has"));
     }
 
     #[tokio::test]

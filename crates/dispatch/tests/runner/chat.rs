@@ -224,6 +224,9 @@ fn messages_that_wait_are_seen_and_taken_back() {
     chat.until("message 1 waits for the next run");
     chat.tell("/unsay 1");
     chat.until("message 1 taken back");
+    // An agent that nobody can tell is no reason for a message that only looks like a command.
+    chat.tell("/compact-later");
+    chat.until("keeps its conversation by itself");
     chat.tell("/unsay 1");
     chat.until("failed to");
     chat.tell("/stop");
@@ -346,4 +349,35 @@ fn a_long_conversation_does_not_end_by_a_limit_of_runs() {
         world.dispatch_fed(&words, &say).exits(0);
     }
     assert_eq!(world.show(&id)["runs"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn a_file_goes_along_with_what_is_typed_next() {
+    let world = world();
+    fs::write(world.path("notes.txt"), "mine").unwrap();
+    let notes = world.path("notes.txt").display().to_string();
+    let args = [
+        "chat",
+        "--agent",
+        "scripted",
+        "--no-checks",
+        "--attach",
+        &notes,
+    ];
+    let words = "> write a.txt one\n";
+    world.dispatch_fed(words, &args).exits(0);
+    let id = only(&world);
+    let more = format!("/attach {notes}x\n/attach {notes}\n> write b.txt two\n");
+    world
+        .dispatch_fed(&more, &["chat", &id])
+        .exits(0)
+        .says(&["failed to attach", "with your next message: notes.txt"]);
+    let task = world.show(&id);
+    let from: Vec<&Value> = task["attachments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| &file["message"])
+        .collect();
+    assert_eq!(from, [&Value::Null, &json!(1)], "{task}");
 }

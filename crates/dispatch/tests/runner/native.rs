@@ -856,7 +856,6 @@ async fn a_conversation_is_compacted_before_its_next_turn_when_a_person_says_so(
     let says = json!([
         {"tool": "shell", "command": count},
         {"text": "I counted."},
-        {"text": "## Goal\nCount further."},
         {"text": "As you say.", "repeat": true},
     ]);
     let model = Model::new(&world, &[("main", says)]).await;
@@ -874,9 +873,9 @@ async fn a_conversation_is_compacted_before_its_next_turn_when_a_person_says_so(
     let task = ended(&world, &id);
     assert_eq!(task["state"], "completed", "{task}");
     let asked = model.asked();
-    assert_eq!(asked.len(), 4, "{asked:?}");
-    let earlier = asked[3]["earlier"].as_str().unwrap();
-    assert!(earlier.contains("| Count further."), "{earlier}");
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    let earlier = asked[2]["earlier"].as_str().unwrap();
+    assert!(earlier.contains("| Scripted notes."), "{earlier}");
     assert!(!earlier.contains("line 899"), "{earlier}");
     let told = world.dispatch(&["events", "--json", "--task", &id]);
     told.exits(0).says(&["the conversation was compacted"]);

@@ -45,6 +45,8 @@ impl Protocol {
 pub(super) enum Side {
     /// A title for the conversation.
     Title,
+    /// What our own agent writes down of a conversation that is too long.
+    Notes,
     /// A probe that asks for one token.
     Probe,
     /// A JSON object by this schema.
@@ -124,7 +126,11 @@ fn side(body: &Value) -> Option<Side> {
     {
         return Some(Side::Probe);
     }
-    let titled = instructions(body).to_lowercase().contains("title");
+    let instructions = instructions(body);
+    if instructions.contains("You write down what a coding agent must know") {
+        return Some(Side::Notes);
+    }
+    let titled = instructions.to_lowercase().contains("title");
     titled.then_some(Side::Title)
 }
 
@@ -292,5 +298,13 @@ mod tests {
         let titled = json!({"instructions": "Write a short Title", "input": "x"});
         assert_eq!(ask(&titled).side, Some(Side::Title));
         assert_eq!(ask(&json!({"input": "a title"})).side, None);
+        let notes = "You write down what a coding agent must know to go on.";
+        for notes in [
+            json!({"instructions": notes, "input": "x"}),
+            json!({"system": [{"type": "text", "text": notes}], "messages": []}),
+            json!({"messages": [{"role": "system", "content": notes}]}),
+        ] {
+            assert_eq!(ask(&notes).side, Some(Side::Notes));
+        }
     }
 }

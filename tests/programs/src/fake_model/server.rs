@@ -241,6 +241,7 @@ impl Server {
         if let Some(side) = &ask.side {
             let (name, text) = match side {
                 Side::Title => ("title", "Scripted title".to_owned()),
+                Side::Notes => ("notes", "## Goal\nScripted notes.".to_owned()),
                 Side::Probe => ("probe", "ok".to_owned()),
                 Side::Structured(schema) => ("structured", tools::sample(schema).to_string()),
             };

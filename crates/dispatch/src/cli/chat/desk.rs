@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     future::pending,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -18,11 +19,11 @@ use super::machine::{Request, Told};
 use crate::{
     api::{
         Applied, Spoken,
-        request::{self, Dispatch, Secrets},
+        request::{self, Attach, Dispatch, Secrets},
         task::Task,
     },
     cli::{
-        attach::Tune,
+        attach::{self, Tune},
         error::{CliError, Result},
         run::{Whom, agent_of, agent_secrets},
     },
@@ -165,12 +166,13 @@ impl Asked {
 
     async fn carry_out(&self, request: &Request) -> std::result::Result<Told, Fault> {
         match request {
-            Request::Begin { text, tune } => {
+            Request::Begin { text, tune, files } => {
                 let Some(begin) = &self.begin else {
                     return Err(CliError::usage("make a task: the chat has one").into());
                 };
                 let mut asked = begin.clone();
                 asked.task.clone_from(text);
+                asked.attachments.extend(self.files(files).await?);
                 if tune.model.is_some() {
                     // Another one may need another key.
                     let secrets = self.secrets(&self.about.agent, tune).await?;
@@ -182,10 +184,10 @@ impl Asked {
                     start::make(&self.settings, "/v1/tasks", &*asked).await?;
                 Ok(Told::Task(Box::new(task)))
             }
-            Request::Say { text, tune } => {
+            Request::Say { text, tune, files } => {
                 let asked = request::Say {
                     text: text.clone(),
-                    attachments: Vec::new(),
+                    attachments: self.files(files).await?,
                     model: tune.model.clone(),
                     effort: tune.effort,
                     chain: None,
@@ -251,6 +253,10 @@ impl Asked {
                 tune.check(&self.settings, &self.about.agent)?;
                 Ok(Told::Nothing)
             }
+            Request::Look(files) => {
+                self.files(files).await?;
+                Ok(Told::Nothing)
+            }
             Request::Diff => {
                 let path = self.path("diff");
                 let ask = async |client: &Client| client.text(&path).await;
@@ -288,6 +294,22 @@ impl Asked {
         });
         let taken = taken.await;
         taken.map_err(|error| CliError::failed("take the secrets of the agent", &error))?
+    }
+
+    /// What `say --attach` would hand over. They may be large, and the screen goes on.
+    async fn files(&self, paths: &[PathBuf]) -> Result<Vec<Attach>> {
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let agent = agent_of(&self.settings, &self.about.agent)?;
+        let (settings, paths) = (self.settings.clone(), paths.to_vec());
+        let read = spawn_blocking(move || {
+            let files = attach::read(&settings, &paths)?;
+            request::check_attachments(&settings.config, &agent, &files)?;
+            Ok(files)
+        });
+        let read = read.await;
+        read.map_err(|error| CliError::failed("read the files", &error))?
     }
 
     /// Whether the agent itself knows again what is always allowed.

@@ -15,6 +15,8 @@ pub(super) enum Act {
     Leave,
     /// The screen anew.
     Redraw,
+    /// Back to the shell, for now.
+    Suspend,
 }
 
 pub(super) fn press(editor: &mut Editor, key: KeyEvent) -> Option<Act> {
@@ -58,6 +60,7 @@ fn of_control(editor: &mut Editor, c: char) -> Option<Act> {
         'd' if editor.is_empty() => return Some(Act::Leave),
         'd' => editor.delete(),
         'l' => return Some(Act::Redraw),
+        'z' => return Some(Act::Suspend),
         'j' => editor.put("\n"),
         'a' => editor.home(),
         'e' => editor.end(),

@@ -20,12 +20,13 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _, Read as _},
     path::PathBuf,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossterm::event::{Event as Input, EventStream};
 use dispatch_core::task::Effort;
 use futures_util::StreamExt as _;
+use rustix::process::Signal as Unix;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::{Receiver, Sender, channel},
@@ -44,7 +45,7 @@ use self::{
 };
 use super::{
     Ctx,
-    attach::Tune,
+    attach::{self, Tune},
     error::{CliError, Result},
     exit::Exit,
     out,
@@ -52,10 +53,14 @@ use super::{
     tasks,
 };
 
+use crate::api::request;
+
 const NEWS_MAX: usize = 256;
 const LINES_MAX: usize = 64;
 /// Of one line of standard input; what is longer is several.
 const LINE_BYTES_MAX: u64 = 256 << 10;
+/// From the signal that stops us to our stop.
+const STOPPED: Duration = Duration::from_millis(200);
 /// Something moves while an agent works.
 const FRAME: Duration = Duration::from_millis(120);
 
@@ -107,6 +112,9 @@ pub(crate) struct Args {
     /// No checks: results are then not verified
     #[arg(long, conflicts_with = "check")]
     no_checks: bool,
+    /// A file that goes with your first message (may be given several times); /attach does it later
+    #[arg(long, value_name = "FILE")]
+    attach: Vec<PathBuf>,
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
@@ -138,6 +146,8 @@ pub(crate) async fn run(ctx: &Ctx, args: Args) -> Result<Exit> {
         tell,
         feeding: None,
         frame: 0,
+        suspended: false,
+        back: None,
     };
     session.talk(input, news).await
 }
@@ -152,12 +162,15 @@ async fn of_task(ctx: &Ctx, id: &str, args: &Args) -> Result<Opened> {
     };
     tune.check(&ctx.settings, &task.agent)?;
     let (agent, said) = (task.agent.clone(), Chat::said_before(&task));
-    let chat = Chat::new(Some(task), &agent, tune);
+    look_at(ctx, &agent, &args.attach)?;
+    let mut chat = Chat::new(Some(task), &agent, tune);
+    chat.take_along(args.attach.clone());
     Ok((chat, Desk::new(ctx.settings.clone(), None), said))
 }
 
 /// All but the words is looked at before a person types any.
 async fn of_nothing(ctx: &Ctx, args: Args) -> Result<Opened> {
+    let files = args.attach;
     let asked = run::chat_request(
         ctx,
         run::Talk {
@@ -177,9 +190,22 @@ async fn of_nothing(ctx: &Ctx, args: Args) -> Result<Opened> {
     );
     let asked = Box::pin(asked).await?;
     let agent = asked.agent.clone().unwrap_or_default();
-    let chat = Chat::new(None, &agent, Tune::default());
+    look_at(ctx, &agent, &files)?;
+    let mut chat = Chat::new(None, &agent, Tune::default());
+    chat.take_along(files);
     let desk = Desk::new(ctx.settings.clone(), Some(Box::new(asked)));
     Ok((chat, desk, Vec::new()))
+}
+
+/// What could not be sent later is told before a person types.
+fn look_at(ctx: &Ctx, agent: &str, files: &[PathBuf]) -> Result<()> {
+    let files = attach::read(&ctx.settings, files)?;
+    let agent = run::agent_of(&ctx.settings, agent)?;
+    Ok(request::check_attachments(
+        &ctx.settings.config,
+        &agent,
+        &files,
+    )?)
 }
 
 /// Where the person's words come from.
@@ -251,12 +277,15 @@ enum Face {
 
 struct Signals {
     int: Signal,
+    cont: Signal,
     term: Signal,
     hup: Signal,
 }
 
 enum Sign {
     Interrupt,
+    /// It was stopped, and somebody may have used the terminal.
+    Continued,
     End,
 }
 
@@ -264,6 +293,7 @@ impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             int: signal(SignalKind::interrupt())?,
+            cont: signal(SignalKind::from_raw(Unix::CONT.as_raw()))?,
             term: signal(SignalKind::terminate())?,
             hup: signal(SignalKind::hangup())?,
         })
@@ -272,6 +302,7 @@ impl Signals {
     async fn next(&mut self) -> Sign {
         tokio::select! {
             _ = self.int.recv() => Sign::Interrupt,
+            _ = self.cont.recv() => Sign::Continued,
             _ = self.term.recv() => Sign::End,
             _ = self.hup.recv() => Sign::End,
         }
@@ -287,6 +318,10 @@ struct Session<'a> {
     tell: Sender<News>,
     feeding: Option<JoinHandle<()>>,
     frame: usize,
+    /// To be stopped, as the shell's other jobs are.
+    suspended: bool,
+    /// The last time that it came back.
+    back: Option<Instant>,
 }
 
 impl Session<'_> {
@@ -301,6 +336,10 @@ impl Session<'_> {
             if let Some(exit) = self.obey()? {
                 self.end();
                 return Ok(exit);
+            }
+            if std::mem::take(&mut self.suspended) {
+                self.suspend(&mut signals).await?;
+                continue;
             }
             tokio::select! {
                 came = input.next(), if open => match came? {
@@ -321,6 +360,9 @@ impl Session<'_> {
                 (request, told) = self.desk.next() => self.chat.answered(request, told),
                 sign = signals.next() => match sign {
                     Sign::Interrupt => self.chat.interrupt(false, self.now()),
+                    // It may be heard after the time.
+                    Sign::Continued if self.is_just_back() => {}
+                    Sign::Continued => self.come_back()?,
                     Sign::End => {
                         self.end();
                         return Ok(Exit::Stopped);
@@ -329,6 +371,37 @@ impl Session<'_> {
                 _ = tick.tick() => self.frame += 1,
             }
         }
+    }
+
+    /// Ctrl-Z: the terminal is the shell's until it lets us go on. The task and what is typed stay.
+    async fn suspend(&mut self, signals: &mut Signals) -> Result<()> {
+        if let Face::Terminal { screen, .. } = &mut self.face {
+            let failed = |error: io::Error| CliError::failed("give the terminal back", &error);
+            screen.let_go().map_err(failed)?;
+            // The whole job, as the terminal does it when it is not ours.
+            rustix::process::kill_current_process_group(Unix::TSTP)
+                .map_err(|error| failed(error.into()))?;
+            // Without a shell that could let us go on nothing stops us, and nobody says so.
+            tokio::select! {
+                biased;
+                _ = signals.cont.recv() => {}
+                () = tokio::time::sleep(STOPPED) => {}
+            }
+        }
+        self.come_back()
+    }
+
+    fn is_just_back(&self) -> bool {
+        self.back.is_some_and(|back| back.elapsed() < 2 * STOPPED)
+    }
+
+    fn come_back(&mut self) -> Result<()> {
+        self.back = Some(Instant::now());
+        if let Face::Terminal { screen, .. } = &mut self.face {
+            let failed = |error: io::Error| CliError::failed("use the terminal", &error);
+            screen.take_again().map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn end(&mut self) {
@@ -373,6 +446,7 @@ impl Session<'_> {
                     Some(Act::Interrupt { cleared }) => self.chat.interrupt(cleared, now),
                     Some(Act::Leave) => self.chat.leave(),
                     Some(Act::Redraw) => screen.forget()?,
+                    Some(Act::Suspend) => self.suspended = true,
                 }
             }
             Input::Paste(text) => editor.put(text),

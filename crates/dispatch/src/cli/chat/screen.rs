@@ -131,6 +131,24 @@ impl Screen {
         write("\x1b[2J\x1b[H")
     }
 
+    /// The terminal is somebody else's for a while: what is printed stays, and nothing is below it.
+    pub(super) fn let_go(&mut self) -> io::Result<()> {
+        let mut out = String::new();
+        self.erase(&mut out);
+        write(&out)?;
+        give_back()
+    }
+
+    /// It is ours again. What another program has written stays above what is drawn next.
+    pub(super) fn take_again(&mut self) -> io::Result<()> {
+        self.drawn = Drawn::default();
+        TAKEN.store(true, Ordering::SeqCst);
+        take()?;
+        let (columns, rows) = size().unwrap_or((COLUMNS_DEFAULT, ROWS_DEFAULT));
+        self.resize(columns, rows);
+        Ok(())
+    }
+
     /// The last lines, with nothing below them.
     pub(super) fn leave(mut self, finished: &[Line]) -> io::Result<()> {
         let mut out = String::new();

@@ -1,6 +1,8 @@
 //! What a typed line means: words for the agent, an answer to what it asks, or a command.
 //! Must not carry anything out.
 
+use std::path::PathBuf;
+
 use dispatch_core::{ask::AskId, message::MessageId, task::Effort};
 
 use crate::cli::{attach::Tune, run::effort};
@@ -19,6 +21,10 @@ pub(super) const HELP: &[(&str, &str)] = &[
     (
         "/effort LEVEL",
         "think harder, or less, from your next message on",
+    ),
+    (
+        "/attach PATH",
+        "a file, with your next message; /attach none leaves them here",
     ),
     (
         "/compact-later",
@@ -58,6 +64,8 @@ pub(super) enum Word {
         agent: Option<String>,
     },
     Tune(Tune),
+    Attach(PathBuf),
+    AttachNone,
     Queue,
     Unsay(MessageId),
     CompactLater,
@@ -133,6 +141,11 @@ fn of_command(name: &str, rest: &str) -> Result<Word, String> {
             model: None,
             effort: Some(level(rest)?),
         })),
+        "attach" => match rest {
+            "" => Err("use /attach: write /attach PATH, or /attach none".to_owned()),
+            "none" => Ok(Word::AttachNone),
+            path => Ok(Word::Attach(path.into())),
+        },
         "queue" => nothing(Word::Queue),
         "unsay" => {
             let message = rest.parse::<MessageId>();
@@ -281,6 +294,9 @@ mod tests {
             tune(Some("opus"), Some(Effort::High))
         );
         assert_eq!(parse("/effort low", false), tune(None, Some(Effort::Low)));
+        let path = Word::Attach("two words.png".into());
+        assert_eq!(parse("/attach two words.png ", false), Ok(path));
+        assert_eq!(parse("/attach none", false), Ok(Word::AttachNone));
         assert_eq!(parse("/unsay 3", false), Ok(Word::Unsay(MessageId(3))));
         assert_eq!(parse("/resume", false), Ok(Word::Resume { agent: None }));
         assert_eq!(parse(" /detach ", false), Ok(Word::Detach));
@@ -291,6 +307,7 @@ mod tests {
             ("/model a hard", "there are none"),
             ("/effort", "there are none"),
             ("/unsay x", "a number"),
+            ("/attach", "/attach PATH"),
             ("/queue x", "nothing goes with it"),
             ("/compact-now", "no such command"),
         ] {

@@ -161,15 +161,13 @@ impl Actor {
         (waiter.let_go || waiter.until <= self.now()).then_some(Ok(true))
     }
 
-    /// Somebody's word is on its way to that agent, which would hear it when its call is over. Of ends
-    /// it hears by waiting.
+    /// Somebody's word is on its way to that agent, which would hear it when its call is over. What
+    /// Dispatch tells is how tasks have ended, and no reason not to wait for the others.
     fn is_spoken_to(&self, run: RunId) -> bool {
         let task = self.state.task(run.task);
-        let mut messages = task.into_iter().flat_map(|task| &task.messages);
-        messages.any(|message| {
-            let on_its_way = message.fate == Fate::Waiting && message.is_with(run.n);
-            on_its_way && message.from != Sender::Dispatch
-        })
+        let messages = task.into_iter().flat_map(|task| &task.messages);
+        let mut words = messages.filter(|message| message.from != Sender::Dispatch);
+        words.any(|message| message.fate == Fate::Waiting && message.is_with(run.n))
     }
 
     fn owes_one_of(&self, task: TaskId, of: &[TaskId]) -> bool {

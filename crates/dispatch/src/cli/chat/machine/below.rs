@@ -111,7 +111,12 @@ impl Chat {
         let sending = self
             .unsent()
             .map(|text| Line::new("  ", word, dim).and(&one_line(text), None));
-        let all: Vec<Line> = waiting.chain(sending).map(Line::folded).collect();
+        let files = self.files.iter().map(|file| {
+            let name = super::name(file);
+            Line::new("  ", "with your next message: ", dim).and(&name, None)
+        });
+        let all = waiting.chain(sending).chain(files);
+        let all: Vec<Line> = all.map(Line::folded).collect();
         let more = all.len().saturating_sub(QUEUE_SHOWN);
         let mut lines: Vec<Line> = all.into_iter().take(QUEUE_SHOWN).collect();
         if more > 0 {

@@ -6,7 +6,10 @@ mod below;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::{Path, PathBuf},
+};
 
 use dispatch_core::{
     ask::{AskId, INPUT_BYTES_MAX, shown},
@@ -55,10 +58,13 @@ pub(super) enum Request {
     Begin {
         text: String,
         tune: Tune,
+        /// Files that go along.
+        files: Vec<PathBuf>,
     },
     Say {
         text: String,
         tune: Tune,
+        files: Vec<PathBuf>,
     },
     Answer {
         text: String,
@@ -82,6 +88,8 @@ pub(super) enum Request {
     Compact,
     /// Whether the task's agent takes that.
     Check(Tune),
+    /// Whether these can be read, and the task's agent takes them.
+    Look(Vec<PathBuf>),
     Diff,
     Apply {
         write: bool,
@@ -162,6 +170,10 @@ pub(super) struct Chat {
     /// Typed while the task was being made, or before it was known.
     typed: VecDeque<String>,
     tune: Tune,
+    /// Files that go with the next message.
+    files: Vec<PathBuf>,
+    /// Files are looked at, and what was typed after them waits for that.
+    looking: bool,
     /// Asks that have been answered, as far as we are concerned.
     answered: BTreeSet<u32>,
     /// Asks whose answer was refused: only the person answers them again, or there would be no end.
@@ -196,6 +208,8 @@ impl Chat {
             under_way: 0,
             typed: VecDeque::new(),
             tune,
+            files: Vec::new(),
+            looking: false,
             answered: BTreeSet::new(),
             by_hand: BTreeSet::new(),
             always: BTreeSet::new(),
@@ -214,6 +228,11 @@ impl Chat {
             chat.before = Some(Vec::new());
         }
         chat
+    }
+
+    /// Files for the first message, which have been looked at.
+    pub(super) fn take_along(&mut self, files: Vec<PathBuf>) {
+        self.files = files;
     }
 
     /// What there is to print, to ask and to do, in this order.
@@ -501,7 +520,7 @@ impl Chat {
             return;
         }
         // What it means depends on what is not known yet.
-        if self.making || self.before.is_some() {
+        if self.making || self.looking || self.before.is_some() {
             self.typed.push_back(text.to_owned());
             return;
         }
@@ -518,6 +537,8 @@ impl Chat {
             Word::Help => self.help(),
             Word::Detach => self.leave(),
             Word::Tune(tune) => self.ask(Request::Check(tune)),
+            Word::Attach(path) => self.look_at(path),
+            Word::AttachNone => self.leave_files(),
             _ if self.task.is_none() => {
                 self.failed("do that: there is no task yet; your first message makes one");
             }
@@ -546,19 +567,44 @@ impl Chat {
         self.ask(request);
     }
 
-    /// To a blocked task it is the answer, unless something was said already.
+    /// To a blocked task it is the answer, unless something was said already, or files go along, which
+    /// no answer has.
     fn say(&mut self, text: String) {
         let tune = std::mem::take(&mut self.tune);
+        let files = std::mem::take(&mut self.files);
         let said = text.clone();
         let request = if self.task.is_none() {
             self.making = true;
-            Request::Begin { text, tune }
-        } else if self.is_blocked() && self.sending.is_empty() {
+            Request::Begin { text, tune, files }
+        } else if self.is_blocked() && self.sending.is_empty() && files.is_empty() {
             Request::Answer { text, tune }
         } else {
-            Request::Say { text, tune }
+            Request::Say { text, tune, files }
         };
         self.send(said, request);
+    }
+
+    /// The limits are for all that go along together.
+    fn look_at(&mut self, path: PathBuf) {
+        let mut files = self.files.clone();
+        files.push(path);
+        self.looking = true;
+        self.ask(Request::Look(files));
+    }
+
+    fn looked_at(&mut self, files: Vec<PathBuf>) {
+        self.files = files;
+        let names: Vec<String> = self.files.iter().map(|file| name(file)).collect();
+        let text = format!("with your next message: {}", names.join(", "));
+        self.tale.note(&text, Some(Colour::Dim));
+    }
+
+    fn leave_files(&mut self) {
+        let text = match std::mem::take(&mut self.files).len() {
+            0 => "no file was to go along".to_owned(),
+            count => format!("{count} file(s) stay here"),
+        };
+        self.tale.note(&text, Some(Colour::Dim));
     }
 
     fn help(&mut self) {
@@ -677,6 +723,7 @@ impl Chat {
         if request.is_word() {
             self.sending.pop_front();
         }
+        let looked = matches!(request, Request::Look(_));
         match told {
             Told::Refused { error, code } => self.refused(request, &error, code.as_deref()),
             Told::Spoken(spoken) => {
@@ -695,11 +742,15 @@ impl Chat {
             },
             Told::Diff(diff) => self.diff(&diff),
             Told::Applied(done) => self.applied(&done),
-            Told::Nothing => {
-                if let Request::Check(tune) = request {
-                    self.tuned(tune);
-                }
-            }
+            Told::Nothing => match request {
+                Request::Check(tune) => self.tuned(tune),
+                Request::Look(files) => self.looked_at(files),
+                _ => {}
+            },
+        }
+        if looked {
+            self.looking = false;
+            self.typed_meanwhile();
         }
     }
 
@@ -738,6 +789,7 @@ impl Chat {
                 let request = Request::Say {
                     text: text.clone(),
                     tune,
+                    files: Vec::new(),
                 };
                 // In front of what was said after it.
                 self.sending.push_front(Sending { text, heard: false });
@@ -749,19 +801,19 @@ impl Chat {
                 self.answered.remove(&ask);
                 self.by_hand.insert(ask);
             }
-            Request::Begin { tune, .. } => {
+            Request::Begin { tune, files, .. } => {
                 self.making = false;
                 self.typed.clear();
-                self.tune = tune;
+                (self.tune, self.files) = (tune, files);
             }
-            Request::Say { tune, .. }
-            | Request::Answer { tune, .. }
-            | Request::Resume { tune, .. } => self.tune = tune,
+            Request::Say { tune, files, .. } => (self.tune, self.files) = (tune, files),
+            Request::Answer { tune, .. } | Request::Resume { tune, .. } => self.tune = tune,
             Request::Child(_) => return,
             Request::Stop { .. }
             | Request::Unsay(_)
             | Request::Compact
             | Request::Check(_)
+            | Request::Look(_)
             | Request::Diff
             | Request::Apply { .. } => {}
         }
@@ -920,6 +972,12 @@ impl Chat {
         let said = said.map(|message| message.text.clone());
         std::iter::once(task.task.clone()).chain(said).collect()
     }
+}
+
+/// Of a file, for a person to read.
+pub(super) fn name(file: &Path) -> String {
+    let name = file.file_name().unwrap_or(file.as_os_str());
+    clean_line(&name.to_string_lossy())
 }
 
 /// What is allowed again with the same words. An input that may have been cut has none.

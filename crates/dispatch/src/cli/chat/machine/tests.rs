@@ -215,6 +215,7 @@ fn say(text: &str) -> Request {
     Request::Say {
         text: text.into(),
         tune: Tune::default(),
+        files: Vec::new(),
     }
 }
 
@@ -497,6 +498,7 @@ fn the_first_words_make_the_task_and_more_waits_for_it() {
     let begin = Request::Begin {
         text: "Fix it".into(),
         tune: Tune::default(),
+        files: Vec::new(),
     };
     assert_eq!(bed.new_asks(), std::slice::from_ref(&begin));
     let (_, rest, _) = bed.below();
@@ -767,6 +769,7 @@ fn a_model_goes_with_the_next_words() {
     let both = Request::Say {
         text: "harder".into(),
         tune: tune(Some("opus"), Some(Effort::Low)),
+        files: Vec::new(),
     };
     assert_eq!(bed.new_asks(), std::slice::from_ref(&both));
     bed.refuse(both, None);
@@ -780,6 +783,39 @@ fn a_model_goes_with_the_next_words() {
     );
     bed.types("more");
     assert_eq!(bed.new_asks(), [say("more")]);
+}
+
+#[test]
+fn files_go_with_the_next_message_and_what_is_typed_waits_until_they_are_looked_at() {
+    let mut bed = Bed::running();
+    let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+    let with = |text: &str, names: &[&str]| Request::Say {
+        text: text.into(),
+        tune: Tune::default(),
+        files: paths(names),
+    };
+    bed.types("/attach dir/a.png");
+    bed.types("look");
+    let look = Request::Look(paths(&["dir/a.png"]));
+    assert_eq!(bed.new_asks(), std::slice::from_ref(&look));
+    bed.told(look, Told::Nothing);
+    assert_eq!(
+        bed.new_lines().last().unwrap(),
+        "with your next message: a.png"
+    );
+    let said = with("look", &["dir/a.png"]);
+    assert_eq!(bed.new_asks(), std::slice::from_ref(&said));
+    // What was refused keeps them, and one that cannot be read is not among them.
+    bed.refuse(said, None);
+    bed.types("/attach b.png");
+    let both = Request::Look(paths(&["dir/a.png", "b.png"]));
+    assert_eq!(bed.new_asks(), std::slice::from_ref(&both));
+    bed.refuse(both, None);
+    assert_eq!(bed.below().1[0], "  with your next message: a.png");
+    bed.types("again");
+    assert_eq!(bed.new_asks(), [with("again", &["dir/a.png"])]);
+    bed.types("more");
+    assert_eq!(bed.new_asks(), [with("more", &[])]);
 }
 
 #[test]
