@@ -197,10 +197,10 @@ pub(super) enum Waited {
 /// is a word for us, so that no end is told to a call that nobody hears any more.
 pub(super) async fn wait(place: &Place, way: &Way, task: &str) -> Result<Waited, Wrong> {
     loop {
-        if place.is_spoken_to() {
-            return Ok(Waited::Spoken);
-        }
-        let asked = json!({"tasks": [task], "timeout_s": WAIT_S});
+        // Whoever is spoken to looks and does not wait: what was said may be this very end.
+        let spoken = place.is_spoken_to();
+        let timeout_s = if spoken { 0 } else { WAIT_S };
+        let asked = json!({"tasks": [task], "timeout_s": timeout_s});
         let answer = way.ask(Tool::Wait, asked).await?;
         let found = &answer["tasks"][0];
         if answer["done"] == true && found["open"] == false {
@@ -208,6 +208,9 @@ pub(super) async fn wait(place: &Place, way: &Way, task: &str) -> Result<Waited,
         }
         if answer["done"] == true {
             return Ok(Waited::Asks(found["asks"].to_string()));
+        }
+        if spoken {
+            return Ok(Waited::Spoken);
         }
         match timeout(WORD_LIMIT, place.spoken_to()).await {
             // It may have been its own time that was over.

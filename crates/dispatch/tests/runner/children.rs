@@ -224,8 +224,9 @@ async fn an_agent_in_the_background_is_retrieved_by_its_first_digits() {
     for part in ["is no handle", "is yourself", "is running.", "Found it."] {
         assert!(results.contains(part), "{part}: {results}");
     }
-    // It was waited for, and is not told beside that.
-    assert_eq!(task["ends"][0]["state"], "waited_for", "{task:#}");
+    // It may have ended just before it was waited for: then it was told, and is told again.
+    let state = task["ends"][0]["state"].as_str().unwrap();
+    assert!(["waited_for", "told"].contains(&state), "{task:#}");
     let heard = stage.asked("next").pop().unwrap();
     assert!(heard.to_string().contains("Hurry."), "{heard}");
 }
