@@ -170,7 +170,7 @@ impl Task {
     }
 
     /// Whether it may have another run: of those that no person's word began there are `runs_max`, and of
-    /// all of them [`RUNS_MAX`].
+    /// all of them `RUNS_MAX`.
     #[must_use]
     pub fn has_runs_left(&self, runs_max: u32, by_person: bool) -> bool {
         let by_itself = self.runs.iter().filter(|run| !run.cause.is_persons());
