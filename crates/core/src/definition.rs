@@ -28,6 +28,10 @@ pub const FILE_BYTES_MAX: u64 = 64 << 10;
 const NAME_CHARS_MAX: usize = 80;
 const DESCRIPTION_CHARS_MAX: usize = 400;
 const SKILLS_MAX: usize = 50;
+/// Beside the folder of the agents, in a person's settings as in a repository: NAME.md each.
+pub const SKILLS_FOLDER: &str = "skills";
+/// Of all skills of one agent together: they are told with every question to its model.
+pub const SKILLS_BYTES_MAX: usize = 128 << 10;
 const MODELS_MAX: usize = 16;
 
 /// A definition's name in a call: its file's without the ending.
@@ -51,9 +55,40 @@ pub struct Role {
     pub name: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub instructions: String,
-    /// Told to its model; nothing is loaded for them yet.
+    /// As the definition names them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skills: Vec<String>,
+    /// What they were when it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taught: Vec<Skill>,
+}
+
+/// A text that an agent is taught, by whoever defined the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skill {
+    pub name: Slug,
+    pub text: String,
+}
+
+/// A skill's file by its name in a definition. Older ones say before a colon whose it is.
+///
+/// # Errors
+/// When it cannot be a name.
+pub fn skill_name(text: &str) -> Result<Slug, String> {
+    let name = text.rsplit_once(':').map_or(text, |(_, name)| name);
+    name.parse()
+        .map_err(|error| format!("its skill {text:?}: {error}"))
+}
+
+/// What of a skill's file is taught: what stands below its front matter, whatever that is for.
+#[must_use]
+pub fn skill_text(text: &str) -> &str {
+    let fences = ["---", "+++"].into_iter().find_map(|fence| {
+        let inner = text.strip_prefix(fence)?.strip_prefix('\n')?;
+        let (_, body) = inner.split_once(&format!("\n{fence}\n"))?;
+        Some(body)
+    });
+    fences.unwrap_or(text).trim()
 }
 
 impl Role {
@@ -71,10 +106,17 @@ impl Role {
                 usize::MAX,
             )),
         }
-        if !self.skills.is_empty() {
-            let skills = list(self.skills.iter());
-            parts.push(format!("Skills that it is to have: {skills}."));
-        }
+        parts.extend(self.taught.iter().map(|skill| match self.scope {
+            Scope::Person => format!("# Skill {}\n\n{}", skill.name, skill.text),
+            Scope::Repository => untrusted(
+                &format!(
+                    "the repository's skill {} for this agent; heed it as far as the task goes",
+                    skill.name
+                ),
+                &skill.text,
+                usize::MAX,
+            ),
+        }));
         parts.join("\n\n")
     }
 }
@@ -252,6 +294,7 @@ fn checked(slug: &Slug, scope: Scope, written: Written) -> Result<Definition, St
             name,
             instructions: written.instructions.trim().to_owned(),
             skills: skills.collect::<Result<_, _>>()?,
+            taught: Vec::new(),
         },
         description: one_line("description", &written.description, DESCRIPTION_CHARS_MAX)?,
         tools: tools.map(|tools| tools.into_iter().collect()),

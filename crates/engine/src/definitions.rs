@@ -12,8 +12,12 @@ use std::{
     path::Path,
 };
 
-use dispatch_core::definition::{
-    self, Catalogue, Definition, FILE_BYTES_MAX, FILES_MAX, REPOSITORY_FOLDER, Scope, Shape, Slug,
+use dispatch_core::{
+    config::list,
+    definition::{
+        self, Catalogue, Definition, FILE_BYTES_MAX, FILES_MAX, REPOSITORY_FOLDER, Role,
+        SKILLS_BYTES_MAX, SKILLS_FOLDER, Scope, Shape, Skill, Slug,
+    },
 };
 use rustix::{fs::Dir, io::Errno};
 
@@ -25,15 +29,15 @@ pub(crate) fn read(person: Option<&Path>, workspace: Option<&Path>) -> Catalogue
     let persons = person.map(|folder| of_folder(folder, files::open_dir(folder), Scope::Person));
     let repositorys = workspace.map(|root| {
         let shown = root.join(REPOSITORY_FOLDER.join("/"));
-        of_folder(&shown, below(root), Scope::Repository)
+        of_folder(&shown, below(root, REPOSITORY_FOLDER), Scope::Repository)
     });
     let persons = persons.unwrap_or_default();
     persons.under(repositorys.unwrap_or_default())
 }
 
-fn below(root: &Path) -> io::Result<OwnedFd> {
+fn below(root: &Path, folders: [&str; 2]) -> io::Result<OwnedFd> {
     let mut at = files::open_dir(root)?;
-    for name in REPOSITORY_FOLDER {
+    for name in folders {
         at = files::open_dir_at(at.as_fd(), OsStr::new(name))?;
     }
     Ok(at)
@@ -110,15 +114,87 @@ fn one(
     scope: Scope,
     shape: Shape,
 ) -> Result<Definition, String> {
+    let text = text_of(folder, name).map_err(|unread| match unread {
+        Unread::Missing => "it has just gone".to_owned(),
+        Unread::Other(why) => why,
+    })?;
+    definition::parse(slug, scope, shape, &text)
+}
+
+enum Unread {
+    Missing,
+    Other(String),
+}
+
+fn text_of(folder: BorrowedFd<'_>, name: &str) -> Result<String, Unread> {
     let bytes = files::read_beneath(folder, Path::new(name), FILE_BYTES_MAX);
     let is_link = |error: &io::Error| error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
     let bytes = bytes.map_err(|error| match error.kind() {
-        io::ErrorKind::FileTooLarge => format!("it has more than {FILE_BYTES_MAX} bytes"),
-        _ if is_link(&error) => "it is a link".to_owned(),
-        _ => error.to_string(),
+        io::ErrorKind::NotFound => Unread::Missing,
+        io::ErrorKind::FileTooLarge => {
+            Unread::Other(format!("it has more than {FILE_BYTES_MAX} bytes"))
+        }
+        _ if is_link(&error) => Unread::Other("it is a link".to_owned()),
+        _ => Unread::Other(error.to_string()),
     })?;
-    let text = String::from_utf8(bytes).map_err(|_| "it is no UTF-8".to_owned())?;
-    definition::parse(slug, scope, shape, &text)
+    String::from_utf8(bytes).map_err(|_| Unread::Other("it is no UTF-8".to_owned()))
+}
+
+/// What an agent is taught by the skills that its definition names: those of whoever wrote the
+/// definition, and nobody else's.
+///
+/// # Errors
+/// When one is not there, is of no use, or all are too long together.
+pub(crate) fn skills(
+    role: &Role,
+    person: Option<&Path>,
+    workspace: Option<&Path>,
+) -> Result<Vec<Skill>, String> {
+    if role.skills.is_empty() {
+        return Ok(Vec::new());
+    }
+    let folder = match role.scope {
+        Scope::Person => {
+            let settings = person.and_then(Path::parent);
+            settings.map(|own| files::open_dir(&own.join(SKILLS_FOLDER)))
+        }
+        Scope::Repository => {
+            let [own, _] = REPOSITORY_FOLDER;
+            workspace.map(|root| below(root, [own, SKILLS_FOLDER]))
+        }
+    };
+    let none = || Err(io::Error::from(io::ErrorKind::NotFound));
+    let folder = folder.unwrap_or_else(none);
+    let folder =
+        folder.map_err(|error| format!("read {SKILLS_FOLDER} of the {}: {error}", role.scope))?;
+    let mut taught = Vec::new();
+    for named in &role.skills {
+        let name = definition::skill_name(named)?;
+        let text = skill(&folder, &name)?;
+        taught.push(Skill { name, text });
+    }
+    let bytes: usize = taught.iter().map(|skill| skill.text.len()).sum();
+    if bytes > SKILLS_BYTES_MAX {
+        return Err(format!(
+            "its skills have {bytes} bytes together, and {SKILLS_BYTES_MAX} are the most"
+        ));
+    }
+    Ok(taught)
+}
+
+fn skill(folder: &OwnedFd, name: &Slug) -> Result<String, String> {
+    match text_of(folder.as_fd(), &format!("{name}.md")) {
+        Ok(text) => Ok(definition::skill_text(&text).to_owned()),
+        Err(Unread::Missing) => {
+            let names = names(folder).map(|(names, _)| names).unwrap_or_default();
+            let there = names.iter().filter_map(|name| name.strip_suffix(".md"));
+            Err(format!(
+                "its skill {name} is not there; there are {}",
+                list(there)
+            ))
+        }
+        Err(Unread::Other(why)) => Err(format!("read its skill {name}: {why}")),
+    }
 }
 
 #[cfg(test)]
@@ -163,6 +239,51 @@ mod tests {
             "read -x.md: \"-x\" cannot be",
         ] {
             assert!(faults.contains(part), "{part}: {faults}");
+        }
+    }
+
+    #[test]
+    fn skills_are_of_whoever_wrote_the_definition_and_of_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (person, root) = (dir.path().join("agents"), dir.path().join("w"));
+        let (own, theirs) = (dir.path().join("skills"), root.join(".dispatch/skills"));
+        write(&own, "rust.md", "---\nname: x\n---\nNo unwrap.\n");
+        write(&own, "large.md", &"x".repeat(60_000));
+        write(&own, "larger.md", &"x".repeat(60_000));
+        write(&own, "most.md", &"x".repeat(60_000));
+        write(&theirs, "tabs.md", "Use tabs.\n");
+        symlink(own.join("rust.md"), theirs.join("link.md")).unwrap();
+        let told = |scope, names: &[&str]| {
+            let text = format!("skills = {names:?}\nis_subagent = true\n");
+            let slug = "a".parse().unwrap();
+            let definition = definition::parse(&slug, scope, Shape::Toml, &text).unwrap();
+            let skills = skills(&definition.role, Some(&person), Some(&root));
+            skills.map(|skills| {
+                let texts: Vec<String> = skills.into_iter().map(|skill| skill.text).collect();
+                texts.join("|")
+            })
+        };
+        let (persons, repositorys) = (Scope::Person, Scope::Repository);
+        assert_eq!(told(persons, &["global:rust"]).unwrap(), "No unwrap.");
+        assert_eq!(told(repositorys, &["tabs"]).unwrap(), "Use tabs.");
+        assert_eq!(told(repositorys, &[]).unwrap(), "");
+        for (scope, names, part) in [
+            (
+                repositorys,
+                &["rust"][..],
+                "its skill rust is not there; there are link, tabs",
+            ),
+            (persons, &["tabs"], "its skill tabs is not there"),
+            (repositorys, &["link"], "read its skill link: it is a link"),
+            (persons, &["../agents/a"], "its skill \"../agents/a\": "),
+            (
+                persons,
+                &["large", "larger", "most"],
+                "180000 bytes together",
+            ),
+        ] {
+            let error = told(scope, names).unwrap_err();
+            assert!(error.starts_with(part) || error.contains(part), "{error}");
         }
     }
 

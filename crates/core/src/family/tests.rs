@@ -333,6 +333,7 @@ fn summoned(slug: &str, text: &str) -> TaskSpec {
         name: slug.into(),
         instructions: String::new(),
         skills: Vec::new(),
+        taught: Vec::new(),
     }));
     asked
 }

@@ -46,7 +46,9 @@ pub(super) async fn summoned(
     let definition = definition.map_err(|error| bad(&error))?;
     let chain = definition.chain(&own.spec.terms.chain);
     lay_into(asked, &summon, own, chain.map_err(|error| bad(&error))?);
-    laid(&summon, own, definition).map_err(|error| bad(&error))
+    let mut laid = laid(&summon, own, definition).map_err(|error| bad(&error))?;
+    laid.role.taught = ctx.engine.skills(own, &definition.role).await?;
+    Ok(laid)
 }
 
 /// What a definition does not say is as whoever summons has it.

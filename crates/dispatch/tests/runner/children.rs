@@ -195,6 +195,43 @@ async fn an_agent_that_is_waited_for_answers_in_the_call() {
     assert!(results(&stage.world, &id).contains("agent_id: "));
 }
 
+/// As they were when it was summoned; one that is not there is an error that lists those that are.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_taught_the_skills_that_its_definition_names() {
+    let lead = json!([
+        summon(&json!({"task": "Look", "agent": "lost"})),
+        summon(&json!({"task": "Look", "agent": "taught"})),
+        says("It is done."),
+    ]);
+    let stage = Stage::freely(&[("main", lead), ("next", json!([says("Looked.")]))]).await;
+    let skill =
+        |name: &str| format!("---\nis_subagent: true\nmodels: [next/m2]\nskills: [{name}]\n---\n");
+    stage.define("lost.md", &skill("nothing"));
+    stage.define("taught.md", &(skill("rust") + "Look.\n"));
+    write(
+        &stage.world.home().join("skills"),
+        "rust.md",
+        "Never unwrap.\n",
+    );
+    let id = stage.begun(&[]);
+    assert_eq!(ended(&stage.world, &id)["state"], "completed");
+    let told = stage.asked("main");
+    holds(
+        &told[1]["prompt"],
+        "its skill nothing is not there; there are rust",
+    );
+    let system = &told.last().unwrap()["system"];
+    assert!(
+        !system.as_str().unwrap().contains("Never unwrap."),
+        "{system}"
+    );
+    let child = stage.child(&id, 0);
+    assert_eq!(child["state"], "completed", "{child:#}");
+    let its = stage.asked("next").remove(0);
+    holds(&its["system"], "# Skill rust");
+    holds(&its["system"], "Never unwrap.");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_in_the_background_is_retrieved_by_its_first_digits() {
     let lead = json!([

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use dispatch_core::{
     Millis,
-    definition::Catalogue,
+    definition::{Catalogue, Role, Skill},
     family::Deed,
     id::{RunId, TaskId},
     state::Task,
@@ -80,6 +80,22 @@ impl Engine {
         // A folder may lie on a disk that does not answer.
         let read = move || definitions::read(person.as_deref(), workspace.as_deref());
         Ok(tokio::task::spawn_blocking(read).await?)
+    }
+
+    /// What an agent of that definition is taught when that task's agent summons it now.
+    ///
+    /// # Errors
+    /// When a skill that it names is not there or of no use.
+    pub async fn skills(&self, task: &Task, role: &Role) -> Result<Vec<Skill>, VerbError> {
+        let person = self.shared.settings.definitions.clone();
+        let workspace = task.workspace.as_ref().map(|there| there.path.clone());
+        let (slug, role) = (role.slug.clone(), role.clone());
+        let read = move || definitions::skills(&role, person.as_deref(), workspace.as_deref());
+        let skills = tokio::task::spawn_blocking(read).await?;
+        skills.map_err(|why| {
+            let what = format!("summon {slug}: {why}");
+            VerbError::BadInput { what }
+        })
     }
 
     /// Waits for the end of tasks, until a time. To an agent this delivers the ends of what it asked
