@@ -3,6 +3,7 @@
 //! of it again.
 
 mod asks;
+mod news;
 mod outbox;
 mod talk;
 
@@ -32,7 +33,10 @@ use crate::{
     speech::Speech,
 };
 
-use self::outbox::{OUTBOX_BYTES_MAX, Outbox};
+use self::{
+    news::NewsOfKeys,
+    outbox::{OUTBOX_BYTES_MAX, Outbox},
+};
 
 /// What a follower of an agent has to remember.
 struct Ear {
@@ -68,6 +72,7 @@ struct Ear {
     /// As far as it is known while it works.
     spent: Option<Usage>,
     bytes_left: u64,
+    news: NewsOfKeys,
     outbox: Outbox,
     done: bool,
     /// It has spent what its task may, and has been told to end.
@@ -147,6 +152,7 @@ impl Walk {
             usage: None,
             spent: None,
             bytes_left: limits.updates_bytes,
+            news: NewsOfKeys::default(),
             outbox: Outbox::default(),
             done: false,
             over_budget: false,
@@ -314,7 +320,9 @@ impl Walk {
                         self.withdraw(ear, &id).await?;
                     }
                     Step::Key { key, news } => {
-                        facts.push(fresh.then_some(Kind::KeyHeard { key, news }));
+                        let chain = &self.job.task.spec.terms.chain;
+                        let fact = ear.news.heard(chain, key, news);
+                        facts.push(fact.filter(|_| fresh));
                     }
                     Step::Message { nth, hearing } => {
                         let told: Vec<Kind> = facts.drain(..).flatten().collect();
