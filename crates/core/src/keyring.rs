@@ -38,6 +38,20 @@ pub enum KeyNews {
     Told { windows: Vec<Window>, at: Millis },
 }
 
+impl KeyNews {
+    /// No key is out for longer than until `latest`, whatever its provider said.
+    #[must_use]
+    pub fn until_at_most(self, latest: Millis) -> Self {
+        match self {
+            Self::Out { until, reason } => Self::Out {
+                until: until.map(|until| until.min(latest)),
+                reason,
+            },
+            Self::Back | Self::Told { .. } => self,
+        }
+    }
+}
+
 /// Why a key is of no use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Out {
@@ -457,6 +471,23 @@ mod tests {
         assert_eq!(bed.waits(1, &["b"], NOW), Some(most));
         // A clock that was set back holds nothing up.
         assert_eq!(bed.waits(1, &["b"], NOW - 1), None);
+    }
+
+    #[test]
+    fn after_the_longest_pause_one_run_tries_it_however_long_its_provider_said() {
+        let mut bed = Bed::new();
+        let latest = NOW + bed.gate.pause_max_s * 1000;
+        let out = KeyNews::Out {
+            until: Some(Millis::MAX),
+            reason: "used up".into(),
+        };
+        bed.hear("a", &out.until_at_most(latest), NOW);
+        assert_eq!(bed.waits(1, &["a"], NOW), Some(latest));
+        bed.ring.begins(run(1), &chain(&["a"]), latest);
+        assert!(bed.waits(2, &["a"], latest).is_some(), "the others wait");
+        // And a second word is not held to the first.
+        bed.out("a", Some(latest + MINUTE), latest);
+        assert_eq!(bed.waits(2, &["a"], latest), Some(latest + MINUTE));
     }
 
     #[test]

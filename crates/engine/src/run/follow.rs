@@ -19,7 +19,9 @@ use dispatch_core::{
     drivers::{Driver, Hearing, Request, Step},
     event::{Kind, Subject},
     gate::Budget,
+    id::KeyName,
     job::{Offset, Order, Part},
+    keyring::KeyNews,
     message::{Message, MessageId},
     outcome::{Outcome, Stop},
     update::{ChunkId, Update, Usage},
@@ -320,8 +322,7 @@ impl Walk {
                         self.withdraw(ear, &id).await?;
                     }
                     Step::Key { key, news } => {
-                        let chain = &self.job.task.spec.terms.chain;
-                        let fact = ear.news.heard(chain, key, news);
+                        let fact = self.heard_of_key(ear, key, news);
                         facts.push(fact.filter(|_| fresh));
                     }
                     Step::Message { nth, hearing } => {
@@ -395,6 +396,14 @@ impl Walk {
         } else {
             ear.speech.known(chunk, &update);
         }
+    }
+
+    fn heard_of_key(&self, ear: &mut Ear, key: KeyName, news: KeyNews) -> Option<Kind> {
+        let settings = &self.ctx.settings;
+        let pause_max_ms = settings.config.gate.pause_max_s.saturating_mul(1000);
+        let latest = settings.clock.now().saturating_add(pause_max_ms);
+        let chain = &self.job.task.spec.terms.chain;
+        ear.news.heard((chain, latest), key, news)
     }
 
     /// The task's budget against what all its runs have spent: a word at its warning, an end at its

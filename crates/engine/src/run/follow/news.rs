@@ -1,7 +1,7 @@
 //! What an agent says of keys, before it becomes a fact for all tasks: it may be anybody's word.
 //! Must not hold anything that a replay of the agent's output would not come to again.
 
-use dispatch_core::{event::Kind, id::KeyName, keyring::KeyNews, models::Choice};
+use dispatch_core::{Millis, event::Kind, id::KeyName, keyring::KeyNews, models::Choice};
 
 /// What one run may say of keys in the log: a week of a key's limits, told once a minute.
 const KEY_NEWS_BYTES_MAX: u64 = 4 << 20;
@@ -21,11 +21,18 @@ impl Default for NewsOfKeys {
 
 impl NewsOfKeys {
     /// A fact for the log, when it is of a key that the run was given and there is room for it.
-    pub(super) fn heard(&mut self, chain: &[Choice], key: KeyName, news: KeyNews) -> Option<Kind> {
+    /// No key is out for longer than until `latest`: the fold knows no setting, and keeps what it hears.
+    pub(super) fn heard(
+        &mut self,
+        (chain, latest): (&[Choice], Millis),
+        key: KeyName,
+        news: KeyNews,
+    ) -> Option<Kind> {
         // Of another it knows nothing, and a made-up name would take the place of a real one.
         if self.bytes_left == 0 || chain.iter().all(|choice| choice.key != key) {
             return None;
         }
+        // As it was said, which a replay hears again; `latest` is another one then.
         let size = serde_json::to_vec(&news).map_or(0, |bytes| bytes.len() as u64);
         self.bytes_left = self.bytes_left.saturating_sub(size.max(1));
         if self.bytes_left == 0 {
@@ -35,6 +42,7 @@ impl NewsOfKeys {
             );
             return Some(Kind::Noted { text });
         }
+        let news = news.until_at_most(latest);
         Some(Kind::KeyHeard { key, news })
     }
 }
@@ -42,6 +50,8 @@ impl NewsOfKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LATEST: Millis = 1000;
 
     fn chain() -> Vec<Choice> {
         vec![Choice {
@@ -52,7 +62,7 @@ mod tests {
     }
 
     fn heard(news: &mut NewsOfKeys, key: &str, one: KeyNews) -> Option<Kind> {
-        news.heard(&chain(), key.parse().unwrap(), one)
+        news.heard((&chain(), LATEST), key.parse().unwrap(), one)
     }
 
     #[test]
@@ -61,6 +71,26 @@ mod tests {
         assert_eq!(heard(&mut news, "other", KeyNews::Back), None);
         let fact = heard(&mut news, "main", KeyNews::Back);
         assert!(matches!(fact, Some(Kind::KeyHeard { .. })), "{fact:?}");
+    }
+
+    #[test]
+    fn no_key_is_out_for_longer_than_may_be() {
+        let until = |said| {
+            let news = KeyNews::Out {
+                until: said,
+                reason: "used up".into(),
+            };
+            match heard(&mut NewsOfKeys::default(), "main", news) {
+                Some(Kind::KeyHeard {
+                    news: KeyNews::Out { until, .. },
+                    ..
+                }) => until,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(until(Some(Millis::MAX)), Some(LATEST));
+        assert_eq!(until(Some(LATEST - 1)), Some(LATEST - 1));
+        assert_eq!(until(None), None, "a refused key has no time");
     }
 
     #[test]
