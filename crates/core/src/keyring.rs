@@ -38,6 +38,20 @@ pub enum KeyNews {
     Told { windows: Vec<Window>, at: Millis },
 }
 
+impl KeyNews {
+    /// No key is out for longer than until `latest`, whatever its provider said.
+    #[must_use]
+    pub fn until_at_most(self, latest: Millis) -> Self {
+        match self {
+            Self::Out { until, reason } => Self::Out {
+                until: until.map(|until| until.min(latest)),
+                reason,
+            },
+            Self::Back | Self::Told { .. } => self,
+        }
+    }
+}
+
 /// Why a key is of no use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Out {
@@ -97,14 +111,16 @@ impl KeyState {
             }
             KeyNews::Back => (self.out, self.probe) = (None, None),
             KeyNews::Told { windows, at } => {
+                // It is the agent's word: one of the future would be newer than all true ones.
+                let at = (*at).min(now);
                 // Limits are told with answers: whoever has one after its time has tried it.
-                let over = |out: &Out| *at > out.at && out.until.is_none_or(|until| until <= *at);
+                let over = |out: &Out| at > out.at && out.until.is_none_or(|until| until <= at);
                 if self.out.as_ref().is_some_and(over) {
                     (self.out, self.probe) = (None, None);
                 }
-                if self.told_at.is_none_or(|known| known <= *at) {
+                if self.told_at.is_none_or(|known| known <= at) {
                     self.windows.clone_from(windows);
-                    self.told_at = Some(*at);
+                    self.told_at = Some(at);
                 }
             }
         }
@@ -455,6 +471,51 @@ mod tests {
         assert_eq!(bed.waits(1, &["b"], NOW), Some(most));
         // A clock that was set back holds nothing up.
         assert_eq!(bed.waits(1, &["b"], NOW - 1), None);
+    }
+
+    #[test]
+    fn after_the_longest_pause_one_run_tries_it_however_long_its_provider_said() {
+        let mut bed = Bed::new();
+        let latest = NOW + bed.gate.pause_max_s * 1000;
+        let out = KeyNews::Out {
+            until: Some(Millis::MAX),
+            reason: "used up".into(),
+        };
+        bed.hear("a", &out.until_at_most(latest), NOW);
+        assert_eq!(bed.waits(1, &["a"], NOW), Some(latest));
+        bed.ring.begins(run(1), &chain(&["a"]), latest);
+        assert!(bed.waits(2, &["a"], latest).is_some(), "the others wait");
+        // And a second word is not held to the first.
+        bed.out("a", Some(latest + MINUTE), latest);
+        assert_eq!(bed.waits(2, &["a"], latest), Some(latest + MINUTE));
+    }
+
+    #[test]
+    fn an_answer_of_the_future_is_one_of_now() {
+        let mut bed = Bed::new();
+        let told = |remaining, at| {
+            let windows = vec![Window {
+                name: "tokens".into(),
+                limit: Some(9),
+                remaining: Some(remaining),
+                resets_at: Some(NOW + MINUTE),
+            }];
+            KeyNews::Told { windows, at }
+        };
+        bed.out("a", Some(NOW + MINUTE), NOW);
+        bed.hear("a", &told(9, Millis::MAX), NOW + 1);
+        assert_eq!(
+            bed.waits(1, &["a"], NOW + 1),
+            Some(NOW + MINUTE),
+            "it was not asked after its time"
+        );
+        bed.hear("a", &KeyNews::Back, NOW + 2);
+        bed.hear("a", &told(0, NOW + 3), NOW + 3);
+        assert_eq!(
+            bed.waits(1, &["a"], NOW + 3),
+            Some(NOW + MINUTE),
+            "and a true word after it is heard"
+        );
     }
 
     #[test]

@@ -6,8 +6,10 @@ use std::{
     fs,
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
+use dispatch_core::{Millis, config::Config};
 use dispatch_test_programs::fake_model::{Log, Server};
 use serde_json::{Value, json};
 use tokio::{
@@ -806,7 +808,7 @@ async fn a_key_that_was_renewed_is_taken_up_behind_the_fence() {
 async fn a_key_that_is_used_up_is_skipped_by_other_tasks_and_waited_for_where_there_is_no_other() {
     let world = TestWorld::new();
     let used_up = json!([{"status": 429, "message": "used up", "error_type": "billing_error",
-        "retry_after_s": 3600, "repeat": true}]);
+        "retry_after_s": 2_592_000, "repeat": true}]);
     let left = json!({"anthropic-ratelimit-tokens-limit": "100",
         "anthropic-ratelimit-tokens-remaining": "7"});
     let works = json!([{"text": "Done.", "headers": left, "repeat": true}]);
@@ -826,6 +828,19 @@ async fn a_key_that_is_used_up_is_skipped_by_other_tasks_and_waited_for_where_th
         assert_eq!(task["state"], "completed", "{task}");
     }
     assert_eq!(asked(), ["main", "next", "next"]);
+    // Its provider said a month, and no word of one is kept for longer than may be.
+    let events = world.dispatch(&["events", "--json"]).exits(0).out;
+    let events = events
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let until: Vec<Millis> = events
+        .filter(|event| event["kind"] == "key_heard")
+        .filter_map(|event| event["news"]["out"]["until"].as_u64())
+        .collect();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let latest =
+        Millis::try_from(since.as_millis()).unwrap() + Config::defaults().gate.pause_max_s * 1000;
+    assert!(matches!(until[..], [until] if until <= latest), "{until:?}");
     world.dispatch(&["usage"]).exits(0).says(&[
         "main         out until",
         "next         in use",

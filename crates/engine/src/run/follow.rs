@@ -3,6 +3,7 @@
 //! of it again.
 
 mod asks;
+mod news;
 mod outbox;
 mod talk;
 
@@ -18,7 +19,9 @@ use dispatch_core::{
     drivers::{Driver, Hearing, Request, Step},
     event::{Kind, Subject},
     gate::Budget,
+    id::KeyName,
     job::{Offset, Order, Part},
+    keyring::KeyNews,
     message::{Message, MessageId},
     outcome::{Outcome, Stop},
     update::{ChunkId, Update, Usage},
@@ -32,7 +35,10 @@ use crate::{
     speech::Speech,
 };
 
-use self::outbox::{OUTBOX_BYTES_MAX, Outbox};
+use self::{
+    news::NewsOfKeys,
+    outbox::{OUTBOX_BYTES_MAX, Outbox},
+};
 
 /// What a follower of an agent has to remember.
 struct Ear {
@@ -68,6 +74,7 @@ struct Ear {
     /// As far as it is known while it works.
     spent: Option<Usage>,
     bytes_left: u64,
+    news: NewsOfKeys,
     outbox: Outbox,
     done: bool,
     /// It has spent what its task may, and has been told to end.
@@ -147,6 +154,7 @@ impl Walk {
             usage: None,
             spent: None,
             bytes_left: limits.updates_bytes,
+            news: NewsOfKeys::default(),
             outbox: Outbox::default(),
             done: false,
             over_budget: false,
@@ -314,7 +322,8 @@ impl Walk {
                         self.withdraw(ear, &id).await?;
                     }
                     Step::Key { key, news } => {
-                        facts.push(fresh.then_some(Kind::KeyHeard { key, news }));
+                        let fact = self.heard_of_key(ear, key, news);
+                        facts.push(fact.filter(|_| fresh));
                     }
                     Step::Message { nth, hearing } => {
                         let told: Vec<Kind> = facts.drain(..).flatten().collect();
@@ -387,6 +396,14 @@ impl Walk {
         } else {
             ear.speech.known(chunk, &update);
         }
+    }
+
+    fn heard_of_key(&self, ear: &mut Ear, key: KeyName, news: KeyNews) -> Option<Kind> {
+        let settings = &self.ctx.settings;
+        let pause_max_ms = settings.config.gate.pause_max_s.saturating_mul(1000);
+        let latest = settings.clock.now().saturating_add(pause_max_ms);
+        let chain = &self.job.task.spec.terms.chain;
+        ear.news.heard((chain, latest), key, news)
     }
 
     /// The task's budget against what all its runs have spent: a word at its warning, an end at its
