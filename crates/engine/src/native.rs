@@ -83,6 +83,7 @@ pub(crate) fn setup(
         version: VERSION,
         session,
         cwd: PathBuf::new(),
+        checkout: task.workspace.as_ref().map(|there| there.path.clone()),
         spill: ctx.trees.home(task).join(RESULTS),
         resume,
         prompt: None,

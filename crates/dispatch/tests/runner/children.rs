@@ -390,6 +390,40 @@ async fn what_cannot_be_summoned_is_refused_with_what_can() {
     );
 }
 
+/// A rule names files of the checkout, and they have the same names for whoever works in a part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_no_way_out_from_under_a_rule() {
+    let lead = json!([
+        summon(&json!({"task": "Look", "agent": "explorer", "working_directory": "secrets"})),
+        says("It is done."),
+    ]);
+    let read = |path| json!({"tool": "read_file", "args": {"path": path}});
+    let next = json!([
+        read("prod.key"),
+        read("notes"),
+        {"tool": "search_code", "args": {"query": "hidden|open"}},
+        says("Seen."),
+    ]);
+    let more = "[agents.native]\nrules = [{ group = \"read\", pattern = \"secrets/*.key\", \
+                action = \"deny\" }]\n";
+    let stage = Stage::freely_with(&[("main", lead), ("next", next)], more).await;
+    stage.define("explorer.md", EXPLORER);
+    let secrets = stage.world.repo().join("secrets");
+    write(&secrets, "prod.key", "hidden");
+    write(&secrets, "notes", "open");
+    stage.world.commit();
+    let id = stage.begun(&[]);
+    let task = ended(&stage.world, &id);
+    assert_eq!(task["state"], "completed", "{task:#}");
+    let child = stage.child(&id, 0);
+    assert_eq!(child["state"], "completed", "{child:#}");
+    let told = results(&stage.world, child["id"].as_str().unwrap());
+    assert!(!told.contains("hidden"), "{told}");
+    assert!(told.contains("1 files are left out"), "{told}");
+    // As the model writes it, which is how it asks again.
+    assert!(told.contains("\"notes (text"), "{told}");
+}
+
 /// By default each of them is asked about, and the door knows it: whatever a model runs in the fence
 /// has the same token.
 #[tokio::test(flavor = "multi_thread")]
