@@ -35,7 +35,7 @@ use crate::{
     net::{Connector, Proxy},
     record::{Record, RecordError, Sink},
     system,
-    tools::{self, Granted, Outside, Place, Sign, Spill, kin, mcp},
+    tools::{self, Granted, Outside, Place, Roots, Sign, Spill, kin, mcp},
     turn,
 };
 
@@ -196,8 +196,9 @@ impl Agent {
             web: opening.web,
             keys: opening.keys.clone(),
         };
-        let place = Place::new(&opening.cwd, spill, outside, hidden, inbox.count(), sender);
-        let place = place.map_err(used(&opening.cwd))?;
+        let roots = Roots::new(&opening.cwd, opening.checkout.as_deref());
+        let roots = roots.map_err(used(&opening.cwd))?;
+        let place = Place::new(roots, spill, outside, hidden, inbox.count(), sender);
         way.into_iter().for_each(|way| place.at_door(way));
         let record = Record::start(output).map_err(|source| AgentError::Io {
             what: "standard output".into(),

@@ -525,8 +525,12 @@ pub struct Opening {
     pub version: u32,
     /// The same in all runs of one conversation: a cache at the provider is found by it.
     pub session: String,
-    /// The workspace.
+    /// Where it works: the workspace, or a directory of it.
     pub cwd: PathBuf,
+    /// The whole workspace, which rules speak of wherever in it the agent works. None: `cwd` is all
+    /// of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkout: Option<PathBuf>,
     /// Where results go that are too long, and nothing else.
     pub spill: PathBuf,
     /// The output of earlier runs of the conversation, oldest first: read, never written.

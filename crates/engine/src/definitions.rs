@@ -23,6 +23,11 @@ use rustix::{fs::Dir, io::Errno};
 
 use crate::files;
 
+/// Of what is said of one file: both its ends, because the middle is what somebody wrote there.
+const FAULT_CHARS_MAX: usize = 200;
+/// Said one by one to an agent that begins.
+const FAULTS_TOLD_MAX: usize = 10;
+
 /// All that there are for a task with this workspace.
 #[must_use]
 pub(crate) fn read(person: Option<&Path>, workspace: Option<&Path>) -> Catalogue {
@@ -33,6 +38,22 @@ pub(crate) fn read(person: Option<&Path>, workspace: Option<&Path>) -> Catalogue
     });
     let persons = persons.unwrap_or_default();
     persons.under(repositorys.unwrap_or_default())
+}
+
+/// What an agent is told at its start of files that are of no use. Whoever fills a folder with those
+/// does not decide how long its first words are.
+#[must_use]
+pub(crate) fn faults_told(all: &Catalogue) -> Vec<String> {
+    let mut told: Vec<String> = all
+        .faults()
+        .take(FAULTS_TOLD_MAX)
+        .map(str::to_owned)
+        .collect();
+    let more = all.faults().skip(FAULTS_TOLD_MAX).count();
+    if more > 0 {
+        told.push(format!("{more} more, which are not named here"));
+    }
+    told
 }
 
 fn below(root: &Path, folders: [&str; 2]) -> io::Result<OwnedFd> {
@@ -98,13 +119,27 @@ fn add(catalogue: &mut Catalogue, folder: BorrowedFd<'_>, name: &str, scope: Sco
     match definition::slug_of(name) {
         // A text beside them, or somebody's notes.
         None => {}
-        Some((Err(why), _)) => catalogue.problems.push(format!("read {name}: {why}")),
+        Some((Err(why), _)) => {
+            let problem = brief(format!("read {name}: {why}"));
+            catalogue.problems.push(problem);
+        }
         Some((Ok(slug), shape)) => {
             let found = one(folder, name, &slug, scope, shape);
-            let found = found.map_err(|why| format!("read {name} of the {scope}: {why}"));
+            let found = found.map_err(|why| brief(format!("read {name} of the {scope}: {why}")));
             catalogue.add(slug, found);
         }
     }
+}
+
+fn brief(fault: String) -> String {
+    let chars = fault.chars().count();
+    if chars <= FAULT_CHARS_MAX {
+        return fault;
+    }
+    let half = FAULT_CHARS_MAX / 2;
+    let head: String = fault.chars().take(half).collect();
+    let tail: String = fault.chars().skip(chars - half).collect();
+    format!("{head} [{} characters] {tail}", chars - 2 * half)
 }
 
 fn one(
@@ -285,6 +320,37 @@ mod tests {
             let error = told(scope, names).unwrap_err();
             assert!(error.starts_with(part) || error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_of_no_use_is_named_at_no_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join(".dispatch/agents");
+        let line = format!("{{{}", "\"".repeat(60_000));
+        for n in 0..FILES_MAX {
+            let text = format!("---\ndescription: {line}x\n---\n");
+            write(&own, &format!("x{n:03}.md"), &text);
+        }
+        let all = read(None, Some(dir.path()));
+        assert_eq!(
+            all.faults().count(),
+            FILES_MAX,
+            "each is there to be asked for"
+        );
+        let told = faults_told(&all);
+        assert_eq!(told.len(), FAULTS_TOLD_MAX + 1);
+        let (first, last) = (&told[0], &told[FAULTS_TOLD_MAX]);
+        assert!(
+            first.starts_with("read x000.md of the repository: line 2: "),
+            "{first}"
+        );
+        // Why, which stands at its end.
+        assert!(first.ends_with("must stand in quotes"), "{first}");
+        assert_eq!(last, "190 more, which are not named here");
+        let longest = told.iter().map(|fault| fault.chars().count()).max();
+        assert!(longest < Some(FAULT_CHARS_MAX + 50), "{longest:?}");
+        // A few are all told.
+        assert_eq!(faults_told(&Catalogue::default()), Vec::<String>::new());
     }
 
     #[test]

@@ -83,6 +83,7 @@ pub(crate) fn setup(
         version: VERSION,
         session,
         cwd: PathBuf::new(),
+        checkout: task.workspace.as_ref().map(|there| there.path.clone()),
         spill: ctx.trees.home(task).join(RESULTS),
         resume,
         prompt: None,
@@ -115,7 +116,7 @@ fn kin(ctx: &Ctx, task: &Task, grant: &Grant) -> Kin {
         tools: grant.tools.clone(),
         asked: grant.asked,
         listed: all.listed(),
-        faults: all.faults().map(str::to_owned).collect(),
+        faults: definitions::faults_told(&all),
         // The driver knows how our tools are reached.
         door: None,
     }

@@ -52,7 +52,7 @@ mod youtube_transcribe;
 
 pub(crate) use granted::{Granted, find, granted, list};
 pub(crate) use key_usage::Seen;
-pub(crate) use place::{Place, Sign};
+pub(crate) use place::{Place, Roots, Sign};
 pub(crate) use plan::{Given, Judge, Planned};
 pub(crate) use spill::Spill;
 pub(crate) use web::Outside;

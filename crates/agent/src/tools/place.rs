@@ -30,8 +30,10 @@ pub(crate) enum Sign {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Real {
     path: PathBuf,
-    /// As a person writes it.
+    /// As the model writes it.
     shown: String,
+    /// As rules name it.
+    ruled: String,
 }
 
 impl Real {
@@ -44,7 +46,7 @@ impl Real {
     }
 
     pub(super) fn subject(&self) -> Subject {
-        Subject::Path(self.shown.clone())
+        Subject::Path(self.ruled.clone())
     }
 
     /// Before something is written there: a link that came in between leads elsewhere.
@@ -56,9 +58,34 @@ impl Real {
     }
 }
 
+/// Where the agent works, and the whole checkout that this is in: the rules were made for the checkout,
+/// and a directory in it must not be a way out from under them.
+#[derive(Debug)]
+pub(crate) struct Roots {
+    own: PathBuf,
+    checkout: PathBuf,
+}
+
+impl Roots {
+    /// Without a checkout it works in all of it.
+    pub(crate) fn new(own: &Path, checkout: Option<&Path>) -> io::Result<Self> {
+        let own = own.canonicalize()?;
+        let checkout = match checkout {
+            Some(checkout) => checkout.canonicalize()?,
+            None => own.clone(),
+        };
+        if !own.starts_with(&checkout) {
+            let checkout = checkout.display();
+            // Rules would name none of its files.
+            return Err(io::Error::other(format!("it is not in {checkout}")));
+        }
+        Ok(Self { own, checkout })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Place {
-    root: PathBuf,
+    roots: Roots,
     pub(super) spill: Spill,
     pub(super) jobs: Jobs,
     pub(super) outside: Outside,
@@ -74,15 +101,15 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(
-        root: &Path,
+        roots: Roots,
         spill: Spill,
         outside: Outside,
         hidden: BTreeSet<String>,
         messages: watch::Receiver<usize>,
         signs: mpsc::Sender<Sign>,
-    ) -> io::Result<Self> {
-        Ok(Self {
-            root: root.canonicalize()?,
+    ) -> Self {
+        Self {
+            roots,
             spill,
             jobs: Jobs::default(),
             outside,
@@ -91,11 +118,12 @@ impl Place {
             signs,
             known: Mutex::default(),
             way: OnceLock::new(),
-        })
+        }
     }
 
+    /// Where it works.
     pub(crate) fn root(&self) -> &Path {
-        &self.root
+        &self.roots.own
     }
 
     /// What the model is told of a result.
@@ -177,31 +205,50 @@ impl Place {
     }
 
     fn find(&self, path: &str) -> Result<Real, Wrong> {
-        let path = real(&self.root.join(path)).map_err(|error| failed("find", path, &error))?;
-        let shown = self.shown(&path);
-        Ok(Real { path, shown })
+        let path = real(&self.root().join(path)).map_err(|error| failed("find", path, &error))?;
+        Ok(Real {
+            shown: self.shown(&path),
+            ruled: self.ruled(&path),
+            path,
+        })
     }
 
     fn ours(&self, real: Real, path: &str) -> Result<Real, Wrong> {
-        if real.path.starts_with(&self.root) {
+        if real.path.starts_with(self.root()) {
             return Ok(real);
         }
         Err(Wrong::new(format!(
             "{path} is outside the workspace {}",
-            self.root.display()
+            self.root().display()
         )))
     }
 
-    /// As a person writes it, for rules, headers and messages.
+    /// As the model writes it, for headers and messages.
     pub(super) fn shown(&self, path: &Path) -> String {
-        let shown = path.strip_prefix(&self.root).unwrap_or(path);
-        let shown = shown.display().to_string();
-        if shown.is_empty() { ".".into() } else { shown }
+        below(self.root(), path)
+    }
+
+    /// What rules are asked about.
+    pub(super) fn subject(&self, path: &Path) -> Subject {
+        Subject::Path(self.ruled(path))
+    }
+
+    fn ruled(&self, path: &Path) -> String {
+        below(&self.roots.checkout, path)
     }
 
     /// What the model knows of files.
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is outside stays as it is.
+fn below(root: &Path, path: &Path) -> String {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    match below.display().to_string() {
+        empty if empty.is_empty() => ".".into(),
+        below => below,
     }
 }
 
@@ -309,6 +356,36 @@ mod tests {
             let real = bench.place.inside(path).unwrap();
             assert_eq!(real.subject(), Subject::Path(shown.into()), "{path}");
         }
+    }
+
+    #[test]
+    fn in_a_directory_of_the_checkout_a_rule_is_asked_about_the_whole_path() {
+        let bench = Bench::below("secrets/deep");
+        bench.write("prod.key", "x");
+        let place = &bench.place;
+        let absolute = bench.path("prod.key").display().to_string();
+        for (path, shown, ruled) in [
+            ("prod.key", "prod.key", "secrets/deep/prod.key"),
+            (&absolute, "prod.key", "secrets/deep/prod.key"),
+            ("new/file", "new/file", "secrets/deep/new/file"),
+            (".", ".", "secrets/deep"),
+        ] {
+            let real = place.inside(path).unwrap();
+            assert_eq!(real.shown(), shown);
+            assert_eq!(real.subject(), Subject::Path(ruled.into()), "{path}");
+        }
+        // All that it works with is there.
+        assert!(place.inside("../x").is_err());
+        // What is in no checkout has no other name.
+        let far = place.subject(Path::new("/etc/passwd"));
+        assert_eq!(far, Subject::Path("/etc/passwd".into()));
+    }
+
+    #[test]
+    fn a_directory_outside_of_its_checkout_is_refused() {
+        let (own, checkout) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let error = Roots::new(own.path(), Some(checkout.path())).unwrap_err();
+        assert!(error.to_string().contains("it is not in "), "{error}");
     }
 
     #[test]

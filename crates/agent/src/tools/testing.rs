@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
-use super::{Given, Granted, Judge, Outside, Place, Planned, Run, Seen, Sign, Spill, TOOLS};
+use super::{Given, Granted, Judge, Outside, Place, Planned, Roots, Run, Seen, Sign, Spill, TOOLS};
 use crate::net::{Connector, Proxy};
 
 #[derive(Debug)]
@@ -35,8 +35,17 @@ impl Bench {
         Self::with(|_| {})
     }
 
+    /// It works in this directory of its checkout.
+    pub(crate) fn below(directory: &str) -> Self {
+        Self::at(directory, |_| {})
+    }
+
     /// With the world outside as this has it.
     pub(crate) fn with(change: impl FnOnce(&mut Outside)) -> Self {
+        Self::at("", change)
+    }
+
+    fn at(directory: &str, change: impl FnOnce(&mut Outside)) -> Self {
         let mut outside = Outside {
             connector: Connector::new(Proxy::default(), Duration::from_secs(5)),
             reach: Reach::Everything,
@@ -45,13 +54,15 @@ impl Bench {
         };
         change(&mut outside);
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("work");
-        fs::create_dir(&root).unwrap();
+        let checkout = dir.path().join("work");
+        let root = checkout.join(directory);
+        fs::create_dir_all(&root).unwrap();
+        let roots = Roots::new(&root, Some(&checkout)).unwrap();
         let spill = Spill::new(&dir.path().join("spill")).unwrap();
         let (sender, signs) = mpsc::channel(1024);
         let (messages, count) = watch::channel(0);
         let hidden = BTreeSet::from(["CARGO_MANIFEST_DIR".to_owned()]);
-        let place = Place::new(&root, spill, outside, hidden, count, sender).unwrap();
+        let place = Place::new(roots, spill, outside, hidden, count, sender);
         Self {
             _dir: dir,
             place: Arc::new(place),

@@ -48,12 +48,11 @@ impl Sight {
         }
     }
 
-    fn sees(&self, shown: String) -> bool {
+    fn sees(&self, subject: &Subject) -> bool {
         if self.all {
             return true;
         }
-        let subject = Subject::Path(shown);
-        self.own.decide(&subject) <= self.at_most && self.read.decide(&subject) != Action::Deny
+        self.own.decide(subject) <= self.at_most && self.read.decide(subject) != Action::Deny
     }
 }
 
@@ -115,7 +114,7 @@ pub(super) fn walk(
 /// Where a walk begins, the walk asks nobody.
 fn check(place: &Place, dir: &Real, sight: &Sight, all: bool) -> Result<(), Wrong> {
     let shown = dir.shown();
-    if !dir.path().is_dir() && !sight.sees(shown.to_owned()) {
+    if !dir.path().is_dir() && !sight.sees(&dir.subject()) {
         return Err(Wrong::new(format!("a rule for read denies {shown}")));
     }
     let mut above = dir.path().ancestors();
@@ -147,7 +146,7 @@ impl Filter {
             let good = self.all || has_good_lists(entry.path());
             (good, &self.left_out.odd)
         } else {
-            let good = self.sight.sees(self.place.shown(entry.path()));
+            let good = self.sight.sees(&self.place.subject(entry.path()));
             (good, &self.left_out.guarded)
         };
         if !good {
@@ -210,6 +209,30 @@ mod tests {
                 assert_eq!(told.contains("secrets"), sees, "{guarded:?} {tool}: {told}");
                 assert_eq!(told.contains(left_out), !sees, "{guarded:?} {tool}: {told}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rule_for_the_checkout_guards_in_a_directory_of_it() {
+        for (pattern, sees) in [("lib/secrets/*", false), ("secrets/*", true)] {
+            let mut bench = Bench::below("lib");
+            bench.write("src/a.rs", "word\n");
+            bench.write("secrets/key.rs", "word\n");
+            bench.rules = Arc::new(rules(&[("read", pattern, "deny")]));
+            for (tool, input) in [
+                ("search_code", json!({"query": "word"})),
+                ("list_files", json!({"glob": "*.rs"})),
+            ] {
+                let told = bench.told(tool, input).await;
+                // What it is shown it can ask for again.
+                assert!(
+                    told.contains("src/a.rs") && !told.contains("lib/"),
+                    "{told}"
+                );
+                assert_eq!(told.contains("secrets/key.rs"), sees, "{tool}: {told}");
+            }
+            let one = json!({"query": "word", "path": "secrets/key.rs"});
+            assert_eq!(bench.run("search_code", one).await.is_ok(), sees);
         }
     }
 

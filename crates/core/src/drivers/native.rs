@@ -642,6 +642,7 @@ mod tests {
             version: VERSION,
             session: "s-1".into(),
             cwd: std::path::PathBuf::new(),
+            checkout: None,
             spill: "/h/results".into(),
             resume,
             prompt: None,

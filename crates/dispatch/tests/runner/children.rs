@@ -427,6 +427,80 @@ async fn what_cannot_be_summoned_is_refused_with_what_can() {
     );
 }
 
+/// A rule names files of the checkout, and they have the same names for whoever works in a part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_no_way_out_from_under_a_rule() {
+    let lead = json!([
+        summon(&json!({"task": "Look", "agent": "explorer", "working_directory": "secrets"})),
+        says("It is done."),
+    ]);
+    let read = |path| json!({"tool": "read_file", "args": {"path": path}});
+    let next = json!([
+        read("prod.key"),
+        read("notes"),
+        {"tool": "search_code", "args": {"query": "hidden|open"}},
+        says("Seen."),
+    ]);
+    let more = "[agents.native]\nrules = [{ group = \"read\", pattern = \"secrets/*.key\", \
+                action = \"deny\" }]\n";
+    let stage = Stage::freely_with(&[("main", lead), ("next", next)], more).await;
+    stage.define("explorer.md", EXPLORER);
+    let secrets = stage.world.repo().join("secrets");
+    write(&secrets, "prod.key", "hidden");
+    write(&secrets, "notes", "open");
+    stage.world.commit();
+    let id = stage.begun(&[]);
+    let task = ended(&stage.world, &id);
+    assert_eq!(task["state"], "completed", "{task:#}");
+    let child = stage.child(&id, 0);
+    assert_eq!(child["state"], "completed", "{child:#}");
+    let told = results(&stage.world, child["id"].as_str().unwrap());
+    assert!(!told.contains("hidden"), "{told}");
+    assert!(told.contains("1 files are left out"), "{told}");
+    // As the model writes it, which is how it asks again.
+    assert!(told.contains("\"notes (text"), "{told}");
+}
+
+/// What an agent does with the directory it works in is its own affair, and so is the next run's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_moved_ends_nobody() {
+    let lead = json!([
+        summon(&json!({"task": "Move", "agent": "explorer", "working_directory": "sub"})),
+        says("It is done."),
+    ]);
+    let moves = "git mv ../sub ../other && echo be''gun; until [ -e ../go ]; do sleep 0.02; done";
+    let next = json!([{"tool": "shell", "command": moves}, says("Moved it.")]);
+    let stage = Stage::freely(&[("main", lead), ("next", next)]).await;
+    stage.later(&json!([{"tool": "shell", "command": "echo at; pwd"}, says("Looked.")]));
+    stage.define("explorer.md", EXPLORER);
+    let world = &stage.world;
+    write(&world.repo().join("sub"), "file", "x");
+    world.commit();
+    let id = stage.begun(&[]);
+    stage.until(&id, "\"name\":\"summon\"");
+    let child = stage.child_begun(&id, 0);
+    let child_id = child["id"].as_str().unwrap();
+    world.kill_engine();
+    world.serve();
+    go(&child);
+    assert_eq!(ended(world, &id)["state"], "completed");
+    let child = world.show(child_id);
+    assert_eq!(child["state"], "completed", "{child:#}");
+    stage.say(child_id, "Look again");
+    let child = ended(world, child_id);
+    assert_eq!(child["state"], "completed", "{child:#}");
+    assert_eq!(child["runs"].as_array().unwrap().len(), 2);
+    // The line ends there: a backslash of the JSON, and no slash.
+    let root = format!("{}\\", child["workspace_dir"].as_str().unwrap());
+    let told = results(world, child_id);
+    assert!(told.contains(&root), "{told}");
+    let events = world.dispatch(&["events", "--task", child_id]).exits(0).out;
+    assert!(
+        events.contains("work in sub of the repository: it is no directory there"),
+        "{events}"
+    );
+}
+
 /// By default each of them is asked about, and the door knows it: whatever a model runs in the fence
 /// has the same token.
 #[tokio::test(flavor = "multi_thread")]

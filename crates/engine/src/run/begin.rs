@@ -82,6 +82,10 @@ impl Walk {
         self.prepare_fence().await?.map_err(start)?;
         self.take_first_words().await?;
         let words = self.words().await?;
+        let (at, moved) = self.works_in(profile).map_err(start)?;
+        if let Some(text) = moved {
+            self.tell(Kind::Noted { text }).await?;
+        }
         let known = self.known_keys(profile).await?;
         let job = self.id(Part::Agent);
         let mut refused = Vec::new();
@@ -97,7 +101,7 @@ impl Walk {
                 }
             };
             let (invocation, first) =
-                self.open(driver, profile, (aid.as_ref(), known.clone()), &words)?;
+                self.open(driver, profile, &at, (aid.as_ref(), known.clone()), &words)?;
             self.link_login(profile)?;
             self.open_door().map_err(start)?;
             let relays = self.relays(Some(profile));

@@ -57,11 +57,32 @@ impl Walk {
         self.ask(|reply| Command::Keys { run, reply }).await
     }
 
+    /// Where the agent works, and what a person is to know of it.
+    pub(super) fn works_in(
+        &self,
+        profile: &AgentProfile,
+    ) -> Result<(PathBuf, Option<String>), String> {
+        let workspace = self.workspace();
+        if !profile.is_native() {
+            return Ok((workspace, None));
+        }
+        match native::directory(&workspace, &self.job.task.spec.terms.directory) {
+            Ok(at) => Ok((at, None)),
+            // An earlier run may have given it another name, and the task is to go on.
+            Err(why) if self.job.run.n > 1 => {
+                let text = format!("{why}; it works in the root of its checkout");
+                Ok((workspace, Some(text)))
+            }
+            Err(why) => Err(why),
+        }
+    }
+
     /// The invocation of the agent, and what is said first.
     pub(super) fn open(
         &self,
         driver: &mut dyn Driver,
         profile: &AgentProfile,
+        at: &Path,
         (aid, known): (Option<&Aid>, Option<KnownKeys>),
         words: &Words,
     ) -> Result<(Invocation, Option<Vec<u8>>), Stopped> {
@@ -79,11 +100,6 @@ impl Walk {
             opening.known = known;
         }
         let home_text = home.to_string_lossy();
-        let workspace = match &native {
-            Some(_) => native::directory(&self.workspace(), &task.spec.terms.directory),
-            None => Ok(self.workspace()),
-        };
-        let workspace = workspace.map_err(start)?;
         let door_env = self.door_env();
         let our_tools = self.our_tools();
         let broker_url = aid.and_then(|aid| aid.broker_url.as_deref());
@@ -102,7 +118,7 @@ impl Walk {
         let ask = Ask {
             prompt: &words.prompt,
             whole: &words.whole,
-            cwd: &workspace.to_string_lossy(),
+            cwd: &at.to_string_lossy(),
             folders: &folders,
             program: &program,
             args: &args,

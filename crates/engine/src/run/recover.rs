@@ -59,8 +59,13 @@ impl Walk {
         self.find_sidecar(site, &profile).await;
         // The same first words as before: the keeper ignores what it has heard.
         let words = self.words_again().await?;
+        // It may have moved its directory since, which is no reason to end it: it knows where it is.
+        let at = match self.works_in(&profile) {
+            Ok((at, _)) => at,
+            Err(_) => self.workspace(),
+        };
         self.first = self
-            .open(driver.as_mut(), &profile, (None, None), &words)?
+            .open(driver.as_mut(), &profile, &at, (None, None), &words)?
             .1;
         Ok((profile, driver))
     }
