@@ -21,7 +21,7 @@ use crate::{
     rules::Rule,
     run::RunCause,
     state::tests::spec,
-    task::{Base, Network, Placement, Priority, Terms},
+    task::{Base, Effort, Network, Placement, Priority, Terms},
     toolset::{self, Toolset},
     update::Usage,
 };
@@ -446,23 +446,63 @@ fn a_rule_and_the_terms_of_a_task_answer_without_a_person() {
     }
 }
 
-#[test]
-fn what_is_summoned_asks_with_its_callers_keys() {
-    let choice = |key: &str| Choice {
+fn choice(key: &str) -> Choice {
+    Choice {
         key: key.parse().unwrap(),
         model: "m".parse().unwrap(),
         effort: None,
+    }
+}
+
+#[test]
+fn what_is_asked_for_asks_with_its_callers_keys() {
+    let mut world = World::new();
+    let mut own = lead("");
+    own.terms.chain = vec![choice("main")];
+    let by = world.running(1, own);
+    // By a definition and without one.
+    for (bits, mut asked) in [(2, summoned("a", "look")), (3, spec("p"))] {
+        asked.terms.chain = vec![choice("main"), choice("other")];
+        let refused = world.ask(bits, by, asked.clone()).unwrap_err().to_string();
+        assert!(refused.contains("key other (granted: main)"), "{refused}");
+        asked.terms.chain.pop();
+        assert!(world.ask(bits, by, asked).is_ok());
+    }
+    // An agent of another driver has no chain: its grant says which agents it reaches.
+    let other = world.running(4, lead(""));
+    let mut asked = spec("p");
+    asked.terms.chain = vec![choice("main")];
+    assert!(world.ask(5, other, asked).is_ok());
+}
+
+#[test]
+fn a_word_changes_nothing_that_was_looked_at_when_a_task_was_made() {
+    let with = |key: &str| Tuning {
+        chain: Some(vec![choice(key)]),
+        ..Tuning::default()
+    };
+    let harder = Tuning {
+        effort: Some(Effort::High),
+        ..Tuning::default()
     };
     let mut world = World::new();
     let mut own = lead("");
     own.terms.chain = vec![choice("main")];
     let by = world.running(1, own);
-    let mut asked = summoned("a", "look");
-    asked.terms.chain = vec![choice("main"), choice("other")];
-    let refused = world.ask(2, by, asked.clone()).unwrap_err().to_string();
-    assert!(refused.contains("key other (granted: main)"), "{refused}");
-    asked.terms.chain.pop();
-    assert!(world.ask(2, by, asked).is_ok());
+    let tune = |world: &World, by: RunId, tuning: &Tuning| may_tune(&world.state, by, tuning);
+    let refused = tune(&world, by, &with("other")).unwrap_err().to_string();
+    assert!(refused.contains("key other is none of yours"), "{refused}");
+    assert_eq!(tune(&world, by, &with("main")), Ok(()));
+    assert_eq!(tune(&world, by, &harder), Ok(()));
+    // Somebody has allowed a child as it was asked for.
+    let mut own = lead("asked = true\n");
+    own.terms.chain = vec![choice("main")];
+    let by = world.running(2, own);
+    for tuning in [with("main"), with("other"), harder] {
+        let refused = tune(&world, by, &tuning);
+        assert!(matches!(refused, Err(Refusal::Tuned { .. })), "{refused:?}");
+    }
+    assert_eq!(tune(&world, by, &Tuning::default()), Ok(()));
 }
 
 fn servers(names: &[&str]) -> BTreeSet<ServerName> {
