@@ -22,7 +22,7 @@ use crate::{
     models::Choice,
     outcome::Outcome,
     prompt::untrusted,
-    rules::{Action, Group, Rules, Subject},
+    rules::{Action, Group, Rules},
     run::RunState,
     state::{Run, State, Task},
     task::{Taken, TaskSpec, Tuning, Wrap},
@@ -562,7 +562,7 @@ pub fn narrowed(
 /// What a person reads before they allow that a task is summoned. `None`: it is none.
 fn question(spec: &TaskSpec) -> Option<String> {
     let role = spec.terms.role.as_ref()?;
-    let question = definition::question(role.slug.as_str(), spec.terms.detached, &spec.text);
+    let question = definition::question(&role.question_head(spec.terms.detached), &spec.text);
     Some(asked_text(&question))
 }
 
@@ -582,16 +582,15 @@ fn was_allowed(state: &State, by: RunId, asker: &Task, spec: &TaskSpec) -> Resul
         true => Group::UserAgent,
         false => Group::Summon,
     };
-    let subject = Subject::name(role.slug.as_str());
     let usual = Rules::default();
     let rules = own.rules.as_deref().unwrap_or(&usual);
-    match (rules.decide(group, &subject), own.permissions) {
+    match (rules.decide_all(group, &role.subjects()), own.permissions) {
         (Action::Allow, _) | (Action::Ask, Permissions::Allow) => return Ok(()),
         (Action::Deny, _) => return no("a rule denies it"),
         (Action::Ask, Permissions::Deny) => return no("nothing that is asked is allowed"),
         (Action::Ask, Permissions::Ask) => {}
     }
-    let head = definition::question_head(role.slug.as_str(), spec.terms.detached);
+    let head = role.question_head(spec.terms.detached);
     let allows = |ask: &&Ask| matches!(ask.fate, AskFate::Answered { allow: true, .. });
     let always = |ask: &Ask| {
         let always = matches!(ask.fate, AskFate::Answered { always: true, .. });

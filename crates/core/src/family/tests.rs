@@ -330,6 +330,7 @@ fn summoned(slug: &str, text: &str) -> TaskSpec {
     asked.terms.role = Some(Box::new(Role {
         slug: slug.parse().unwrap(),
         scope: Scope::Person,
+        in_place: false,
         name: slug.into(),
         instructions: String::new(),
         skills: Vec::new(),
@@ -443,6 +444,67 @@ fn a_rule_and_the_terms_of_a_task_answer_without_a_person() {
         let by = world.running(1, own);
         let made = world.ask(2, by, summoned("a", "look"));
         assert_eq!(made.is_ok(), allowed, "{action:?} {permissions:?}");
+    }
+}
+
+/// What was said of a person's definition is not said of a repository's that has its name.
+#[test]
+fn what_a_repository_has_put_in_the_place_of_a_persons_is_asked_about_as_its() {
+    let of_repository = |text: &str, in_place: bool| {
+        let mut asked = summoned("a", text);
+        if let Some(role) = &mut asked.terms.role {
+            (role.scope, role.in_place) = (Scope::Repository, in_place);
+        }
+        asked
+    };
+    let mut world = World::new();
+    let by = lead_that_asks(&mut world);
+    answered(&mut world, by, 1, "agent a\nlook", (true, true));
+    for in_place in [true, false] {
+        let refused = world.ask(2, by, of_repository("look", in_place));
+        assert!(
+            matches!(refused, Err(Refusal::Unasked { .. })),
+            "{refused:?}"
+        );
+    }
+    let its = "agent a of the repository\nlook";
+    answered(&mut world, by, 2, its, (true, false));
+    world.ask(2, by, of_repository("look", true)).unwrap();
+    // A rule for the name allows the person's, and a repository's where there is no other.
+    let rule = |pattern: &str, action| Rule {
+        group: Group::Summon,
+        pattern: pattern.to_owned(),
+        action,
+    };
+    for (n, (rules, theirs, other)) in [
+        (vec![rule("a", Action::Allow)], false, true),
+        (vec![rule("*", Action::Allow)], true, true),
+        (
+            vec![rule("*", Action::Allow), rule("a", Action::Deny)],
+            false,
+            false,
+        ),
+        (
+            vec![
+                rule("a", Action::Allow),
+                rule("repository/a", Action::Allow),
+            ],
+            true,
+            true,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut own = lead("asked = true\n");
+        own.terms.permissions = Permissions::Ask;
+        own.terms.rules = Some(Box::new(Rules::new(rules)));
+        let n = 10 * (n as u64 + 1);
+        let by = world.running(n, own);
+        let made = world.ask(n + 1, by, of_repository("look", true));
+        assert_eq!(made.is_ok(), theirs, "{made:?}");
+        let made = world.ask(n + 2, by, of_repository("look", false));
+        assert_eq!(made.is_ok(), other, "{made:?}");
     }
 }
 
