@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use dispatch_core::{
     native::{Chunk, TurnEnd},
-    rules::{Action, Group, Subject},
+    rules::{Action, Group},
 };
 use tokio::{task::JoinSet, time::Instant as At};
 
@@ -108,7 +108,7 @@ async fn permit(
     if is_spoken_to(turn) {
         return Ok(outcome(false, SPOKEN_TO));
     }
-    let (allowed, always, why) = ask(turn, call, group, subjects).await?;
+    let (allowed, always, why) = ask(turn, call, group, planned).await?;
     if allowed && always {
         let rules = Arc::make_mut(&mut turn.agent.rules);
         for subject in subjects {
@@ -131,7 +131,7 @@ async fn ask(
     turn: &mut Turn<'_>,
     call: &Call,
     group: Group,
-    subjects: &[Subject],
+    planned: &Planned,
 ) -> Result<(bool, bool, String), Halt> {
     let id = turn.agent.log.conversation.next_question();
     turn.agent.inbox.asks(id);
@@ -140,8 +140,8 @@ async fn ask(
         call: call.id.clone(),
         tool: call.name.clone(),
         group,
-        subject: shown(subjects),
-        subjects: subjects.to_vec(),
+        subject: planned.shown(),
+        subjects: planned.subjects.clone(),
         input: call.input.clone(),
     })
     .await?;
@@ -155,12 +155,6 @@ async fn ask(
     })
     .await?;
     Ok((allowed, always, why))
-}
-
-/// As a person reads them.
-fn shown(subjects: &[Subject]) -> String {
-    let texts: Vec<String> = subjects.iter().map(Subject::to_string).collect();
-    texts.join(" ")
 }
 
 /// Whatever happens there is an answer: nobody's is a denial.

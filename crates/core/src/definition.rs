@@ -13,6 +13,7 @@ use crate::{
     models::Choice,
     native::Listed,
     prompt::untrusted,
+    rules::Subject,
     task::Effort,
     toolset,
 };
@@ -51,6 +52,10 @@ pub enum Scope {
 pub struct Role {
     pub slug: Slug,
     pub scope: Scope,
+    /// A repository's where the person has one of that name, too: what was said of theirs was not said
+    /// of this.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub in_place: bool,
     /// Shown instead of the slug.
     pub name: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -91,7 +96,23 @@ pub fn skill_text(text: &str) -> &str {
     fences.unwrap_or(text).trim()
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 impl Role {
+    /// What rules are asked about before it is summoned.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<Subject> {
+        subjects(self.slug.as_str(), self.in_place)
+    }
+
+    /// The first line of the question whether it may be.
+    #[must_use]
+    pub fn question_head(&self, top_level: bool) -> String {
+        question_head(self.slug.as_str(), self.scope, top_level)
+    }
+
     /// What its model is told of it. A repository's words are quoted: they are not the person's.
     #[must_use]
     pub fn words(&self) -> String {
@@ -291,6 +312,7 @@ fn checked(slug: &Slug, scope: Scope, written: Written) -> Result<Definition, St
         role: Role {
             slug: slug.clone(),
             scope,
+            in_place: false,
             name,
             instructions: written.instructions.trim().to_owned(),
             skills: skills.collect::<Result<_, _>>()?,
@@ -413,19 +435,33 @@ fn scalar(text: &str) -> Result<String, String> {
 
 /// What a person reads before they let an agent be summoned, and what the engine finds it by again.
 #[must_use]
-pub fn question(slug: &str, top_level: bool, task: &str) -> String {
-    format!("{}\n{task}", question_head(slug, top_level))
+pub fn question(head: &str, task: &str) -> String {
+    format!("{head}\n{task}")
 }
 
-/// Its first line: whatever the task is.
+/// Its first line: which one, and whose, whatever the task is.
 #[must_use]
-pub fn question_head(slug: &str, top_level: bool) -> String {
+pub fn question_head(slug: &str, scope: Scope, top_level: bool) -> String {
     let kind = if top_level {
         "top-level agent"
     } else {
         "agent"
     };
-    format!("{kind} {slug}")
+    match scope {
+        Scope::Person => format!("{kind} {slug}"),
+        Scope::Repository => format!("{kind} {slug} of the repository"),
+    }
+}
+
+/// What rules are asked about, which all have to agree: one that is in the place of a person's has a
+/// name of its own besides, so that a rule for theirs takes away and does not give.
+#[must_use]
+pub fn subjects(slug: &str, in_place: bool) -> Vec<Subject> {
+    let mut subjects = vec![Subject::name(slug)];
+    if in_place {
+        subjects.push(Subject::name(format!("repository/{slug}")));
+    }
+    subjects
 }
 
 /// All that there are for one caller, by slug. A file that cannot be read stands in the way of the
@@ -445,10 +481,15 @@ impl Catalogue {
         known.and_modify(|known| *known = twice).or_insert(found);
     }
 
-    /// The nearer one counts.
+    /// The nearer one counts, and is known to be in the place of another.
     #[must_use]
     pub fn under(mut self, nearer: Self) -> Self {
-        self.known.extend(nearer.known);
+        for (slug, mut found) in nearer.known {
+            if let Ok(definition) = &mut found {
+                definition.role.in_place = self.known.contains_key(&slug);
+            }
+            self.known.insert(slug, found);
+        }
         self.problems.extend(nearer.problems);
         self
     }
@@ -465,6 +506,7 @@ impl Catalogue {
             description: one.description.clone(),
             subagent: one.is_subagent,
             of_repository: one.role.scope == Scope::Repository,
+            in_place: one.role.in_place,
         };
         self.good().map(listed).collect()
     }

@@ -16,16 +16,16 @@ use crate::{
     drivers::text::asked_text,
     gate::{Budget, MicroUsd},
     grant::{self, Fence, Grant, Tool},
-    id::{RunId, TaskId},
+    id::{KeyName, RunId, TaskId},
     limits::Limit,
     message::MessageId,
     models::Choice,
     outcome::Outcome,
     prompt::untrusted,
-    rules::{Action, Group, Rules, Subject},
+    rules::{Action, Group, Rules},
     run::RunState,
     state::{Run, State, Task},
-    task::{Taken, TaskSpec, Wrap},
+    task::{Taken, TaskSpec, Tuning, Wrap},
 };
 
 /// Settled ends of one task that are remembered.
@@ -336,6 +336,8 @@ pub enum Refusal {
     },
     #[error("dispatch: your grant does not reach so far: {}", .outside.join("; "))]
     Outside { outside: Vec<String> },
+    #[error("say that with another model or effort: {what}; say it without")]
+    Tuned { what: String },
     #[error("dispatch: nothing is left: {what}")]
     Spent { what: String },
     #[error(
@@ -560,7 +562,7 @@ pub fn narrowed(
 /// What a person reads before they allow that a task is summoned. `None`: it is none.
 fn question(spec: &TaskSpec) -> Option<String> {
     let role = spec.terms.role.as_ref()?;
-    let question = definition::question(role.slug.as_str(), spec.terms.detached, &spec.text);
+    let question = definition::question(&role.question_head(spec.terms.detached), &spec.text);
     Some(asked_text(&question))
 }
 
@@ -580,16 +582,15 @@ fn was_allowed(state: &State, by: RunId, asker: &Task, spec: &TaskSpec) -> Resul
         true => Group::UserAgent,
         false => Group::Summon,
     };
-    let subject = Subject::name(role.slug.as_str());
     let usual = Rules::default();
     let rules = own.rules.as_deref().unwrap_or(&usual);
-    match (rules.decide(group, &subject), own.permissions) {
+    match (rules.decide_all(group, &role.subjects()), own.permissions) {
         (Action::Allow, _) | (Action::Ask, Permissions::Allow) => return Ok(()),
         (Action::Deny, _) => return no("a rule denies it"),
         (Action::Ask, Permissions::Deny) => return no("nothing that is asked is allowed"),
         (Action::Ask, Permissions::Ask) => {}
     }
-    let head = definition::question_head(role.slug.as_str(), spec.terms.detached);
+    let head = role.question_head(spec.terms.detached);
     let allows = |ask: &&Ask| matches!(ask.fate, AskFate::Answered { allow: true, .. });
     let always = |ask: &Ask| {
         let always = matches!(ask.fate, AskFate::Answered { always: true, .. });
@@ -655,6 +656,47 @@ impl Names<'_> {
     }
 }
 
+/// Keys of a chain that whoever asks for it does not have itself.
+fn strange<'a>(own: &'a [Choice], chain: &'a [Choice]) -> impl Iterator<Item = &'a KeyName> {
+    let strange = |key: &&KeyName| !own.iter().any(|choice| choice.key == **key);
+    chain.iter().map(|choice| &choice.key).filter(strange)
+}
+
+fn keys_of(chain: &[Choice]) -> String {
+    list(chain.iter().map(|choice| &choice.key))
+}
+
+/// Whether the agent of that run may have another task go on with another model or effort: what was
+/// looked at when it was made must not be undone by a word to it.
+///
+/// # Errors
+/// Why not.
+pub fn may_tune(state: &State, by: RunId, tuning: &Tuning) -> Result<(), Refusal> {
+    if tuning.is_empty() {
+        return Ok(());
+    }
+    let verb = "say";
+    let own = state.task(by.task).ok_or(Refusal::Over { verb })?;
+    let terms = &own.spec.terms;
+    let grant = terms.grant.as_deref().ok_or(Refusal::NoGrant { verb })?;
+    // Somebody was asked for it as it is.
+    if grant.asked {
+        let what = "your grant is for what somebody lets you summon, as it was summoned".to_owned();
+        return Err(Refusal::Tuned { what });
+    }
+    let chain = tuning.chain.as_deref().unwrap_or_default();
+    match strange(&terms.chain, chain).next() {
+        Some(key) if !terms.chain.is_empty() => {
+            let what = format!(
+                "key {key} is none of yours, which are {}",
+                keys_of(&terms.chain)
+            );
+            Err(Refusal::Tuned { what })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// All that the grant does not reach, with what it does.
 fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<String> {
     // An empty directory is nobody's.
@@ -708,17 +750,13 @@ fn outside(state: &State, asker: &Task, grant: &Grant, spec: &TaskSpec) -> Vec<S
             &"a workspace of its own: leave `taken` out",
         );
     }
+    // Nobody has given another key along. An agent that has no chain asks with keys of its own kind,
+    // and only what a grant says holds for it; it has no definitions either.
     let own = &asker.spec.terms.chain;
-    let strange = |key: &&Choice| !own.iter().any(|choice| choice.key == key.key);
-    // A definition says whom to ask, and nobody has given its key along.
-    let chain = spec
-        .terms
-        .chain
-        .iter()
-        .filter(|_| spec.terms.role.is_some());
-    for choice in chain.filter(strange) {
-        let keys = list(own.iter().map(|choice| &choice.key));
-        check(false, &format!("key {}", choice.key), &keys);
+    if spec.terms.role.is_some() || !own.is_empty() {
+        for key in strange(own, &spec.terms.chain) {
+            check(false, &format!("key {key}"), &keys_of(own));
+        }
     }
     if spec.terms.grant.is_some() {
         let below = grant.below().is_some();

@@ -479,6 +479,9 @@ pub struct Listed {
     pub subagent: bool,
     /// A repository's, and not the person's own.
     pub of_repository: bool,
+    /// The same where the person has one of that name, too.
+    #[serde(default)]
+    pub in_place: bool,
 }
 
 /// Whom it may summon, and by which way.
@@ -506,9 +509,11 @@ pub struct Kin {
 }
 
 impl Kin {
-    /// What a grant allows that is a permission by itself.
+    /// What a grant allows that is a permission by itself. Not what a repository has put in the place
+    /// of a person's.
     pub fn granted(&self) -> impl Iterator<Item = (Group, &str)> {
-        self.listed.iter().map(|one| {
+        let own = self.listed.iter().filter(|one| !one.in_place);
+        own.map(|one| {
             let group = match one.subagent {
                 true => Group::Summon,
                 false => Group::UserAgent,

@@ -98,6 +98,8 @@ pub(crate) struct Way {
     own: String,
     /// The task that asked for it.
     asker: Option<String>,
+    /// As they were at the start of the run.
+    listed: Vec<Listed>,
     there: Mutex<Option<Arc<mcp::Server>>>,
 }
 
@@ -110,8 +112,14 @@ impl Way {
             around,
             own: kin.task.clone(),
             asker: kin.asker.clone(),
+            listed: kin.listed.clone(),
             there: Mutex::default(),
         })
+    }
+
+    /// `None`: there was no such definition.
+    pub(super) fn listed(&self, slug: &str) -> Option<&Listed> {
+        self.listed.iter().find(|one| one.slug == slug)
     }
 
     async fn server(&self) -> Result<Arc<mcp::Server>, Wrong> {

@@ -33,6 +33,8 @@ pub(crate) struct Planned {
     pub(crate) subjects: Vec<Subject>,
     /// Where it is not its tool's: one tool has two.
     pub(crate) group: Option<Group>,
+    /// In words for a person; without them its subjects are.
+    shown: Option<String>,
     work: Work,
 }
 
@@ -54,6 +56,7 @@ impl Planned {
         Self {
             subjects,
             group: None,
+            shown: None,
             work,
         }
     }
@@ -61,6 +64,18 @@ impl Planned {
     pub(super) fn in_group(self, group: Group) -> Self {
         let group = Some(group);
         Self { group, ..self }
+    }
+
+    pub(super) fn shown_as(self, text: String) -> Self {
+        let shown = Some(text);
+        Self { shown, ..self }
+    }
+
+    /// As a person reads it.
+    pub(crate) fn shown(&self) -> String {
+        let texts = || self.subjects.iter().map(Subject::to_string);
+        let shown = self.shown.clone();
+        shown.unwrap_or_else(|| texts().collect::<Vec<_>>().join(" "))
     }
 
     pub(crate) fn run(self, run: Run) -> Running {

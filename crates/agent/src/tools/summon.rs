@@ -1,16 +1,19 @@
 //! `summon`: another agent does a piece of the work, by one of the definitions that there are.
 //! Must not keep a person's word waiting: one that is waited for goes on by itself then.
 
+use std::path::Path;
+
 use dispatch_core::{
+    definition::{self, REPOSITORY_FOLDER, Scope, Slug},
     grant::Tool as At,
-    rules::{Group, Subject},
+    rules::Group,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Planned, Run, Tool, Wrong,
+    Place, Planned, Run, Tool, Wrong,
     kin::{Waited, text, wait},
     schema,
 };
@@ -32,8 +35,11 @@ pub(super) const TOOL: Tool = Tool {
             true => Group::UserAgent,
             false => Group::Summon,
         };
-        let subjects = vec![Subject::name(&input.agent)];
-        Ok(Planned::new(subjects, |run| summon(run, input)).in_group(group))
+        let (scope, in_place) = whose(&given.place, &input.agent);
+        let subjects = definition::subjects(&input.agent, in_place);
+        let head = definition::question_head(&input.agent, scope, input.top_level);
+        let planned = Planned::new(subjects, |run| summon(run, input));
+        Ok(planned.in_group(group).shown_as(head))
     },
 };
 
@@ -56,6 +62,29 @@ struct Input {
     /// For a definition that stands for itself.
     #[serde(default)]
     top_level: bool,
+}
+
+/// Whose definition it is, and whether the person has one of that name besides. It may have been
+/// written in this run; the engine has the last word in any case.
+fn whose(place: &Place, slug: &str) -> (Scope, bool) {
+    let known = place.way().ok().and_then(|way| way.listed(slug));
+    let here = slug
+        .parse::<Slug>()
+        .is_ok_and(|slug| lies_in(place.root(), &slug));
+    match known {
+        Some(one) if one.of_repository => (Scope::Repository, one.in_place),
+        Some(_) if here => (Scope::Repository, true),
+        None if here => (Scope::Repository, false),
+        Some(_) | None => (Scope::Person, false),
+    }
+}
+
+/// The directory that it works in may be one below the repository's root.
+fn lies_in(root: &Path, slug: &Slug) -> bool {
+    let folder = REPOSITORY_FOLDER.join("/");
+    let files = ["md", "toml"].map(|ending| format!("{folder}/{slug}.{ending}"));
+    let has = |at: &Path| files.iter().any(|file| at.join(file).is_file());
+    root.ancestors().any(has)
 }
 
 async fn summon(run: Run, input: Input) -> Result<String, Wrong> {
@@ -97,5 +126,25 @@ fn handle<'a>(task: &'a str, short: &'a str) -> &'a str {
     match task.get(..8) {
         Some(eight) if short.len() < eight.len() => eight,
         _ => short,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn one_that_was_written_in_this_run_is_the_repositorys() {
+        let dir = tempfile::tempdir().unwrap();
+        let (below, folder) = (dir.path().join("sub"), dir.path().join(".dispatch/agents"));
+        fs::create_dir_all(&below).unwrap();
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("a.md"), "").unwrap();
+        for (slug, there) in [("a", true), ("b", false)] {
+            let slug = slug.parse().unwrap();
+            assert_eq!(lies_in(&below, &slug), there, "{slug}");
+        }
     }
 }

@@ -111,6 +111,9 @@ fn a_repositorys_definition_comes_before_a_persons() {
     let mut own = catalogue(&[("b", Scope::Repository, true)]);
     own.add(slug("c"), Err("read c.md: line 2: nonsense".into()));
     let all = global.under(own);
+    let in_place = |one: &Listed| (one.slug.clone(), one.in_place);
+    let in_place: Vec<(String, bool)> = all.listed().iter().map(in_place).collect();
+    assert_eq!(in_place, [("a".into(), false), ("b".into(), true)]);
     let scope = |name: &str| all.find(name, false).unwrap().role.scope;
     assert_eq!((scope("a"), scope("b")), (Scope::Person, Scope::Repository));
     let error = all.find("c", false).unwrap_err().to_string();
@@ -206,6 +209,8 @@ fn a_repositorys_words_are_quoted_and_a_persons_are_not() {
     assert!(role.words().ends_with("\n\nI am a."), "{}", role.words());
     role.scope = Scope::Repository;
     assert!(role.words().contains("| I am a."), "{}", role.words());
-    let question = question("a", true, "Do it\nnow");
+    assert_eq!(role.question_head(false), "agent a of the repository");
+    role.scope = Scope::Person;
+    let question = question(&role.question_head(true), "Do it\nnow");
     assert_eq!(question, "top-level agent a\nDo it\nnow");
 }

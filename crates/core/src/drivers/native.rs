@@ -557,7 +557,7 @@ fn failed(fault: Fault, retry_at: Option<Millis>) -> LastWord {
 /// What somebody has to read before they answer: what it would touch, and what of its input that
 /// does not say.
 fn question(group: Group, subject: &str, input: &str) -> String {
-    if let (Group::Summon | Group::UserAgent, Some(asked)) = (group, summoned(input)) {
+    if let (Group::Summon | Group::UserAgent, Some(asked)) = (group, summoned(subject, input)) {
         return asked_text(&asked);
     }
     if group == Group::Shell || subject == input {
@@ -569,15 +569,11 @@ fn question(group: Group, subject: &str, input: &str) -> String {
     asked_text(&format!("{subject}\n{input}"))
 }
 
-/// What it wants to summon, and for what: the engine knows the answer to it by these words.
-fn summoned(input: &str) -> Option<String> {
+/// Whom it wants to summon, in the words of its tool, and for what: the engine knows the answer to it
+/// by these.
+fn summoned(head: &str, input: &str) -> Option<String> {
     let input: serde_json::Value = serde_json::from_str(input).ok()?;
-    let top_level = input["top_level"].as_bool().unwrap_or_default();
-    Some(definition::question(
-        input["agent"].as_str()?,
-        top_level,
-        input["task"].as_str()?,
-    ))
+    Some(definition::question(head, input["task"].as_str()?))
 }
 
 fn plan(todos: &[crate::native::Todo]) -> Update {
@@ -623,6 +619,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::definition::Scope;
     use crate::{
         models::Choice,
         rules::{Action, Grade, Rules},
@@ -739,14 +736,19 @@ mod tests {
             slug: slug.to_owned(),
             description: String::new(),
             subagent,
-            of_repository: false,
+            of_repository: slug == "taken",
+            in_place: slug == "taken",
         };
         Kin {
             task: "000000000000003f".to_owned(),
             asker: None,
             tools: Tool::ALL.into(),
             asked,
-            listed: vec![listed("under", true), listed("alone", false)],
+            listed: vec![
+                listed("under", true),
+                listed("alone", false),
+                listed("taken", true),
+            ],
             faults: Vec::new(),
             door: None,
         }
@@ -794,10 +796,11 @@ mod tests {
                 rules.decide(Group::UserAgent, &Subject::name("alone")),
                 wanted
             );
-            assert_eq!(
-                rules.decide(Group::Summon, &Subject::name("alone")),
-                Action::Ask
-            );
+            // Of the other kind, and of a repository in the place of the person's.
+            for other in ["alone", "taken"] {
+                let other = Subject::name(other);
+                assert_eq!(rules.decide(Group::Summon, &other), Action::Ask);
+            }
         }
     }
 
@@ -805,14 +808,13 @@ mod tests {
     #[test]
     fn whom_it_would_summon_is_asked_in_words_of_our_own() {
         let input = json!({"agent": "explorer", "task": "Look\nagain", "background": true});
-        let asked = question(Group::Summon, "explorer", &input.to_string());
-        assert_eq!(
-            asked,
-            definition::question("explorer", false, "Look\nagain")
-        );
+        let head = definition::question_head("explorer", Scope::Repository, false);
+        let asked = question(Group::Summon, &head, &input.to_string());
+        assert_eq!(asked, "agent explorer of the repository\nLook\nagain");
         let alone = json!({"agent": "x", "task": "y", "top_level": true}).to_string();
+        let head = definition::question_head("x", Scope::Person, true);
         assert_eq!(
-            question(Group::UserAgent, "x", &alone),
+            question(Group::UserAgent, &head, &alone),
             "top-level agent x\ny"
         );
         assert_eq!(question(Group::Summon, "x", "no json"), "x\nno json");

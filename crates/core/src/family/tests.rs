@@ -21,7 +21,7 @@ use crate::{
     rules::Rule,
     run::RunCause,
     state::tests::spec,
-    task::{Base, Network, Placement, Priority, Terms},
+    task::{Base, Effort, Network, Placement, Priority, Terms},
     toolset::{self, Toolset},
     update::Usage,
 };
@@ -330,6 +330,7 @@ fn summoned(slug: &str, text: &str) -> TaskSpec {
     asked.terms.role = Some(Box::new(Role {
         slug: slug.parse().unwrap(),
         scope: Scope::Person,
+        in_place: false,
         name: slug.into(),
         instructions: String::new(),
         skills: Vec::new(),
@@ -447,23 +448,124 @@ fn a_rule_and_the_terms_of_a_task_answer_without_a_person() {
     }
 }
 
+/// What was said of a person's definition is not said of a repository's that has its name.
 #[test]
-fn what_is_summoned_asks_with_its_callers_keys() {
-    let choice = |key: &str| Choice {
+fn what_a_repository_has_put_in_the_place_of_a_persons_is_asked_about_as_its() {
+    let of_repository = |text: &str, in_place: bool| {
+        let mut asked = summoned("a", text);
+        if let Some(role) = &mut asked.terms.role {
+            (role.scope, role.in_place) = (Scope::Repository, in_place);
+        }
+        asked
+    };
+    let mut world = World::new();
+    let by = lead_that_asks(&mut world);
+    answered(&mut world, by, 1, "agent a\nlook", (true, true));
+    for in_place in [true, false] {
+        let refused = world.ask(2, by, of_repository("look", in_place));
+        assert!(
+            matches!(refused, Err(Refusal::Unasked { .. })),
+            "{refused:?}"
+        );
+    }
+    let its = "agent a of the repository\nlook";
+    answered(&mut world, by, 2, its, (true, false));
+    world.ask(2, by, of_repository("look", true)).unwrap();
+    // A rule for the name allows the person's, and a repository's where there is no other.
+    let rule = |pattern: &str, action| Rule {
+        group: Group::Summon,
+        pattern: pattern.to_owned(),
+        action,
+    };
+    for (n, (rules, theirs, other)) in [
+        (vec![rule("a", Action::Allow)], false, true),
+        (vec![rule("*", Action::Allow)], true, true),
+        (
+            vec![rule("*", Action::Allow), rule("a", Action::Deny)],
+            false,
+            false,
+        ),
+        (
+            vec![
+                rule("a", Action::Allow),
+                rule("repository/a", Action::Allow),
+            ],
+            true,
+            true,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut own = lead("asked = true\n");
+        own.terms.permissions = Permissions::Ask;
+        own.terms.rules = Some(Box::new(Rules::new(rules)));
+        let n = 10 * (n as u64 + 1);
+        let by = world.running(n, own);
+        let made = world.ask(n + 1, by, of_repository("look", true));
+        assert_eq!(made.is_ok(), theirs, "{made:?}");
+        let made = world.ask(n + 2, by, of_repository("look", false));
+        assert_eq!(made.is_ok(), other, "{made:?}");
+    }
+}
+
+fn choice(key: &str) -> Choice {
+    Choice {
         key: key.parse().unwrap(),
         model: "m".parse().unwrap(),
         effort: None,
+    }
+}
+
+#[test]
+fn what_is_asked_for_asks_with_its_callers_keys() {
+    let mut world = World::new();
+    let mut own = lead("");
+    own.terms.chain = vec![choice("main")];
+    let by = world.running(1, own);
+    // By a definition and without one.
+    for (bits, mut asked) in [(2, summoned("a", "look")), (3, spec("p"))] {
+        asked.terms.chain = vec![choice("main"), choice("other")];
+        let refused = world.ask(bits, by, asked.clone()).unwrap_err().to_string();
+        assert!(refused.contains("key other (granted: main)"), "{refused}");
+        asked.terms.chain.pop();
+        assert!(world.ask(bits, by, asked).is_ok());
+    }
+    // An agent of another driver has no chain: its grant says which agents it reaches.
+    let other = world.running(4, lead(""));
+    let mut asked = spec("p");
+    asked.terms.chain = vec![choice("main")];
+    assert!(world.ask(5, other, asked).is_ok());
+}
+
+#[test]
+fn a_word_changes_nothing_that_was_looked_at_when_a_task_was_made() {
+    let with = |key: &str| Tuning {
+        chain: Some(vec![choice(key)]),
+        ..Tuning::default()
+    };
+    let harder = Tuning {
+        effort: Some(Effort::High),
+        ..Tuning::default()
     };
     let mut world = World::new();
     let mut own = lead("");
     own.terms.chain = vec![choice("main")];
     let by = world.running(1, own);
-    let mut asked = summoned("a", "look");
-    asked.terms.chain = vec![choice("main"), choice("other")];
-    let refused = world.ask(2, by, asked.clone()).unwrap_err().to_string();
-    assert!(refused.contains("key other (granted: main)"), "{refused}");
-    asked.terms.chain.pop();
-    assert!(world.ask(2, by, asked).is_ok());
+    let tune = |world: &World, by: RunId, tuning: &Tuning| may_tune(&world.state, by, tuning);
+    let refused = tune(&world, by, &with("other")).unwrap_err().to_string();
+    assert!(refused.contains("key other is none of yours"), "{refused}");
+    assert_eq!(tune(&world, by, &with("main")), Ok(()));
+    assert_eq!(tune(&world, by, &harder), Ok(()));
+    // Somebody has allowed a child as it was asked for.
+    let mut own = lead("asked = true\n");
+    own.terms.chain = vec![choice("main")];
+    let by = world.running(2, own);
+    for tuning in [with("main"), with("other"), harder] {
+        let refused = tune(&world, by, &tuning);
+        assert!(matches!(refused, Err(Refusal::Tuned { .. })), "{refused:?}");
+    }
+    assert_eq!(tune(&world, by, &Tuning::default()), Ok(()));
 }
 
 fn servers(names: &[&str]) -> BTreeSet<ServerName> {

@@ -71,6 +71,7 @@ impl Actor {
             } => {
                 let queued = self.once(key, secrets, |actor, secrets| {
                     actor.lets(who, Deed::Answer(task))?;
+                    actor.hands_over(who, task, false, &tuning)?;
                     let by = who.sender();
                     actor.answer(task, text, by, tuning, secrets).map(Made::Run)
                 });

@@ -38,7 +38,7 @@ impl Actor {
     }
 
     /// Files, a model and an effort change the task that they come to, and an agent has no say in that
-    /// of whoever asked for its own.
+    /// of whoever asked for its own, and in that of its children as far as its grant goes.
     pub(super) fn hands_over(
         &self,
         who: Who,
@@ -49,6 +49,7 @@ impl Actor {
         let Who::Run(run) = who else {
             return Ok(());
         };
+        family::may_tune(&self.state, run, tuning)?;
         let asker = self.state.task(run.task).and_then(Task::asker);
         if asker != Some(to) || (!files && tuning.is_empty()) {
             return Ok(());
