@@ -126,6 +126,11 @@ impl Place {
         &self.roots.own
     }
 
+    /// All that it is a part of, whose files say what is ignored.
+    pub(super) fn checkout(&self) -> &Path {
+        &self.roots.checkout
+    }
+
     /// What the model is told of a result.
     pub(crate) async fn fit(self: &Arc<Self>, tool: &str, text: String) -> String {
         let (place, tool) = (Arc::clone(self), tool.to_owned());

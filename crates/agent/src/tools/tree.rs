@@ -118,7 +118,7 @@ fn check(place: &Place, dir: &Real, sight: &Sight, all: bool) -> Result<(), Wron
         return Err(Wrong::new(format!("a rule for read denies {shown}")));
     }
     let mut above = dir.path().ancestors();
-    let inside = |above: &&Path| !all && above.starts_with(place.root());
+    let inside = |above: &&Path| !all && above.starts_with(place.checkout());
     match above.find(|above| inside(above) && !has_good_lists(above)) {
         None => Ok(()),
         Some(odd) => Err(Wrong::new(format!(
@@ -209,6 +209,21 @@ mod tests {
                 assert_eq!(told.contains("secrets"), sees, "{guarded:?} {tool}: {told}");
                 assert_eq!(told.contains(left_out), !sees, "{guarded:?} {tool}: {told}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_above_the_directory_of_work_is_looked_at_before_it_is_read() {
+        let bench = Bench::below("lib");
+        bench.write("a.rs", "word\n");
+        // Nobody ever writes to it: a walk that opens it waits.
+        bench.pipe("../.gitignore");
+        for (tool, input) in [
+            ("search_code", json!({"query": "word"})),
+            ("list_files", json!({"glob": "*.rs"})),
+        ] {
+            let wrong = bench.wrong(tool, input).await;
+            assert!(wrong.contains("to be ignored cannot be read"), "{wrong}");
         }
     }
 
