@@ -5,10 +5,13 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use toml::{Table, Value};
 
 use crate::{
+    ask::INPUT_BYTES_MAX,
     config::list,
+    hex::hex,
     id::{AgentName, KeyName, ModelName},
     models::Choice,
     native::Listed,
@@ -390,10 +393,19 @@ fn scalar(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// What a person reads before they let an agent be summoned, and what the engine finds it by again.
+/// What a person reads before they let an agent be summoned, and what the engine finds it by again. One
+/// that is too long to be kept whole says what all of it is, so that it stands for no other.
 #[must_use]
 pub fn question(head: &str, task: &str) -> String {
-    format!("{head}\n{task}")
+    if head.len() + 1 + task.len() <= INPUT_BYTES_MAX {
+        return format!("{head}\n{task}");
+    }
+    let digest = hex(&Sha256::digest(task));
+    let bytes = task.len();
+    let head = format!("{head}\n[The task has {bytes} bytes, SHA-256 {digest}. It begins:]\n");
+    let room = INPUT_BYTES_MAX.saturating_sub(head.len());
+    let shown = &task[..task.floor_char_boundary(room)];
+    format!("{head}{shown}")
 }
 
 /// Its first line: which one, and whose, whatever the task is.

@@ -22,6 +22,7 @@ use crate::{
     models::Choice,
     outcome::Outcome,
     prompt::untrusted,
+    redact::Redactor,
     rules::{Action, Group, Rules},
     run::RunState,
     state::{Run, State, Task},
@@ -528,17 +529,21 @@ fn share(asked: u64, left: Option<u64>, children: u32) -> u64 {
 }
 
 /// A task that the agent of run `by` asks for, with what its asker has at the most. Names that are
-/// outside are refused, all of them at once; what has a measure is lowered.
+/// outside are refused, all of them at once; what has a measure is lowered. `masks`: the secrets of its
+/// asker.
 ///
 /// # Errors
 /// What is outside of the grant, or is not left any more.
 pub fn narrowed(
     state: &State,
     by: RunId,
-    spec: TaskSpec,
+    mut spec: TaskSpec,
     now_spent: Budget,
     now: Millis,
+    masks: &Redactor,
 ) -> Result<TaskSpec, Refusal> {
+    // As it is in the log, and as somebody was asked about it.
+    spec.text = masks.redact(&spec.text);
     may(state, by, Deed::Dispatch)?;
     let verb = Deed::Dispatch.verb();
     let asker = state.task(by.task).ok_or(Refusal::Over { verb })?;

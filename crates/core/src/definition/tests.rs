@@ -214,3 +214,17 @@ fn a_repositorys_words_are_quoted_and_a_persons_are_not() {
     let question = question(&role.question_head(true), "Do it\nnow");
     assert_eq!(question, "top-level agent a\nDo it\nnow");
 }
+
+/// Whoever allows one allows no other that begins like it.
+#[test]
+fn a_question_stands_for_one_task_however_long_it_is() {
+    let long = "ü".repeat(5_000);
+    let [one, other] = ["a", "b"].map(|end| question("agent a", &format!("{long}{end}")));
+    assert_ne!(one, other);
+    for question in [one, other] {
+        assert!(question.len() <= INPUT_BYTES_MAX, "{}", question.len());
+        let part = "agent a\n[The task has 10001 bytes, SHA-256 ";
+        assert!(question.starts_with(part), "{question}");
+        assert!(question.ends_with('ü'));
+    }
+}

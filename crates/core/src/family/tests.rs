@@ -124,7 +124,8 @@ impl World {
     }
 
     fn ask(&mut self, bits: u64, by: RunId, spec: TaskSpec) -> Result<RunId, Refusal> {
-        let spec = narrowed(&self.state, by, spec, Budget::default(), self.now)?;
+        let shapes = Redactor::shapes();
+        let spec = narrowed(&self.state, by, spec, Budget::default(), self.now, &shapes)?;
         Ok(self.task(bits, spec))
     }
 }
@@ -397,6 +398,28 @@ fn a_grant_that_asks_is_for_what_somebody_allowed_once_each() {
     world.ask(4, by, summoned("b", "read")).unwrap();
     world.ask(5, by, summoned("b", "read")).unwrap();
     refused(&mut world, summoned("a", "read"));
+}
+
+/// Of what is shown of a long one, and of a secret, somebody else could be meant.
+#[test]
+fn an_answer_is_for_the_whole_task_as_it_is_in_the_log() {
+    let mut world = World::new();
+    let by = lead_that_asks(&mut world);
+    let long = "x".repeat(9_000);
+    let [one, other] = ["a", "b"].map(|end| summoned("a", &format!("{long}{end}")));
+    answered(&mut world, by, 1, &question(&one).unwrap(), (true, false));
+    assert!(world.ask(2, by, other).is_err());
+    world.ask(2, by, one).unwrap();
+    let masks = Redactor::new(["hunter2-hunter2"].into_iter());
+    let ask = |world: &mut World, bits: u64| {
+        let spec = summoned("a", "use hunter2-hunter2");
+        let spec = narrowed(&world.state, by, spec, Budget::default(), world.now, &masks)?;
+        Ok::<_, Refusal>(world.task(bits, spec))
+    };
+    answered(&mut world, by, 2, "agent a\nuse ***", (true, false));
+    let child = ask(&mut world, 3).unwrap();
+    assert_eq!(world.find(child).spec.text, "use ***");
+    assert!(ask(&mut world, 4).is_err(), "one answer is for one task");
 }
 
 /// Its agent does not ask again for what was allowed already.
