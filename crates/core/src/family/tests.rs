@@ -340,11 +340,22 @@ fn summoned(slug: &str, text: &str) -> TaskSpec {
 }
 
 /// Somebody is asked, and answers.
-fn answered(world: &mut World, by: RunId, n: u32, input: &str, (allow, always): (bool, bool)) {
+fn answered(world: &mut World, by: RunId, n: u32, input: &str, answer: (bool, bool)) {
+    answered_of(world, by, n, SUMMON, input, answer);
+}
+
+fn answered_of(
+    world: &mut World,
+    by: RunId,
+    n: u32,
+    tool: &str,
+    input: &str,
+    (allow, always): (bool, bool),
+) {
     let ask = AskId(n);
     let asked = Kind::PermissionAsked {
         ask,
-        tool: SUMMON.into(),
+        tool: tool.into(),
         input: input.into(),
         owner: Sender::Person,
         until: 9_000,
@@ -358,6 +369,58 @@ fn answered(world: &mut World, by: RunId, n: u32, input: &str, (allow, always): 
         always,
     };
     world.put(Subject::Run(by), answer);
+}
+
+/// What its tools would ask about first, a command with the same token does not do either.
+#[test]
+fn under_a_grant_that_asks_a_word_and_a_log_are_asked_about_too() {
+    let may_all = |world: &World, by: RunId, task: TaskId| {
+        let deeds = [Deed::Say(task), Deed::Logs(task), Deed::Detach(task)];
+        deeds.map(|deed| match may(&world.state, by, deed) {
+            Ok(()) => true,
+            Err(Refusal::Unheard { .. }) => false,
+            Err(other) => panic!("{other}"),
+        })
+    };
+    let rule = |group, action| Rule {
+        group,
+        pattern: "*".to_owned(),
+        action,
+    };
+    for (action, permissions, allowed) in [
+        (Action::Allow, Permissions::Ask, true),
+        (Action::Deny, Permissions::Allow, false),
+        (Action::Ask, Permissions::Allow, true),
+        (Action::Ask, Permissions::Deny, false),
+        (Action::Ask, Permissions::Ask, false),
+    ] {
+        let mut world = World::new();
+        let mut own = lead("asked = true\n");
+        own.terms.permissions = permissions;
+        let groups = [Group::SendToTab, Group::ReadTab].map(|group| rule(group, action));
+        let summons = rule(Group::Summon, Action::Allow);
+        let rules = groups.into_iter().chain([summons]).collect();
+        own.terms.rules = Some(Box::new(Rules::new(rules)));
+        let by = world.running(1, own);
+        let child = world.ask(2, by, summoned("a", "look")).unwrap().task;
+        let other = world.ask(3, by, summoned("a", "look")).unwrap().task;
+        let wanted = [allowed, allowed, false];
+        assert_eq!(may_all(&world, by, child), wanted, "{action:?}");
+        for looks in [Deed::Show(child), Deed::Wait(child), Deed::Logs(by.task)] {
+            assert_eq!(may(&world.state, by, looks), Ok(()));
+        }
+        if (action, permissions) != (Action::Ask, Permissions::Ask) {
+            continue;
+        }
+        let input = format!("{child}\n{{}}");
+        answered_of(&mut world, by, 1, "send_to_tab", &input, (false, false));
+        assert_eq!(may_all(&world, by, child), [false; 3]);
+        answered_of(&mut world, by, 2, "send_to_tab", &input, (true, false));
+        assert_eq!(may_all(&world, by, child), [true, false, false]);
+        answered_of(&mut world, by, 3, "read_tab", &input, (true, true));
+        assert_eq!(may_all(&world, by, child), [true, true, false]);
+        assert_eq!(may_all(&world, by, other), [false; 3]);
+    }
 }
 
 fn lead_that_asks(world: &mut World) -> RunId {
