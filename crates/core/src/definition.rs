@@ -576,7 +576,7 @@ pub enum BadSummon {
 
 impl Definition {
     /// Whom it asks. A person's definition may name any model of a key that its caller has; a
-    /// repository's only a model that its caller asks itself.
+    /// repository's only a model that its caller asks itself, thinking as hard as it does.
     ///
     /// # Errors
     /// Which model its caller does not have.
@@ -585,15 +585,13 @@ impl Definition {
             return Ok(callers.to_vec());
         }
         let scope = self.role.scope;
-        let has = |wanted: &Choice| {
-            callers.iter().any(|own| {
-                let same = scope == Scope::Person || own.model == wanted.model;
-                own.key == wanted.key && same
-            })
-        };
-        match self.models.iter().find(|wanted| !has(wanted)) {
-            None => Ok(self.models.clone()),
-            Some(wanted) => Err(BadSummon::Model {
+        let granted = |wanted: &Choice| {
+            let mut same_key = callers.iter().filter(|own| own.key == wanted.key);
+            let granted = match scope {
+                Scope::Person => same_key.next().map(|_| wanted),
+                Scope::Repository => same_key.find(|own| own.model == wanted.model),
+            };
+            granted.cloned().ok_or_else(|| BadSummon::Model {
                 slug: self.role.slug.clone(),
                 wanted: wanted.clone(),
                 whose: match scope {
@@ -601,8 +599,9 @@ impl Definition {
                     Scope::Repository => "a repository chooses no other",
                 },
                 there: list(callers.iter()),
-            }),
-        }
+            })
+        };
+        self.models.iter().map(granted).collect()
     }
 }
 

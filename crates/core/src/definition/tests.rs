@@ -163,7 +163,9 @@ fn a_chain_is_made_of_the_callers_keys() {
     let error = one.chain(&callers).unwrap_err().to_string();
     assert!(error.contains("a repository chooses no other"), "{error}");
     one.models = vec![choice("main/claude-y:high")];
-    assert!(one.chain(&callers).is_ok());
+    assert_eq!(one.chain(&callers).unwrap(), callers[1..]);
+    let thinking = [choice("main/claude-x"), choice("main/claude-y:low")];
+    assert_eq!(one.chain(&thinking).unwrap(), thinking[1..]);
     one.role.scope = Scope::Person;
     one.models = vec![choice("other/claude-y")];
     let error = one.chain(&callers).unwrap_err().to_string();
