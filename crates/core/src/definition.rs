@@ -5,10 +5,13 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use toml::{Table, Value};
 
 use crate::{
+    ask::INPUT_BYTES_MAX,
     config::list,
+    hex::hex,
     id::{AgentName, KeyName, ModelName},
     models::Choice,
     native::Listed,
@@ -433,10 +436,19 @@ fn scalar(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// What a person reads before they let an agent be summoned, and what the engine finds it by again.
+/// What a person reads before they let an agent be summoned, and what the engine finds it by again. One
+/// that is too long to be kept whole says what all of it is, so that it stands for no other.
 #[must_use]
 pub fn question(head: &str, task: &str) -> String {
-    format!("{head}\n{task}")
+    if head.len() + 1 + task.len() <= INPUT_BYTES_MAX {
+        return format!("{head}\n{task}");
+    }
+    let digest = hex(&Sha256::digest(task));
+    let bytes = task.len();
+    let head = format!("{head}\n[The task has {bytes} bytes, SHA-256 {digest}. It begins:]\n");
+    let room = INPUT_BYTES_MAX.saturating_sub(head.len());
+    let shown = &task[..task.floor_char_boundary(room)];
+    format!("{head}{shown}")
 }
 
 /// Its first line: which one, and whose, whatever the task is.
@@ -607,7 +619,7 @@ pub enum BadSummon {
 
 impl Definition {
     /// Whom it asks. A person's definition may name any model of a key that its caller has; a
-    /// repository's only a model that its caller asks itself.
+    /// repository's only a model that its caller asks itself, thinking as hard as it does.
     ///
     /// # Errors
     /// Which model its caller does not have.
@@ -616,15 +628,13 @@ impl Definition {
             return Ok(callers.to_vec());
         }
         let scope = self.role.scope;
-        let has = |wanted: &Choice| {
-            callers.iter().any(|own| {
-                let same = scope == Scope::Person || own.model == wanted.model;
-                own.key == wanted.key && same
-            })
-        };
-        match self.models.iter().find(|wanted| !has(wanted)) {
-            None => Ok(self.models.clone()),
-            Some(wanted) => Err(BadSummon::Model {
+        let granted = |wanted: &Choice| {
+            let mut same_key = callers.iter().filter(|own| own.key == wanted.key);
+            let granted = match scope {
+                Scope::Person => same_key.next().map(|_| wanted),
+                Scope::Repository => same_key.find(|own| own.model == wanted.model),
+            };
+            granted.cloned().ok_or_else(|| BadSummon::Model {
                 slug: self.role.slug.clone(),
                 wanted: wanted.clone(),
                 whose: match scope {
@@ -632,8 +642,9 @@ impl Definition {
                     Scope::Repository => "a repository chooses no other",
                 },
                 there: list(callers.iter()),
-            }),
-        }
+            })
+        };
+        self.models.iter().map(granted).collect()
     }
 }
 

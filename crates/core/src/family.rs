@@ -22,7 +22,8 @@ use crate::{
     models::Choice,
     outcome::Outcome,
     prompt::untrusted,
-    rules::{Action, Group, Rules},
+    redact::Redactor,
+    rules::{Action, Group, Rules, Subject},
     run::RunState,
     state::{Run, State, Task},
     task::{Taken, TaskSpec, Tuning, Wrap},
@@ -334,6 +335,8 @@ pub enum Refusal {
         task: TaskId,
         permissions: &'static str,
     },
+    #[error("{verb}: your grant is for what your own tools ask about first, and {what}")]
+    Unheard { verb: &'static str, what: String },
     #[error("dispatch: your grant does not reach so far: {}", .outside.join("; "))]
     Outside { outside: Vec<String> },
     #[error("say that with another model or effort: {what}; say it without")]
@@ -399,7 +402,69 @@ pub fn may(state: &State, by: RunId, deed: Deed) -> Result<(), Refusal> {
             permissions: task.spec.terms.permissions.word(),
         });
     }
+    if grant.asked {
+        was_asked(task, deed)?;
+    }
     Ok(())
+}
+
+/// What the terms of a task say before anybody is asked. `Ok(false)`: somebody is.
+fn is_let(own: &Task, group: Group, subjects: &[Subject]) -> Result<bool, &'static str> {
+    let terms = &own.spec.terms;
+    let usual = Rules::default();
+    let rules = terms.rules.as_deref().unwrap_or(&usual);
+    match (rules.decide_all(group, subjects), terms.permissions) {
+        (Action::Allow, _) | (Action::Ask, Permissions::Allow) => Ok(true),
+        (Action::Deny, _) => Err("a rule denies it"),
+        (Action::Ask, Permissions::Deny) => Err("nothing that is asked is allowed"),
+        (Action::Ask, Permissions::Ask) => Ok(false),
+    }
+}
+
+/// Whatever else inside the fence speaks at our door is held to what the agent's own tools were
+/// allowed. How another task stands is not asked about: whoever may wait for its end may look.
+fn was_asked(own: &Task, deed: Deed) -> Result<(), Refusal> {
+    let verb = deed.verb();
+    let no = |what: &str| {
+        let what = what.to_owned();
+        Err(Refusal::Unheard { verb, what })
+    };
+    let (group, about) = match deed {
+        Deed::Detach(_) => return no("none of them does that"),
+        Deed::Say(task) => (Group::SendToTab, task),
+        Deed::Logs(task) if task != own.id => (Group::ReadTab, task),
+        Deed::Dispatch
+        | Deed::List
+        | Deed::Events
+        | Deed::Show(_)
+        | Deed::Logs(_)
+        | Deed::Wait(_)
+        | Deed::WaitForAll
+        | Deed::Answer(_)
+        | Deed::Permit { .. }
+        | Deed::Stop(_)
+        | Deed::Other(_) => return Ok(()),
+    };
+    let id = about.to_string();
+    match is_let(own, group, &[Subject::name(id.as_str())]) {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        Err(why) => return no(why),
+    }
+    // The first line is the handle as its model wrote it.
+    let is_about = |ask: &Ask| {
+        let handle = ask.input.lines().next().unwrap_or_default().trim();
+        !handle.is_empty() && id.starts_with(&handle.to_ascii_lowercase())
+    };
+    let mut asks = own.asks.iter().filter(|ask| ask.tool == group.word());
+    match asks.any(|ask| is_allowed(ask) && is_about(ask)) {
+        true => Ok(()),
+        false => no("nobody has allowed this one"),
+    }
+}
+
+fn is_allowed(ask: &Ask) -> bool {
+    matches!(ask.fate, AskFate::Answered { allow: true, .. })
 }
 
 /// One that was asked to end starts nothing any more.
@@ -528,17 +593,21 @@ fn share(asked: u64, left: Option<u64>, children: u32) -> u64 {
 }
 
 /// A task that the agent of run `by` asks for, with what its asker has at the most. Names that are
-/// outside are refused, all of them at once; what has a measure is lowered.
+/// outside are refused, all of them at once; what has a measure is lowered. `masks`: the secrets of its
+/// asker.
 ///
 /// # Errors
 /// What is outside of the grant, or is not left any more.
 pub fn narrowed(
     state: &State,
     by: RunId,
-    spec: TaskSpec,
+    mut spec: TaskSpec,
     now_spent: Budget,
     now: Millis,
+    masks: &Redactor,
 ) -> Result<TaskSpec, Refusal> {
+    // As it is in the log, and as somebody was asked about it.
+    spec.text = masks.redact(&spec.text);
     may(state, by, Deed::Dispatch)?;
     let verb = Deed::Dispatch.verb();
     let asker = state.task(by.task).ok_or(Refusal::Over { verb })?;
@@ -577,27 +646,22 @@ fn was_allowed(state: &State, by: RunId, asker: &Task, spec: &TaskSpec) -> Resul
     let (Some(role), Some(asked)) = (&spec.terms.role, question(spec)) else {
         return no("it is no definition; use the tool summon");
     };
-    let own = &asker.spec.terms;
     let group = match spec.terms.detached {
         true => Group::UserAgent,
         false => Group::Summon,
     };
-    let usual = Rules::default();
-    let rules = own.rules.as_deref().unwrap_or(&usual);
-    match (rules.decide_all(group, &role.subjects()), own.permissions) {
-        (Action::Allow, _) | (Action::Ask, Permissions::Allow) => return Ok(()),
-        (Action::Deny, _) => return no("a rule denies it"),
-        (Action::Ask, Permissions::Deny) => return no("nothing that is asked is allowed"),
-        (Action::Ask, Permissions::Ask) => {}
+    match is_let(asker, group, &role.subjects()) {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        Err(why) => return no(why),
     }
     let head = role.question_head(spec.terms.detached);
-    let allows = |ask: &&Ask| matches!(ask.fate, AskFate::Answered { allow: true, .. });
     let always = |ask: &Ask| {
         let always = matches!(ask.fate, AskFate::Answered { always: true, .. });
         always && ask.input.lines().next() == Some(&head)
     };
     let asks = asker.asks.iter().filter(|ask| ask.tool == SUMMON);
-    let allowed: Vec<&Ask> = asks.filter(allows).collect();
+    let allowed: Vec<&Ask> = asks.filter(|ask| is_allowed(ask)).collect();
     if allowed.iter().any(|ask| always(ask)) {
         return Ok(());
     }

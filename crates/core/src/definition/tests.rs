@@ -163,7 +163,9 @@ fn a_chain_is_made_of_the_callers_keys() {
     let error = one.chain(&callers).unwrap_err().to_string();
     assert!(error.contains("a repository chooses no other"), "{error}");
     one.models = vec![choice("main/claude-y:high")];
-    assert!(one.chain(&callers).is_ok());
+    assert_eq!(one.chain(&callers).unwrap(), callers[1..]);
+    let thinking = [choice("main/claude-x"), choice("main/claude-y:low")];
+    assert_eq!(one.chain(&thinking).unwrap(), thinking[1..]);
     one.role.scope = Scope::Person;
     one.models = vec![choice("other/claude-y")];
     let error = one.chain(&callers).unwrap_err().to_string();
@@ -213,4 +215,18 @@ fn a_repositorys_words_are_quoted_and_a_persons_are_not() {
     role.scope = Scope::Person;
     let question = question(&role.question_head(true), "Do it\nnow");
     assert_eq!(question, "top-level agent a\nDo it\nnow");
+}
+
+/// Whoever allows one allows no other that begins like it.
+#[test]
+fn a_question_stands_for_one_task_however_long_it_is() {
+    let long = "ü".repeat(5_000);
+    let [one, other] = ["a", "b"].map(|end| question("agent a", &format!("{long}{end}")));
+    assert_ne!(one, other);
+    for question in [one, other] {
+        assert!(question.len() <= INPUT_BYTES_MAX, "{}", question.len());
+        let part = "agent a\n[The task has 10001 bytes, SHA-256 ";
+        assert!(question.starts_with(part), "{question}");
+        assert!(question.ends_with('ü'));
+    }
 }

@@ -124,7 +124,8 @@ impl World {
     }
 
     fn ask(&mut self, bits: u64, by: RunId, spec: TaskSpec) -> Result<RunId, Refusal> {
-        let spec = narrowed(&self.state, by, spec, Budget::default(), self.now)?;
+        let shapes = Redactor::shapes();
+        let spec = narrowed(&self.state, by, spec, Budget::default(), self.now, &shapes)?;
         Ok(self.task(bits, spec))
     }
 }
@@ -340,11 +341,22 @@ fn summoned(slug: &str, text: &str) -> TaskSpec {
 }
 
 /// Somebody is asked, and answers.
-fn answered(world: &mut World, by: RunId, n: u32, input: &str, (allow, always): (bool, bool)) {
+fn answered(world: &mut World, by: RunId, n: u32, input: &str, answer: (bool, bool)) {
+    answered_of(world, by, n, SUMMON, input, answer);
+}
+
+fn answered_of(
+    world: &mut World,
+    by: RunId,
+    n: u32,
+    tool: &str,
+    input: &str,
+    (allow, always): (bool, bool),
+) {
     let ask = AskId(n);
     let asked = Kind::PermissionAsked {
         ask,
-        tool: SUMMON.into(),
+        tool: tool.into(),
         input: input.into(),
         owner: Sender::Person,
         until: 9_000,
@@ -358,6 +370,58 @@ fn answered(world: &mut World, by: RunId, n: u32, input: &str, (allow, always): 
         always,
     };
     world.put(Subject::Run(by), answer);
+}
+
+/// What its tools would ask about first, a command with the same token does not do either.
+#[test]
+fn under_a_grant_that_asks_a_word_and_a_log_are_asked_about_too() {
+    let may_all = |world: &World, by: RunId, task: TaskId| {
+        let deeds = [Deed::Say(task), Deed::Logs(task), Deed::Detach(task)];
+        deeds.map(|deed| match may(&world.state, by, deed) {
+            Ok(()) => true,
+            Err(Refusal::Unheard { .. }) => false,
+            Err(other) => panic!("{other}"),
+        })
+    };
+    let rule = |group, action| Rule {
+        group,
+        pattern: "*".to_owned(),
+        action,
+    };
+    for (action, permissions, allowed) in [
+        (Action::Allow, Permissions::Ask, true),
+        (Action::Deny, Permissions::Allow, false),
+        (Action::Ask, Permissions::Allow, true),
+        (Action::Ask, Permissions::Deny, false),
+        (Action::Ask, Permissions::Ask, false),
+    ] {
+        let mut world = World::new();
+        let mut own = lead("asked = true\n");
+        own.terms.permissions = permissions;
+        let groups = [Group::SendToTab, Group::ReadTab].map(|group| rule(group, action));
+        let summons = rule(Group::Summon, Action::Allow);
+        let rules = groups.into_iter().chain([summons]).collect();
+        own.terms.rules = Some(Box::new(Rules::new(rules)));
+        let by = world.running(1, own);
+        let child = world.ask(2, by, summoned("a", "look")).unwrap().task;
+        let other = world.ask(3, by, summoned("a", "look")).unwrap().task;
+        let wanted = [allowed, allowed, false];
+        assert_eq!(may_all(&world, by, child), wanted, "{action:?}");
+        for looks in [Deed::Show(child), Deed::Wait(child), Deed::Logs(by.task)] {
+            assert_eq!(may(&world.state, by, looks), Ok(()));
+        }
+        if (action, permissions) != (Action::Ask, Permissions::Ask) {
+            continue;
+        }
+        let input = format!("{child}\n{{}}");
+        answered_of(&mut world, by, 1, "send_to_tab", &input, (false, false));
+        assert_eq!(may_all(&world, by, child), [false; 3]);
+        answered_of(&mut world, by, 2, "send_to_tab", &input, (true, false));
+        assert_eq!(may_all(&world, by, child), [true, false, false]);
+        answered_of(&mut world, by, 3, "read_tab", &input, (true, true));
+        assert_eq!(may_all(&world, by, child), [true, true, false]);
+        assert_eq!(may_all(&world, by, other), [false; 3]);
+    }
 }
 
 fn lead_that_asks(world: &mut World) -> RunId {
@@ -398,6 +462,28 @@ fn a_grant_that_asks_is_for_what_somebody_allowed_once_each() {
     world.ask(4, by, summoned("b", "read")).unwrap();
     world.ask(5, by, summoned("b", "read")).unwrap();
     refused(&mut world, summoned("a", "read"));
+}
+
+/// Of what is shown of a long one, and of a secret, somebody else could be meant.
+#[test]
+fn an_answer_is_for_the_whole_task_as_it_is_in_the_log() {
+    let mut world = World::new();
+    let by = lead_that_asks(&mut world);
+    let long = "x".repeat(9_000);
+    let [one, other] = ["a", "b"].map(|end| summoned("a", &format!("{long}{end}")));
+    answered(&mut world, by, 1, &question(&one).unwrap(), (true, false));
+    assert!(world.ask(2, by, other).is_err());
+    world.ask(2, by, one).unwrap();
+    let masks = Redactor::new(["hunter2-hunter2"].into_iter());
+    let ask = |world: &mut World, bits: u64| {
+        let spec = summoned("a", "use hunter2-hunter2");
+        let spec = narrowed(&world.state, by, spec, Budget::default(), world.now, &masks)?;
+        Ok::<_, Refusal>(world.task(bits, spec))
+    };
+    answered(&mut world, by, 2, "agent a\nuse ***", (true, false));
+    let child = ask(&mut world, 3).unwrap();
+    assert_eq!(world.find(child).spec.text, "use ***");
+    assert!(ask(&mut world, 4).is_err(), "one answer is for one task");
 }
 
 /// Its agent does not ask again for what was allowed already.

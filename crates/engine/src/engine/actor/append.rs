@@ -81,7 +81,7 @@ impl Actor {
     }
 
     /// What masks the secrets of a task, or of nobody in particular.
-    fn redactor(&self, task: Option<TaskId>) -> Redactor {
+    pub(super) fn redactor(&self, task: Option<TaskId>) -> Redactor {
         let known = task.and_then(|task| self.secrets.get(&task));
         match known {
             Some(known) if !known.is_empty() => Redactor::new(known.values().map(Secret::expose)),

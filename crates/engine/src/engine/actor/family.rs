@@ -67,7 +67,8 @@ impl Actor {
         spec: TaskSpec,
     ) -> Result<(TaskSpec, Secrets), VerbError> {
         let spent = self.spent_now(by.task);
-        let spec = family::narrowed(&self.state, by, spec, spent, self.now())?;
+        let masks = self.redactor(Some(by.task));
+        let spec = family::narrowed(&self.state, by, spec, spent, self.now(), &masks)?;
         self.image_is_known(by, &spec)?;
         let agents = &self.ctx.settings.config.agents;
         let Some(profile) = agents.get(&spec.agent) else {
