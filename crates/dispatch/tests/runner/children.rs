@@ -507,7 +507,9 @@ async fn a_directory_that_is_moved_ends_nobody() {
 async fn what_nobody_allowed_is_not_summoned_by_whatever_way() {
     let asks = summon(&json!({"task": "Find it", "agent": "explorer"}));
     let lead = json!([asks, asks, says("As you say.")]);
-    let stage = Stage::new(&[("main", lead), ("next", json!([says("Found it.")]))], "").await;
+    let scripts = [("main", lead), ("next", json!([says("Found it.")]))];
+    let groups = "[agents.native.groups]\nsend_to_tab = \"allow\"\n";
+    let stage = Stage::new(&scripts, groups).await;
     stage.define("explorer.md", EXPLORER);
     let id = stage.begun(&[]);
     let mut events = stage.world.follow(&["events", "-f", "--task", &id]);
@@ -537,6 +539,23 @@ async fn what_nobody_allowed_is_not_summoned_by_whatever_way() {
         "{}",
         again.text()
     );
+    // It stays as somebody allowed it, and is said to only as a tool may.
+    let child = stage.child(&id, 0)["id"].clone();
+    let path = |verb: &str| format!("/v1/tasks/{}/{verb}", child.as_str().unwrap());
+    let dearer = json!([{"key": "main", "model": "dearest"}]);
+    for (verb, body) in [
+        ("say", json!({"text": "Go on", "chain": dearer})),
+        ("say", json!({"text": "Go on", "effort": "high"})),
+        ("detach", json!({})),
+    ] {
+        let refused = Voice::of(&stage.world, &id, 1).posts(&path(verb), &body);
+        assert_eq!(
+            refused.refusal(),
+            (403, "not_granted".into()),
+            "{}",
+            refused.text()
+        );
+    }
     stage
         .world
         .dispatch(&["deny", &id, "--why", "one is enough"])
